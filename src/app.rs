@@ -1,0 +1,41 @@
+//! What every call works with: the machine, our own files, the story, and the configuration once somebody needs it.
+
+use crate::config::Config;
+use crate::handoff::Handoff;
+use crate::handoff::store::{self, Store};
+use crate::report::Story;
+use crate::stop::{Result, Stop};
+use crate::sys::Linux;
+
+pub struct App {
+    pub kernel: Linux,
+    pub store: Store,
+    pub story: Story,
+}
+
+impl App {
+    pub fn from_environment() -> App {
+        let kernel = Linux::from_environment();
+        let store = Store::at(kernel.path(store::DIRECTORY));
+        let story = Story::new(kernel.is_real());
+        App { kernel, store, story }
+    }
+
+    /// A mistake in the configuration must not keep a VM from starting: hooks say so and go on with the defaults.
+    pub fn config_for_hook(&self) -> Config {
+        Config::read(&self.kernel).unwrap_or_else(|problem| {
+            self.story.warn(&format!("{problem}; going on with the defaults"));
+            Config::default()
+        })
+    }
+
+    /// # Errors
+    /// When the configuration has a mistake: a person can mend it and try again.
+    pub fn config_for_verb(&self) -> Result<Config> {
+        Config::read(&self.kernel).map_err(Stop::usage)
+    }
+
+    pub fn handoff<'a>(&'a self, config: &'a Config) -> Handoff<'a> {
+        Handoff { kernel: &self.kernel, store: &self.store, config, story: &self.story }
+    }
+}

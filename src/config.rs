@@ -1,0 +1,192 @@
+//! `/etc/gpu-handoff/config.json`: policy for this node. Absent is normal, every key has a default.
+
+use crate::gpu::inventory::slot_of;
+use crate::sys::Kernel;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+pub const PATH: &str = "/etc/gpu-handoff/config.json";
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The home driver of a slot's GPU where it is not simply what the GPU had: `gpus.SLOT.home`.
+    pub homes: BTreeMap<String, Home>,
+    /// `time.handoff_s`: what one handoff may take in one direction.
+    pub handoff: Duration,
+    /// `time.lock_s`: how long to wait for another handoff to end.
+    pub lock: Duration,
+}
+
+/// A GPU's home as configured; `auto`, whatever it had, is the absence of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Home {
+    Driver(String),
+    None,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { homes: BTreeMap::new(), handoff: Duration::from_secs(60), lock: Duration::from_secs(10) }
+    }
+}
+
+/// What a key may hold.
+enum Kind {
+    Seconds,
+    Word(&'static [&'static str]),
+    Text,
+    TextOrNull,
+    Flag,
+}
+
+/// Every key there is. `*` stands for a slot or a CTID.
+const KEYS: &[(&str, Kind)] = &[
+    ("gpus.*.home", Kind::Word(&["auto", "nvidia", "nouveau", "vfio-pci", "none"])),
+    ("time.handoff_s", Kind::Seconds),
+    ("time.lock_s", Kind::Seconds),
+    ("time.stop_s", Kind::Seconds),
+    ("policy.process", Kind::Word(&["refuse", "kill"])),
+    ("policy.unit", Kind::Word(&["refuse", "stop"])),
+    ("policy.nvidia_services", Kind::Word(&["stop", "refuse"])),
+    ("policy.container", Kind::Word(&["refuse", "stop", "leave"])),
+    ("policy.containers.*", Kind::Word(&["refuse", "stop", "leave"])),
+    ("policy.backup", Kind::Word(&["idle", "refuse", "policy"])),
+    ("policy.ct_without_gpu", Kind::Word(&["start", "refuse"])),
+    ("driver.runfile", Kind::TextOrNull),
+    ("driver.runfile_url", Kind::TextOrNull),
+    ("driver.sha256", Kind::TextOrNull),
+    ("driver.dkms", Kind::Flag),
+    ("driver.module", Kind::Word(&["auto", "open", "proprietary"])),
+    ("cuda.package", Kind::Text),
+    ("cuda.repo", Kind::TextOrNull),
+];
+
+impl Config {
+    /// # Errors
+    /// One line naming the file and the key or line that is wrong.
+    pub fn read(kernel: &dyn Kernel) -> Result<Config, String> {
+        match kernel.read(PATH) {
+            Ok(bytes) => Config::parse(&bytes).map_err(|problem| format!("{PATH}: {problem}")),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Config::default()),
+            Err(error) => Err(format!("{PATH}: {error}")),
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Config, String> {
+        let value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        check(&value, &mut Vec::new())?;
+        let defaults = Config::default();
+        let seconds = |key: &str, default: Duration| {
+            value.pointer(key).and_then(Value::as_f64).map_or(default, Duration::from_secs_f64)
+        };
+        let mut homes = BTreeMap::new();
+        for (slot, entry) in value.get("gpus").and_then(Value::as_object).into_iter().flatten() {
+            match entry.get("home").and_then(Value::as_str) {
+                None | Some("auto") => {}
+                Some("none") => drop(homes.insert(slot.clone(), Home::None)),
+                Some(driver) => drop(homes.insert(slot.clone(), Home::Driver(driver.to_string()))),
+            }
+        }
+        Ok(Config {
+            homes,
+            handoff: seconds("/time/handoff_s", defaults.handoff),
+            lock: seconds("/time/lock_s", defaults.lock),
+        })
+    }
+}
+
+/// Walks the whole document: an unknown key or a wrong type is an error that names its path.
+fn check(value: &Value, path: &mut Vec<String>) -> Result<(), String> {
+    let at = |path: &[String]| path.join(".");
+    if let Some((_, kind)) = KEYS.iter().find(|(pattern, _)| fits(pattern, path)) {
+        return check_value(value, kind).map_err(|expected| format!("{}: expected {expected}, got {value}", at(path)));
+    }
+    if !KEYS.iter().any(|(pattern, _)| begins(pattern, path)) {
+        return Err(format!("{}: unknown key", at(path)));
+    }
+    let Value::Object(entries) = value else {
+        let place = if path.is_empty() { "the document".to_string() } else { at(path) };
+        return Err(format!("{place}: expected an object, got {value}"));
+    };
+    for (key, inner) in entries {
+        path.push(key.clone());
+        check(inner, path)?;
+        path.pop();
+    }
+    Ok(())
+}
+
+fn check_value(value: &Value, kind: &Kind) -> Result<(), String> {
+    let (right, expected) = match kind {
+        Kind::Seconds => {
+            let right = value.as_f64().is_some_and(|s| s > 0.0 && s <= 3600.0);
+            (right, "seconds above 0, at most 3600".to_string())
+        }
+        Kind::Word(words) => (value.as_str().is_some_and(|w| words.contains(&w)), words.join(" or ")),
+        Kind::Text => (value.is_string(), "a string".to_string()),
+        Kind::TextOrNull => (value.is_string() || value.is_null(), "a string or null".to_string()),
+        Kind::Flag => (value.is_boolean(), "true or false".to_string()),
+    };
+    if right { Ok(()) } else { Err(expected) }
+}
+
+fn fits(pattern: &str, path: &[String]) -> bool {
+    pattern.split('.').count() == path.len() && begins(pattern, path)
+}
+
+/// Whether `path` is the beginning of `pattern`.
+fn begins(pattern: &str, path: &[String]) -> bool {
+    let parts: Vec<&str> = pattern.split('.').collect();
+    path.len() <= parts.len()
+        && path.iter().enumerate().all(|(i, key)| match (parts[i], i.checked_sub(1).map(|j| parts[j])) {
+            ("*", Some("gpus")) => slot_of(&format!("{key}.0")) == Some(key),
+            ("*", _) => !key.is_empty() && key.bytes().all(|b| b.is_ascii_digit()),
+            (part, _) => part == key,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(text: &str) -> String {
+        Config::parse(text.as_bytes()).unwrap_err()
+    }
+
+    #[test]
+    fn the_documented_defaults_are_valid_and_change_nothing() {
+        let text = r#"{"gpus":{"0000:01:00":{"home":"auto"}},
+            "time":{"handoff_s":60,"lock_s":10,"stop_s":90},
+            "policy":{"process":"refuse","unit":"refuse","nvidia_services":"stop","container":"refuse",
+              "containers":{"101":"stop"},"backup":"idle","ct_without_gpu":"start"},
+            "driver":{"runfile":null,"runfile_url":null,"sha256":null,"dkms":false,"module":"auto"},
+            "cuda":{"package":"cuda-toolkit-12-8","repo":null}}"#;
+        assert_eq!(Config::parse(text.as_bytes()).unwrap(), Config::default());
+        assert_eq!(Config::parse(b"{}").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn values_are_taken() {
+        let config = Config::parse(
+            br#"{"gpus":{"0000:01:00":{"home":"none"},"0000:02:00":{"home":"nouveau"}},"time":{"lock_s":0.5}}"#,
+        );
+        let config = config.unwrap();
+        assert_eq!(config.homes["0000:01:00"], Home::None);
+        assert_eq!(config.homes["0000:02:00"], Home::Driver("nouveau".to_string()));
+        assert_eq!(config.lock, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn mistakes_are_named_by_their_path() {
+        assert_eq!(problem(r#"{"time":{"lock":3}}"#), "time.lock: unknown key");
+        assert_eq!(problem(r#"{"gpus":{"01:00":{"home":"none"}}}"#), "gpus.01:00: unknown key");
+        assert!(problem(r#"{"gpus":{"0000:01:00":{"home":"amdgpu"}}}"#).starts_with("gpus.0000:01:00.home: expected"));
+        assert!(problem(r#"{"time":{"lock_s":"3"}}"#).contains("time.lock_s: expected seconds"));
+        assert!(problem(r#"{"time":{"lock_s":-1}}"#).contains("time.lock_s: expected seconds"));
+        assert!(problem(r#"{"policy":7}"#).contains("policy: expected an object"));
+        assert!(problem("[]").contains("the document: expected an object"));
+        assert!(problem("{").contains("line 1"));
+    }
+}

@@ -1,0 +1,129 @@
+//! Proxmox runs `gpu-handoff ID PHASE` around a guest's life (PVE::GuestHelpers::exec_hookscript).
+//!
+//! Only pre-start can stop what Proxmox is doing, so everything that can say no says so there. A guest without a GPU
+//! costs one read of its configuration.
+
+use crate::App;
+use crate::gpu::Slot;
+use crate::handoff::record::Owner;
+use crate::proxmox::mapping;
+use crate::proxmox::pci_id::PciId;
+use crate::proxmox::vm::{self, Driver, VmConfig};
+use crate::stop::{Result, Stop};
+use crate::sys::Kernel;
+use std::io::ErrorKind;
+
+const MAPPINGS: &str = "/etc/pve/mapping/pci.cfg";
+
+/// # Errors
+/// What the hook must tell Proxmox by its exit code.
+pub fn run(app: &App, id: u32, phase: &str) -> Result<()> {
+    match phase {
+        "pre-start" => pre_start(app, id),
+        "post-stop" => post_stop(app, id),
+        _ => Ok(()),
+    }
+}
+
+fn pre_start(app: &App, vmid: u32) -> Result<()> {
+    let owner = Owner::Vm(vmid);
+    let Some(config) = read_config(&app.kernel, vmid)? else { return Ok(()) };
+    for warning in config.warnings.iter().filter(|w| w.contains("hostpci")) {
+        app.story.warn(&format!("VM {vmid}: {warning}"));
+    }
+    let slots = if config.hostpci.is_empty() { Vec::new() } else { nvidia_slots(&app.kernel, vmid, &config)? };
+    if slots.is_empty() {
+        // A record from an earlier start, when the configuration still had the GPU.
+        return if app.store.has_record(&owner) { home(app, &owner) } else { Ok(()) };
+    }
+    let listed: Vec<PciId> = config.addresses().collect();
+    let config = app.config_for_hook();
+    app.handoff(&config).leave(&owner, &slots, &|address| listed.iter().any(|id| covers(id, address)))
+}
+
+fn post_stop(app: &App, vmid: u32) -> Result<()> {
+    let owner = Owner::Vm(vmid);
+    if app.store.has_record(&owner) { home(app, &owner) } else { Ok(()) }
+}
+
+fn home(app: &App, owner: &Owner) -> Result<()> {
+    let config = app.config_for_hook();
+    app.handoff(&config).come_home(owner)
+}
+
+/// None for a container.
+fn read_config(kernel: &dyn Kernel, id: u32) -> Result<Option<VmConfig>> {
+    let path = format!("/etc/pve/qemu-server/{id}.conf");
+    match kernel.read(&path) {
+        Ok(bytes) => Ok(Some(vm::parse(&bytes))),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            if kernel.exists(&format!("/etc/pve/lxc/{id}.conf")) {
+                return Ok(None);
+            }
+            Err(Stop::usage(format!("there is no guest {id}: {path} does not exist; qm list shows the VMs")))
+        }
+        Err(error) => Err(Stop::failed(format!("{path}: {error}"))),
+    }
+}
+
+/// The NVIDIA slots that this VM takes. What Proxmox handles by itself is left to it: `driver=keep`, mediated devices,
+/// SR-IOV virtual functions, and every device that is no NVIDIA GPU.
+fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec<String>> {
+    let mut slots: Vec<String> = Vec::new();
+    for (index, hostpci) in &config.hostpci {
+        if hostpci.driver == Driver::Keep || hostpci.mdev.is_some() {
+            continue;
+        }
+        if let Some(name) = &hostpci.mapping {
+            refuse_nvidia_mapping(kernel, vmid, *index, name)?;
+            continue;
+        }
+        for id in hostpci.ids.iter().filter_map(|id| PciId::parse(id)) {
+            let absent = || {
+                let written = if hostpci.ids.len() == 1 { &hostpci.ids[0] } else { &hostpci.raw };
+                Stop::refused(format!(
+                    "VM {vmid}: hostpci{index} names {written}, but there is no such device; lspci -D shows what there is"
+                ))
+            };
+            let slot = Slot::read(kernel, &id.slot).ok_or_else(absent)?;
+            if !slot.functions.iter().any(|f| covers(&id, &f.address)) {
+                return Err(absent());
+            }
+            let is_virtual = slot.functions.iter().any(|f| f.is_virtual && covers(&id, &f.address));
+            if slot.is_nvidia_gpu() && !is_virtual && !slots.contains(&id.slot) {
+                slots.push(id.slot);
+            }
+        }
+    }
+    Ok(slots)
+}
+
+/// Which device a mapping gives is decided by Proxmox after pre-start, so a GPU behind one cannot be made ready yet.
+fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str) -> Result<()> {
+    let mappings = kernel.read(MAPPINGS).map(|bytes| mapping::parse(&bytes)).unwrap_or_default();
+    let node = kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
+    let node = node.split('.').next().unwrap_or_default();
+    let entries = mappings.get(name).and_then(|nodes| nodes.get(node)).map(Vec::as_slice).unwrap_or_default();
+    let mut paths = entries.iter().flat_map(|entry| entry.path.split(';'));
+    let is_other_device = |path: &str| {
+        let slot = PciId::parse(path).and_then(|id| Slot::read(kernel, &id.slot));
+        slot.is_some_and(|slot| !slot.is_nvidia_gpu())
+    };
+    if !entries.is_empty() && paths.all(is_other_device) {
+        return Ok(());
+    }
+    Err(Stop::usage(format!(
+        "VM {vmid}: hostpci{index} uses mapping={name}, which is not supported yet for GPUs; name the device instead: \
+         qm set {vmid} --hostpci{index} 0000:01:00,pcie=1 (with its address)"
+    )))
+}
+
+/// Whether an id as written in a configuration names this function: without a function it names the whole slot.
+fn covers(id: &PciId, address: &str) -> bool {
+    match address.rsplit_once('.') {
+        Some((slot, function)) => {
+            slot == id.slot && id.function.is_none_or(|n| u8::from_str_radix(function, 16) == Ok(n))
+        }
+        None => false,
+    }
+}

@@ -1,0 +1,78 @@
+//! A person asks: `to-vfio` and `to-nvidia`. What is done by hand lasts until the opposite call or a reboot.
+
+use crate::App;
+use crate::gpu::inventory::{self, VFIO_PCI, slot_of};
+use crate::gpu::{Slot, inventory::nvidia_slots};
+use crate::handoff::is_alive;
+use crate::handoff::record::Owner;
+use crate::stop::{Result, Stop};
+use crate::sys::Kernel;
+
+/// # Errors
+/// As a handoff to a VM, and when it is not clear which slot is meant.
+pub fn to_vfio(app: &App, slot: Option<&str>) -> Result<()> {
+    let slot = choose(&app.kernel, slot)?;
+    let config = app.config_for_verb()?;
+    let owner = Owner::Manual(slot.clone());
+    app.handoff(&config).leave(&owner, &[slot], &|_| false)
+}
+
+/// Home, whatever home is.
+///
+/// # Errors
+/// When a running VM has the slot, when it is not clear which slot is meant, or when it cannot be brought home.
+pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
+    let slot = choose(&app.kernel, slot)?;
+    let config = app.config_for_verb()?;
+    let records = app.store.records()?;
+    let owners: Vec<&Owner> = records.iter().filter(|r| r.slots().contains(&slot.as_str())).map(|r| &r.owner).collect();
+    for id in owners.iter().filter_map(|owner| owner.vmid()) {
+        if is_alive(&app.kernel, id) {
+            return Err(Stop::refused(format!(
+                "{slot} was not touched: VM {id} has it; stop that VM and it comes home by itself: qm stop {id}"
+            )));
+        }
+    }
+    if owners.is_empty() {
+        app.story.say(&already_home(&app.kernel, &slot));
+    }
+    for owner in owners {
+        app.handoff(&config).come_home(owner)?;
+    }
+    Ok(())
+}
+
+fn already_home(kernel: &dyn Kernel, slot: &str) -> String {
+    let gpu = Slot::read(kernel, slot).and_then(|slot| slot.gpu().cloned());
+    match gpu.as_ref().and_then(|gpu| gpu.driver.as_deref()) {
+        Some(VFIO_PCI) => format!("{slot} is at home on {VFIO_PCI}: no handoff of ours put it there, nothing to do"),
+        Some(driver) => format!("{slot} is at home on {driver}: nothing to do"),
+        None => format!("{slot} is at home without a driver: nothing to do"),
+    }
+}
+
+/// The slot that was named, in full or short, with or without a function; or the only GPU there is.
+fn choose(kernel: &dyn Kernel, named: Option<&str>) -> Result<String> {
+    let Some(named) = named else {
+        let slots = nvidia_slots(kernel);
+        return match slots.as_slice() {
+            [] => Err(Stop::refused("there is no NVIDIA GPU in this host; lspci -nn shows what there is")),
+            [slot] => Ok(slot.address.clone()),
+            several => {
+                let all: Vec<&str> = several.iter().map(|slot| slot.address.as_str()).collect();
+                Err(Stop::usage(format!("there are several NVIDIA GPUs, say which: {}", all.join(" or "))))
+            }
+        };
+    };
+    let long = if named.matches(':').count() == 1 { format!("0000:{named}") } else { named.to_string() };
+    let long = long.to_ascii_lowercase();
+    let with_function = if long.contains('.') { long } else { format!("{long}.0") };
+    let address = slot_of(&with_function)
+        .ok_or_else(|| Stop::usage(format!("{named} is no slot; a slot is written like 0000:01:00")))?;
+    let slot = inventory::Slot::read(kernel, address)
+        .ok_or_else(|| Stop::refused(format!("there is no device in slot {address}; lspci -D shows what there is")))?;
+    if !slot.is_nvidia_gpu() {
+        return Err(Stop::refused(format!("slot {address} has no NVIDIA GPU; gpu-handoff --status shows those there are")));
+    }
+    Ok(slot.address)
+}

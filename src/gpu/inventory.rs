@@ -1,0 +1,186 @@
+//! PCI functions, slots and IOMMU groups, read from `/sys/bus/pci` each time: the kernel is the truth.
+
+use crate::sys::Kernel;
+
+const DEVICES: &str = "/sys/bus/pci/devices";
+const NVIDIA: u16 = 0x10de;
+
+/// The driver that gives a function to a VM.
+pub const VFIO_PCI: &str = "vfio-pci";
+
+/// One PCI function, as `/sys/bus/pci/devices/0000:01:00.0` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Function {
+    pub address: String,
+    pub vendor: u16,
+    pub device: u16,
+    /// Class, subclass and programming interface: `0x030000` is a VGA controller.
+    pub class: u32,
+    pub driver: Option<String>,
+    /// The module that the driver is in; none when it is built into the kernel.
+    pub module: Option<String>,
+    pub driver_override: Option<String>,
+    pub iommu_group: Option<u32>,
+    /// An SR-IOV virtual function (it has a `physfn`).
+    pub is_virtual: bool,
+    /// `sriov_numvfs`: how many virtual functions this physical function has now.
+    pub virtual_functions: u32,
+    /// Mediated devices (vGPU) exist on it.
+    pub has_mdevs: bool,
+}
+
+impl Function {
+    /// None when there is no such device.
+    pub fn read(kernel: &dyn Kernel, address: &str) -> Option<Function> {
+        let attribute = |name: &str| attribute(address, name);
+        let hexadecimal = |name: &str| parse_hex(&kernel.text(&attribute(name))?);
+        let driver = kernel.link_name(&attribute("driver")).ok();
+        Some(Function {
+            address: address.to_string(),
+            vendor: hexadecimal("vendor")? as u16,
+            device: hexadecimal("device")? as u16,
+            class: hexadecimal("class")?,
+            module: driver.as_ref().and_then(|_| kernel.link_name(&attribute("driver/module")).ok()),
+            driver,
+            // An override that was never set reads "(null)".
+            driver_override: kernel.text(&attribute("driver_override")).filter(|t| !t.is_empty() && t != "(null)"),
+            iommu_group: kernel.link_name(&attribute("iommu_group")).ok().and_then(|n| n.parse().ok()),
+            is_virtual: kernel.exists(&attribute("physfn")),
+            virtual_functions: kernel.text(&attribute("sriov_numvfs")).and_then(|t| t.parse().ok()).unwrap_or(0),
+            has_mdevs: mediated_devices(kernel, address),
+        })
+    }
+
+    /// The function's number within its slot: `0` of `0000:01:00.0`.
+    pub fn number(&self) -> &str {
+        self.address.rsplit_once('.').map_or("", |(_, number)| number)
+    }
+
+    /// What kind of device it is, in a word.
+    pub fn kind(&self) -> &'static str {
+        match self.class >> 8 {
+            0x0300 => "display",
+            0x0302 => "3D",
+            0x0403 => "audio",
+            0x0c03 => "USB",
+            0x0c80 => "UCSI",
+            _ => "other",
+        }
+    }
+
+    /// A display controller, or a data-centre card's 3D controller, made by NVIDIA.
+    pub fn is_nvidia_gpu(&self) -> bool {
+        self.vendor == NVIDIA && matches!(self.class >> 8, 0x0300 | 0x0302)
+    }
+
+    /// Bridges stay with the host whatever group they are in.
+    pub fn is_bridge(&self) -> bool {
+        self.class >> 16 == 0x06
+    }
+
+    pub fn is_on(&self, driver: &str) -> bool {
+        self.driver.as_deref() == Some(driver)
+    }
+}
+
+/// All functions of one card: `0000:01:00`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    pub address: String,
+    pub functions: Vec<Function>,
+}
+
+impl Slot {
+    /// None when there is no function in that slot.
+    pub fn read(kernel: &dyn Kernel, address: &str) -> Option<Slot> {
+        let functions: Vec<Function> = kernel
+            .list(DEVICES)
+            .iter()
+            .filter(|name| slot_of(name) == Some(address))
+            .filter_map(|name| Function::read(kernel, name))
+            .collect();
+        if functions.is_empty() { None } else { Some(Slot { address: address.to_string(), functions }) }
+    }
+
+    pub fn is_nvidia_gpu(&self) -> bool {
+        self.functions.iter().any(Function::is_nvidia_gpu)
+    }
+
+    pub fn gpu(&self) -> Option<&Function> {
+        self.functions.iter().find(|f| f.is_nvidia_gpu())
+    }
+}
+
+/// Every slot with an NVIDIA GPU, sorted. Virtual functions are Proxmox's business and never listed.
+pub fn nvidia_slots(kernel: &dyn Kernel) -> Vec<Slot> {
+    let mut slots: Vec<Slot> = Vec::new();
+    for name in kernel.list(DEVICES) {
+        let Some(address) = slot_of(&name) else { continue };
+        if slots.iter().any(|slot| slot.address == address) || !is_nvidia(kernel, &name) {
+            continue;
+        }
+        slots.extend(Slot::read(kernel, address).filter(|slot| slot.gpu().is_some_and(|gpu| !gpu.is_virtual)));
+    }
+    slots
+}
+
+/// The functions that a driver has now, by address.
+pub fn functions_of_driver(kernel: &dyn Kernel, driver: &str) -> Vec<String> {
+    let mut names = kernel.list(&format!("/sys/bus/pci/drivers/{driver}"));
+    names.retain(|name| slot_of(name).is_some());
+    names
+}
+
+/// Every function in an IOMMU group, itself included.
+pub fn group_members(kernel: &dyn Kernel, group: u32) -> Vec<Function> {
+    kernel
+        .list(&format!("/sys/kernel/iommu_groups/{group}/devices"))
+        .iter()
+        .filter_map(|address| Function::read(kernel, address))
+        .collect()
+}
+
+pub fn attribute(address: &str, name: &str) -> String {
+    format!("{DEVICES}/{address}/{name}")
+}
+
+pub fn driver_exists(kernel: &dyn Kernel, driver: &str) -> bool {
+    kernel.exists(&format!("/sys/bus/pci/drivers/{driver}"))
+}
+
+/// The slot of an address with a function: `0000:01:00` of `0000:01:00.0`.
+pub fn slot_of(address: &str) -> Option<&str> {
+    let (slot, function) = address.split_once('.')?;
+    let digits = |text: &str, least: usize| text.len() >= least && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let mut parts = slot.split(':');
+    let well_formed = digits(parts.next()?, 4) && digits(parts.next()?, 2) && digits(parts.next()?, 2);
+    (well_formed && parts.next().is_none() && digits(function, 1)).then_some(slot)
+}
+
+fn is_nvidia(kernel: &dyn Kernel, address: &str) -> bool {
+    kernel.text(&attribute(address, "vendor")).and_then(|t| parse_hex(&t)) == Some(u32::from(NVIDIA))
+}
+
+/// vGPU keeps its mediated devices in `/sys/class/mdev_bus/ADDRESS`; each is a directory named by a UUID.
+fn mediated_devices(kernel: &dyn Kernel, address: &str) -> bool {
+    let is_uuid = |name: &String| name.len() == 36 && name.bytes().filter(|b| *b == b'-').count() == 4;
+    kernel.list(&format!("/sys/class/mdev_bus/{address}")).iter().any(is_uuid)
+}
+
+fn parse_hex(text: &str) -> Option<u32> {
+    u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slot_of_an_address() {
+        assert_eq!(slot_of("0000:01:00.0"), Some("0000:01:00"));
+        assert_eq!(slot_of("10000:e1:00.7"), Some("10000:e1:00"));
+        for odd in ["0000:01:00", "bind", "new_id", "01:00.0", "0000:01:00.", "0000:01:00:00.0", "0000:xx:00.0"] {
+            assert_eq!(slot_of(odd), None, "{odd}");
+        }
+    }
+}

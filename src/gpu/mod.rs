@@ -1,0 +1,9 @@
+//! What there is and who uses it: PCI functions, the NVIDIA driver, device nodes, holders. Reads only.
+
+pub mod holders;
+pub mod inventory;
+pub mod nodes;
+pub mod nvidia;
+pub mod static_ids;
+
+pub use inventory::{Function, Slot};

@@ -1,0 +1,73 @@
+//! The device nodes of the NVIDIA driver, which no udev rule of the kernel's makes.
+//!
+//! Names, numbers and modes are those of nvidia-modprobe: major 195 with minor N for a GPU, 254 for modeset, 255 for
+//! the control device; nvidia-uvm's major is dynamic.
+
+use super::nvidia;
+use crate::sys::{DeviceNumber, Kernel, Node};
+
+/// The major of everything but nvidia-uvm and nvidia-caps.
+pub const NVIDIA_MAJOR: u64 = 195;
+pub const MODESET_MINOR: u64 = 254;
+pub const CONTROL_MINOR: u64 = 255;
+
+/// The nodes that belong to the loaded modules and are missing or wrong.
+pub fn missing(kernel: &dyn Kernel) -> Vec<Node> {
+    let Some(permission) = Permission::read(kernel) else { return Vec::new() };
+    wanted(kernel)
+        .into_iter()
+        .filter(|(path, number)| kernel.device_number(path).ok() != Some(*number))
+        .map(|(path, number)| Node {
+            path,
+            number,
+            mode: permission.mode,
+            uid: permission.uid,
+            gid: permission.gid,
+        })
+        .collect()
+}
+
+fn wanted(kernel: &dyn Kernel) -> Vec<(String, DeviceNumber)> {
+    let mut nodes = Vec::new();
+    let mut add = |path: String, major: u64, minor: u64| nodes.push((path, DeviceNumber { major, minor }));
+    for address in kernel.list("/proc/driver/nvidia/gpus") {
+        if let Some(minor) = nvidia::minor(kernel, &address) {
+            add(format!("/dev/nvidia{minor}"), NVIDIA_MAJOR, minor);
+        }
+    }
+    if kernel.exists("/sys/module/nvidia") {
+        add("/dev/nvidiactl".to_string(), NVIDIA_MAJOR, CONTROL_MINOR);
+    }
+    if kernel.exists("/sys/module/nvidia_modeset") {
+        add("/dev/nvidia-modeset".to_string(), NVIDIA_MAJOR, MODESET_MINOR);
+    }
+    if let Some(major) = nvidia::major(kernel, "nvidia-uvm") {
+        add("/dev/nvidia-uvm".to_string(), major, 0);
+        add("/dev/nvidia-uvm-tools".to_string(), major, 1);
+    }
+    nodes
+}
+
+/// `/proc/driver/nvidia/params`; none when the driver is not loaded or `ModifyDeviceFiles` is 0.
+struct Permission {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl Permission {
+    fn read(kernel: &dyn Kernel) -> Option<Permission> {
+        let text = kernel.text("/proc/driver/nvidia/params")?;
+        let value = |name: &str| {
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse::<u32>().ok())
+        };
+        if value("ModifyDeviceFiles") == Some(0) {
+            return None;
+        }
+        Some(Permission {
+            mode: value("DeviceFileMode").unwrap_or(0o666),
+            uid: value("DeviceFileUID").unwrap_or(0),
+            gid: value("DeviceFileGID").unwrap_or(0),
+        })
+    }
+}

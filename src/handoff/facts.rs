@@ -1,0 +1,114 @@
+//! What a handoff must know before it decides, read once under the lock.
+
+use crate::gpu::inventory::{self, Function, Slot, VFIO_PCI};
+use crate::gpu::{nvidia, static_ids};
+use crate::sys::Kernel;
+use std::collections::BTreeMap;
+
+/// GPU drivers whose modules are unloaded when nothing else needs them.
+const UNLOADABLE: [&str; 2] = ["nvidia", "nouveau"];
+
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub slots: Vec<Slot>,
+    pub vfio_pci: Availability,
+    /// Endpoints in the slots' IOMMU groups that are not in the slots.
+    pub strangers: Vec<Function>,
+    /// By GPU driver that one of the slots has now or had at home.
+    pub gpu_drivers: BTreeMap<String, GpuDriver>,
+    /// Modules named here are loaded.
+    pub loaded: Vec<String>,
+    /// Registered PCI drivers that somebody asked about.
+    pub registered: Vec<String>,
+    /// The administrator's own ids of vfio-pci.
+    pub static_ids: Vec<(u16, u16)>,
+    /// nvidia_drm is loaded and keeps every GPU of the driver in use (modeset=1 with some driver versions).
+    pub drm_holds_gpus: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Availability {
+    Registered,
+    Loadable,
+    Missing,
+}
+
+/// The modules of a GPU's driver and who else needs them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GpuDriver {
+    /// The driver's module and its holders, holders first; a holder that is not known is the error.
+    pub unload_order: Result<Vec<String>, String>,
+    /// Functions outside the slots that have this driver.
+    pub elsewhere: Vec<String>,
+}
+
+impl Default for Availability {
+    fn default() -> Availability {
+        Availability::Missing
+    }
+}
+
+impl Facts {
+    /// `homes` are drivers, and `modules` their modules, that a record wants back.
+    pub fn read(kernel: &dyn Kernel, slots: Vec<Slot>, homes: &[&str], modules: &[&str]) -> Facts {
+        let functions = || slots.iter().flat_map(|slot| &slot.functions);
+        let is_ours = |address: &str| functions().any(|f| f.address == address);
+        let mut groups: Vec<u32> = functions().filter_map(|f| f.iommu_group).collect();
+        groups.dedup();
+        let strangers = groups
+            .into_iter()
+            .flat_map(|group| inventory::group_members(kernel, group))
+            .filter(|f| !is_ours(&f.address) && !f.is_bridge())
+            .collect();
+        let mut gpu_drivers = BTreeMap::new();
+        for gpu in functions().filter(|f| f.is_nvidia_gpu()) {
+            let (Some(driver), Some(module)) = (&gpu.driver, &gpu.module) else { continue };
+            if UNLOADABLE.contains(&driver.as_str()) {
+                let mut elsewhere = inventory::functions_of_driver(kernel, driver);
+                elsewhere.retain(|address| !is_ours(address));
+                let unload_order = nvidia::unload_order(kernel, module);
+                gpu_drivers.insert(driver.clone(), GpuDriver { unload_order, elsewhere });
+            }
+        }
+        let is_loaded = |module: &str| kernel.exists(&format!("/sys/module/{module}"));
+        Facts {
+            vfio_pci: vfio_pci(kernel),
+            strangers,
+            gpu_drivers,
+            loaded: modules.iter().filter(|m| is_loaded(m)).map(|m| (*m).to_string()).collect(),
+            registered: homes
+                .iter()
+                .filter(|driver| inventory::driver_exists(kernel, driver))
+                .map(|driver| (*driver).to_string())
+                .collect(),
+            static_ids: static_ids::read(kernel),
+            drm_holds_gpus: is_loaded("nvidia_drm")
+                && nvidia::modeset_enabled(kernel)
+                && nvidia::version(kernel).is_some_and(nvidia::Version::drm_holds_gpu),
+            slots,
+        }
+    }
+
+    pub fn functions(&self) -> impl Iterator<Item = &Function> {
+        self.slots.iter().flat_map(|slot| &slot.functions)
+    }
+}
+
+fn vfio_pci(kernel: &dyn Kernel) -> Availability {
+    if inventory::driver_exists(kernel, VFIO_PCI) {
+        return Availability::Registered;
+    }
+    // The lists that modprobe itself goes by.
+    let release = kernel.text("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let names_it = |list: &str| {
+        kernel
+            .text(&format!("/lib/modules/{release}/{list}"))
+            .is_some_and(|text| text.lines().any(|line| line.split(':').next().is_some_and(is_vfio_pci_file)))
+    };
+    if names_it("modules.dep") || names_it("modules.builtin") { Availability::Loadable } else { Availability::Missing }
+}
+
+/// `kernel/drivers/vfio/pci/vfio-pci.ko.xz`
+fn is_vfio_pci_file(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|name| name.split('.').next() == Some(VFIO_PCI))
+}

@@ -1,0 +1,244 @@
+//! Slots leave the host: to a VM that starts, or to vfio-pci by hand.
+
+use super::facts::Facts;
+use super::plan::{self, Plan};
+use super::record::{HomeOf, Owner, Progress, Record};
+use super::run::{OnFailure, Outcome, run};
+use super::store::Locked;
+use super::{Direction, Handoff, Last, again, check, is_alive};
+use crate::config::Home;
+use crate::gpu::holders::{Place, Reach, Watched};
+use crate::gpu::inventory::{self, Function, Slot, VFIO_PCI};
+use crate::stop::{Code, Result, Stop};
+use std::time::Duration;
+
+/// More holders than this are counted, not named.
+const NAMED_HOLDERS: usize = 5;
+
+/// Of the time box, what the way there may take; the rest is for going back.
+const WAY_THERE: (u32, u32) = (2, 3);
+
+impl Handoff<'_> {
+    /// Gives slots to `owner`. `listed` tells whether the owner's own configuration names a function.
+    ///
+    /// # Errors
+    /// Refused with nothing touched, or failed and rolled back, or wedged.
+    pub fn leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<()> {
+        let locked = self.lock()?;
+        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
+        self.refuse_wedged(&locked, &names)?;
+        let begin = self.kernel.now();
+
+        let slots = self.read_slots(slots)?;
+        let (earlier, abandoned) = self.earlier_records(owner, &names)?;
+        let record = self.record_for(owner, &slots, &earlier);
+        let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
+        let facts = Facts::read(self.kernel, slots, &[], &modules);
+        let title = names.join(" ");
+        let refuse = |reason: String| Stop::refused(format!("{title} was not touched: {reason}"));
+        check::check(&facts, listed).map_err(refuse)?;
+        let plan = plan::to_vfio(&facts).map_err(refuse)?;
+        self.refuse_busy(owner, &facts, &plan)?;
+
+        let settled = Record { progress: Progress::Away, ..record.clone() };
+        if plan.is_empty() {
+            locked.save(&settled)?;
+            forget(&locked, &abandoned)?;
+            self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do for {owner}"));
+            return Ok(());
+        }
+        self.story.say(&format!("{title} host -> {owner}"));
+        self.story.phase("check", self.kernel.now().saturating_sub(begin), &describe(&facts));
+        locked.save(&record)?;
+        forget(&locked, &abandoned)?;
+        let budget = self.config.handoff * WAY_THERE.0 / WAY_THERE.1;
+        let outcome = run(self.kernel, self.story, &plan, OnFailure::Stop, begin + budget);
+        if !outcome.is_complete() {
+            return Err(self.go_back(&locked, &record, &names, &outcome, begin));
+        }
+        locked.save(&settled)?;
+        let took = self.kernel.now().saturating_sub(begin);
+        let last = Last { direction: Direction::Vfio, vmid: owner.vmid(), exit: 0, took, outcomes: &[&outcome] };
+        self.note_last(&locked, &names, &last);
+        self.story.say(&format!("{title} is ready for {owner} after {} ms", took.as_millis()));
+        Ok(())
+    }
+
+    fn read_slots(&self, addresses: &[String]) -> Result<Vec<Slot>> {
+        let read = |address: &String| {
+            Slot::read(self.kernel, address).ok_or_else(|| Stop::refused(format!("there is no device in slot {address}")))
+        };
+        addresses.iter().map(read).collect()
+    }
+
+    /// Records that know where these slots are at home, and those of them that nobody needs any more.
+    fn earlier_records(&self, owner: &Owner, slots: &[&str]) -> Result<(Vec<Record>, Vec<Owner>)> {
+        let mut earlier = Vec::new();
+        let mut abandoned = Vec::new();
+        for record in self.store.records()? {
+            let Some(slot) = record.slots().into_iter().find(|slot| slots.contains(slot)) else { continue };
+            match &record.owner {
+                other if other == owner => {}
+                Owner::Vm(id) if is_alive(self.kernel, *id) => {
+                    return Err(Stop::refused(format!(
+                        "{slot} was not touched: VM {id} has it; stop that VM first (qm stop {id}), then {}",
+                        again(owner)
+                    )));
+                }
+                // Its start was given up, or its hook was called by hand: who comes next inherits what it knew.
+                Owner::Vm(_) => abandoned.push(record.owner.clone()),
+                // Stays on vfio-pci until the opposite call; a VM may use it there meanwhile.
+                Owner::Manual(_) => continue,
+            }
+            earlier.push(record);
+        }
+        Ok((earlier, abandoned))
+    }
+
+    /// Where every function is at home: what an earlier record says, else what the configuration says, else here.
+    fn record_for(&self, owner: &Owner, slots: &[Slot], earlier: &[Record]) -> Record {
+        let mut functions = Vec::new();
+        let mut modules: Vec<String> = Vec::new();
+        for slot in slots {
+            for function in &slot.functions {
+                let known = earlier.iter().find_map(|record| record.home_of(&function.address));
+                functions.push(known.cloned().unwrap_or_else(|| self.home_now(slot, function)));
+            }
+        }
+        for record in earlier {
+            // An own record may name slots that the configuration no longer does: they come home with the rest.
+            let own = record.owner == *owner;
+            let extra = record.functions.iter().filter(|f| own && !slots.iter().any(|slot| slot.address == f.slot));
+            functions.extend(extra.cloned());
+            add_missing(&mut modules, record.modules.iter().cloned());
+        }
+        for function in slots.iter().flat_map(|slot| &slot.functions).filter(|f| f.is_nvidia_gpu()) {
+            add_missing(&mut modules, self.modules_of(function));
+        }
+        Record { owner: owner.clone(), progress: Progress::Leaving, functions, modules }
+    }
+
+    fn home_now(&self, slot: &Slot, function: &Function) -> HomeOf {
+        let here = || (function.driver.clone(), function.module.clone());
+        let (driver, module) = match self.config.homes.get(&slot.address) {
+            Some(Home::Driver(driver)) if function.is_nvidia_gpu() && !function.is_on(driver) => {
+                (Some(driver.clone()), Some(driver.replace('-', "_")))
+            }
+            Some(Home::None) if function.is_nvidia_gpu() => (None, None),
+            _ => here(),
+        };
+        HomeOf { slot: slot.address.clone(), address: function.address.clone(), driver, module }
+    }
+
+    /// The modules of a GPU's driver, in the order in which they are loaded.
+    fn modules_of(&self, gpu: &Function) -> Vec<String> {
+        let unloadable = |m: &&String| matches!(m.as_str(), "nvidia" | "nouveau");
+        let Some(module) = gpu.module.as_ref().filter(unloadable) else { return Vec::new() };
+        let mut order = crate::gpu::nvidia::unload_order(self.kernel, module).unwrap_or_default();
+        order.reverse();
+        order
+    }
+
+    fn refuse_busy(&self, owner: &Owner, facts: &Facts, plan: &Plan) -> Result<()> {
+        let unloads = |name: &str| {
+            plan.iter().any(|(_, step)| matches!(step, super::step::Step::Unload { module } if module == name))
+        };
+        let reach = if unloads("nvidia") { Reach::Unloading } else { Reach::Unbinding };
+        let mut watched = Watched::of_slots(self.kernel, &facts.slots, reach);
+        if unloads("nvidia_drm") {
+            watched.add_all_drm(self.kernel, &inventory::functions_of_driver(self.kernel, "nvidia"));
+        }
+        let mut holders = watched.holders(self.kernel);
+        // The VM itself may have its GPU already: then there is nothing left to do.
+        holders.retain(|holder| owner.vmid().is_none_or(|id| holder.place != Place::Vm(id)));
+        let Some(first) = holders.first() else { return Ok(()) };
+        let mut who: Vec<String> = holders.iter().take(NAMED_HOLDERS).map(ToString::to_string).collect();
+        if holders.len() > NAMED_HOLDERS {
+            who.push(format!("{} more", holders.len() - NAMED_HOLDERS));
+        }
+        let slots: Vec<&str> = facts.slots.iter().map(|slot| slot.address.as_str()).collect();
+        Err(Stop::refused(format!(
+            "{} was not touched, it is in use: {}; end it ({}), then {}",
+            slots.join(" "),
+            who.join(", "),
+            first.remedy(),
+            again(owner)
+        )))
+    }
+
+    /// The way there failed: the GPU goes back to where it was.
+    fn go_back(&self, locked: &Locked, record: &Record, slots: &[&str], failed: &Outcome, begin: Duration) -> Stop {
+        let owner = &record.owner;
+        let title = slots.join(" ");
+        let mut outcomes = vec![failed];
+        let back;
+        let stop = if failed.stuck.is_some() {
+            self.note_wedged(locked, slots, failed);
+            Stop::overrun(format!(
+                "{title} is wedged: {}; end what uses the GPU, see gpu-handoff --status; a reboot frees it",
+                failed.problem()
+            ))
+        } else {
+            self.story.warn(&format!("{}; going back", failed.problem()));
+            back = self.bring_home(record, begin + self.config.handoff);
+            outcomes.push(&back);
+            self.after_going_back(locked, record, slots, failed, &back)
+        };
+        let took = self.kernel.now().saturating_sub(begin);
+        let last =
+            Last { direction: Direction::Vfio, vmid: owner.vmid(), exit: stop.code as u8, took, outcomes: &outcomes };
+        self.note_last(locked, slots, &last);
+        stop
+    }
+
+    fn after_going_back(
+        &self,
+        locked: &Locked,
+        record: &Record,
+        slots: &[&str],
+        failed: &Outcome,
+        back: &Outcome,
+    ) -> Stop {
+        let title = slots.join(" ");
+        let code = if failed.out_of_time { Code::Overrun } else { Code::Failed };
+        self.note_wedged(locked, slots, back);
+        if back.is_complete() {
+            if let Err(error) = locked.remove(&record.owner) {
+                self.story.warn(&format!("{error:#}"));
+            }
+            let message = format!("{title} is back where it was: {}; then {}", failed.problem(), again(&record.owner));
+            return Stop { code, message };
+        }
+        Stop {
+            code: if back.stuck.is_some() { Code::Overrun } else { code },
+            message: format!(
+                "{title} is stranded: {}, and on the way back: {}; mend that, then: gpu-handoff to-nvidia {}",
+                failed.problem(),
+                back.problem(),
+                slots.first().unwrap_or(&"")
+            ),
+        }
+    }
+}
+
+fn add_missing(modules: &mut Vec<String>, more: impl IntoIterator<Item = String>) {
+    for module in more {
+        if !modules.contains(&module) {
+            modules.push(module);
+        }
+    }
+}
+
+fn forget(locked: &Locked, abandoned: &[Owner]) -> Result<()> {
+    for owner in abandoned {
+        locked.remove(owner)?;
+    }
+    Ok(())
+}
+
+/// `0000:01:00.0 nvidia, 0000:01:00.1 snd_hda_intel; not in use`
+fn describe(facts: &Facts) -> String {
+    let functions: Vec<String> =
+        facts.functions().map(|f| format!("{} {}", f.address, f.driver.as_deref().unwrap_or("no driver"))).collect();
+    format!("{}; not in use", functions.join(", "))
+}

@@ -1,0 +1,183 @@
+//! From facts and a wish to a list of steps. Pure: nothing here reads or changes the machine.
+//!
+//! A plan starts from what is, not from what should have happened, so a handoff that was interrupted anywhere is
+//! finished by planning again.
+
+use super::facts::{Availability, Facts, GpuDriver};
+use super::record::{HomeOf, Record};
+use super::step::Step;
+use crate::gpu::inventory::{Function, VFIO_PCI};
+use std::collections::BTreeSet;
+
+/// Steps in the order in which they must be done, each under the phase that the log names.
+pub type Plan = Vec<(Phase, Step)>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// vfio-pci is loaded and the overrides say where each function shall go.
+    Prepare,
+    /// The functions lose the driver they have.
+    Release,
+    /// The functions get the driver they shall have.
+    Bind,
+    /// What the driver needs beside the GPU: its other modules, its device nodes.
+    Complete,
+    /// The overrides go back to what the administrator finds normal: unset.
+    Clear,
+}
+
+impl Phase {
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Prepare => "prepare",
+            Phase::Release => "release",
+            Phase::Bind => "bind",
+            Phase::Complete => "complete",
+            Phase::Clear => "clear",
+        }
+    }
+}
+
+/// Every function of the slots to vfio-pci, its override kept there until it comes home.
+///
+/// # Errors
+/// One line saying why there is no safe way.
+pub fn to_vfio(facts: &Facts) -> Result<Plan, String> {
+    let mut plan = Plan::new();
+    if facts.vfio_pci != Availability::Registered {
+        plan.push((Phase::Prepare, Step::Load { module: "vfio_pci".to_string() }));
+    }
+    // Before unbinding: opening a dead device node makes the kernel load nvidia, which would take the GPU back.
+    for function in facts.functions() {
+        // One that lives on vfio-pci without an override needs none, and none is left behind on it.
+        let settled = function.is_on(VFIO_PCI) && function.driver_override.is_none();
+        if !settled && function.driver_override.as_deref() != Some(VFIO_PCI) {
+            plan.push((Phase::Prepare, override_to(&function.address, Some(VFIO_PCI))));
+        }
+    }
+    let mut reload_drm = false;
+    // Unloading a module in use fails and changes nothing; unbinding one would hang. So what can fail comes first.
+    for (driver, modules) in &facts.gpu_drivers {
+        match way_out(facts, driver, modules)? {
+            WayOut::Unload(order) => {
+                plan.extend(order.into_iter().map(|module| (Phase::Release, Step::Unload { module })));
+            }
+            WayOut::Unbind => {}
+            WayOut::UnbindWithoutDrm => {
+                reload_drm = true;
+                plan.push((Phase::Release, Step::Unload { module: "nvidia_drm".to_string() }));
+            }
+        }
+    }
+    for function in facts.functions() {
+        let Some(driver) = function.driver.as_deref().filter(|d| *d != VFIO_PCI) else { continue };
+        if !is_unloaded(&plan, function) {
+            plan.push((Phase::Release, unbind(&function.address, driver)));
+        }
+    }
+    for function in facts.functions().filter(|f| !f.is_on(VFIO_PCI)) {
+        plan.push((Phase::Bind, probe(&function.address, VFIO_PCI)));
+    }
+    if reload_drm {
+        plan.push((Phase::Complete, Step::Load { module: "nvidia_drm".to_string() }));
+    }
+    Ok(plan)
+}
+
+/// How a GPU leaves its driver.
+enum WayOut {
+    /// Nothing else needs the modules: a module in use says so, where unbinding would wait for ever.
+    Unload(Vec<String>),
+    /// Another GPU needs them.
+    Unbind,
+    /// As `Unbind`, but nvidia_drm holds every GPU and must be away meanwhile.
+    UnbindWithoutDrm,
+}
+
+fn way_out(facts: &Facts, driver: &str, modules: &GpuDriver) -> Result<WayOut, String> {
+    if modules.elsewhere.is_empty() {
+        return match &modules.unload_order {
+            Ok(order) => Ok(WayOut::Unload(order.clone())),
+            Err(holder) => Err(format!(
+                "module {holder} holds {driver} and is none that gpu-handoff may unload; unload it first: modprobe -r {holder}"
+            )),
+        };
+    }
+    Ok(if driver == "nvidia" && facts.drm_holds_gpus { WayOut::UnbindWithoutDrm } else { WayOut::Unbind })
+}
+
+fn is_unloaded(plan: &Plan, function: &Function) -> bool {
+    plan.iter().any(|(_, step)| matches!(step, Step::Unload { module } if Some(module) == function.module.as_ref()))
+}
+
+/// Every function of the record back to its home, what was loaded before loaded again, every trace removed.
+pub fn to_home(facts: &Facts, record: &Record) -> Plan {
+    let mut plan = Plan::new();
+    let functions: Vec<(&Function, &HomeOf)> =
+        facts.functions().filter_map(|f| Some((f, record.home_of(&f.address)?))).collect();
+    // A function that lives on vfio-pci never left; one that somebody gave another driver is home enough.
+    let lives_there = |home: &HomeOf| home.driver.as_deref() == Some(VFIO_PCI);
+    let returning: Vec<(&Function, &HomeOf)> = functions
+        .iter()
+        .filter(|(function, home)| !lives_there(home) && (function.driver.is_none() || function.is_on(VFIO_PCI)))
+        .copied()
+        .collect();
+
+    // Before unbinding: an id left in vfio-pci would take the function back, and an identical card with it.
+    let ids: BTreeSet<(u16, u16)> =
+        functions.iter().filter(|(_, home)| !lives_there(home)).map(|(f, _)| (f.vendor, f.device)).collect();
+    for (vendor, device) in ids.into_iter().filter(|id| !facts.static_ids.contains(id)) {
+        plan.push((Phase::Release, Step::RemoveId { vendor, device }));
+    }
+    for (function, home) in &returning {
+        if home.driver.is_some() && function.driver_override != home.driver {
+            plan.push((Phase::Release, override_to(&function.address, home.driver.as_deref())));
+        }
+    }
+    for (function, _) in returning.iter().filter(|(f, _)| f.is_on(VFIO_PCI)) {
+        plan.push((Phase::Release, unbind(&function.address, VFIO_PCI)));
+    }
+
+    for (_, home) in &returning {
+        if let (Some(driver), Some(module)) = (&home.driver, &home.module) {
+            let load = (Phase::Bind, Step::Load { module: module.clone() });
+            if !facts.registered.contains(driver) && !plan.contains(&load) {
+                plan.push(load);
+            }
+        }
+    }
+    for (function, home) in &returning {
+        if let Some(driver) = &home.driver {
+            plan.push((Phase::Bind, probe(&function.address, driver)));
+        }
+    }
+
+    for module in record.modules.iter().filter(|module| !facts.loaded.contains(module)) {
+        let already = plan.iter().any(|(_, step)| matches!(step, Step::Load { module: other } if other == module));
+        if !already {
+            plan.push((Phase::Complete, Step::Load { module: module.clone() }));
+        }
+    }
+    if functions.iter().any(|(_, home)| home.driver.as_deref() == Some("nvidia")) {
+        plan.push((Phase::Complete, Step::MakeNodes));
+    }
+    for (function, home) in &functions {
+        let ours = function.driver_override.is_some() || returning.iter().any(|(f, _)| f.address == function.address);
+        if ours && !lives_there(home) {
+            plan.push((Phase::Clear, override_to(&function.address, None)));
+        }
+    }
+    plan
+}
+
+fn override_to(address: &str, driver: Option<&str>) -> Step {
+    Step::Override { address: address.to_string(), driver: driver.map(str::to_string) }
+}
+
+fn unbind(address: &str, driver: &str) -> Step {
+    Step::Unbind { address: address.to_string(), driver: driver.to_string() }
+}
+
+fn probe(address: &str, driver: &str) -> Step {
+    Step::Probe { address: address.to_string(), driver: driver.to_string() }
+}

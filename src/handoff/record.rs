@@ -1,0 +1,199 @@
+//! What cannot be read back from the kernel: who was given which slots, and where each function was at home.
+//!
+//! `/run/gpu-handoff/vm-ID` for a VM, `/run/gpu-handoff/manual-SLOT` for a handoff by hand. A reboot undoes every
+//! handoff, so `/run` forgets with it.
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::fmt;
+
+const SCHEMA: u64 = 1;
+
+/// Who a record gives its slots to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    Vm(u32),
+    /// A person, who named one slot.
+    Manual(String),
+}
+
+impl Owner {
+    pub fn file_name(&self) -> String {
+        match self {
+            Owner::Vm(id) => format!("vm-{id}"),
+            Owner::Manual(slot) => format!("manual-{slot}"),
+        }
+    }
+
+    pub fn from_file_name(name: &str) -> Option<Owner> {
+        if let Some(id) = name.strip_prefix("vm-") {
+            return id.parse().ok().map(Owner::Vm);
+        }
+        name.strip_prefix("manual-").map(|slot| Owner::Manual(slot.to_string()))
+    }
+
+    pub fn vmid(&self) -> Option<u32> {
+        match self {
+            Owner::Vm(id) => Some(*id),
+            Owner::Manual(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Owner::Vm(id) => write!(f, "VM {id}"),
+            Owner::Manual(_) => f.write_str("vfio-pci by hand"),
+        }
+    }
+}
+
+/// How far the handoff that the record is about has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// On its way to its owner.
+    Leaving,
+    /// With its owner.
+    Away,
+    /// On its way home.
+    Returning,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub owner: Owner,
+    pub progress: Progress,
+    pub functions: Vec<HomeOf>,
+    /// Modules of the GPU's driver that were loaded, in the order in which they must be loaded again.
+    pub modules: Vec<String>,
+}
+
+/// Where one function was when it was first handed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HomeOf {
+    pub slot: String,
+    pub address: String,
+    /// Its driver; none when it had none.
+    pub driver: Option<String>,
+    /// The module of that driver.
+    pub module: Option<String>,
+}
+
+impl Record {
+    pub fn slots(&self) -> Vec<&str> {
+        let mut slots: Vec<&str> = Vec::new();
+        for function in &self.functions {
+            if !slots.contains(&function.slot.as_str()) {
+                slots.push(&function.slot);
+            }
+        }
+        slots
+    }
+
+    pub fn home_of(&self, address: &str) -> Option<&HomeOf> {
+        self.functions.iter().find(|f| f.address == address)
+    }
+
+    pub fn to_json(&self) -> String {
+        let functions: Vec<Value> = self
+            .functions
+            .iter()
+            .map(|f| json!({"slot": f.slot, "address": f.address, "driver": f.driver, "module": f.module}))
+            .collect();
+        json!({
+            "schema": SCHEMA,
+            "progress": progress_word(self.progress),
+            "functions": functions,
+            "modules": self.modules,
+        })
+        .to_string()
+    }
+
+    /// # Errors
+    /// When the text is not a record, or one of a schema that this version does not know.
+    pub fn parse(owner: Owner, bytes: &[u8]) -> Result<Record> {
+        let value: Value = serde_json::from_slice(bytes)?;
+        match value.get("schema").and_then(Value::as_u64) {
+            Some(SCHEMA) => {}
+            Some(schema) => bail!("schema {schema}: written by a newer gpu-handoff; install that version again"),
+            None => bail!("schema: not a number"),
+        }
+        let progress = text(&value, "progress")?;
+        let progress = progress_of(&progress).with_context(|| format!("progress: {progress:?} is unknown"))?;
+        let list = |name: &str| value.get(name).and_then(Value::as_array).with_context(|| format!("{name}: no list"));
+        let functions = list("functions")?.iter().map(parse_function).collect::<Result<_>>()?;
+        let modules = list("modules")?
+            .iter()
+            .map(|m| m.as_str().map(str::to_string).context("modules: not a string"))
+            .collect::<Result<_>>()?;
+        Ok(Record { owner, progress, functions, modules })
+    }
+}
+
+fn parse_function(value: &Value) -> Result<HomeOf> {
+    Ok(HomeOf {
+        slot: text(value, "slot")?,
+        address: text(value, "address")?,
+        driver: optional(value, "driver")?,
+        module: optional(value, "module")?,
+    })
+}
+
+fn text(value: &Value, name: &str) -> Result<String> {
+    optional(value, name)?.with_context(|| format!("{name}: missing"))
+}
+
+fn optional(value: &Value, name: &str) -> Result<Option<String>> {
+    match value.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(other) => bail!("{name}: expected a string, got {other}"),
+    }
+}
+
+fn progress_word(progress: Progress) -> &'static str {
+    match progress {
+        Progress::Leaving => "leaving",
+        Progress::Away => "away",
+        Progress::Returning => "returning",
+    }
+}
+
+fn progress_of(word: &str) -> Option<Progress> {
+    [Progress::Leaving, Progress::Away, Progress::Returning].into_iter().find(|p| progress_word(*p) == word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        Record {
+            owner: Owner::Vm(111),
+            progress: Progress::Away,
+            functions: vec![HomeOf {
+                slot: "0000:01:00".to_string(),
+                address: "0000:01:00.0".to_string(),
+                driver: Some("nvidia".to_string()),
+                module: None,
+            }],
+            modules: vec!["nvidia".to_string(), "nvidia_uvm".to_string()],
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        assert_eq!(Record::parse(Owner::Vm(111), record().to_json().as_bytes()).unwrap(), record());
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_and_named() {
+        let problem = |text: &str| format!("{:#}", Record::parse(Owner::Vm(1), text.as_bytes()).unwrap_err());
+        assert!(problem(&record().to_json().replace(r#""schema":1"#, r#""schema":2"#)).contains("schema 2"));
+        assert!(problem(&record().to_json().replace("away", "lost")).contains(r#"progress: "lost" is unknown"#));
+        assert!(problem(&record().to_json().replace(r#""nvidia","#, "7,")).contains("expected a string, got 7"));
+        assert!(problem("{}").contains("schema"));
+        assert!(problem("").contains("EOF"));
+    }
+}

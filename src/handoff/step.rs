@@ -1,0 +1,98 @@
+//! One step of a handoff: what it asks of the kernel and how to see that it holds.
+
+use crate::gpu::inventory::attribute;
+use crate::gpu::nodes;
+use crate::sys::{Action, Kernel};
+use std::fmt;
+
+const REMOVE_ID: &str = "/sys/bus/pci/drivers/vfio-pci/remove_id";
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    Load { module: String },
+    Unload { module: String },
+    /// None clears the override.
+    Override { address: String, driver: Option<String> },
+    Unbind { address: String, driver: String },
+    /// Lets the kernel bind the function to the driver that its override names.
+    Probe { address: String, driver: String },
+    /// Takes one dynamic id from vfio-pci, as often as it is there.
+    RemoveId { vendor: u16, device: u16 },
+    /// Makes the NVIDIA driver's device nodes that are missing or wrong.
+    MakeNodes,
+}
+
+impl Step {
+    /// What to ask of the kernel, in order.
+    pub fn actions(&self, kernel: &dyn Kernel) -> Vec<Action> {
+        let write = |path: String, data: &str| vec![Action::Write { path, data: data.to_string() }];
+        match self {
+            Step::Load { module } => vec![Action::Load { module: module.clone() }],
+            Step::Unload { module } => vec![Action::Unload { module: module.clone() }],
+            // Only a newline clears: an empty write(2) never reaches the kernel.
+            Step::Override { address, driver } => {
+                write(attribute(address, "driver_override"), driver.as_deref().unwrap_or("\n"))
+            }
+            Step::Unbind { address, driver } => write(format!("/sys/bus/pci/drivers/{driver}/unbind"), address),
+            Step::Probe { address, .. } => write("/sys/bus/pci/drivers_probe".to_string(), address),
+            Step::RemoveId { vendor, device } => {
+                write(REMOVE_ID.to_string(), &format!("{vendor:04x} {device:04x}"))
+            }
+            Step::MakeNodes => nodes::missing(kernel).into_iter().map(Action::MakeNode).collect(),
+        }
+    }
+
+    /// Whether the machine is as this step wants it: before the step a reason to skip it, after it the proof.
+    pub fn holds(&self, kernel: &dyn Kernel) -> bool {
+        let driver_of = |address: &str| kernel.link_name(&attribute(address, "driver")).ok();
+        match self {
+            Step::Load { module } => kernel.exists(&format!("/sys/module/{module}")),
+            Step::Unload { module } => !kernel.exists(&format!("/sys/module/{module}")),
+            Step::Override { address, driver } => {
+                let now = kernel.text(&attribute(address, "driver_override")).unwrap_or_default();
+                match driver {
+                    Some(driver) => now == *driver,
+                    None => now.is_empty() || now == "(null)",
+                }
+            }
+            Step::Unbind { address, .. } => driver_of(address).is_none(),
+            Step::Probe { address, driver } => driver_of(address).as_deref() == Some(driver),
+            // The kernel has no list of dynamic ids: asking to remove one is how to see that there is none.
+            Step::RemoveId { .. } => !kernel.exists(REMOVE_ID),
+            Step::MakeNodes => nodes::missing(kernel).is_empty(),
+        }
+    }
+
+    /// Neighbours with the same verb are told in one go: `unload nvidia_uvm nvidia`.
+    pub fn verb(&self) -> String {
+        match self {
+            Step::Load { .. } => "load".to_string(),
+            Step::Unload { .. } => "unload".to_string(),
+            Step::Override { driver: Some(driver), .. } => format!("driver_override={driver}"),
+            Step::Override { driver: None, .. } => "clear driver_override".to_string(),
+            Step::Unbind { driver, .. } => format!("unbind from {driver}"),
+            Step::Probe { driver, .. } => format!("bind to {driver}"),
+            Step::RemoveId { .. } => "remove_id".to_string(),
+            Step::MakeNodes => "device nodes".to_string(),
+        }
+    }
+
+    /// What the verb is about; nothing when the verb says it all.
+    pub fn object(&self) -> String {
+        match self {
+            Step::Load { module } | Step::Unload { module } => module.clone(),
+            Step::Override { address, .. } | Step::Unbind { address, .. } | Step::Probe { address, .. } => {
+                address.clone()
+            }
+            Step::RemoveId { vendor, device } => format!("{vendor:04x}:{device:04x}"),
+            Step::MakeNodes => String::new(),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (verb, object) = (self.verb(), self.object());
+        if object.is_empty() { f.write_str(&verb) } else { write!(f, "{verb} {object}") }
+    }
+}

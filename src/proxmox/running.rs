@@ -1,0 +1,21 @@
+//! Whether a VM runs, or Proxmox is busy with it, read from what Proxmox leaves in `/run`.
+
+use crate::sys::{Kernel, flock_is_held};
+
+/// The PID of a VM's QEMU. A pid file can outlive its process, so the command line must name that pid file
+/// (PVE::QemuServer::Helpers::vm_running_locally).
+pub fn qemu_pid(kernel: &dyn Kernel, vmid: u32) -> Option<i32> {
+    let file = format!("/run/qemu-server/{vmid}.pid");
+    let pid: i32 = kernel.text(&file)?.trim().parse().ok()?;
+    let command_line = kernel.read(&format!("/proc/{pid}/cmdline")).ok()?;
+    let names_it = command_line.split(|b| *b == 0).any(|argument| {
+        let argument = String::from_utf8_lossy(argument);
+        argument == file || argument == format!("/var{file}")
+    });
+    names_it.then_some(pid)
+}
+
+/// Whether Proxmox holds the guest's lock: it is starting, stopping or changing it right now.
+pub fn is_locked(kernel: &dyn Kernel, vmid: u32) -> bool {
+    flock_is_held(kernel, &format!("/var/lock/qemu-server/lock-{vmid}.conf"))
+}

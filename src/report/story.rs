@@ -1,0 +1,73 @@
+//! The story of a handoff, line by line as it happens, on standard error and in syslog.
+//!
+//! Proxmox copies a hook's standard error into the task log. Standard output stays empty: Proxmox shows both streams
+//! but does not keep their order.
+
+use once_cell::unsync::OnceCell;
+use std::io::Write;
+use std::time::Duration;
+use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
+
+const NAME: &str = "gpu-handoff";
+
+pub struct Story {
+    /// Opened by the first line, so that a run without one costs nothing. None without a syslog daemon.
+    syslog: OnceCell<Option<std::cell::RefCell<Logger<LoggerBackend, Formatter3164>>>>,
+    to_syslog: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Severity {
+    Info,
+    Warning,
+    Error,
+}
+
+impl Story {
+    pub fn new(to_syslog: bool) -> Story {
+        Story { syslog: OnceCell::new(), to_syslog }
+    }
+
+    pub fn say(&self, text: &str) {
+        self.line(Severity::Info, text);
+    }
+
+    pub fn warn(&self, text: &str) {
+        self.line(Severity::Warning, &format!("warning: {text}"));
+    }
+
+    pub fn error(&self, text: &str) {
+        self.line(Severity::Error, &format!("error: {text}"));
+    }
+
+    /// One phase of a handoff, columns aligned with its neighbours.
+    pub fn phase(&self, name: &str, took: Duration, what: &str) {
+        self.say(&format!("  {name:<9} {:>6} ms  {what}", took.as_millis()));
+    }
+
+    fn line(&self, severity: Severity, text: &str) {
+        // Nobody reading is no reason to stop half-way.
+        let _ = writeln!(std::io::stderr(), "{NAME}: {text}");
+        if !self.to_syslog {
+            return;
+        }
+        if let Some(logger) = self.syslog.get_or_init(open_syslog) {
+            let mut logger = logger.borrow_mut();
+            let _ = match severity {
+                Severity::Info => logger.info(text),
+                Severity::Warning => logger.warning(text),
+                Severity::Error => logger.err(text),
+            };
+        }
+    }
+}
+
+fn open_syslog() -> Option<std::cell::RefCell<Logger<LoggerBackend, Formatter3164>>> {
+    let formatter = Formatter3164 {
+        facility: Facility::LOG_DAEMON,
+        hostname: None,
+        process: NAME.to_string(),
+        pid: std::process::id(),
+    };
+    syslog::unix(formatter).ok().map(std::cell::RefCell::new)
+}

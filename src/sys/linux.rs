@@ -1,0 +1,179 @@
+//! The kernel this program runs on, or a tree of files that stands for one (`GPU_HANDOFF_ROOT`).
+
+use super::{ActError, Action, DeviceNumber, Kernel, Node, OpenDevice, expendable};
+use nix::libc;
+use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub struct Linux {
+    root: PathBuf,
+    begin: Instant,
+}
+
+impl Linux {
+    /// `/`, or the tree that `GPU_HANDOFF_ROOT` names.
+    pub fn from_environment() -> Linux {
+        match std::env::var_os("GPU_HANDOFF_ROOT") {
+            Some(root) if !root.is_empty() => Linux::at(PathBuf::from(root)),
+            _ => Linux::at(PathBuf::from("/")),
+        }
+    }
+
+    pub fn at(root: PathBuf) -> Linux {
+        Linux { root, begin: Instant::now() }
+    }
+
+    /// False for a tree of files: then no system call that changes the machine is made.
+    pub fn is_real(&self) -> bool {
+        self.root == Path::new("/")
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    fn modprobe(&self) -> Option<PathBuf> {
+        ["/usr/sbin/modprobe", "/sbin/modprobe"].iter().map(|p| self.path(p)).find(|p| p.exists())
+    }
+
+    fn only_when_real(&self, what: &str) -> Result<(), ActError> {
+        if self.is_real() {
+            return Ok(());
+        }
+        Err(ActError::Program(format!("{what}: not done under GPU_HANDOFF_ROOT")))
+    }
+}
+
+impl Kernel for Linux {
+    fn read(&self, path: &str) -> io::Result<Vec<u8>> {
+        fs::read(self.path(path))
+    }
+
+    fn link_name(&self, path: &str) -> io::Result<String> {
+        let target = fs::read_link(self.path(path))?;
+        let name = target.file_name().ok_or(io::ErrorKind::InvalidData)?;
+        Ok(name.to_string_lossy().into_owned())
+    }
+
+    fn list(&self, path: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.path(path)) else { return Vec::new() };
+        let mut names: Vec<String> =
+            entries.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned())).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn exists(&self, path: &str) -> bool {
+        self.path(path).exists()
+    }
+
+    fn device_number(&self, path: &str) -> io::Result<DeviceNumber> {
+        let meta = fs::metadata(self.path(path))?;
+        if !meta.file_type().is_char_device() {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        }
+        Ok(number(meta.rdev()))
+    }
+
+    fn file_id(&self, path: &str) -> io::Result<(DeviceNumber, u64)> {
+        let meta = fs::metadata(self.path(path))?;
+        Ok((number(meta.dev()), meta.ino()))
+    }
+
+    fn vfio_group_busy(&self, group: u32) -> bool {
+        let open = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(self.path(&format!("/dev/vfio/{group}")));
+        matches!(open, Err(error) if error.raw_os_error() == Some(libc::EBUSY))
+    }
+
+    fn open_devices(&self) -> Vec<OpenDevice> {
+        let mut found = Vec::new();
+        for name in self.list("/proc") {
+            let Ok(pid) = name.parse::<i32>() else { continue };
+            // A process that ended meanwhile, or that we may not look into, has nothing to list.
+            let Ok(descriptors) = fs::read_dir(self.path(&format!("/proc/{pid}/fd"))) else { continue };
+            let before = found.len();
+            for entry in descriptors.flatten() {
+                // Following the link: its text is that of the process's own namespace.
+                let Ok(meta) = fs::metadata(entry.path()) else { continue };
+                if meta.file_type().is_char_device() {
+                    let device = OpenDevice { pid, number: number(meta.rdev()) };
+                    if !found[before..].contains(&device) {
+                        found.push(device);
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError> {
+        match action {
+            Action::Write { path, data } => {
+                let path = self.path(path);
+                expendable::in_child(limit, || write_attribute(&path, data))
+            }
+            Action::Load { module } => match self.modprobe() {
+                Some(program) => expendable::program(&program, &["--", module], limit),
+                None => Err(ActError::Program("modprobe is not installed".to_string())),
+            },
+            Action::Unload { module } => {
+                self.only_when_real("unloading a module")?;
+                expendable::in_child(limit, || unload(module))
+            }
+            Action::MakeNode(node) => {
+                self.only_when_real("making a device node")?;
+                make_node(&self.path(&node.path), node).map_err(ActError::Os)
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.begin.elapsed()
+    }
+
+    fn unix_time(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+    }
+
+    fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
+}
+
+/// Never creates: a missing attribute must stay an error, also in a tree of files.
+fn write_attribute(path: &Path, data: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).truncate(true).open(path)?;
+    // One write(2): sysfs takes each as a whole value.
+    let written = file.write(data.as_bytes())?;
+    if written == data.len() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EIO)) }
+}
+
+fn unload(module: &str) -> io::Result<()> {
+    let name = std::ffi::CString::new(module)?;
+    nix::kmod::delete_module(&name, nix::kmod::DeleteModuleFlags::O_NONBLOCK)?;
+    Ok(())
+}
+
+/// Made beside the final name and renamed, so that nobody finds the path without a node or with a wrong mode.
+fn make_node(path: &Path, node: &Node) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".gpu-handoff");
+    let beside = PathBuf::from(beside);
+    let _ = fs::remove_file(&beside);
+    mknod(&beside, SFlag::S_IFCHR, Mode::empty(), makedev(node.number.major, node.number.minor))?;
+    std::os::unix::fs::chown(&beside, Some(node.uid), Some(node.gid))?;
+    fs::set_permissions(&beside, fs::Permissions::from_mode(node.mode))?;
+    fs::rename(&beside, path)
+}
+
+fn number(device: u64) -> DeviceNumber {
+    DeviceNumber { major: major(device), minor: minor(device) }
+}

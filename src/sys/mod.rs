@@ -1,0 +1,132 @@
+//! The only place that changes the machine or holds `unsafe`.
+//!
+//! Everything else sees the machine through [`Kernel`]: it reads what it likes and changes something only by
+//! handing over an [`Action`] with a time limit. Tests put a simulated kernel in its place.
+
+mod expendable;
+mod held;
+mod linux;
+mod lock;
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+pub use held::flock_is_held;
+pub use linux::Linux;
+pub use lock::Lock;
+
+/// One change to the machine. Each may block in the kernel, so each is carried out under a time limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// One `write(2)` to an attribute that exists.
+    Write { path: String, data: String },
+    /// `modprobe MODULE`, so that the administrator's options, softdeps and install rules count.
+    Load { module: String },
+    /// `delete_module(2)` with `O_NONBLOCK`: it never waits, a module in use is `EWOULDBLOCK`.
+    Unload { module: String },
+    /// A character device node with this number, mode and owner, in the place of whatever was there.
+    MakeNode(Node),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    pub path: String,
+    pub number: DeviceNumber,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// Major and minor of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceNumber {
+    pub major: u64,
+    pub minor: u64,
+}
+
+impl fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+impl std::str::FromStr for DeviceNumber {
+    type Err = ();
+
+    /// As sysfs writes it in `dev` attributes: `226:0`.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (major, minor) = text.trim().split_once(':').ok_or(())?;
+        Ok(DeviceNumber { major: major.parse().map_err(|_| ())?, minor: minor.parse().map_err(|_| ())? })
+    }
+}
+
+/// Why an [`Action`] was not done.
+#[derive(Debug)]
+pub enum ActError {
+    /// The kernel said no.
+    Os(io::Error),
+    /// A helper program said no, in these words.
+    Program(String),
+    /// It took too long and was ended; nothing of it runs on.
+    TimedOut,
+    /// It took too long and cannot be ended: this process is still in the kernel.
+    Stuck { pid: i32 },
+}
+
+impl fmt::Display for ActError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            ActError::Os(error) => write!(f, "{error}"),
+            ActError::Program(text) => f.write_str(text),
+            ActError::TimedOut => f.write_str("took too long and was ended"),
+            ActError::Stuck { pid } => write!(f, "never came back (PID {pid} is stuck in the kernel)"),
+        }
+    }
+}
+
+impl ActError {
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            ActError::Os(error) => error.raw_os_error(),
+            _ => None,
+        }
+    }
+}
+
+/// One device node that a process has open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenDevice {
+    pub pid: i32,
+    pub number: DeviceNumber,
+}
+
+/// The machine. Paths are absolute, as in `/sys/bus/pci/devices`; [`Linux`] puts `GPU_HANDOFF_ROOT` before them.
+pub trait Kernel {
+    fn read(&self, path: &str) -> io::Result<Vec<u8>>;
+    /// The last component of a symbolic link's target: how sysfs names a device's driver, group or module.
+    fn link_name(&self, path: &str) -> io::Result<String>;
+    /// The names in a directory, sorted; none when there is no such directory.
+    fn list(&self, path: &str) -> Vec<String>;
+    fn exists(&self, path: &str) -> bool;
+    /// The device number of a node, or an error when there is no device node at that path.
+    fn device_number(&self, path: &str) -> io::Result<DeviceNumber>;
+    /// Device and inode number of a file, without opening it: how `/proc/locks` names it.
+    fn file_id(&self, path: &str) -> io::Result<(DeviceNumber, u64)>;
+    /// Whether opening this vfio group says that somebody has it (`EBUSY`).
+    fn vfio_group_busy(&self, group: u32) -> bool;
+    /// Every character device that any process has open, in all namespaces. Needs root to see all of them.
+    fn open_devices(&self) -> Vec<OpenDevice>;
+    fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError>;
+    /// Time that passes and is never set back.
+    fn now(&self) -> Duration;
+    /// Seconds since 1970, UTC.
+    fn unix_time(&self) -> u64;
+    fn sleep(&self, time: Duration);
+
+    /// The attribute's text without the newline at its end; none when it cannot be read.
+    fn text(&self, path: &str) -> Option<String> {
+        let bytes = self.read(path).ok()?;
+        Some(String::from_utf8_lossy(&bytes).trim_end().to_string())
+    }
+}
