@@ -2,7 +2,7 @@
 //!
 //! The folder is `tests/fixtures/vectors`, or the one that the environment variable VECTORS names.
 
-use gpu_handoff::proxmox::{mapping, vm};
+use gpu_handoff::proxmox::{ct, mapping, vm};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,6 +20,11 @@ const KINDS: &[Kind] = &[
         folder: "vm",
         ending: "conf",
         read: read_vm,
+    },
+    Kind {
+        folder: "ct",
+        ending: "conf",
+        read: read_ct,
     },
     Kind {
         folder: "mapping",
@@ -190,6 +195,37 @@ fn read_vm(bytes: &[u8]) -> Outcome {
         ]),
         complete: false,
         warnings: Some(config.warnings.len()),
+    }
+}
+
+fn read_ct(bytes: &[u8]) -> Outcome {
+    let config = ct::parse(bytes);
+    let dev = config.dev.iter().map(|(digits, dev)| {
+        let device = dev.device.as_ref();
+        let value = json!({
+            "raw": dev.raw,
+            "valid": device.is_some(),
+            "path": device.map(|device| &device.path),
+            "mode": device.and_then(|device| device.mode.as_ref()),
+            "uid": device.and_then(|device| device.uid),
+            "gid": device.and_then(|device| device.gid),
+            "deny_write": device.is_some_and(|device| device.deny_write),
+        });
+        (digits.clone(), value)
+    });
+    Outcome {
+        fields: fields([
+            ("dev", Value::Object(dev.collect())),
+            ("devices_allow", config.devices_allow().collect()),
+            ("mount_entries", config.mount_entries().collect()),
+            ("raw_lxc_in_order", json!(config.raw_lxc)),
+            ("unprivileged", json!(config.unprivileged)),
+            ("template", json!(config.template)),
+            ("lock", json!(config.lock)),
+            ("hookscript", json!(config.hookscript)),
+        ]),
+        complete: false,
+        warnings: None,
     }
 }
 

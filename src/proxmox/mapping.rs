@@ -3,7 +3,7 @@
 
 use super::pci_id::{is_hex, slot_len};
 use super::perl;
-use super::property::{self, Key, Kind, Values};
+use super::property::{self, Key, Kind, is_config_id};
 use std::collections::BTreeMap;
 
 /// Mapping name, then node name, then that node's entries in file order: alternatives, of which
@@ -41,7 +41,7 @@ pub fn parse(bytes: &[u8]) -> Mappings {
     while let Some(line) = lines.next() {
         let Some(name) = header(line) else { continue };
         let section = lines.by_ref().take_while(|line| !ends_section(line));
-        if !is_name(name) {
+        if !is_config_id(name) {
             section.for_each(drop);
             continue;
         }
@@ -83,7 +83,7 @@ fn entry(value: &[u8]) -> Option<(String, Entry)> {
     if value.contains(&b'\r') {
         return None;
     }
-    let map: Values = property::parse(MAP, value).ok()?;
+    let map = property::parse(MAP, value).ok()?;
     let entry = Entry {
         path: map.text("path")?,
         id: map.text("id")?,
@@ -117,13 +117,6 @@ fn property(line: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
         None => Some((text, None)),
         Some(end) => Some((&text[..end], Some(perl::trim_start(&text[end..])))),
     }
-}
-
-/// `pve-configid` in `PVE::JSONSchema`: how mappings may be named.
-pub(super) fn is_name(name: &[u8]) -> bool {
-    matches!(name, [first, rest @ ..] if first.is_ascii_alphabetic()
-        && !rest.is_empty()
-        && rest.iter().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(byte)))
 }
 
 /// `PVE::JSONSchema::pve_verify_node_name`.
@@ -212,7 +205,7 @@ mod tests {
         let seed = b"gpu-a\n\tmap id=10de:2684,iommugroup=14,node=pve1,path=0000:01:00.0\n\tmdev 1\n\ngpu-b\n";
         noise::mutations(seed, |bytes| {
             for (name, nodes) in parse(bytes) {
-                assert!(is_name(name.as_bytes()));
+                assert!(is_config_id(name.as_bytes()));
                 assert!(!nodes.is_empty() && nodes.values().all(|entries| !entries.is_empty()));
             }
         });

@@ -152,6 +152,17 @@ pub fn boolean(value: &[u8]) -> Option<bool> {
     }
 }
 
+/// `pve-configid`: how mappings may be named.
+pub fn is_config_id(name: &[u8]) -> bool {
+    match name {
+        [first, rest @ ..] => {
+            let in_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-".contains(byte);
+            first.is_ascii_alphabetic() && !rest.is_empty() && rest.iter().all(in_name)
+        }
+        [] => false,
+    }
+}
+
 /// `PVE::JSONSchema::is_integer`: of any length, so what does not fit is the nearest that does.
 fn integer(value: &[u8]) -> Option<i64> {
     let (negative, digits) = match value {
@@ -227,6 +238,16 @@ mod tests {
             assert!(parse(SCHEMA, string.as_bytes()).is_err(), "{string}");
         }
         assert_eq!(host("host==a=b").as_deref(), Some("=a=b"));
+    }
+
+    #[test]
+    fn config_ids() {
+        for good in ["ab", "A-", "a_", "z0-9_Z"] {
+            assert!(is_config_id(good.as_bytes()), "{good}");
+        }
+        for bad in ["", "a", "3a", "-a", "_a", "a.b", "a b", "é1"] {
+            assert!(!is_config_id(bad.as_bytes()), "{bad}");
+        }
     }
 
     #[test]

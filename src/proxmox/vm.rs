@@ -3,9 +3,8 @@
 //! Only the current VM counts: pending changes and snapshots describe other ones.
 
 use super::pci_id::PciId;
-use super::perl::{self, quoted};
 use super::property::{self, Key, Kind};
-use super::{guest, mapping};
+use super::{guest, perl, perl::quoted};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 
@@ -47,7 +46,7 @@ pub enum Driver {
 
 const HOSTPCI: &[Key] = &[
     Key::new("host", Kind::Text(is_id_list)).bare(),
-    Key::new("mapping", Kind::Text(mapping::is_name)),
+    Key::new("mapping", Kind::Text(property::is_config_id)),
     Key::new(
         "driver",
         Kind::Text(|value| matches!(value, b"vfio" | b"keep")),
