@@ -1,1 +1,16 @@
 //! What Proxmox VE wrote down: guest configurations and resource mappings. Pure parsers, as lenient as Proxmox's own.
+//!
+//! They work on bytes, because Proxmox does: a file need not be UTF-8, and what Perl's `\s` or `.`
+//! matches in one decides which lines count. Where a rule comes from is named by its Perl function.
+
+pub mod ct;
+pub mod mapping;
+pub mod pci_id;
+pub mod property;
+pub mod vm;
+
+mod guest;
+mod perl;
+
+#[cfg(test)]
+mod noise;

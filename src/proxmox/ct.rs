@@ -1,0 +1,293 @@
+//! Container configurations (`/etc/pve/lxc/ID.conf`), read as `PVE::LXC::Config::parse_pct_config` reads them.
+//!
+//! Less is refused than for VMs: a plain line is kept whatever its value. Only `lxc.*` lines are
+//! dropped, when LXC (as far as Proxmox knows it) has no such setting.
+
+use super::property::{self, Key, Kind};
+use super::{guest, perl};
+use std::collections::BTreeMap;
+
+/// The settings of a container that matter for giving it a GPU.
+#[derive(Debug, Default, PartialEq)]
+pub struct CtConfig {
+    /// `devN` lines by the digits as written, of which there may be any number.
+    pub dev: BTreeMap<String, Dev>,
+    /// The `lxc.*` lines that are kept, as key and value, in file order.
+    pub raw_lxc: Vec<(String, String)>,
+    pub unprivileged: bool,
+    pub template: bool,
+    pub lock: Option<String>,
+    pub hookscript: Option<String>,
+}
+
+/// One `devN` line.
+#[derive(Debug, PartialEq)]
+pub struct Dev {
+    pub raw: String,
+    /// `None` if it cannot be read, and then Proxmox refuses to start the container.
+    pub device: Option<Device>,
+}
+
+/// A device node of the host that the container gets too.
+#[derive(Debug, PartialEq)]
+pub struct Device {
+    pub path: String,
+    /// Octal, as written.
+    pub mode: Option<String>,
+    pub uid: Option<i64>,
+    pub gid: Option<i64>,
+    pub deny_write: bool,
+}
+
+const DEV: &[Key] = &[
+    Key::new("path", Kind::Text(is_device_path)).bare(),
+    Key::new("mode", Kind::Text(is_mode)),
+    Key::new("uid", Kind::Integer { minimum: 0 }),
+    Key::new("gid", Kind::Integer { minimum: 0 }),
+    Key::new("deny-write", Kind::Boolean),
+];
+
+/// Reads what is written; never fails.
+pub fn parse(bytes: &[u8]) -> CtConfig {
+    let mut config = CtConfig::default();
+    for (_, line) in perl::lines(bytes).take_while(|(_, line)| !is_section_header(line)) {
+        if let Some((key, value)) = raw_lxc(line) {
+            if is_lxc_key(key) {
+                config.raw_lxc.push((perl::text(key), perl::text(value)));
+            }
+        } else if !guest::is_snapstate(line) {
+            config.read(line);
+        }
+    }
+    config
+}
+
+impl CtConfig {
+    pub fn devices_allow(&self) -> impl Iterator<Item = &str> {
+        self.raw_values("lxc.cgroup2.devices.allow")
+    }
+
+    pub fn mount_entries(&self) -> impl Iterator<Item = &str> {
+        self.raw_values("lxc.mount.entry")
+    }
+
+    fn raw_values(&self, key: &str) -> impl Iterator<Item = &str> {
+        self.raw_lxc
+            .iter()
+            .filter(move |(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// The last line with a key counts, also if its value is refused.
+    fn read(&mut self, line: &[u8]) {
+        let Some(colon) = line.iter().position(|&byte| byte == b':') else {
+            return;
+        };
+        let Some(value) = guest::value(&line[colon + 1..]) else {
+            return;
+        };
+        // A refused value stays as text, and Perl takes all text but 0 for true.
+        let is_set = property::boolean(value) != Some(false);
+        match &line[..colon] {
+            b"unprivileged" => self.unprivileged = is_set,
+            b"template" => self.template = is_set,
+            b"lock" => self.lock = Some(perl::text(value)),
+            b"hookscript" => self.hookscript = Some(perl::text(value)),
+            [b'd', b'e', b'v', digits @ ..] if is_number(digits) => {
+                let dev = Dev {
+                    raw: perl::text(value),
+                    device: Device::parse(value),
+                };
+                self.dev.insert(perl::text(digits), dev);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Device {
+    fn parse(value: &[u8]) -> Option<Device> {
+        let options = property::parse(DEV, value).ok()?;
+        Some(Device {
+            path: options.text("path")?,
+            mode: options.text("mode"),
+            uid: options.integer("uid"),
+            gid: options.integer("gid"),
+            deny_write: options.boolean("deny-write").unwrap_or(false),
+        })
+    }
+}
+
+/// `[pve:pending]` or a snapshot's name. Unlike in a VM's configuration, after any other `[…]` the
+/// section goes on.
+fn is_section_header(line: &[u8]) -> bool {
+    let Some(name) = line
+        .strip_prefix(b"[")
+        .and_then(|line| perl::trim_end(line).strip_suffix(b"]"))
+    else {
+        return false;
+    };
+    name.eq_ignore_ascii_case(b"pve:pending") || property::is_config_id(name)
+}
+
+/// `^(lxc\.[a-z0-9_\-\.]+)(:|\s*=)\s*(.*?)\s*$`: key and value, which may be empty.
+fn raw_lxc(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    const START: &[u8] = b"lxc.";
+    let name = line.strip_prefix(START)?;
+    let in_key = |byte: &&u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.');
+    let (key, rest) = line.split_at(START.len() + name.iter().take_while(in_key).count());
+    let value = rest
+        .strip_prefix(b":")
+        .or_else(|| perl::trim_start(rest).strip_prefix(b"="))?;
+    (key.len() > START.len()).then(|| (key, perl::trim(value)))
+}
+
+fn is_number(digits: &[u8]) -> bool {
+    !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)
+}
+
+/// `verify_lxc_dev_string`: below /dev and staying there.
+fn is_device_path(path: &[u8]) -> bool {
+    path.starts_with(b"/dev/")
+        && !path
+            .split(|&byte| byte == b'/')
+            .any(|part| matches!(part, b"." | b".."))
+}
+
+fn is_mode(mode: &[u8]) -> bool {
+    matches!(mode, [b'0', digits @ ..] if digits.len() == 3 && digits.iter().all(|byte| (b'0'..=b'7').contains(byte)))
+}
+
+/// Whether Proxmox keeps a raw line with this key (`is_valid_lxc_conf_key`). It keeps
+/// `lxc.environment.runtime` too, but not with the others.
+fn is_lxc_key(key: &[u8]) -> bool {
+    let Some(key) = key.strip_prefix(b"lxc.") else {
+        return false;
+    };
+    FAMILIES
+        .iter()
+        .any(|family| key.starts_with(family.as_bytes()))
+        || KEYS
+            .iter()
+            .chain(OLD_KEYS)
+            .any(|known| key == known.as_bytes())
+}
+
+const FAMILIES: [&str; 5] = ["cgroup2.", "cgroup.", "prlimit.", "limit.", "net."];
+
+#[rustfmt::skip]
+const KEYS: &[&str] = &[
+        "apparmor.allow_incomplete", "apparmor.allow_nesting", "apparmor.profile", "apparmor.raw",
+        "arch", "autodev", "cap.drop", "cap.keep", "console.logfile", "console.path", "devtty.dir",
+        "environment", "environment.hooks", "group", "hook.autodev", "hook.clone", "hook.destroy",
+        "hook.mount", "hook.post-stop", "hook.pre-mount", "hook.pre-start", "hook.start", "hook.stop",
+        "hook.version", "idmap", "include", "init.cmd", "init.cwd", "init.gid", "init.groups",
+        "init.uid", "kmsg", "log.file", "log.level", "mount.auto", "mount.entry", "mount.fstab",
+        "pty.max", "rootfs.mount", "seccomp.notify.cookie", "seccomp.notify.proxy", "seccomp.profile",
+        "selinux.context", "signal.halt", "signal.reboot", "signal.stop", "start.auto", "start.delay",
+        "start.order", "sysctl.fs.mqueue", "sysctl.kernel.msgmax", "sysctl.kernel.msgmnb", "sysctl.kernel.msgmni",
+        "sysctl.kernel.sem", "sysctl.kernel.shm_rmid_forced", "sysctl.kernel.shmall", "sysctl.kernel.shmmax",
+        "sysctl.kernel.shmmni", "tty.max", "uts.name",
+];
+
+/// As LXC called them before 3.0: Proxmox warns about these.
+#[rustfmt::skip]
+const OLD_KEYS: &[&str] = &[
+        "aa_allow_incomplete", "aa_profile", "console", "devttydir", "haltsignal", "id_map",
+        "init_cmd", "logfile", "loglevel", "mount", "network.flags", "network.hwaddr", "network.ipv4",
+        "network.ipv4.gateway", "network.ipv6", "network.ipv6.gateway", "network.link", "network.mtu",
+        "network.name", "network.script.down", "network.script.up", "network.type", "pts", "rebootsignal",
+        "se_context", "seccomp", "stopsignal", "tty", "utsname",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxmox::noise;
+
+    #[test]
+    fn only_pending_and_snapshots_end_the_main_section() {
+        for header in ["[pve:pending]", "[PVE:Pending]\r", "[pending]", "[a-1] "] {
+            assert!(
+                !parse(format!("{header}\ntemplate: 1").as_bytes()).template,
+                "{header}"
+            );
+        }
+        for line in [
+            "[a]",
+            "[2024]",
+            "[a b]",
+            "[pve:pending ]",
+            " [snap]",
+            "[snap] x",
+            "[special:x]",
+        ] {
+            assert!(
+                parse(format!("{line}\ntemplate: 1").as_bytes()).template,
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn raw_lines_come_with_either_separator() {
+        let key = b"lxc.mount.entry".as_slice();
+        for line in [
+            "lxc.mount.entry:x",
+            "lxc.mount.entry \t=  x\r",
+            "lxc.mount.entry=x",
+        ] {
+            assert_eq!(
+                raw_lxc(line.as_bytes()),
+                Some((key, b"x".as_slice())),
+                "{line}"
+            );
+        }
+        assert_eq!(
+            raw_lxc(b"lxc.mount.entry:= x"),
+            Some((key, b"= x".as_slice()))
+        );
+        for line in [
+            "lxc.mount.entry : x",
+            "lxc.:x",
+            "lxc.Mount.entry: x",
+            "lxc.mount.entry x",
+            " lxc.mount.entry: x",
+        ] {
+            assert_eq!(raw_lxc(line.as_bytes()), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn refused_values_are_kept() {
+        let config =
+            parse(b"unprivileged: maybe\ntemplate: 00\nlock: \"x\"\nhookscript: /x\ndev007: x\n");
+        assert!(config.unprivileged && config.template);
+        assert_eq!(config.lock.as_deref(), Some("\"x\""));
+        assert_eq!(config.hookscript.as_deref(), Some("/x"));
+        assert_eq!(
+            config.dev["007"],
+            Dev {
+                raw: "x".into(),
+                device: None
+            }
+        );
+    }
+
+    #[test]
+    fn survives_any_bytes() {
+        let seed = b"dev0: /dev/nvidia0,gid=44,mode=0660\nlxc.mount.entry = /a b none bind\nlock: x\n[pve:pending]\n";
+        noise::mutations(seed, |bytes| {
+            let config = parse(bytes);
+            assert!(
+                config
+                    .raw_lxc
+                    .iter()
+                    .all(|(key, _)| is_lxc_key(key.as_bytes()))
+            );
+            for device in config.dev.values().filter_map(|dev| dev.device.as_ref()) {
+                assert!(device.path.starts_with("/dev/") && !device.path.contains("/../"));
+            }
+        });
+    }
+}

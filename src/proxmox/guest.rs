@@ -1,0 +1,75 @@
+//! What the configurations of VMs and containers have in common.
+
+use super::perl;
+
+/// The value of a `key: value` line, given what follows the colon: `\s*(.+?)\s*$`.
+///
+/// The expression wants one character at least, so of a value of blanks the last blank remains.
+pub fn value(after_colon: &[u8]) -> Option<&[u8]> {
+    match perl::trim(after_colon) {
+        b"" => after_colon.last_chunk::<1>().map(|blank| &blank[..]),
+        value => Some(value),
+    }
+}
+
+/// Whether Proxmox takes this line as the state of a snapshot operation, whatever its key is: it
+/// looks for `snapstate:\s*(prepare|delete)\s*$` anywhere, and drops the result for the main section.
+pub fn is_snapstate(line: &[u8]) -> bool {
+    let line = perl::trim_end(line);
+    [b"prepare".as_slice(), b"delete"]
+        .iter()
+        .filter_map(|state| line.strip_suffix(*state))
+        .any(|rest| perl::trim_end(rest).ends_with(b"snapstate:"))
+}
+
+/// `PVE::Storage::Plugin::parse_volume_id`: `STORAGE:VOLUME`.
+pub fn is_volume_id(value: &[u8]) -> bool {
+    let Some(colon) = value.iter().position(|&byte| byte == b':') else {
+        return false;
+    };
+    let (storage, volume) = (&value[..colon], &value[colon + 1..]);
+    match storage {
+        [first, middle @ .., last] => {
+            first.is_ascii_alphabetic()
+                && middle
+                    .iter()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+                && last.is_ascii_alphanumeric()
+                && !volume.is_empty()
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_of_blanks_keeps_the_last_one() {
+        assert_eq!(value(b""), None);
+        assert_eq!(value(b" \t"), Some(b"\t".as_slice()));
+        assert_eq!(value(b"  x y\r"), Some(b"x y".as_slice()));
+    }
+
+    #[test]
+    fn snapstate_counts_at_the_end_of_any_line() {
+        assert!(is_snapstate(b"lock: snapstate:\tdelete \r"));
+        assert!(is_snapstate(b"xsnapstate:prepare"));
+        assert!(!is_snapstate(b"snapstate: deleted"));
+        assert!(!is_snapstate(b"snapstate : delete"));
+        assert!(!is_snapstate(b"snapstate: Delete"));
+    }
+
+    #[test]
+    fn volume_ids() {
+        for good in ["local:snippets/a", "LOCAL:x", "a.-_b: ", "ab::"] {
+            assert!(is_volume_id(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "", "local", "local:", "l:x", "1a:x", "a-:x", "a b:x", "/a:x", ":x",
+        ] {
+            assert!(!is_volume_id(bad.as_bytes()), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! PCI addresses as people write them in guest configurations and mappings.
+
+/// A device (slot), or one function of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PciId {
+    /// Domain, bus and device as the kernel names them: `0000:01:00`.
+    pub slot: String,
+    /// `None` means every function of the device.
+    pub function: Option<u8>,
+}
+
+impl PciId {
+    /// Reads an id the way Proxmox does (`$PCIRE` in `PVE::QemuServer::PCI`): lowercase, the domain
+    /// may be left out and may be longer than four digits (`10000:e1:00.0`), so may the function.
+    ///
+    /// A missing domain is `0000` (`PVE::SysFSTools::normalize_pci_id`); otherwise nothing is
+    /// normalised, so an id that no device can have, such as `00000:01:00`, simply matches none.
+    pub fn parse(id: &str) -> Option<PciId> {
+        let function = match id.as_bytes().get(slot_len(id.as_bytes())?..)? {
+            [] => None,
+            [b'.', digit] if is_hex(digit) => char::from(*digit).to_digit(16),
+            _ => return None,
+        };
+        let slot = id.split('.').next()?;
+        let domain = if slot.len() == "01:00".len() {
+            "0000:"
+        } else {
+            ""
+        };
+        Some(PciId {
+            slot: format!("{domain}{slot}"),
+            function: function.and_then(|digit| u8::try_from(digit).ok()),
+        })
+    }
+}
+
+/// The length of the `[DOMAIN:]BUS:DEVICE` that the text begins with.
+pub(super) fn slot_len(text: &[u8]) -> Option<usize> {
+    let digits = |from: usize| text[from..].iter().take_while(|byte| is_hex(byte)).count();
+    let domain = match digits(0) {
+        n @ 4.. if text.get(n) == Some(&b':') => n + 1,
+        _ => 0,
+    };
+    match &text[domain..] {
+        [a, b, b':', c, d, ..] if [a, b, c, d].into_iter().all(is_hex) => Some(domain + 5),
+        _ => None,
+    }
+}
+
+pub(super) fn is_hex(byte: &u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'f')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(slot: &str, function: Option<u8>) -> Option<PciId> {
+        Some(PciId {
+            slot: slot.into(),
+            function,
+        })
+    }
+
+    #[test]
+    fn reads_every_form() {
+        assert_eq!(PciId::parse("01:00"), id("0000:01:00", None));
+        assert_eq!(PciId::parse("01:00.1"), id("0000:01:00", Some(1)));
+        assert_eq!(PciId::parse("000a:b1:1f.f"), id("000a:b1:1f", Some(15)));
+        assert_eq!(PciId::parse("10000:e1:00.0"), id("10000:e1:00", Some(0)));
+    }
+
+    #[test]
+    fn refuses_what_proxmox_refuses() {
+        for bad in [
+            "",
+            "01",
+            "01:00.",
+            "01:00.00",
+            "01:00:0",
+            "1:00.0",
+            "001:01:00.0",
+            ":01:00.0",
+            "0000:01:0",
+            "0000:0A:00.0",
+            "01:00.A",
+            " 01:00",
+            "01:00 ",
+            "01:00\n",
+            "0000:0000:01:00",
+            "01:00é",
+        ] {
+            assert_eq!(PciId::parse(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! VM configurations (`/etc/pve/qemu-server/ID.conf`), read as `PVE::QemuServer::parse_vm_config` reads them.
+//!
+//! Only the current VM counts: pending changes and snapshots describe other ones.
+
+use super::pci_id::PciId;
+use super::property::{self, Key, Kind};
+use super::{guest, perl, perl::quoted};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+
+/// The settings of a VM that matter for handing it a GPU.
+#[derive(Debug, Default, PartialEq)]
+pub struct VmConfig {
+    /// By the number of the `hostpciN` line.
+    pub hostpci: BTreeMap<u32, Hostpci>,
+    /// Why Proxmox keeps others off this VM. Empty, which to Proxmox is not locked, if written as `""`.
+    pub lock: Option<String>,
+    pub hookscript: Option<String>,
+    pub template: bool,
+    /// Lines that look like one of the above but that Proxmox drops. Other complaints are left to it.
+    pub warnings: Vec<String>,
+}
+
+/// What one `hostpciN` line passes through. Proxmox accepts neither and both of `ids` and `mapping`
+/// here and refuses them when the VM starts.
+#[derive(Debug, PartialEq)]
+pub struct Hostpci {
+    pub raw: String,
+    /// Addresses as written; all of them are passed through together.
+    pub ids: Vec<String>,
+    /// Name of a cluster-wide resource mapping.
+    pub mapping: Option<String>,
+    pub driver: Driver,
+    /// Type of the mediated device to create on the addressed one.
+    pub mdev: Option<String>,
+}
+
+/// What Proxmox does to the device before QEMU gets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// Binds it to vfio-pci and resets it.
+    Vfio,
+    /// Nothing: it is left on the driver it has.
+    Keep,
+}
+
+const HOSTPCI: &[Key] = &[
+    Key::new("host", Kind::Text(is_id_list)).bare(),
+    Key::new("mapping", Kind::Text(property::is_config_id)),
+    Key::new(
+        "driver",
+        Kind::Text(|value| matches!(value, b"vfio" | b"keep")),
+    ),
+    Key::new(
+        "mdev",
+        Kind::Text(|value| !value.iter().any(|byte| b"/.:".contains(byte))),
+    ),
+    Key::new("romfile", Kind::Text(|value| !value.contains(&b';'))),
+    Key::new("rombar", Kind::Boolean),
+    Key::new("pcie", Kind::Boolean),
+    Key::new("x-vga", Kind::Boolean),
+    Key::new("legacy-igd", Kind::Boolean),
+    Key::new("vendor-id", Kind::Text(is_hex_id)),
+    Key::new("device-id", Kind::Text(is_hex_id)),
+    Key::new("sub-vendor-id", Kind::Text(is_hex_id)),
+    Key::new("sub-device-id", Kind::Text(is_hex_id)),
+];
+
+/// Reads what is written; never fails, as Proxmox starts a VM whose configuration it can read in part.
+pub fn parse(bytes: &[u8]) -> VmConfig {
+    let mut config = VmConfig::default();
+    for (number, line) in perl::lines(bytes).take_while(|(_, line)| !is_section_header(line)) {
+        if looks_like_ours(line)
+            && let Err(reason) = config.read(line)
+        {
+            config.warnings.push(format!(
+                "line {number} {} is ignored: {reason:#}",
+                quoted(line)
+            ));
+        }
+    }
+    config
+}
+
+impl VmConfig {
+    /// A line that is refused leaves an earlier one with the same key in force.
+    fn read(&mut self, line: &[u8]) -> Result<()> {
+        if guest::is_snapstate(line) {
+            return Ok(());
+        }
+        let colon = line
+            .iter()
+            .position(|&byte| byte == b':')
+            .context("there is no ':'")?;
+        let value = guest::value(&line[colon + 1..]).context("there is no value")?;
+        ensure!(!value.contains(&b'\r'), "there is a carriage return in it");
+
+        match &line[..colon] {
+            b"lock" => self.lock = Some(perl::text(unquote(value))),
+            b"hookscript" => {
+                ensure!(
+                    guest::is_volume_id(value),
+                    "a hookscript is STORAGE:snippets/NAME"
+                );
+                self.hookscript = Some(perl::text(value));
+            }
+            b"template" => {
+                self.template = property::boolean(value).context("it is neither yes nor no")?
+            }
+            key => {
+                let index = hostpci_index(key)
+                    .with_context(|| format!("there is no setting {}", quoted(key)))?;
+                self.hostpci.insert(index, Hostpci::parse(value)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Hostpci {
+    fn parse(value: &[u8]) -> Result<Hostpci> {
+        let options = property::parse(HOSTPCI, value)?;
+        Ok(Hostpci {
+            raw: perl::text(value),
+            ids: options
+                .text("host")
+                .map_or_else(Vec::new, |ids| ids.split(';').map(String::from).collect()),
+            mapping: options.text("mapping"),
+            driver: match options.get("driver") {
+                Some(b"keep") => Driver::Keep,
+                _ => Driver::Vfio,
+            },
+            mdev: options.text("mdev"),
+        })
+    }
+
+    pub fn addresses(&self) -> impl Iterator<Item = PciId> {
+        self.ids.iter().filter_map(|id| PciId::parse(id))
+    }
+}
+
+/// Tells our lines, and those that were probably meant to be, from the many others. These cost nothing
+/// more, since most VMs have no GPU and should not pay for being asked.
+fn looks_like_ours(line: &[u8]) -> bool {
+    const OURS: [&[u8]; 4] = [b"hostpci", b"lock", b"hookscript", b"template"];
+    const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+    let line = perl::trim_start(line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line));
+    OURS.iter().any(|start| {
+        line.get(..start.len())
+            .is_some_and(|text| text.eq_ignore_ascii_case(start))
+    })
+}
+
+/// Any `[…]`, also of a name that Proxmox does not know: it then skips what follows.
+fn is_section_header(line: &[u8]) -> bool {
+    line.first() == Some(&b'[')
+        && perl::trim_end(line)
+            .strip_suffix(b"]")
+            .is_some_and(|inside| !inside.contains(&b']'))
+}
+
+/// `hostpci0` to `hostpci15` (`$MAX_HOSTPCI_DEVICES`), without leading zeros: Proxmox knows each by its name.
+fn hostpci_index(key: &[u8]) -> Option<u32> {
+    match key.strip_prefix(b"hostpci")? {
+        [digit @ b'0'..=b'9'] => Some(u32::from(digit - b'0')),
+        [b'1', digit @ b'0'..=b'5'] => Some(10 + u32::from(digit - b'0')),
+        _ => None,
+    }
+}
+
+fn unquote(value: &[u8]) -> &[u8] {
+    match value {
+        [b'"', inside @ .., b'"'] => inside,
+        _ => value,
+    }
+}
+
+fn is_id_list(value: &[u8]) -> bool {
+    std::str::from_utf8(value)
+        .is_ok_and(|value| value.split(';').all(|id| PciId::parse(id).is_some()))
+}
+
+fn is_hex_id(value: &[u8]) -> bool {
+    matches!(value, [b'0', b'x', digits @ ..] if digits.len() == 4 && digits.iter().all(u8::is_ascii_hexdigit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxmox::{noise, pci_id};
+
+    fn ids(config: &str) -> Vec<String> {
+        parse(config.as_bytes())
+            .hostpci
+            .into_values()
+            .flat_map(|line| line.ids)
+            .collect()
+    }
+
+    #[test]
+    fn a_refused_line_leaves_the_earlier_one() {
+        let config = parse(b"hostpci0: 01:00\nhostpci0: 0X:00\nlock: backup\nlock:\ntemplate: 1\ntemplate: maybe\n");
+        assert_eq!(config.hostpci[&0].ids, ["01:00"]);
+        assert_eq!(config.lock.as_deref(), Some("backup"));
+        assert!(config.template);
+        assert_eq!(config.warnings.len(), 3);
+        assert_eq!(
+            config.warnings[0],
+            "line 2 'hostpci0: 0X:00' is ignored: option 'host' cannot be '0X:00'"
+        );
+    }
+
+    #[test]
+    fn any_closed_bracket_ends_the_main_section() {
+        for header in ["[PENDING]", "[]", "[a b]\t\r", "[special:x]", "[\r]"] {
+            assert!(
+                ids(&format!("{header}\nhostpci0: 01:00\n")).is_empty(),
+                "{header}"
+            );
+        }
+        for line in [
+            "[snap]]", "[[snap]]", "[snap", " [snap]", "[snap] x", "[]]", "#[snap]",
+        ] {
+            assert_eq!(
+                ids(&format!("{line}\nhostpci0: 01:00\n")),
+                ["01:00"],
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn keys_are_known_by_their_exact_name() {
+        for key in [
+            "hostpci",
+            "hostpci16",
+            "hostpci00",
+            "hostpci01",
+            "Hostpci0",
+            "hostpci0 ",
+            " hostpci0",
+            "hostpci٣",
+        ] {
+            assert!(ids(&format!("{key}: 01:00\n")).is_empty(), "{key}");
+        }
+        assert_eq!(ids("hostpci15:01:00"), ["01:00"]);
+    }
+
+    #[test]
+    fn a_carriage_return_counts_as_a_blank_only_at_the_ends() {
+        assert_eq!(ids("hostpci0:\r01:00\r\n"), ["01:00"]);
+        assert!(parse(b"hostpci0: mdev=a\rb\n").hostpci.is_empty());
+        assert!(parse(b"hostpci0: \r\n").hostpci.is_empty());
+        assert_eq!(parse(b"hostpci0: \r \n").hostpci[&0].raw, " ");
+    }
+
+    #[test]
+    fn quotes_belong_to_a_lock_only() {
+        assert_eq!(parse(b"lock: \"\"").lock.as_deref(), Some(""));
+        assert_eq!(parse(b"lock: \"").lock.as_deref(), Some("\""));
+        assert!(ids("hostpci0: \"01:00\"").is_empty());
+    }
+
+    #[test]
+    fn a_snapstate_at_the_end_makes_a_line_disappear_silently() {
+        let config = parse(b"hostpci0: romfile=snapstate:delete\nlock snapstate: prepare\n");
+        assert_eq!(config, VmConfig::default());
+    }
+
+    #[test]
+    fn survives_any_bytes() {
+        let seed = b"hostpci0: pcie=1,0000:01:00.0;01:00.1,mdev=x\r\nlock: \"a\"\nhookscript: local:a\n[s]\n";
+        noise::mutations(seed, |bytes| {
+            let config = parse(bytes);
+            for id in config.hostpci.values().flat_map(|line| &line.ids) {
+                assert!(
+                    id.bytes()
+                        .all(|byte| pci_id::is_hex(&byte) || b":.".contains(&byte)),
+                    "{id}"
+                );
+            }
+            for line in config.hostpci.values() {
+                assert_eq!(line.addresses().count(), line.ids.len());
+            }
+            assert!(config.hostpci.keys().all(|&index| index < 16));
+        });
+    }
+}
