@@ -16,21 +16,9 @@ struct Kind {
 }
 
 const KINDS: &[Kind] = &[
-    Kind {
-        folder: "vm",
-        ending: "conf",
-        read: read_vm,
-    },
-    Kind {
-        folder: "ct",
-        ending: "conf",
-        read: read_ct,
-    },
-    Kind {
-        folder: "mapping",
-        ending: "cfg",
-        read: read_mapping,
-    },
+    Kind { folder: "vm", ending: "conf", read: read_vm },
+    Kind { folder: "ct", ending: "conf", read: read_ct },
+    Kind { folder: "mapping", ending: "cfg", read: read_mapping },
 ];
 
 /// What we made of a file.
@@ -44,20 +32,12 @@ struct Outcome {
 }
 
 fn main() -> ExitCode {
-    let root = env::var_os("VECTORS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vectors"),
-        PathBuf::from,
-    );
+    let root = env::var_os("VECTORS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vectors"), PathBuf::from);
     let (mut checked, mut failed) = (0, 0);
     for kind in KINDS {
         let tally = kind.check(&root.join(kind.folder));
-        println!(
-            "vectors: {} {} files checked, {} disagree{}",
-            kind.folder,
-            tally.files,
-            tally.failed,
-            tally.note()
-        );
+        println!("vectors: {} {} files checked, {} disagree{}", kind.folder, tally.files, tally.failed, tally.note());
         checked += tally.files;
         failed += tally.failed;
     }
@@ -65,15 +45,8 @@ fn main() -> ExitCode {
         println!("vectors: no file found in {}", root.display());
         failed += 1;
     }
-    println!(
-        "vectors: {} passed, {failed} failed",
-        checked.saturating_sub(failed)
-    );
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    println!("vectors: {} passed, {failed} failed", checked.saturating_sub(failed));
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 #[derive(Default)]
@@ -89,10 +62,7 @@ impl Tally {
     fn note(&self) -> String {
         match self.warnings_counted {
             0 => String::new(),
-            counted => format!(
-                " (as many warnings as Proxmox in {} of {counted})",
-                self.warnings_agree
-            ),
+            counted => format!(" (as many warnings as Proxmox in {} of {counted})", self.warnings_agree),
         }
     }
 }
@@ -111,9 +81,7 @@ impl Kind {
         };
         for input in inputs {
             tally.files += 1;
-            let complaints = self
-                .check_file(&input, &mut tally)
-                .unwrap_or_else(|error| vec![error]);
+            let complaints = self.check_file(&input, &mut tally).unwrap_or_else(|error| vec![error]);
             tally.failed += usize::from(!complaints.is_empty());
             for complaint in complaints {
                 println!("{}: {complaint}", input.display());
@@ -126,10 +94,7 @@ impl Kind {
         let mut inputs = Vec::new();
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == self.ending)
-            {
+            if path.extension().is_some_and(|extension| extension == self.ending) {
                 inputs.push(path);
             }
         }
@@ -142,9 +107,7 @@ impl Kind {
         let expectation = input.with_extension("json");
         let expected = fs::read(&expectation)
             .map_err(|error| error.to_string())
-            .and_then(|bytes| {
-                serde_json::from_slice::<Map<_, _>>(&bytes).map_err(|error| error.to_string())
-            })
+            .and_then(|bytes| serde_json::from_slice::<Map<_, _>>(&bytes).map_err(|error| error.to_string()))
             .map_err(|error| format!("{}: {error}", expectation.display()))?;
 
         let got = (self.read)(&bytes);
@@ -158,9 +121,7 @@ impl Kind {
 
 impl Outcome {
     fn differences(&self, expected: &Map<String, Value>) -> Vec<String> {
-        let unknown = expected
-            .keys()
-            .filter(|field| self.complete && !self.fields.contains_key(*field));
+        let unknown = expected.keys().filter(|field| self.complete && !self.fields.contains_key(*field));
         self.fields
             .keys()
             .chain(unknown)
@@ -236,21 +197,12 @@ fn read_mapping(bytes: &[u8]) -> Outcome {
         })
     };
     let mappings = mapping::parse(bytes).into_iter().map(|(name, nodes)| {
-        let nodes = nodes
-            .into_iter()
-            .map(|(node, entries)| (node, entries.into_iter().map(entry).collect::<Value>()));
+        let nodes = nodes.into_iter().map(|(node, entries)| (node, entries.into_iter().map(entry).collect::<Value>()));
         (name, Value::Object(nodes.collect()))
     });
-    Outcome {
-        fields: mappings.collect(),
-        complete: true,
-        warnings: None,
-    }
+    Outcome { fields: mappings.collect(), complete: true, warnings: None }
 }
 
 fn fields<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
-    fields
-        .map(|(name, value)| (name.to_string(), value))
-        .into_iter()
-        .collect()
+    fields.map(|(name, value)| (name.to_string(), value)).into_iter().collect()
 }

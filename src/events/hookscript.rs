@@ -8,7 +8,7 @@ use crate::gpu::Slot;
 use crate::handoff::record::Owner;
 use crate::proxmox::mapping;
 use crate::proxmox::pci_id::PciId;
-use crate::proxmox::vm::{self, Driver, VmConfig};
+use crate::proxmox::vm::{self, Driver, Hostpci, VmConfig};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use std::io::ErrorKind;
@@ -36,7 +36,7 @@ fn pre_start(app: &App, vmid: u32) -> Result<()> {
         // A record from an earlier start, when the configuration still had the GPU.
         return if app.store.has_record(&owner) { home(app, &owner) } else { Ok(()) };
     }
-    let listed: Vec<PciId> = config.addresses().collect();
+    let listed: Vec<PciId> = config.hostpci.values().flat_map(Hostpci::addresses).collect();
     let config = app.config_for_hook();
     app.handoff(&config).leave(&owner, &slots, &|address| listed.iter().any(|id| covers(id, address)))
 }

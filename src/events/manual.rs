@@ -72,7 +72,9 @@ fn choose(kernel: &dyn Kernel, named: Option<&str>) -> Result<String> {
     let slot = inventory::Slot::read(kernel, address)
         .ok_or_else(|| Stop::refused(format!("there is no device in slot {address}; lspci -D shows what there is")))?;
     if !slot.is_nvidia_gpu() {
-        return Err(Stop::refused(format!("slot {address} has no NVIDIA GPU; gpu-handoff --status shows those there are")));
+        return Err(Stop::refused(format!(
+            "slot {address} has no NVIDIA GPU; gpu-handoff --status shows those there are"
+        )));
     }
     Ok(slot.address)
 }

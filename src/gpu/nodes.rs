@@ -17,13 +17,7 @@ pub fn missing(kernel: &dyn Kernel) -> Vec<Node> {
     wanted(kernel)
         .into_iter()
         .filter(|(path, number)| kernel.device_number(path).ok() != Some(*number))
-        .map(|(path, number)| Node {
-            path,
-            number,
-            mode: permission.mode,
-            uid: permission.uid,
-            gid: permission.gid,
-        })
+        .map(|(path, number)| Node { path, number, mode: permission.mode, uid: permission.uid, gid: permission.gid })
         .collect()
 }
 

@@ -34,18 +34,12 @@ pub enum Availability {
 }
 
 /// The modules of a GPU's driver and who else needs them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GpuDriver {
     /// The driver's module and its holders, holders first; a holder that is not known is the error.
     pub unload_order: Result<Vec<String>, String>,
     /// Functions outside the slots that have this driver.
     pub elsewhere: Vec<String>,
-}
-
-impl Default for Availability {
-    fn default() -> Availability {
-        Availability::Missing
-    }
 }
 
 impl Facts {

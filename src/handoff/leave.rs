@@ -66,7 +66,8 @@ impl Handoff<'_> {
 
     fn read_slots(&self, addresses: &[String]) -> Result<Vec<Slot>> {
         let read = |address: &String| {
-            Slot::read(self.kernel, address).ok_or_else(|| Stop::refused(format!("there is no device in slot {address}")))
+            Slot::read(self.kernel, address)
+                .ok_or_else(|| Stop::refused(format!("there is no device in slot {address}")))
         };
         addresses.iter().map(read).collect()
     }

@@ -9,15 +9,31 @@ const REMOVE_ID: &str = "/sys/bus/pci/drivers/vfio-pci/remove_id";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    Load { module: String },
-    Unload { module: String },
+    Load {
+        module: String,
+    },
+    Unload {
+        module: String,
+    },
     /// None clears the override.
-    Override { address: String, driver: Option<String> },
-    Unbind { address: String, driver: String },
+    Override {
+        address: String,
+        driver: Option<String>,
+    },
+    Unbind {
+        address: String,
+        driver: String,
+    },
     /// Lets the kernel bind the function to the driver that its override names.
-    Probe { address: String, driver: String },
+    Probe {
+        address: String,
+        driver: String,
+    },
     /// Takes one dynamic id from vfio-pci, as often as it is there.
-    RemoveId { vendor: u16, device: u16 },
+    RemoveId {
+        vendor: u16,
+        device: u16,
+    },
     /// Makes the NVIDIA driver's device nodes that are missing or wrong.
     MakeNodes,
 }
@@ -35,9 +51,7 @@ impl Step {
             }
             Step::Unbind { address, driver } => write(format!("/sys/bus/pci/drivers/{driver}/unbind"), address),
             Step::Probe { address, .. } => write("/sys/bus/pci/drivers_probe".to_string(), address),
-            Step::RemoveId { vendor, device } => {
-                write(REMOVE_ID.to_string(), &format!("{vendor:04x} {device:04x}"))
-            }
+            Step::RemoveId { vendor, device } => write(REMOVE_ID.to_string(), &format!("{vendor:04x} {device:04x}")),
             Step::MakeNodes => nodes::missing(kernel).into_iter().map(Action::MakeNode).collect(),
         }
     }

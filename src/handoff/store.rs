@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub const DIRECTORY: &str = "/run/gpu-handoff";
-const LOCK: &str = "lock";
+pub const LOCK: &str = "lock";
 
 /// Reads by anybody.
 #[derive(Debug, Clone)]

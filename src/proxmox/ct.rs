@@ -72,10 +72,7 @@ impl CtConfig {
     }
 
     fn raw_values(&self, key: &str) -> impl Iterator<Item = &str> {
-        self.raw_lxc
-            .iter()
-            .filter(move |(name, _)| name == key)
-            .map(|(_, value)| value.as_str())
+        self.raw_lxc.iter().filter(move |(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
     /// The last line with a key counts, also if its value is refused.
@@ -94,10 +91,7 @@ impl CtConfig {
             b"lock" => self.lock = Some(perl::text(value)),
             b"hookscript" => self.hookscript = Some(perl::text(value)),
             [b'd', b'e', b'v', digits @ ..] if is_number(digits) => {
-                let dev = Dev {
-                    raw: perl::text(value),
-                    device: Device::parse(value),
-                };
+                let dev = Dev { raw: perl::text(value), device: Device::parse(value) };
                 self.dev.insert(perl::text(digits), dev);
             }
             _ => {}
@@ -121,10 +115,7 @@ impl Device {
 /// `[pve:pending]` or a snapshot's name. Unlike in a VM's configuration, after any other `[…]` the
 /// section goes on.
 fn is_section_header(line: &[u8]) -> bool {
-    let Some(name) = line
-        .strip_prefix(b"[")
-        .and_then(|line| perl::trim_end(line).strip_suffix(b"]"))
-    else {
+    let Some(name) = line.strip_prefix(b"[").and_then(|line| perl::trim_end(line).strip_suffix(b"]")) else {
         return false;
     };
     name.eq_ignore_ascii_case(b"pve:pending") || property::is_config_id(name)
@@ -136,9 +127,7 @@ fn raw_lxc(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let name = line.strip_prefix(START)?;
     let in_key = |byte: &&u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.');
     let (key, rest) = line.split_at(START.len() + name.iter().take_while(in_key).count());
-    let value = rest
-        .strip_prefix(b":")
-        .or_else(|| perl::trim_start(rest).strip_prefix(b"="))?;
+    let value = rest.strip_prefix(b":").or_else(|| perl::trim_start(rest).strip_prefix(b"="))?;
     (key.len() > START.len()).then(|| (key, perl::trim(value)))
 }
 
@@ -148,10 +137,7 @@ fn is_number(digits: &[u8]) -> bool {
 
 /// `verify_lxc_dev_string`: below /dev and staying there.
 fn is_device_path(path: &[u8]) -> bool {
-    path.starts_with(b"/dev/")
-        && !path
-            .split(|&byte| byte == b'/')
-            .any(|part| matches!(part, b"." | b".."))
+    path.starts_with(b"/dev/") && !path.split(|&byte| byte == b'/').any(|part| matches!(part, b"." | b".."))
 }
 
 fn is_mode(mode: &[u8]) -> bool {
@@ -164,13 +150,8 @@ fn is_lxc_key(key: &[u8]) -> bool {
     let Some(key) = key.strip_prefix(b"lxc.") else {
         return false;
     };
-    FAMILIES
-        .iter()
-        .any(|family| key.starts_with(family.as_bytes()))
-        || KEYS
-            .iter()
-            .chain(OLD_KEYS)
-            .any(|known| key == known.as_bytes())
+    FAMILIES.iter().any(|family| key.starts_with(family.as_bytes()))
+        || KEYS.iter().chain(OLD_KEYS).any(|known| key == known.as_bytes())
 }
 
 const FAMILIES: [&str; 5] = ["cgroup2.", "cgroup.", "prlimit.", "limit.", "net."];
@@ -208,70 +189,33 @@ mod tests {
     #[test]
     fn only_pending_and_snapshots_end_the_main_section() {
         for header in ["[pve:pending]", "[PVE:Pending]\r", "[pending]", "[a-1] "] {
-            assert!(
-                !parse(format!("{header}\ntemplate: 1").as_bytes()).template,
-                "{header}"
-            );
+            assert!(!parse(format!("{header}\ntemplate: 1").as_bytes()).template, "{header}");
         }
-        for line in [
-            "[a]",
-            "[2024]",
-            "[a b]",
-            "[pve:pending ]",
-            " [snap]",
-            "[snap] x",
-            "[special:x]",
-        ] {
-            assert!(
-                parse(format!("{line}\ntemplate: 1").as_bytes()).template,
-                "{line}"
-            );
+        for line in ["[a]", "[2024]", "[a b]", "[pve:pending ]", " [snap]", "[snap] x", "[special:x]"] {
+            assert!(parse(format!("{line}\ntemplate: 1").as_bytes()).template, "{line}");
         }
     }
 
     #[test]
     fn raw_lines_come_with_either_separator() {
         let key = b"lxc.mount.entry".as_slice();
-        for line in [
-            "lxc.mount.entry:x",
-            "lxc.mount.entry \t=  x\r",
-            "lxc.mount.entry=x",
-        ] {
-            assert_eq!(
-                raw_lxc(line.as_bytes()),
-                Some((key, b"x".as_slice())),
-                "{line}"
-            );
+        for line in ["lxc.mount.entry:x", "lxc.mount.entry \t=  x\r", "lxc.mount.entry=x"] {
+            assert_eq!(raw_lxc(line.as_bytes()), Some((key, b"x".as_slice())), "{line}");
         }
-        assert_eq!(
-            raw_lxc(b"lxc.mount.entry:= x"),
-            Some((key, b"= x".as_slice()))
-        );
-        for line in [
-            "lxc.mount.entry : x",
-            "lxc.:x",
-            "lxc.Mount.entry: x",
-            "lxc.mount.entry x",
-            " lxc.mount.entry: x",
-        ] {
+        assert_eq!(raw_lxc(b"lxc.mount.entry:= x"), Some((key, b"= x".as_slice())));
+        for line in ["lxc.mount.entry : x", "lxc.:x", "lxc.Mount.entry: x", "lxc.mount.entry x", " lxc.mount.entry: x"]
+        {
             assert_eq!(raw_lxc(line.as_bytes()), None, "{line}");
         }
     }
 
     #[test]
     fn refused_values_are_kept() {
-        let config =
-            parse(b"unprivileged: maybe\ntemplate: 00\nlock: \"x\"\nhookscript: /x\ndev007: x\n");
+        let config = parse(b"unprivileged: maybe\ntemplate: 00\nlock: \"x\"\nhookscript: /x\ndev007: x\n");
         assert!(config.unprivileged && config.template);
         assert_eq!(config.lock.as_deref(), Some("\"x\""));
         assert_eq!(config.hookscript.as_deref(), Some("/x"));
-        assert_eq!(
-            config.dev["007"],
-            Dev {
-                raw: "x".into(),
-                device: None
-            }
-        );
+        assert_eq!(config.dev["007"], Dev { raw: "x".into(), device: None });
     }
 
     #[test]
@@ -279,12 +223,7 @@ mod tests {
         let seed = b"dev0: /dev/nvidia0,gid=44,mode=0660\nlxc.mount.entry = /a b none bind\nlock: x\n[pve:pending]\n";
         noise::mutations(seed, |bytes| {
             let config = parse(bytes);
-            assert!(
-                config
-                    .raw_lxc
-                    .iter()
-                    .all(|(key, _)| is_lxc_key(key.as_bytes()))
-            );
+            assert!(config.raw_lxc.iter().all(|(key, _)| is_lxc_key(key.as_bytes())));
             for device in config.dev.values().filter_map(|dev| dev.device.as_ref()) {
                 assert!(device.path.starts_with("/dev/") && !device.path.contains("/../"));
             }

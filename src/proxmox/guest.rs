@@ -31,9 +31,7 @@ pub fn is_volume_id(value: &[u8]) -> bool {
     match storage {
         [first, middle @ .., last] => {
             first.is_ascii_alphabetic()
-                && middle
-                    .iter()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+                && middle.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
                 && last.is_ascii_alphanumeric()
                 && !volume.is_empty()
         }
@@ -66,9 +64,7 @@ mod tests {
         for good in ["local:snippets/a", "LOCAL:x", "a.-_b: ", "ab::"] {
             assert!(is_volume_id(good.as_bytes()), "{good}");
         }
-        for bad in [
-            "", "local", "local:", "l:x", "1a:x", "a-:x", "a b:x", "/a:x", ":x",
-        ] {
+        for bad in ["", "local", "local:", "l:x", "1a:x", "a-:x", "a b:x", "/a:x", ":x"] {
             assert!(!is_volume_id(bad.as_bytes()), "{bad}");
         }
     }

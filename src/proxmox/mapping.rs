@@ -34,9 +34,7 @@ const MAP: &[Key] = &[
 /// Reads what is written; what Proxmox would warn about and drop is dropped.
 pub fn parse(bytes: &[u8]) -> Mappings {
     let mut mappings = Mappings::new();
-    let mut lines = perl::lines(bytes)
-        .map(|(_, line)| line)
-        .filter(|line| !perl::trim_start(line).starts_with(b"#"));
+    let mut lines = perl::lines(bytes).map(|(_, line)| line).filter(|line| !perl::trim_start(line).starts_with(b"#"));
 
     while let Some(line) = lines.next() {
         let Some(name) = header(line) else { continue };
@@ -84,12 +82,8 @@ fn entry(value: &[u8]) -> Option<(String, Entry)> {
         return None;
     }
     let map = property::parse(MAP, value).ok()?;
-    let entry = Entry {
-        path: map.text("path")?,
-        id: map.text("id")?,
-        iommugroup: map.integer("iommugroup"),
-        mdev: false,
-    };
+    let entry =
+        Entry { path: map.text("path")?, id: map.text("id")?, iommugroup: map.integer("iommugroup"), mdev: false };
     Some((map.text("node")?, entry))
 }
 
@@ -124,9 +118,7 @@ fn is_node_name(name: &[u8]) -> bool {
     let ends_well = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
     ends_well(name.first())
         && ends_well(name.last())
-        && name
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
+        && name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
 }
 
 fn is_device_id(id: &[u8]) -> bool {

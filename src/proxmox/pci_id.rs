@@ -22,15 +22,8 @@ impl PciId {
             _ => return None,
         };
         let slot = id.split('.').next()?;
-        let domain = if slot.len() == "01:00".len() {
-            "0000:"
-        } else {
-            ""
-        };
-        Some(PciId {
-            slot: format!("{domain}{slot}"),
-            function: function.and_then(|digit| u8::try_from(digit).ok()),
-        })
+        let domain = if slot.len() == "01:00".len() { "0000:" } else { "" };
+        Some(PciId { slot: format!("{domain}{slot}"), function: function.and_then(|digit| u8::try_from(digit).ok()) })
     }
 }
 
@@ -56,10 +49,7 @@ mod tests {
     use super::*;
 
     fn id(slot: &str, function: Option<u8>) -> Option<PciId> {
-        Some(PciId {
-            slot: slot.into(),
-            function,
-        })
+        Some(PciId { slot: slot.into(), function })
     }
 
     #[test]

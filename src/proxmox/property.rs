@@ -27,12 +27,7 @@ pub enum Kind {
 
 impl Key {
     pub const fn new(name: &'static str, kind: Kind) -> Key {
-        Key {
-            name,
-            kind,
-            bare: false,
-            required: false,
-        }
+        Key { name, kind, bare: false, required: false }
     }
 
     /// Makes this the key that may be left out, in any position of the string.
@@ -41,10 +36,7 @@ impl Key {
     }
 
     pub const fn required(self) -> Key {
-        Key {
-            required: true,
-            ..self
-        }
+        Key { required: true, ..self }
     }
 
     fn accepts(&self, value: &[u8]) -> bool {
@@ -62,10 +54,7 @@ pub struct Values<'a>(Vec<(&'static str, &'a [u8])>);
 
 impl<'a> Values<'a> {
     pub fn get(&self, name: &str) -> Option<&'a [u8]> {
-        self.0
-            .iter()
-            .find(|(key, _)| *key == name)
-            .map(|&(_, value)| value)
+        self.0.iter().find(|(key, _)| *key == name).map(|&(_, value)| value)
     }
 
     pub fn text(&self, name: &str) -> Option<String> {
@@ -94,12 +83,7 @@ pub fn parse<'a>(schema: &[Key], string: &'a [u8]) -> Result<Values<'a>> {
             None => {
                 let key = schema.iter().find(|key| key.bare);
                 let key = key.with_context(|| format!("{} is no KEY=VALUE", quoted(part)))?;
-                ensure!(
-                    !bare_seen,
-                    "{} and another value both stand for '{}'",
-                    quoted(part),
-                    key.name
-                );
+                ensure!(!bare_seen, "{} and another value both stand for '{}'", quoted(part), key.name);
                 bare_seen = true;
                 // Perl asks whether the earlier value is true, and the text 0 is not.
                 values.0.retain(|&entry| entry != (key.name, b"0"));
@@ -107,23 +91,12 @@ pub fn parse<'a>(schema: &[Key], string: &'a [u8]) -> Result<Values<'a>> {
             }
             Some(equals) => {
                 let (name, value) = (&part[..equals], &part[equals + 1..]);
-                ensure!(
-                    !name.is_empty() && !value.is_empty(),
-                    "{} is no KEY=VALUE",
-                    quoted(part)
-                );
+                ensure!(!name.is_empty() && !value.is_empty(), "{} is no KEY=VALUE", quoted(part));
                 let key = schema.iter().find(|key| key.name.as_bytes() == name);
-                (
-                    key.with_context(|| format!("there is no option {}", quoted(name)))?,
-                    value,
-                )
+                (key.with_context(|| format!("there is no option {}", quoted(name)))?, value)
             }
         };
-        ensure!(
-            values.get(key.name).is_none(),
-            "option '{}' is given twice",
-            key.name
-        );
+        ensure!(values.get(key.name).is_none(), "option '{}' is given twice", key.name);
         values.0.push((key.name, value));
     }
 
@@ -176,11 +149,7 @@ fn integer(value: &[u8]) -> Option<i64> {
     digits.iter().try_fold(0i64, |number, digit| {
         let digit = i64::from(char::from(*digit).to_digit(10)?);
         let number = number.saturating_mul(10);
-        Some(if negative {
-            number.saturating_sub(digit)
-        } else {
-            number.saturating_add(digit)
-        })
+        Some(if negative { number.saturating_sub(digit) } else { number.saturating_add(digit) })
     })
 }
 
@@ -200,14 +169,7 @@ mod tests {
 
     #[test]
     fn the_bare_value_may_stand_anywhere_but_once() {
-        for string in [
-            "x",
-            "flag=1,x",
-            "x,flag=off",
-            "n=1,x,flag=On",
-            ",x,, \t,",
-            "host=x",
-        ] {
+        for string in ["x", "flag=1,x", "x,flag=off", "n=1,x,flag=On", ",x,, \t,", "host=x"] {
             assert_eq!(host(string).as_deref(), Some("x"), "{string}");
         }
         for string in ["x,y", "x,host=y", "host=x,y", "host=x,host=x"] {
@@ -231,10 +193,9 @@ mod tests {
 
     #[test]
     fn keys_and_values_are_taken_literally() {
-        for string in [
-            "flag =1", "flag= 1", " flag=1", "flag=", "=1", "=", "FLAG=1", "flag=2", "other=1",
-            "n=1.0", "n=-1",
-        ] {
+        for string in
+            ["flag =1", "flag= 1", " flag=1", "flag=", "=1", "=", "FLAG=1", "flag=2", "other=1", "n=1.0", "n=-1"]
+        {
             assert!(parse(SCHEMA, string.as_bytes()).is_err(), "{string}");
         }
         assert_eq!(host("host==a=b").as_deref(), Some("=a=b"));
@@ -252,25 +213,10 @@ mod tests {
 
     #[test]
     fn integers() {
-        for (text, number) in [
-            ("+44", 44),
-            ("0044", 44),
-            ("-0", 0),
-            ("99999999999999999999", i64::MAX),
-        ] {
+        for (text, number) in [("+44", 44), ("0044", 44), ("-0", 0), ("99999999999999999999", i64::MAX)] {
             assert_eq!(integer(text.as_bytes()), Some(number), "{text}");
         }
-        for text in [
-            "",
-            "+",
-            "-",
-            "1.5",
-            "1e3",
-            "0x1",
-            " 1",
-            "--1",
-            "9223372036854775808x",
-        ] {
+        for text in ["", "+", "-", "1.5", "1e3", "0x1", " 1", "--1", "9223372036854775808x"] {
             assert_eq!(integer(text.as_bytes()), None, "{text}");
         }
     }

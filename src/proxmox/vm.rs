@@ -47,14 +47,8 @@ pub enum Driver {
 const HOSTPCI: &[Key] = &[
     Key::new("host", Kind::Text(is_id_list)).bare(),
     Key::new("mapping", Kind::Text(property::is_config_id)),
-    Key::new(
-        "driver",
-        Kind::Text(|value| matches!(value, b"vfio" | b"keep")),
-    ),
-    Key::new(
-        "mdev",
-        Kind::Text(|value| !value.iter().any(|byte| b"/.:".contains(byte))),
-    ),
+    Key::new("driver", Kind::Text(|value| matches!(value, b"vfio" | b"keep"))),
+    Key::new("mdev", Kind::Text(|value| !value.iter().any(|byte| b"/.:".contains(byte)))),
     Key::new("romfile", Kind::Text(|value| !value.contains(&b';'))),
     Key::new("rombar", Kind::Boolean),
     Key::new("pcie", Kind::Boolean),
@@ -73,10 +67,7 @@ pub fn parse(bytes: &[u8]) -> VmConfig {
         if looks_like_ours(line)
             && let Err(reason) = config.read(line)
         {
-            config.warnings.push(format!(
-                "line {number} {} is ignored: {reason:#}",
-                quoted(line)
-            ));
+            config.warnings.push(format!("line {number} {} is ignored: {reason:#}", quoted(line)));
         }
     }
     config
@@ -88,28 +79,19 @@ impl VmConfig {
         if guest::is_snapstate(line) {
             return Ok(());
         }
-        let colon = line
-            .iter()
-            .position(|&byte| byte == b':')
-            .context("there is no ':'")?;
+        let colon = line.iter().position(|&byte| byte == b':').context("there is no ':'")?;
         let value = guest::value(&line[colon + 1..]).context("there is no value")?;
         ensure!(!value.contains(&b'\r'), "there is a carriage return in it");
 
         match &line[..colon] {
             b"lock" => self.lock = Some(perl::text(unquote(value))),
             b"hookscript" => {
-                ensure!(
-                    guest::is_volume_id(value),
-                    "a hookscript is STORAGE:snippets/NAME"
-                );
+                ensure!(guest::is_volume_id(value), "a hookscript is STORAGE:snippets/NAME");
                 self.hookscript = Some(perl::text(value));
             }
-            b"template" => {
-                self.template = property::boolean(value).context("it is neither yes nor no")?
-            }
+            b"template" => self.template = property::boolean(value).context("it is neither yes nor no")?,
             key => {
-                let index = hostpci_index(key)
-                    .with_context(|| format!("there is no setting {}", quoted(key)))?;
+                let index = hostpci_index(key).with_context(|| format!("there is no setting {}", quoted(key)))?;
                 self.hostpci.insert(index, Hostpci::parse(value)?);
             }
         }
@@ -122,9 +104,7 @@ impl Hostpci {
         let options = property::parse(HOSTPCI, value)?;
         Ok(Hostpci {
             raw: perl::text(value),
-            ids: options
-                .text("host")
-                .map_or_else(Vec::new, |ids| ids.split(';').map(String::from).collect()),
+            ids: options.text("host").map_or_else(Vec::new, |ids| ids.split(';').map(String::from).collect()),
             mapping: options.text("mapping"),
             driver: match options.get("driver") {
                 Some(b"keep") => Driver::Keep,
@@ -145,18 +125,12 @@ fn looks_like_ours(line: &[u8]) -> bool {
     const OURS: [&[u8]; 4] = [b"hostpci", b"lock", b"hookscript", b"template"];
     const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
     let line = perl::trim_start(line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line));
-    OURS.iter().any(|start| {
-        line.get(..start.len())
-            .is_some_and(|text| text.eq_ignore_ascii_case(start))
-    })
+    OURS.iter().any(|start| line.get(..start.len()).is_some_and(|text| text.eq_ignore_ascii_case(start)))
 }
 
 /// Any `[…]`, also of a name that Proxmox does not know: it then skips what follows.
 fn is_section_header(line: &[u8]) -> bool {
-    line.first() == Some(&b'[')
-        && perl::trim_end(line)
-            .strip_suffix(b"]")
-            .is_some_and(|inside| !inside.contains(&b']'))
+    line.first() == Some(&b'[') && perl::trim_end(line).strip_suffix(b"]").is_some_and(|inside| !inside.contains(&b']'))
 }
 
 /// `hostpci0` to `hostpci15` (`$MAX_HOSTPCI_DEVICES`), without leading zeros: Proxmox knows each by its name.
@@ -176,8 +150,7 @@ fn unquote(value: &[u8]) -> &[u8] {
 }
 
 fn is_id_list(value: &[u8]) -> bool {
-    std::str::from_utf8(value)
-        .is_ok_and(|value| value.split(';').all(|id| PciId::parse(id).is_some()))
+    std::str::from_utf8(value).is_ok_and(|value| value.split(';').all(|id| PciId::parse(id).is_some()))
 }
 
 fn is_hex_id(value: &[u8]) -> bool {
@@ -190,11 +163,7 @@ mod tests {
     use crate::proxmox::{noise, pci_id};
 
     fn ids(config: &str) -> Vec<String> {
-        parse(config.as_bytes())
-            .hostpci
-            .into_values()
-            .flat_map(|line| line.ids)
-            .collect()
+        parse(config.as_bytes()).hostpci.into_values().flat_map(|line| line.ids).collect()
     }
 
     #[test]
@@ -204,43 +173,23 @@ mod tests {
         assert_eq!(config.lock.as_deref(), Some("backup"));
         assert!(config.template);
         assert_eq!(config.warnings.len(), 3);
-        assert_eq!(
-            config.warnings[0],
-            "line 2 'hostpci0: 0X:00' is ignored: option 'host' cannot be '0X:00'"
-        );
+        assert_eq!(config.warnings[0], "line 2 'hostpci0: 0X:00' is ignored: option 'host' cannot be '0X:00'");
     }
 
     #[test]
     fn any_closed_bracket_ends_the_main_section() {
         for header in ["[PENDING]", "[]", "[a b]\t\r", "[special:x]", "[\r]"] {
-            assert!(
-                ids(&format!("{header}\nhostpci0: 01:00\n")).is_empty(),
-                "{header}"
-            );
+            assert!(ids(&format!("{header}\nhostpci0: 01:00\n")).is_empty(), "{header}");
         }
-        for line in [
-            "[snap]]", "[[snap]]", "[snap", " [snap]", "[snap] x", "[]]", "#[snap]",
-        ] {
-            assert_eq!(
-                ids(&format!("{line}\nhostpci0: 01:00\n")),
-                ["01:00"],
-                "{line}"
-            );
+        for line in ["[snap]]", "[[snap]]", "[snap", " [snap]", "[snap] x", "[]]", "#[snap]"] {
+            assert_eq!(ids(&format!("{line}\nhostpci0: 01:00\n")), ["01:00"], "{line}");
         }
     }
 
     #[test]
     fn keys_are_known_by_their_exact_name() {
-        for key in [
-            "hostpci",
-            "hostpci16",
-            "hostpci00",
-            "hostpci01",
-            "Hostpci0",
-            "hostpci0 ",
-            " hostpci0",
-            "hostpci٣",
-        ] {
+        for key in ["hostpci", "hostpci16", "hostpci00", "hostpci01", "Hostpci0", "hostpci0 ", " hostpci0", "hostpci٣"]
+        {
             assert!(ids(&format!("{key}: 01:00\n")).is_empty(), "{key}");
         }
         assert_eq!(ids("hostpci15:01:00"), ["01:00"]);
@@ -273,11 +222,7 @@ mod tests {
         noise::mutations(seed, |bytes| {
             let config = parse(bytes);
             for id in config.hostpci.values().flat_map(|line| &line.ids) {
-                assert!(
-                    id.bytes()
-                        .all(|byte| pci_id::is_hex(&byte) || b":.".contains(&byte)),
-                    "{id}"
-                );
+                assert!(id.bytes().all(|byte| pci_id::is_hex(&byte) || b":.".contains(&byte)), "{id}");
             }
             for line in config.hostpci.values() {
                 assert_eq!(line.addresses().count(), line.ids.len());

@@ -1,0 +1,228 @@
+//! The command line: one table of verbs makes the parser and `--help`.
+
+use crate::App;
+use crate::events::{hookscript, manual};
+use crate::report::status::Status;
+use crate::stop::{Result, Stop};
+use lexopt::Arg;
+use std::ffi::OsString;
+use std::io::{ErrorKind, Write};
+
+/// What may be asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Call {
+    Hook { id: u32, phase: String },
+    Status { json: bool },
+    ToVfio { slot: Option<String> },
+    ToNvidia { slot: Option<String> },
+    Help,
+    Version,
+}
+
+struct Verb {
+    /// The first is the one to use; the others are older spellings.
+    names: &'static [&'static str],
+    arguments: &'static str,
+    about: &'static str,
+}
+
+const TO_VFIO: Verb = Verb {
+    names: &["to-vfio", "to_vfio"],
+    arguments: "[SLOT]",
+    about: "give a GPU to vfio-pci by hand, until to-nvidia or a reboot",
+};
+const TO_NVIDIA: Verb = Verb {
+    names: &["to-nvidia", "to_nvidia"],
+    arguments: "[SLOT]",
+    about: "bring a GPU home by hand, whatever its home is",
+};
+const HANDOFF: Verb =
+    Verb { names: &["handoff"], arguments: "vfio|nvidia [SLOT]", about: "the same as to-vfio and to-nvidia" };
+const STATUS: Verb = Verb {
+    names: &["--status", "status"],
+    arguments: "[--json]",
+    about: "every NVIDIA GPU: functions, drivers, owner, users, last handoff",
+};
+const HELP: Verb = Verb { names: &["--help", "-h", "help"], arguments: "", about: "this text" };
+const VERSION: Verb = Verb { names: &["--version", "-V"], arguments: "", about: "the version" };
+const VERBS: [&Verb; 6] = [&STATUS, &TO_VFIO, &TO_NVIDIA, &HANDOFF, &HELP, &VERSION];
+
+impl Verb {
+    fn is(&self, word: &str) -> bool {
+        self.names.contains(&word)
+    }
+}
+
+pub fn help() -> String {
+    let mut text = String::from(
+        "gpu-handoff: an NVIDIA GPU goes to a Proxmox VM when that VM starts and comes home when it stops\n\n\
+         Usage:\n  gpu-handoff VMID PHASE\n      Proxmox hookscript: pre-start, post-start, pre-stop, post-stop\n",
+    );
+    for verb in VERBS {
+        let call = format!("gpu-handoff {} {}", verb.names[0], verb.arguments);
+        let also = match verb.names {
+            [] | [_] => String::new(),
+            [_, others @ ..] => format!(" (also: {})", others.join(", ")),
+        };
+        text.push_str(&format!("  {}\n      {}{also}\n", call.trim_end(), verb.about));
+    }
+    text.push_str(
+        "\nA SLOT is written like 0000:01:00; it may be left out when there is one GPU.\n\n\
+         Exit codes:\n  \
+         0  done, or nothing to do\n  \
+         1  failed: towards a VM the GPU is back where it was, towards home it is stranded\n  \
+         2  bad usage, unknown guest, mistake in the configuration\n  \
+         3  refused, nothing was touched\n  \
+         4  the time box was overrun, or the slot is wedged\n  \
+         5  another handoff did not end in time\n",
+    );
+    text
+}
+
+/// # Errors
+/// One line saying what is wrong with the arguments.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
+    let mut parser = lexopt::Parser::from_args(arguments);
+    let mut words: Vec<String> = Vec::new();
+    let mut json = false;
+    while let Some(argument) = parser.next().map_err(|e| usage(&e.to_string()))? {
+        match argument {
+            Arg::Value(word) => words.push(word.to_string_lossy().into_owned()),
+            Arg::Long("json") => json = true,
+            Arg::Long(name) => words.push(format!("--{name}")),
+            Arg::Short(name) => words.push(format!("-{name}")),
+        }
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let call = call(&words)?;
+    match call {
+        Call::Status { .. } => Ok(Call::Status { json }),
+        _ if json => Err(usage("--json goes with --status")),
+        call => Ok(call),
+    }
+}
+
+fn call(words: &[&str]) -> Result<Call> {
+    let (verb, rest) = words.split_first().ok_or_else(|| usage("nothing to do"))?;
+    if verb.bytes().all(|b| b.is_ascii_digit()) {
+        let id = verb.parse().map_err(|_| usage(&format!("{verb} is no guest id")))?;
+        return match rest {
+            [phase] => Ok(Call::Hook { id, phase: (*phase).to_string() }),
+            [] => Err(usage(&format!("guest {id} needs a phase, such as pre-start"))),
+            [_, more, ..] => Err(usage(&format!("{more} is too much"))),
+        };
+    }
+    let to_vfio = TO_VFIO.is(verb) || (HANDOFF.is(verb) && rest.first() == Some(&"vfio"));
+    let to_nvidia = TO_NVIDIA.is(verb) || (HANDOFF.is(verb) && rest.first() == Some(&"nvidia"));
+    let slot = || optional(if HANDOFF.is(verb) { &rest[1..] } else { rest });
+    if to_vfio {
+        return Ok(Call::ToVfio { slot: slot()? });
+    }
+    if to_nvidia {
+        return Ok(Call::ToNvidia { slot: slot()? });
+    }
+    if HANDOFF.is(verb) {
+        return Err(usage("handoff needs vfio or nvidia"));
+    }
+    let call = [(&STATUS, Call::Status { json: false }), (&HELP, Call::Help), (&VERSION, Call::Version)]
+        .into_iter()
+        .find_map(|(known, call)| known.is(verb).then_some(call))
+        .ok_or_else(|| usage(&format!("{verb} is unknown")))?;
+    match rest.first() {
+        None => Ok(call),
+        Some(more) => Err(usage(&format!("{more} is too much"))),
+    }
+}
+
+fn optional(rest: &[&str]) -> Result<Option<String>> {
+    match rest {
+        [] => Ok(None),
+        [slot] if !slot.starts_with('-') => Ok(Some((*slot).to_string())),
+        [flag] => Err(usage(&format!("{flag} is unknown"))),
+        [_, more, ..] => Err(usage(&format!("{more} is too much"))),
+    }
+}
+
+fn usage(problem: &str) -> Stop {
+    Stop::usage(format!("{problem}; see gpu-handoff --help"))
+}
+
+/// # Errors
+/// What the caller must be told, with its exit code.
+pub fn run(app: &App, call: &Call) -> Result<()> {
+    match call {
+        Call::Hook { id, phase } => hookscript::run(app, *id, phase),
+        Call::ToVfio { slot } => manual::to_vfio(app, slot.as_deref()),
+        Call::ToNvidia { slot } => manual::to_nvidia(app, slot.as_deref()),
+        Call::Status { json } => status(app, *json),
+        Call::Help => print(&help()),
+        Call::Version => print(concat!("gpu-handoff ", env!("CARGO_PKG_VERSION"), "\n")),
+    }
+}
+
+fn status(app: &App, json: bool) -> Result<()> {
+    let status = Status::read(&app.kernel, &app.store, nix::unistd::geteuid().is_root())?;
+    if json { print(&format!("{}\n", status.to_json())) } else { print(&status.to_text()) }
+}
+
+/// A reader that has seen enough is no failure.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Stop::failed(format!("standard output: {error}"))),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> std::result::Result<Call, String> {
+        parse(line.split_whitespace().map(OsString::from)).map_err(|stop| stop.message)
+    }
+
+    #[test]
+    fn every_spelling() {
+        assert_eq!(parsed("111 pre-start"), Ok(Call::Hook { id: 111, phase: "pre-start".to_string() }));
+        assert_eq!(parsed("111 whatever"), Ok(Call::Hook { id: 111, phase: "whatever".to_string() }));
+        for line in ["--status", "status"] {
+            assert_eq!(parsed(line), Ok(Call::Status { json: false }));
+            assert_eq!(parsed(&format!("{line} --json")), Ok(Call::Status { json: true }));
+        }
+        for line in ["to-vfio", "to_vfio", "handoff vfio"] {
+            assert_eq!(parsed(line), Ok(Call::ToVfio { slot: None }));
+            assert_eq!(parsed(&format!("{line} 01:00")), Ok(Call::ToVfio { slot: Some("01:00".to_string()) }));
+        }
+        for line in ["to-nvidia", "to_nvidia", "handoff nvidia"] {
+            assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: None }));
+        }
+        assert_eq!(parsed("-V"), Ok(Call::Version));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, problem) in [
+            ("", "nothing to do"),
+            ("111", "guest 111 needs a phase"),
+            ("111 pre-start now", "now is too much"),
+            ("99999999999 pre-start", "99999999999 is no guest id"),
+            ("to-vfio --force", "--force is unknown"),
+            ("to-vfio 01:00 02:00", "02:00 is too much"),
+            ("handoff", "handoff needs vfio or nvidia"),
+            ("frobnicate", "frobnicate is unknown"),
+            ("--status now", "now is too much"),
+            ("to-vfio --json", "--json goes with --status"),
+        ] {
+            let message = parsed(line).unwrap_err();
+            assert!(message.starts_with(problem), "{line}: {message}");
+        }
+    }
+
+    #[test]
+    fn help_names_every_verb() {
+        let help = help();
+        for name in VERBS.iter().flat_map(|verb| verb.names) {
+            assert!(help.contains(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! `gpu-handoff --status`: every NVIDIA slot, who has it, who uses it, how its last handoff went. Reads only.
+
+use crate::gpu::holders::{Holder, Place, Reach, Watched};
+use crate::gpu::inventory::{Slot, VFIO_PCI, nvidia_slots};
+use crate::handoff::record::{Owner, Progress, Record};
+use crate::handoff::store::{self, About, Store};
+use crate::handoff::{is_alive, wedge_problem};
+use crate::sys::{Kernel, flock_is_held};
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+const SCHEMA: u64 = 1;
+
+/// What a slot is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Has {
+    Host,
+    Vm(u32),
+    Manual,
+    /// No driver has it, or vfio-pci without anybody using it.
+    None,
+    /// A handoff is under way.
+    Moving(Option<u32>),
+    Wedged(Option<u32>),
+    /// Neither at home nor with a running VM, and nobody working on it.
+    Stranded(Option<u32>),
+}
+
+impl Has {
+    fn word(self) -> &'static str {
+        match self {
+            Has::Host => "host",
+            Has::Vm(_) => "vm",
+            Has::Manual => "manual",
+            Has::None => "none",
+            Has::Moving(_) => "moving",
+            Has::Wedged(_) => "wedged",
+            Has::Stranded(_) => "stranded",
+        }
+    }
+
+    fn vmid(self) -> Option<u32> {
+        match self {
+            Has::Vm(id) => Some(id),
+            Has::Moving(id) | Has::Wedged(id) | Has::Stranded(id) => id,
+            Has::Host | Has::Manual | Has::None => None,
+        }
+    }
+}
+
+pub struct Status {
+    gpus: Vec<Gpu>,
+    reboot_required: bool,
+}
+
+struct Gpu {
+    slot: Slot,
+    has: Has,
+    /// By function: its home, as recorded or, without a record, where it is.
+    homes: Vec<Option<String>>,
+    /// None when this process may not see who uses it.
+    users: Option<Vec<Holder>>,
+    wedged: Option<Value>,
+    last: Option<Value>,
+}
+
+impl Status {
+    /// `sees_all`: whether this process may look into every other one (root may).
+    ///
+    /// # Errors
+    /// Names the record that cannot be read.
+    pub fn read(kernel: &dyn Kernel, store: &Store, sees_all: bool) -> anyhow::Result<Status> {
+        let records = store.records()?;
+        let gpus = nvidia_slots(kernel).into_iter().map(|slot| Gpu::read(kernel, store, &records, slot, sees_all));
+        Ok(Status {
+            gpus: gpus.collect(),
+            reboot_required: kernel
+                .text("/run/reboot-required.pkgs")
+                .is_some_and(|packages| packages.lines().any(|package| package == "gpu-handoff")),
+        })
+    }
+
+    pub fn to_json(&self) -> Value {
+        let gpus: Vec<Value> = self.gpus.iter().map(Gpu::to_json).collect();
+        json!({
+            "schema": SCHEMA,
+            "gpus": gpus,
+            "setup": {"reboot_required": self.reboot_required, "error": null},
+        })
+    }
+
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        for gpu in &self.gpus {
+            gpu.write_text(&mut text);
+        }
+        if self.gpus.is_empty() {
+            text.push_str("no NVIDIA GPU in this host\n");
+        }
+        if self.reboot_required {
+            text.push_str("reboot required: the host preparation takes effect with the next boot\n");
+        }
+        text
+    }
+}
+
+impl Gpu {
+    fn read(kernel: &dyn Kernel, store: &Store, records: &[Record], slot: Slot, sees_all: bool) -> Gpu {
+        let ours: Vec<&Record> = records.iter().filter(|r| r.slots().contains(&slot.address.as_str())).collect();
+        let holders = Watched::of_slots(kernel, std::slice::from_ref(&slot), Reach::Slots).holders(kernel);
+        let wedged = store.about(About::Wedged, &slot.address).filter(|w| wedge_problem(kernel, w).is_some());
+        let homes = slot.functions.iter().map(|function| {
+            match ours.iter().find_map(|record| record.home_of(&function.address)) {
+                Some(home) => home.driver.clone(),
+                None => function.driver.clone(),
+            }
+        });
+        Gpu {
+            has: who_has(kernel, &slot, &ours, &holders, wedged.is_some()),
+            homes: homes.collect(),
+            users: sees_all.then_some(holders),
+            last: store.about(About::Last, &slot.address),
+            wedged,
+            slot,
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let functions: Vec<Value> = self
+            .slot
+            .functions
+            .iter()
+            .zip(&self.homes)
+            .map(|(function, home)| {
+                json!({
+                    "address": function.address,
+                    "class": format!("{:06x}", function.class),
+                    "id": format!("{:04x}:{:04x}", function.vendor, function.device),
+                    "driver": function.driver,
+                    "home": home,
+                    "override": function.driver_override,
+                    "iommu_group": function.iommu_group,
+                })
+            })
+            .collect();
+        json!({
+            "slot": self.slot.address,
+            "owner": {"kind": self.has.word(), "vmid": self.has.vmid()},
+            "functions": functions,
+            "users": self.users.as_ref().map(|users| users.iter().map(user_to_json).collect::<Vec<_>>()),
+            "wedged": self.wedged,
+            "last": self.last,
+        })
+    }
+
+    fn write_text(&self, text: &mut String) {
+        let owner = match (self.has, self.has.vmid()) {
+            (Has::Vm(id), _) => format!("VM {id}"),
+            (has, Some(id)) => format!("{} (VM {id})", has.word()),
+            (has, None) => has.word().to_string(),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{}  {owner}", self.slot.address);
+        for (function, home) in self.slot.functions.iter().zip(&self.homes) {
+            let driver = function.driver.as_deref().unwrap_or("no driver");
+            let home = home.as_deref().unwrap_or("no driver");
+            let away = if driver == home { String::new() } else { format!("  home {home}") };
+            let group = function.iommu_group.map_or_else(|| "no IOMMU group".to_string(), |g| format!("group {g}"));
+            let line = format!(
+                "  .{}  {:<7}  {:04x}:{:04x}  {:<9}  {driver:<13}{away}",
+                function.number(),
+                function.kind(),
+                function.vendor,
+                function.device,
+                group
+            );
+            let _ = writeln!(text, "{}", line.trim_end());
+        }
+        match &self.users {
+            Some(users) => {
+                for user in users {
+                    let _ = writeln!(text, "  used by  {user}");
+                }
+            }
+            None => text.push_str("  used by  unknown: only root may see that\n"),
+        }
+        if let Some(wedged) = &self.wedged {
+            let _ = writeln!(text, "  wedged   {}", describe_wedged(wedged));
+        }
+        if let Some(last) = &self.last {
+            let _ = writeln!(text, "  last     {}", describe_last(last));
+        }
+    }
+}
+
+fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record], holders: &[Holder], wedged: bool) -> Has {
+    let of_vm = records.iter().find(|record| record.owner.vmid().is_some());
+    let vmid = of_vm.and_then(|record| record.owner.vmid());
+    let held_by_vm = holders.iter().find_map(|h| if let Place::Vm(id) = h.place { Some(id) } else { None });
+    if wedged {
+        return Has::Wedged(vmid);
+    }
+    let unfinished = records.iter().any(|record| record.progress != Progress::Away);
+    if unfinished && flock_is_held(kernel, &format!("{}/{}", store::DIRECTORY, store::LOCK)) {
+        return Has::Moving(vmid);
+    }
+    if let Some(id) = held_by_vm {
+        return Has::Vm(id);
+    }
+    if let (Some(id), false) = (vmid, unfinished)
+        && is_alive(kernel, id)
+    {
+        return Has::Vm(id);
+    }
+    if records.iter().any(|record| matches!(record.owner, Owner::Manual(_))) && !unfinished {
+        return Has::Manual;
+    }
+    if !records.is_empty() {
+        return Has::Stranded(vmid);
+    }
+    match slot.gpu().and_then(|gpu| gpu.driver.as_deref()) {
+        None | Some(VFIO_PCI | "pci-stub") => Has::None,
+        Some(_) => Has::Host,
+    }
+}
+
+fn user_to_json(user: &Holder) -> Value {
+    let (ctid, vmid, unit) = match &user.place {
+        Place::Container(id) => (Some(id), None, None),
+        Place::Vm(id) => (None, Some(id), None),
+        Place::Unit(name) => (None, None, Some(name)),
+        Place::Unknown => (None, None, None),
+    };
+    json!({"pid": user.pid, "command": user.command, "via": user.via, "ctid": ctid, "vmid": vmid, "unit": unit})
+}
+
+fn describe_wedged(wedged: &Value) -> String {
+    let text = |name: &str| wedged.get(name).and_then(Value::as_str).unwrap_or("?");
+    format!("{} since {} (PID {})", text("step"), text("since"), wedged.get("pid").unwrap_or(&Value::Null))
+}
+
+/// `VM 111 -> host in 84 ms (wait 10, release 20, bind 54)`
+fn describe_last(last: &Value) -> String {
+    let number = |value: &Value, name: &str| value.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let who = last.get("vmid").and_then(Value::as_u64).map_or_else(|| VFIO_PCI.to_string(), |id| format!("VM {id}"));
+    let way = match last.get("direction").and_then(Value::as_str) {
+        Some("home") => format!("{who} -> host"),
+        _ => format!("host -> {who}"),
+    };
+    let phases: Vec<String> = last
+        .get("phases")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .map(|phase| format!("{} {}", phase.get("name").and_then(Value::as_str).unwrap_or("?"), number(phase, "ms")))
+        .collect();
+    let end = match number(last, "exit") {
+        0 => String::new(),
+        exit => format!(", failed with exit code {exit}"),
+    };
+    format!("{way} in {} ms ({}){end}", number(last, "ms"), phases.join(", "))
+}
