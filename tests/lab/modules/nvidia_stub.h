@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What the stub modules of the NVIDIA stack share. */
+#ifndef NVIDIA_STUB_H
+#define NVIDIA_STUB_H
+
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/pci.h>
+#include <linux/proc_fs.h>
+
+#define NVS_MAJOR		195
+#define NVS_MINOR_GPU_MAX	247
+#define NVS_MINOR_MODESET	254
+#define NVS_MINOR_CTL		255
+
+/*
+ * MODULE_VERSION of every module. It is padded so that tests/lab/run can
+ * write another version over it in the finished file; the kernel skips the
+ * zeros that are left.
+ */
+#define NVS_VERSION_PLACEHOLDER "LAB-DRIVER-VERSION"
+
+struct nvs_gpu {
+	struct list_head node;
+	struct kref ref;
+	struct pci_dev *pdev;
+	struct proc_dir_entry *proc;
+	int minor;
+	int usage;	/* open descriptors, mappings, nvidia_drm's reference */
+	bool removing;	/* remove has begun: no client may attach any more */
+	bool unlinked;	/* newer drivers: a close is not counted any more */
+};
+
+/* One user inside the kernel that wants to know of every GPU: nvidia_drm. */
+struct nvs_client {
+	struct list_head node;
+	void (*attach)(struct pci_dev *pdev);
+	/* Called before remove waits for the usage count. */
+	void (*detach)(struct pci_dev *pdev);
+};
+
+/* nvidia_main.c, for nvidia_modeset and nvidia_uvm */
+const char *nvs_version(void);
+bool nvs_version_from(unsigned int a, unsigned int b, unsigned int c);
+void nvs_client_register(struct nvs_client *client);
+void nvs_client_unregister(struct nvs_client *client);
+int nvs_gpu_get(struct pci_dev *pdev);
+void nvs_gpu_put(struct pci_dev *pdev);
+
+/* nvidia_modeset.c, for nvidia_drm: as in the real stack it sits between */
+bool nvkms_version_from(unsigned int a, unsigned int b, unsigned int c);
+void nvkms_client_register(struct nvs_client *client);
+void nvkms_client_unregister(struct nvs_client *client);
+int nvkms_gpu_get(struct pci_dev *pdev);
+void nvkms_gpu_put(struct pci_dev *pdev);
+
+/* nvidia_proc.c */
+int nvs_proc_init(void);
+void nvs_proc_exit(void);
+void nvs_proc_add(struct nvs_gpu *gpu);
+void nvs_proc_remove(struct nvs_gpu *gpu);
+
+#endif
