@@ -203,7 +203,10 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
 }
 
 fn status(app: &App, json: bool) -> Result<()> {
-    let status = Status::read(&app.kernel, &app.store, nix::unistd::geteuid().is_root())?;
+    let status = Status::read(&app.kernel, &app.store, nix::unistd::geteuid().is_root());
+    for problem in status.problems() {
+        app.story.warn(problem);
+    }
     if json { print(&format!("{}\n", status.to_json())) } else { print(&status.to_text()) }
 }
 
