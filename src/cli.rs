@@ -166,7 +166,7 @@ fn call(words: &[&str]) -> Result<Call> {
         };
     }
     let call = [
-        (&RECONCILE, Call::Reconcile { dry_run: false }),
+        (&RECONCILE, Call::Reconcile { reach: Reach::All, dry_run: false }),
         (&STATUS, Call::Status { json: false }),
         (&HELP, Call::Help),
         (&VERSION, Call::Version),
