@@ -5,6 +5,7 @@
 
 use crate::App;
 use crate::gpu::Slot;
+use crate::handoff::plan;
 use crate::handoff::record::Owner;
 use crate::proxmox::mapping;
 use crate::proxmox::pci_id::PciId;
@@ -27,18 +28,37 @@ pub fn run(app: &App, id: u32, phase: &str) -> Result<()> {
 
 fn pre_start(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
-    let Some(config) = read_config(&app.kernel, vmid)? else { return Ok(()) };
-    for warning in config.warnings.iter().filter(|w| w.contains("hostpci")) {
+    let Some(vm) = read_config(&app.kernel, vmid)? else { return Ok(()) };
+    for warning in vm.warnings.iter().filter(|warning| warning.contains("hostpci")) {
         app.story.warn(&format!("VM {vmid}: {warning}"));
     }
-    let slots = if config.hostpci.is_empty() { Vec::new() } else { nvidia_slots(&app.kernel, vmid, &config)? };
+    let slots = nvidia_slots(&app.kernel, vmid, &vm)?;
     if slots.is_empty() {
         // A record from an earlier start, when the configuration still had the GPU.
         return if app.store.has_record(&owner) { home(app, &owner) } else { Ok(()) };
     }
-    let listed: Vec<PciId> = config.hostpci.values().flat_map(Hostpci::addresses).collect();
     let config = app.config_for_hook();
-    app.handoff(&config).leave(&owner, &slots, &|address| listed.iter().any(|id| covers(id, address)))
+    app.handoff(&config).leave(&owner, &slots, &|address| lists(&vm, address))
+}
+
+/// What pre-start would do now, a line each.
+///
+/// # Errors
+/// Why it would refuse.
+pub fn plan(app: &App, vmid: u32) -> Result<String> {
+    let owner = Owner::Vm(vmid);
+    let vm = read_config(&app.kernel, vmid)?.unwrap_or_default();
+    let slots = nvidia_slots(&app.kernel, vmid, &vm)?;
+    if slots.is_empty() {
+        return Ok(format!("guest {vmid} takes no NVIDIA GPU: nothing to do\n"));
+    }
+    let config = app.config_for_verb()?;
+    let plan = app.handoff(&config).plan_leave(&owner, &slots, &|address| lists(&vm, address))?;
+    Ok(plan::to_text(&format!("{} host -> {owner}", slots.join(" ")), &plan))
+}
+
+fn lists(vm: &VmConfig, address: &str) -> bool {
+    vm.hostpci.values().flat_map(Hostpci::addresses).any(|id| covers(&id, address))
 }
 
 fn post_stop(app: &App, vmid: u32) -> Result<()> {

@@ -2,9 +2,10 @@
 
 use crate::gpu::holders::{Holder, Place, Reach, Watched};
 use crate::gpu::inventory::{Slot, VFIO_PCI, nvidia_slots};
+use crate::handoff::is_alive;
 use crate::handoff::record::{Owner, Progress, Record};
-use crate::handoff::store::{self, About, Store};
-use crate::handoff::{is_alive, wedge_problem};
+use crate::handoff::store::{self, Store};
+use crate::handoff::wedge::Wedge;
 use crate::sys::{Kernel, flock_is_held};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -60,7 +61,7 @@ struct Gpu {
     homes: Vec<Option<String>>,
     /// None when this process may not see who uses it.
     users: Option<Vec<Holder>>,
-    wedged: Option<Value>,
+    wedged: Option<Wedge>,
     last: Option<Value>,
 }
 
@@ -73,7 +74,7 @@ impl Status {
         let records = store.records()?;
         let gpus = nvidia_slots(kernel).into_iter().map(|slot| Gpu::read(kernel, store, &records, slot, sees_all));
         Ok(Status {
-            gpus: gpus.collect(),
+            gpus: gpus.collect::<anyhow::Result<_>>()?,
             reboot_required: kernel
                 .text("/run/reboot-required.pkgs")
                 .is_some_and(|packages| packages.lines().any(|package| package == "gpu-handoff")),
@@ -105,24 +106,24 @@ impl Status {
 }
 
 impl Gpu {
-    fn read(kernel: &dyn Kernel, store: &Store, records: &[Record], slot: Slot, sees_all: bool) -> Gpu {
+    fn read(kernel: &dyn Kernel, store: &Store, records: &[Record], slot: Slot, sees_all: bool) -> anyhow::Result<Gpu> {
         let ours: Vec<&Record> = records.iter().filter(|r| r.slots().contains(&slot.address.as_str())).collect();
         let holders = Watched::of_slots(kernel, std::slice::from_ref(&slot), Reach::Slots).holders(kernel);
-        let wedged = store.about(About::Wedged, &slot.address).filter(|w| wedge_problem(kernel, w).is_some());
+        let wedged = store.wedge(&slot.address)?.filter(|wedge| wedge.is_still_stuck(kernel));
         let homes = slot.functions.iter().map(|function| {
             match ours.iter().find_map(|record| record.home_of(&function.address)) {
                 Some(home) => home.driver.clone(),
                 None => function.driver.clone(),
             }
         });
-        Gpu {
+        Ok(Gpu {
             has: who_has(kernel, &slot, &ours, &holders, wedged.is_some()),
             homes: homes.collect(),
             users: sees_all.then_some(holders),
-            last: store.about(About::Last, &slot.address),
+            last: store.last(&slot.address),
             wedged,
             slot,
-        }
+        })
     }
 
     fn to_json(&self) -> Value {
@@ -148,7 +149,7 @@ impl Gpu {
             "owner": {"kind": self.has.word(), "vmid": self.has.vmid()},
             "functions": functions,
             "users": self.users.as_ref().map(|users| users.iter().map(user_to_json).collect::<Vec<_>>()),
-            "wedged": self.wedged,
+            "wedged": self.wedged.as_ref().map(Wedge::to_json),
             "last": self.last,
         })
     }
@@ -185,7 +186,7 @@ impl Gpu {
             None => text.push_str("  used by  unknown: only root may see that\n"),
         }
         if let Some(wedged) = &self.wedged {
-            let _ = writeln!(text, "  wedged   {}", describe_wedged(wedged));
+            let _ = writeln!(text, "  wedged   {wedged}");
         }
         if let Some(last) = &self.last {
             let _ = writeln!(text, "  last     {}", describe_last(last));
@@ -232,11 +233,6 @@ fn user_to_json(user: &Holder) -> Value {
         Place::Unknown => (None, None, None),
     };
     json!({"pid": user.pid, "command": user.command, "via": user.via, "ctid": ctid, "vmid": vmid, "unit": unit})
-}
-
-fn describe_wedged(wedged: &Value) -> String {
-    let text = |name: &str| wedged.get(name).and_then(Value::as_str).unwrap_or("?");
-    format!("{} since {} (PID {})", text("step"), text("since"), wedged.get("pid").unwrap_or(&Value::Null))
 }
 
 /// `VM 111 -> host in 84 ms (wait 10, release 20, bind 54)`
