@@ -10,13 +10,13 @@ ok() { # ok TEXT COMMAND…: the command must succeed
     local text=$1
     shift
     if "$@"; then echo "ok: $text"; else
-        echo "FAILED: $text ($*)"
+        echo "FAIL: $text ($*)"
         failures=$((failures + 1))
     fi
 }
 is() { # is TEXT WANT HAVE
     if [ "$2" = "$3" ]; then echo "ok: $1 is $2"; else
-        echo "FAILED: $1: wanted '$2', got '$3'"
+        echo "FAIL: $1: wanted '$2', got '$3'"
         failures=$((failures + 1))
     fi
 }
@@ -57,7 +57,7 @@ bg() { # bg COMMAND…: in the background, pid in $job
 hold() { # hold NODE: keep it open from a process of its own, pid in $holder
     perl -e 'open F, "<", shift or exit 9; open O, ">", "/run/held" or exit 9; close O; sleep 10000' "$1" &
     holder=$!
-    within 10 test -e /run/held || echo "FAILED: cannot hold $1"
+    within 10 test -e /run/held || { echo "FAIL: cannot hold $1" && failures=$((failures + 1)); }
     rm -f /run/held
 }
 release() {
