@@ -5,7 +5,7 @@ use crate::handoff::Handoff;
 use crate::handoff::store::{self, Store};
 use crate::report::Story;
 use crate::stop::{Result, Stop};
-use crate::sys::Linux;
+use crate::sys::{Linux, heed_termination};
 
 pub struct App {
     pub kernel: Linux,
@@ -36,6 +36,7 @@ impl App {
     }
 
     pub fn handoff<'a>(&'a self, config: &'a Config) -> Handoff<'a> {
+        heed_termination();
         Handoff { kernel: &self.kernel, store: &self.store, config, story: &self.story }
     }
 }

@@ -13,8 +13,10 @@ use std::io::{ErrorKind, Write};
 pub enum Call {
     Hook { id: u32, phase: String },
     Status { json: bool },
-    ToVfio { slot: Option<String> },
-    ToNvidia { slot: Option<String> },
+    ToVfio { slot: Option<String>, dry_run: bool },
+    ToNvidia { slot: Option<String>, dry_run: bool },
+    Plan { vmid: u32 },
+    Reconcile { dry_run: bool },
     Help,
     Version,
 }
@@ -28,16 +30,29 @@ struct Verb {
 
 const TO_VFIO: Verb = Verb {
     names: &["to-vfio", "to_vfio"],
-    arguments: "[SLOT]",
+    arguments: "[SLOT] [--dry-run]",
     about: "give a GPU to vfio-pci by hand, until to-nvidia or a reboot",
 };
 const TO_NVIDIA: Verb = Verb {
     names: &["to-nvidia", "to_nvidia"],
-    arguments: "[SLOT]",
+    arguments: "[SLOT] [--dry-run]",
     about: "bring a GPU home by hand, whatever its home is",
 };
-const HANDOFF: Verb =
-    Verb { names: &["handoff"], arguments: "vfio|nvidia [SLOT]", about: "the same as to-vfio and to-nvidia" };
+const HANDOFF: Verb = Verb {
+    names: &["handoff"],
+    arguments: "vfio|nvidia [SLOT] [--dry-run]",
+    about: "the same as to-vfio and to-nvidia",
+};
+const PLAN: Verb = Verb {
+    names: &["plan"],
+    arguments: "VMID",
+    about: "the steps that starting this VM would take now, or why it would be refused",
+};
+const RECONCILE: Verb = Verb {
+    names: &["reconcile"],
+    arguments: "[--dry-run]",
+    about: "bring home what a killed handoff or a VM that does not run left behind",
+};
 const STATUS: Verb = Verb {
     names: &["--status", "status"],
     arguments: "[--json]",
@@ -45,7 +60,7 @@ const STATUS: Verb = Verb {
 };
 const HELP: Verb = Verb { names: &["--help", "-h", "help"], arguments: "", about: "this text" };
 const VERSION: Verb = Verb { names: &["--version", "-V"], arguments: "", about: "the version" };
-const VERBS: [&Verb; 6] = [&STATUS, &TO_VFIO, &TO_NVIDIA, &HANDOFF, &HELP, &VERSION];
+const VERBS: [&Verb; 8] = [&STATUS, &TO_VFIO, &TO_NVIDIA, &HANDOFF, &PLAN, &RECONCILE, &HELP, &VERSION];
 
 impl Verb {
     fn is(&self, word: &str) -> bool {
@@ -84,21 +99,30 @@ pub fn help() -> String {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut words: Vec<String> = Vec::new();
-    let mut json = false;
+    let (mut json, mut dry_run) = (false, false);
     while let Some(argument) = parser.next().map_err(|e| usage(&e.to_string()))? {
         match argument {
             Arg::Value(word) => words.push(word.to_string_lossy().into_owned()),
             Arg::Long("json") => json = true,
+            Arg::Long("dry-run") => dry_run = true,
             Arg::Long(name) => words.push(format!("--{name}")),
             Arg::Short(name) => words.push(format!("-{name}")),
         }
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let call = call(&words)?;
-    match call {
-        Call::Status { .. } => Ok(Call::Status { json }),
-        _ if json => Err(usage("--json goes with --status")),
-        call => Ok(call),
+    let mut call = call(&words)?;
+    match &mut call {
+        Call::Status { json: wanted } => *wanted = std::mem::take(&mut json),
+        Call::ToVfio { dry_run: wanted, .. }
+        | Call::ToNvidia { dry_run: wanted, .. }
+        | Call::Reconcile { dry_run: wanted } => *wanted = std::mem::take(&mut dry_run),
+        Call::Hook { .. } | Call::Plan { .. } | Call::Help | Call::Version => {}
+    }
+    // A flag that is still set here belongs to no such verb.
+    match (json, dry_run) {
+        (true, _) => Err(usage("--json goes with --status")),
+        (_, true) => Err(usage("--dry-run goes with a verb that changes something; for a VM, see plan")),
+        _ => Ok(call),
     }
 }
 
@@ -116,18 +140,31 @@ fn call(words: &[&str]) -> Result<Call> {
     let to_nvidia = TO_NVIDIA.is(verb) || (HANDOFF.is(verb) && rest.first() == Some(&"nvidia"));
     let slot = || optional(if HANDOFF.is(verb) { &rest[1..] } else { rest });
     if to_vfio {
-        return Ok(Call::ToVfio { slot: slot()? });
+        return Ok(Call::ToVfio { slot: slot()?, dry_run: false });
     }
     if to_nvidia {
-        return Ok(Call::ToNvidia { slot: slot()? });
+        return Ok(Call::ToNvidia { slot: slot()?, dry_run: false });
     }
     if HANDOFF.is(verb) {
         return Err(usage("handoff needs vfio or nvidia"));
     }
-    let call = [(&STATUS, Call::Status { json: false }), (&HELP, Call::Help), (&VERSION, Call::Version)]
-        .into_iter()
-        .find_map(|(known, call)| known.is(verb).then_some(call))
-        .ok_or_else(|| usage(&format!("{verb} is unknown")))?;
+    if PLAN.is(verb) {
+        let id = rest.first().ok_or_else(|| usage("plan needs the id of a VM"))?;
+        let vmid = id.parse().map_err(|_| usage(&format!("{id} is no guest id")))?;
+        return match rest.get(1) {
+            None => Ok(Call::Plan { vmid }),
+            Some(more) => Err(usage(&format!("{more} is too much"))),
+        };
+    }
+    let call = [
+        (&RECONCILE, Call::Reconcile { dry_run: false }),
+        (&STATUS, Call::Status { json: false }),
+        (&HELP, Call::Help),
+        (&VERSION, Call::Version),
+    ]
+    .into_iter()
+    .find_map(|(known, call)| known.is(verb).then_some(call))
+    .ok_or_else(|| usage(&format!("{verb} is unknown")))?;
     match rest.first() {
         None => Ok(call),
         Some(more) => Err(usage(&format!("{more} is too much"))),
@@ -152,8 +189,13 @@ fn usage(problem: &str) -> Stop {
 pub fn run(app: &App, call: &Call) -> Result<()> {
     match call {
         Call::Hook { id, phase } => hookscript::run(app, *id, phase),
-        Call::ToVfio { slot } => manual::to_vfio(app, slot.as_deref()),
-        Call::ToNvidia { slot } => manual::to_nvidia(app, slot.as_deref()),
+        Call::ToVfio { slot, dry_run: true } => print(&manual::plan_to_vfio(app, slot.as_deref())?),
+        Call::ToVfio { slot, dry_run: false } => manual::to_vfio(app, slot.as_deref()),
+        Call::ToNvidia { slot, dry_run: true } => print(&manual::plan_to_nvidia(app, slot.as_deref())?),
+        Call::ToNvidia { slot, dry_run: false } => manual::to_nvidia(app, slot.as_deref()),
+        Call::Plan { vmid } => print(&hookscript::plan(app, *vmid)?),
+        Call::Reconcile { dry_run: true } => print(&manual::plan_reconcile(app)?),
+        Call::Reconcile { dry_run: false } => manual::reconcile(app),
         Call::Status { json } => status(app, *json),
         Call::Help => print(&help()),
         Call::Version => print(concat!("gpu-handoff ", env!("CARGO_PKG_VERSION"), "\n")),
@@ -161,7 +203,10 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
 }
 
 fn status(app: &App, json: bool) -> Result<()> {
-    let status = Status::read(&app.kernel, &app.store, nix::unistd::geteuid().is_root())?;
+    let status = Status::read(&app.kernel, &app.store, nix::unistd::geteuid().is_root());
+    for problem in status.problems() {
+        app.story.warn(problem);
+    }
     if json { print(&format!("{}\n", status.to_json())) } else { print(&status.to_text()) }
 }
 
@@ -190,12 +235,18 @@ mod tests {
             assert_eq!(parsed(&format!("{line} --json")), Ok(Call::Status { json: true }));
         }
         for line in ["to-vfio", "to_vfio", "handoff vfio"] {
-            assert_eq!(parsed(line), Ok(Call::ToVfio { slot: None }));
-            assert_eq!(parsed(&format!("{line} 01:00")), Ok(Call::ToVfio { slot: Some("01:00".to_string()) }));
+            assert_eq!(parsed(line), Ok(Call::ToVfio { slot: None, dry_run: false }));
+            assert_eq!(
+                parsed(&format!("{line} 01:00")),
+                Ok(Call::ToVfio { slot: Some("01:00".to_string()), dry_run: false })
+            );
         }
         for line in ["to-nvidia", "to_nvidia", "handoff nvidia"] {
-            assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: None }));
+            assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: None, dry_run: false }));
         }
+        assert_eq!(parsed("to-nvidia --dry-run"), Ok(Call::ToNvidia { slot: None, dry_run: true }));
+        assert_eq!(parsed("plan 111"), Ok(Call::Plan { vmid: 111 }));
+        assert_eq!(parsed("reconcile --dry-run"), Ok(Call::Reconcile { dry_run: true }));
         assert_eq!(parsed("-V"), Ok(Call::Version));
     }
 
@@ -212,6 +263,10 @@ mod tests {
             ("frobnicate", "frobnicate is unknown"),
             ("--status now", "now is too much"),
             ("to-vfio --json", "--json goes with --status"),
+            ("111 pre-start --dry-run", "--dry-run goes with a verb"),
+            ("--status --dry-run", "--dry-run goes with a verb"),
+            ("plan", "plan needs the id of a VM"),
+            ("plan gpu", "gpu is no guest id"),
         ] {
             let message = parsed(line).unwrap_err();
             assert!(message.starts_with(problem), "{line}: {message}");

@@ -3,8 +3,8 @@
 use crate::App;
 use crate::gpu::inventory::{self, VFIO_PCI, slot_of};
 use crate::gpu::{Slot, inventory::nvidia_slots};
-use crate::handoff::is_alive;
-use crate::handoff::record::Owner;
+use crate::handoff::record::{Owner, Record};
+use crate::handoff::{Handoff, is_alive, plan};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 
@@ -13,8 +13,19 @@ use crate::sys::Kernel;
 pub fn to_vfio(app: &App, slot: Option<&str>) -> Result<()> {
     let slot = choose(&app.kernel, slot)?;
     let config = app.config_for_verb()?;
+    app.handoff(&config).leave(&Owner::Manual(slot.clone()), &[slot], &|_| false)
+}
+
+/// What [`to_vfio`] would do now, a line each.
+///
+/// # Errors
+/// Why it would refuse.
+pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
+    let slot = choose(&app.kernel, slot)?;
+    let config = app.config_for_verb()?;
     let owner = Owner::Manual(slot.clone());
-    app.handoff(&config).leave(&owner, &[slot], &|_| false)
+    let title = format!("{slot} host -> {owner}");
+    Ok(plan::to_text(&title, &app.handoff(&config).plan_leave(&owner, &[slot], &|_| false)?))
 }
 
 /// Home, whatever home is.
@@ -24,22 +35,67 @@ pub fn to_vfio(app: &App, slot: Option<&str>) -> Result<()> {
 pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
     let slot = choose(&app.kernel, slot)?;
     let config = app.config_for_verb()?;
-    let records = app.store.records()?;
-    let owners: Vec<&Owner> = records.iter().filter(|r| r.slots().contains(&slot.as_str())).map(|r| &r.owner).collect();
-    for id in owners.iter().filter_map(|owner| owner.vmid()) {
+    let records = away(app, &slot)?;
+    if records.is_empty() {
+        app.story.say(&already_home(&app.kernel, &slot));
+    }
+    for record in records {
+        app.handoff(&config).come_home(&record.owner)?;
+    }
+    Ok(())
+}
+
+/// What [`to_nvidia`] would do now, a line each.
+///
+/// # Errors
+/// Why it would refuse.
+pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
+    let slot = choose(&app.kernel, slot)?;
+    let config = app.config_for_verb()?;
+    let records = away(app, &slot)?;
+    if records.is_empty() {
+        return Ok(format!("{}\n", already_home(&app.kernel, &slot)));
+    }
+    Ok(records.iter().map(|record| home_to_text(&app.handoff(&config), record)).collect())
+}
+
+/// # Errors
+/// When something could not be brought home.
+pub fn reconcile(app: &App) -> Result<()> {
+    let config = app.config_for_hook();
+    app.handoff(&config).reconcile()
+}
+
+/// What [`reconcile`] would do now, a line each.
+///
+/// # Errors
+/// When a record cannot be read.
+pub fn plan_reconcile(app: &App) -> Result<String> {
+    let config = app.config_for_verb()?;
+    let handoff = app.handoff(&config);
+    let records = handoff.left_behind()?;
+    if records.is_empty() {
+        return Ok("nothing was left behind: nothing to do\n".to_string());
+    }
+    Ok(records.iter().map(|record| home_to_text(&handoff, record)).collect())
+}
+
+fn home_to_text(handoff: &Handoff, record: &Record) -> String {
+    plan::to_text(&format!("{} {} -> host", record.slots().join(" "), record.owner), &handoff.plan_home(record))
+}
+
+/// The records that name this slot, none of which a running VM needs.
+fn away(app: &App, slot: &str) -> Result<Vec<Record>> {
+    let mut records = app.store.records()?;
+    records.retain(|record| record.slots().contains(&slot));
+    for id in records.iter().filter_map(|record| record.owner.vmid()) {
         if is_alive(&app.kernel, id) {
             return Err(Stop::refused(format!(
                 "{slot} was not touched: VM {id} has it; stop that VM and it comes home by itself: qm stop {id}"
             )));
         }
     }
-    if owners.is_empty() {
-        app.story.say(&already_home(&app.kernel, &slot));
-    }
-    for owner in owners {
-        app.handoff(&config).come_home(owner)?;
-    }
-    Ok(())
+    Ok(records)
 }
 
 fn already_home(kernel: &dyn Kernel, slot: &str) -> String {

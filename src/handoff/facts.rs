@@ -83,6 +83,15 @@ impl Facts {
         }
     }
 
+    /// A call that is stuck in a wedged slot holds its driver, although sysfs no longer shows the two together.
+    #[must_use]
+    pub fn avoiding(mut self, wedged: &[String]) -> Facts {
+        for driver in self.gpu_drivers.values_mut() {
+            driver.elsewhere.extend(wedged.iter().cloned());
+        }
+        self
+    }
+
     pub fn functions(&self) -> impl Iterator<Item = &Function> {
         self.slots.iter().flat_map(|slot| &slot.functions)
     }

@@ -3,9 +3,9 @@
 use super::facts::Facts;
 use super::plan::{self, Plan};
 use super::record::{HomeOf, Owner, Progress, Record};
-use super::run::{OnFailure, Outcome, run};
+use super::run::{OnFailure, Outcome};
 use super::store::Locked;
-use super::{Direction, Handoff, Last, again, check, is_alive};
+use super::{Direction, Handoff, Last, again, check, is_with};
 use crate::config::Home;
 use crate::gpu::holders::{Place, Reach, Watched};
 use crate::gpu::inventory::{self, Function, Slot, VFIO_PCI};
@@ -18,6 +18,16 @@ const NAMED_HOLDERS: usize = 5;
 /// Of the time box, what the way there may take; the rest is for going back.
 const WAY_THERE: (u32, u32) = (2, 3);
 
+/// All that is known before anything is touched.
+struct Intent {
+    /// As it is written before the first step.
+    record: Record,
+    /// Owners of earlier records that nobody needs any more.
+    abandoned: Vec<Owner>,
+    facts: Facts,
+    plan: Plan,
+}
+
 impl Handoff<'_> {
     /// Gives slots to `owner`. `listed` tells whether the owner's own configuration names a function.
     ///
@@ -25,21 +35,10 @@ impl Handoff<'_> {
     /// Refused with nothing touched, or failed and rolled back, or wedged.
     pub fn leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<()> {
         let locked = self.lock()?;
-        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
-        self.refuse_wedged(&locked, &names)?;
         let begin = self.kernel.now();
-
-        let slots = self.read_slots(slots)?;
-        let (earlier, abandoned) = self.earlier_records(owner, &names)?;
-        let record = self.record_for(owner, &slots, &earlier);
-        let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
-        let facts = Facts::read(self.kernel, slots, &[], &modules);
-        let title = names.join(" ");
-        let refuse = |reason: String| Stop::refused(format!("{title} was not touched: {reason}"));
-        check::check(&facts, listed).map_err(refuse)?;
-        let plan = plan::to_vfio(&facts).map_err(refuse)?;
-        self.refuse_busy(owner, &facts, &plan)?;
-
+        self.finish_others(&locked, owner);
+        let Intent { record, abandoned, facts, plan } = self.intend(owner, slots, listed)?;
+        let title = slots.join(" ");
         let settled = Record { progress: Progress::Away, ..record.clone() };
         if plan.is_empty() {
             locked.save(&settled)?;
@@ -52,16 +51,40 @@ impl Handoff<'_> {
         locked.save(&record)?;
         forget(&locked, &abandoned)?;
         let budget = self.config.handoff * WAY_THERE.0 / WAY_THERE.1;
-        let outcome = run(self.kernel, self.story, &plan, OnFailure::Stop, begin + budget);
+        let outcome = self.run(&locked, &record, &plan, OnFailure::Stop, begin + budget)?;
         if !outcome.is_complete() {
-            return Err(self.go_back(&locked, &record, &names, &outcome, begin));
+            return Err(self.go_back(&locked, &record, &outcome, begin));
         }
         locked.save(&settled)?;
         let took = self.kernel.now().saturating_sub(begin);
         let last = Last { direction: Direction::Vfio, vmid: owner.vmid(), exit: 0, took, outcomes: &[&outcome] };
-        self.note_last(&locked, &names, &last);
+        self.note_last(&locked, &record.slots(), &last);
         self.story.say(&format!("{title} is ready for {owner} after {} ms", took.as_millis()));
         Ok(())
+    }
+
+    /// What [`Handoff::leave`] would do now.
+    ///
+    /// # Errors
+    /// Why it would refuse.
+    pub fn plan_leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<Plan> {
+        Ok(self.intend(owner, slots, listed)?.plan)
+    }
+
+    /// Everything that can say no says so here. Reads only.
+    fn intend(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<Intent> {
+        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
+        self.refuse_wedged(&names)?;
+        let slots = self.read_slots(slots)?;
+        let (earlier, abandoned) = self.earlier_records(owner, &names)?;
+        let record = self.record_for(owner, &slots, &earlier);
+        let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
+        let facts = Facts::read(self.kernel, slots, &[], &modules).avoiding(&self.store.wedged_slots());
+        let refuse = |reason: String| Stop::refused(format!("{} was not touched: {reason}", names.join(" ")));
+        check::check(&facts, listed).map_err(refuse)?;
+        let plan = plan::to_vfio(&facts).map_err(refuse)?;
+        self.refuse_busy(owner, &facts, &plan)?;
+        Ok(Intent { record, abandoned, facts, plan })
     }
 
     fn read_slots(&self, addresses: &[String]) -> Result<Vec<Slot>> {
@@ -80,13 +103,13 @@ impl Handoff<'_> {
             let Some(slot) = record.slots().into_iter().find(|slot| slots.contains(slot)) else { continue };
             match &record.owner {
                 other if other == owner => {}
-                Owner::Vm(id) if is_alive(self.kernel, *id) => {
+                Owner::Vm(id) if is_with(self.kernel, &record, *id) => {
                     return Err(Stop::refused(format!(
-                        "{slot} was not touched: VM {id} has it; stop that VM first (qm stop {id}), then {}",
+                        "{slot} was not touched: VM {id} has it; stop that VM first (qm stop {id}; if it does not run: gpu-handoff to-nvidia {slot}), then {}",
                         again(owner)
                     )));
                 }
-                // Its start was given up, or its hook was called by hand: who comes next inherits what it knew.
+                // Its start was given up: who comes next inherits what it knew.
                 Owner::Vm(_) => abandoned.push(record.owner.clone()),
                 // Stays on vfio-pci until the opposite call; a VM may use it there meanwhile.
                 Owner::Manual(_) => continue,
@@ -116,7 +139,7 @@ impl Handoff<'_> {
         for function in slots.iter().flat_map(|slot| &slot.functions).filter(|f| f.is_nvidia_gpu()) {
             add_missing(&mut modules, self.modules_of(function));
         }
-        Record { owner: owner.clone(), progress: Progress::Leaving, functions, modules }
+        Record { owner: owner.clone(), progress: Progress::Leaving, functions, modules, caller: self.kernel.caller() }
     }
 
     fn home_now(&self, slot: &Slot, function: &Function) -> HomeOf {
@@ -168,41 +191,38 @@ impl Handoff<'_> {
     }
 
     /// The way there failed: the GPU goes back to where it was.
-    fn go_back(&self, locked: &Locked, record: &Record, slots: &[&str], failed: &Outcome, begin: Duration) -> Stop {
-        let owner = &record.owner;
-        let title = slots.join(" ");
-        let mut outcomes = vec![failed];
+    fn go_back(&self, locked: &Locked, record: &Record, failed: &Outcome, begin: Duration) -> Stop {
+        let slots = record.slots();
         let back;
-        let stop = if failed.stuck.is_some() {
-            self.note_wedged(locked, slots, failed);
-            Stop::overrun(format!(
-                "{title} is wedged: {}; end what uses the GPU, see gpu-handoff --status; a reboot frees it",
-                failed.problem()
-            ))
+        let (stop, outcomes) = if failed.stuck.is_some() {
+            (self.wedged(record, failed), vec![failed])
         } else {
             self.story.warn(&format!("{}; going back", failed.problem()));
-            back = self.bring_home(record, begin + self.config.handoff);
-            outcomes.push(&back);
-            self.after_going_back(locked, record, slots, failed, &back)
+            match self.go_home(locked, record, begin + self.config.handoff) {
+                Ok(outcome) => {
+                    back = outcome;
+                    (self.after_going_back(locked, record, failed, &back), vec![failed, &back])
+                }
+                Err(stop) => (stop, vec![failed]),
+            }
         };
         let took = self.kernel.now().saturating_sub(begin);
-        let last =
-            Last { direction: Direction::Vfio, vmid: owner.vmid(), exit: stop.code as u8, took, outcomes: &outcomes };
-        self.note_last(locked, slots, &last);
+        let vmid = record.owner.vmid();
+        let last = Last { direction: Direction::Vfio, vmid, exit: stop.code as u8, took, outcomes: &outcomes };
+        self.note_last(locked, &slots, &last);
         stop
     }
 
-    fn after_going_back(
-        &self,
-        locked: &Locked,
-        record: &Record,
-        slots: &[&str],
-        failed: &Outcome,
-        back: &Outcome,
-    ) -> Stop {
+    fn wedged(&self, record: &Record, outcome: &Outcome) -> Stop {
+        let slots = record.slots();
+        let remedy = self.remedy_of_wedge(slots.first().unwrap_or(&""));
+        Stop::overrun(format!("{} is wedged: {}; {remedy}", slots.join(" "), outcome.problem()))
+    }
+
+    fn after_going_back(&self, locked: &Locked, record: &Record, failed: &Outcome, back: &Outcome) -> Stop {
+        let slots = record.slots();
         let title = slots.join(" ");
         let code = if failed.out_of_time { Code::Overrun } else { Code::Failed };
-        self.note_wedged(locked, slots, back);
         if back.is_complete() {
             if let Err(error) = locked.remove(&record.owner) {
                 self.story.warn(&format!("{error:#}"));
@@ -210,8 +230,11 @@ impl Handoff<'_> {
             let message = format!("{title} is back where it was: {}; then {}", failed.problem(), again(&record.owner));
             return Stop { code, message };
         }
+        if back.stuck.is_some() {
+            return self.wedged(record, back);
+        }
         Stop {
-            code: if back.stuck.is_some() { Code::Overrun } else { code },
+            code,
             message: format!(
                 "{title} is stranded: {}, and on the way back: {}; mend that, then: gpu-handoff to-nvidia {}",
                 failed.problem(),

@@ -1,25 +1,43 @@
 //! A handoff: slots go to a VM, or to vfio-pci by hand, and come home again.
+//!
+//! There is no undo list. A plan is made from how things are and how they shall be, so undoing, finishing what was
+//! killed and coming home are one and the same: plan the way home from here, carry it out, verify each step.
 
 pub mod check;
 pub mod facts;
 mod home;
+pub mod journal;
 mod leave;
 pub mod plan;
+mod reconcile;
 pub mod record;
 pub mod run;
 pub mod step;
 pub mod store;
+pub mod wedge;
 
 use crate::config::Config;
+use crate::gpu::Slot;
+use crate::gpu::holders::{Reach, Watched};
 use crate::proxmox::running;
 use crate::report::Story;
 use crate::stop::{Result, Stop};
-use crate::sys::Kernel;
-use record::Owner;
-use run::Outcome;
+use crate::sys::{Kernel, Process};
+use journal::Journal;
+use plan::Plan;
+use record::{Owner, Progress, Record};
+use run::{OnFailure, Outcome, Run};
 use serde_json::{Value, json};
 use std::time::Duration;
-use store::{About, Locked, Store};
+use step::Step;
+use store::{Locked, Store};
+use wedge::Wedge;
+
+/// How often to look again while waiting for something to end.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// A worker whose parent was killed is given this long to end before its call counts as stuck.
+const WORKER_GRACE: Duration = Duration::from_secs(2);
 
 /// What a handoff works with.
 pub struct Handoff<'a> {
@@ -35,29 +53,122 @@ enum Direction {
     Home,
 }
 
+/// How a handoff went, for `--status`.
+struct Last<'a> {
+    direction: Direction,
+    vmid: Option<u32>,
+    exit: u8,
+    took: Duration,
+    outcomes: &'a [&'a Outcome],
+}
+
 impl Handoff<'_> {
     fn lock(&self) -> Result<Locked<'_>> {
         let lock = self.store.lock(self.config.lock)?;
-        lock.ok_or_else(|| {
+        let locked = lock.ok_or_else(|| {
             Stop::locked(format!(
                 "another handoff is under way and did not end within {} s; see gpu-handoff --status, then try again",
                 self.config.lock.as_secs_f64()
             ))
-        })
+        })?;
+        self.settle_journal(&locked)?;
+        self.clear_ended_wedges(&locked)?;
+        Ok(locked)
     }
 
-    /// A slot with a kernel call that never came back is left alone until that call ends.
-    fn refuse_wedged(&self, locked: &Locked, slots: &[&str]) -> Result<()> {
-        for slot in slots {
-            let Some(wedged) = self.store.about(About::Wedged, slot) else { continue };
-            if let Some(problem) = wedge_problem(self.kernel, &wedged) {
-                return Err(Stop::overrun(format!(
-                    "{slot} is wedged: {problem}; nothing was touched; end what uses the GPU, or reboot the host"
-                )));
+    /// A journal without a lock holder was left by a handoff that was killed. What it had done is in the record; but
+    /// its last call may still be in the kernel.
+    fn settle_journal(&self, locked: &Locked) -> Result<()> {
+        let Some(journal) = self.store.journal()? else { return Ok(()) };
+        let end = self.kernel.now() + WORKER_GRACE.min(self.config.handoff / 4);
+        let is_at_it = || self.kernel.process(journal.worker.pid) == Some(journal.worker);
+        while is_at_it() && self.kernel.now() < end {
+            self.kernel.sleep(LOOK_AGAIN);
+        }
+        if is_at_it() {
+            self.note_wedge(locked, &journal.slots, &journal.step, journal.worker);
+        }
+        Ok(locked.end_journal()?)
+    }
+
+    fn clear_ended_wedges(&self, locked: &Locked) -> Result<()> {
+        for slot in self.store.wedged_slots() {
+            // One that cannot be read may still be stuck: it stays, and only its slot is refused.
+            let wedge = self.store.wedge(&slot).ok().flatten();
+            if wedge.is_some_and(|wedge| !wedge.is_still_stuck(self.kernel)) {
+                locked.clear_wedge(&slot)?;
             }
-            locked.clear_about(About::Wedged, slot)?;
         }
         Ok(())
+    }
+
+    /// A slot with a call that never came back is left alone until that call ends.
+    fn refuse_wedged(&self, slots: &[&str]) -> Result<()> {
+        for slot in slots {
+            let wedge = self.store.wedge(slot).map_err(|error| {
+                Stop::overrun(format!("{slot} may be wedged and was not touched: {error:#}; a reboot clears that"))
+            })?;
+            if let Some(wedge) = wedge.filter(|wedge| wedge.is_still_stuck(self.kernel)) {
+                return Err(Stop::overrun(format!(
+                    "{slot} is wedged and was not touched: {wedge}; {}",
+                    self.remedy_of_wedge(slot)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn run(
+        &self,
+        locked: &Locked,
+        record: &Record,
+        plan: &Plan,
+        on_failure: OnFailure,
+        end: Duration,
+    ) -> Result<Outcome> {
+        let slots = record.slots();
+        let journal =
+            |step: &Step, worker: Process| locked.write_journal(&Journal::new(&record.owner, &slots, step, worker));
+        let run = Run {
+            kernel: self.kernel,
+            story: self.story,
+            on_failure,
+            end,
+            handoff: self.config.handoff,
+            journal: &journal,
+        };
+        let outcome = run.carry_out(plan);
+        if let Some((step, process)) = &outcome.stuck {
+            let slots = Journal::new(&record.owner, &slots, step, *process).slots;
+            self.note_wedge(locked, &slots, &step.to_string(), *process);
+        }
+        locked.end_journal()?;
+        Ok(outcome)
+    }
+
+    /// Keeps which call is stuck; until it ends nobody may go near the slots.
+    fn note_wedge(&self, locked: &Locked, slots: &[String], step: &str, process: Process) {
+        let wedge = Wedge { step: step.to_string(), process, since: utc(self.kernel.unix_time()) };
+        for slot in slots {
+            if let Err(error) = locked.set_wedge(slot, &wedge) {
+                self.story.warn(&format!("{error:#}"));
+            }
+        }
+    }
+
+    /// What to do about a call that never came back.
+    fn remedy_of_wedge(&self, slot: &str) -> String {
+        let slots: Vec<Slot> = Slot::read(self.kernel, slot).into_iter().collect();
+        let holders = Watched::of_slots(self.kernel, &slots, Reach::Slots).holders(self.kernel);
+        match holders.first() {
+            Some(holder) => format!(
+                "{holder}: end it ({}) and the card comes home by itself, or reboot the host; other cards keep working",
+                holder.remedy()
+            ),
+            None => "it comes home by itself when that call ends; if it never does, only a reboot frees it; other \
+                     cards keep working"
+                .to_string(),
+        }
     }
 
     /// Notes how it went; for `--status` alone, so that failing to is no failure.
@@ -76,31 +187,11 @@ impl Handoff<'_> {
             "phases": phases,
         });
         for slot in slots {
-            if let Err(error) = locked.set_about(About::Last, slot, &document) {
+            if let Err(error) = locked.set_last(slot, &document) {
                 self.story.warn(&format!("{error:#}"));
             }
         }
     }
-
-    /// Keeps which call is stuck; until it ends nobody may go near the slot.
-    fn note_wedged(&self, locked: &Locked, slots: &[&str], outcome: &Outcome) {
-        let Some((step, pid)) = &outcome.stuck else { return };
-        let since = utc(self.kernel.unix_time());
-        let document = json!({"step": step.to_string(), "pid": pid, "since": since});
-        for slot in slots {
-            if let Err(error) = locked.set_about(About::Wedged, slot, &document) {
-                self.story.warn(&format!("{error:#}"));
-            }
-        }
-    }
-}
-
-struct Last<'a> {
-    direction: Direction,
-    vmid: Option<u32>,
-    exit: u8,
-    took: Duration,
-    outcomes: &'a [&'a Outcome],
 }
 
 /// Whether a VM runs, or Proxmox is in the middle of starting or stopping it.
@@ -108,13 +199,10 @@ pub fn is_alive(kernel: &dyn Kernel, vmid: u32) -> bool {
     running::qemu_pid(kernel, vmid).is_some() || running::is_locked(kernel, vmid)
 }
 
-/// What is wedged, in words; none when the stuck process has ended meanwhile.
-pub fn wedge_problem(kernel: &dyn Kernel, wedged: &Value) -> Option<String> {
-    let pid = wedged.get("pid")?.as_i64()?;
-    let text = |name: &str| wedged.get(name).and_then(Value::as_str).unwrap_or("?").to_string();
-    kernel
-        .exists(&format!("/proc/{pid}"))
-        .then(|| format!("{} never came back since {} (PID {pid})", text("step"), text("since")))
+/// Whether a VM has what its record names, or is still being started.
+pub fn is_with(kernel: &dyn Kernel, record: &Record, vmid: u32) -> bool {
+    let is_starting = |caller: Process| kernel.process(caller.pid) == Some(caller);
+    is_alive(kernel, vmid) || (record.progress == Progress::Away && record.caller.is_some_and(is_starting))
 }
 
 /// What to type to try a handoff to this owner again.

@@ -45,7 +45,7 @@ impl Phase {
 pub fn to_vfio(facts: &Facts) -> Result<Plan, String> {
     let mut plan = Plan::new();
     if facts.vfio_pci != Availability::Registered {
-        plan.push((Phase::Prepare, Step::Load { module: "vfio_pci".to_string() }));
+        plan.push((Phase::Prepare, load(&["vfio_pci"])));
     }
     // Before unbinding: opening a dead device node makes the kernel load nvidia, which would take the GPU back.
     for function in facts.functions() {
@@ -79,9 +79,21 @@ pub fn to_vfio(facts: &Facts) -> Result<Plan, String> {
         plan.push((Phase::Bind, probe(&function.address, VFIO_PCI)));
     }
     if reload_drm {
-        plan.push((Phase::Complete, Step::Load { module: "nvidia_drm".to_string() }));
+        plan.push((Phase::Complete, load(&["nvidia_drm"])));
     }
     Ok(plan)
+}
+
+/// A plan for people: a line per step, under the phases that a run would log.
+pub fn to_text(title: &str, plan: &Plan) -> String {
+    let mut text = format!("{title}\n");
+    for (phase, step) in plan {
+        text.push_str(&format!("  {:<9} {step}\n", phase.name()));
+    }
+    if plan.is_empty() {
+        text.push_str("  nothing to do\n");
+    }
+    text
 }
 
 /// How a GPU leaves its driver.
@@ -138,24 +150,13 @@ pub fn to_home(facts: &Facts, record: &Record) -> Plan {
         plan.push((Phase::Release, unbind(&function.address, VFIO_PCI)));
     }
 
-    for (_, home) in &returning {
-        if let (Some(driver), Some(module)) = (&home.driver, &home.module) {
-            let load = (Phase::Bind, Step::Load { module: module.clone() });
-            if !facts.registered.contains(driver) && !plan.contains(&load) {
-                plan.push(load);
-            }
-        }
+    let modules = modules_to_load(facts, record, &functions, &returning);
+    if !modules.is_empty() {
+        plan.push((Phase::Bind, Step::Load { modules }));
     }
     for (function, home) in &returning {
         if let Some(driver) = &home.driver {
             plan.push((Phase::Bind, probe(&function.address, driver)));
-        }
-    }
-
-    for module in record.modules.iter().filter(|module| !facts.loaded.contains(module)) {
-        let already = plan.iter().any(|(_, step)| matches!(step, Step::Load { module: other } if other == module));
-        if !already {
-            plan.push((Phase::Complete, Step::Load { module: module.clone() }));
         }
     }
     if functions.iter().any(|(_, home)| home.driver.as_deref() == Some("nvidia")) {
@@ -168,6 +169,37 @@ pub fn to_home(facts: &Facts, record: &Record) -> Plan {
         }
     }
     plan
+}
+
+/// The drivers that wait for nothing but their module, and whatever else of the GPU's driver was loaded before.
+fn modules_to_load(
+    facts: &Facts,
+    record: &Record,
+    functions: &[(&Function, &HomeOf)],
+    returning: &[(&Function, &HomeOf)],
+) -> Vec<String> {
+    let mut modules: Vec<String> = Vec::new();
+    for (_, home) in returning {
+        if let (Some(driver), Some(module)) = (&home.driver, &home.module)
+            && !facts.registered.contains(driver)
+            && !modules.contains(module)
+        {
+            modules.push(module.clone());
+        }
+    }
+    // Without a GPU to drive they would only fail to load.
+    let has_gpu = functions.iter().any(|(f, home)| f.is_nvidia_gpu() && f.driver.is_some() && f.driver == home.driver)
+        || returning.iter().any(|(f, home)| f.is_nvidia_gpu() && home.driver.is_some());
+    for module in record.modules.iter().filter(|_| has_gpu) {
+        if !facts.loaded.contains(module) && !modules.contains(module) {
+            modules.push(module.clone());
+        }
+    }
+    modules
+}
+
+fn load(modules: &[&str]) -> Step {
+    Step::Load { modules: modules.iter().map(|module| (*module).to_string()).collect() }
 }
 
 fn override_to(address: &str, driver: Option<&str>) -> Step {

@@ -1,16 +1,18 @@
 //! One step of a handoff: what it asks of the kernel and how to see that it holds.
 
-use crate::gpu::inventory::attribute;
+use crate::gpu::inventory::{attribute, slot_of};
 use crate::gpu::nodes;
 use crate::sys::{Action, Kernel};
 use std::fmt;
+use std::time::Duration;
 
 const REMOVE_ID: &str = "/sys/bus/pci/drivers/vfio-pci/remove_id";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
+    /// By modprobe in one call, in this order.
     Load {
-        module: String,
+        modules: Vec<String>,
     },
     Unload {
         module: String,
@@ -43,7 +45,7 @@ impl Step {
     pub fn actions(&self, kernel: &dyn Kernel) -> Vec<Action> {
         let write = |path: String, data: &str| vec![Action::Write { path, data: data.to_string() }];
         match self {
-            Step::Load { module } => vec![Action::Load { module: module.clone() }],
+            Step::Load { modules } => vec![Action::Load { modules: modules.clone() }],
             Step::Unload { module } => vec![Action::Unload { module: module.clone() }],
             // Only a newline clears: an empty write(2) never reaches the kernel.
             Step::Override { address, driver } => {
@@ -60,8 +62,8 @@ impl Step {
     pub fn holds(&self, kernel: &dyn Kernel) -> bool {
         let driver_of = |address: &str| kernel.link_name(&attribute(address, "driver")).ok();
         match self {
-            Step::Load { module } => kernel.exists(&format!("/sys/module/{module}")),
-            Step::Unload { module } => !kernel.exists(&format!("/sys/module/{module}")),
+            Step::Load { modules } => modules.iter().all(|module| is_loaded(kernel, module)),
+            Step::Unload { module } => !is_loaded(kernel, module),
             Step::Override { address, driver } => {
                 let now = kernel.text(&attribute(address, "driver_override")).unwrap_or_default();
                 match driver {
@@ -74,6 +76,27 @@ impl Step {
             // The kernel has no list of dynamic ids: asking to remove one is how to see that there is none.
             Step::RemoveId { .. } => !kernel.exists(REMOVE_ID),
             Step::MakeNodes => nodes::missing(kernel).is_empty(),
+        }
+    }
+
+    /// Of a handoff's time, the part that this step may take.
+    pub fn share(&self, handoff: Duration) -> Duration {
+        match self {
+            // Each is milliseconds of work, unless the kernel's lock on the device is held by something stuck.
+            Step::Override { .. } | Step::RemoveId { .. } | Step::MakeNodes => handoff / 6,
+            Step::Unbind { .. } | Step::Unload { .. } => handoff / 3,
+            // Starting a GPU takes the driver seconds.
+            Step::Load { .. } | Step::Probe { .. } => handoff * 2 / 3,
+        }
+    }
+
+    /// The slot that this step is about; none when it is about all of them.
+    pub fn slot(&self) -> Option<&str> {
+        match self {
+            Step::Override { address, .. } | Step::Unbind { address, .. } | Step::Probe { address, .. } => {
+                slot_of(address)
+            }
+            Step::Load { .. } | Step::Unload { .. } | Step::RemoveId { .. } | Step::MakeNodes => None,
         }
     }
 
@@ -94,7 +117,8 @@ impl Step {
     /// What the verb is about; nothing when the verb says it all.
     pub fn object(&self) -> String {
         match self {
-            Step::Load { module } | Step::Unload { module } => module.clone(),
+            Step::Load { modules } => modules.join(" "),
+            Step::Unload { module } => module.clone(),
             Step::Override { address, .. } | Step::Unbind { address, .. } | Step::Probe { address, .. } => {
                 address.clone()
             }
@@ -102,6 +126,10 @@ impl Step {
             Step::MakeNodes => String::new(),
         }
     }
+}
+
+fn is_loaded(kernel: &dyn Kernel, module: &str) -> bool {
+    kernel.exists(&format!("/sys/module/{module}"))
 }
 
 impl fmt::Display for Step {

@@ -1,6 +1,8 @@
-//! `/run/gpu-handoff`: records, what is wedged and what happened last. Written only by the holder of the lock.
+//! `/run/gpu-handoff`: records, the journal, what is wedged and what happened last. Written only by the holder of the lock.
 
+use super::journal::Journal;
 use super::record::{Owner, Record};
+use super::wedge::Wedge;
 use crate::sys::Lock;
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -11,6 +13,7 @@ use std::time::Duration;
 
 pub const DIRECTORY: &str = "/run/gpu-handoff";
 pub const LOCK: &str = "lock";
+const JOURNAL: &str = "journal";
 
 /// Reads by anybody.
 #[derive(Debug, Clone)]
@@ -61,27 +64,54 @@ impl Store {
     /// # Errors
     /// Names the file that cannot be read or understood.
     pub fn records(&self) -> Result<Vec<Record>> {
+        self.each_record().into_iter().collect()
+    }
+
+    /// Every record, or why it cannot be read; for who can go on without one.
+    pub fn each_record(&self) -> Vec<Result<Record>> {
+        let names = self.names();
+        let owners = names.iter().filter_map(|name| Owner::from_file_name(name));
+        owners.filter_map(|owner| self.record(&owner).transpose()).collect()
+    }
+
+    /// The journal of a handoff that is under way, or that was killed.
+    ///
+    /// # Errors
+    /// Names the file when it cannot be read or understood.
+    pub fn journal(&self) -> Result<Option<Journal>> {
+        let Some(bytes) = self.read(JOURNAL)? else { return Ok(None) };
+        let path = self.directory.join(JOURNAL);
+        Journal::parse(&bytes).map(Some).with_context(|| path.display().to_string())
+    }
+
+    /// The kernel call that never came back to a slot.
+    ///
+    /// # Errors
+    /// Names the file when it cannot be read or understood.
+    pub fn wedge(&self, slot: &str) -> Result<Option<Wedge>> {
+        let name = wedge_file(slot);
+        let Some(bytes) = self.read(&name)? else { return Ok(None) };
+        let path = self.directory.join(&name);
+        Wedge::parse(&bytes).map(Some).with_context(|| path.display().to_string())
+    }
+
+    /// Every slot with a wedge, sorted.
+    pub fn wedged_slots(&self) -> Vec<String> {
+        self.names().iter().filter_map(|name| name.strip_prefix("wedged-").map(str::to_string)).collect()
+    }
+
+    /// What happened to a slot last; none when there is nothing that can be read.
+    pub fn last(&self, slot: &str) -> Option<Value> {
+        serde_json::from_slice(&self.read(&last_file(slot)).ok()??).ok()
+    }
+
+    fn names(&self) -> Vec<String> {
         let mut names = match fs::read_dir(&self.directory) {
             Ok(entries) => entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect::<Vec<_>>(),
             Err(_) => Vec::new(),
         };
         names.sort_unstable();
-        let owners = names.iter().filter_map(|name| Owner::from_file_name(name));
-        owners.filter_map(|owner| self.record(&owner).transpose()).collect()
-    }
-
-    /// The record that names a slot.
-    ///
-    /// # Errors
-    /// As [`Store::records`].
-    pub fn record_of_slot(&self, slot: &str) -> Result<Option<Record>> {
-        Ok(self.records()?.into_iter().find(|record| record.slots().contains(&slot)))
-    }
-
-    /// A JSON document about a slot, such as what happened to it last; none when there is none that can be read.
-    pub fn about(&self, what: About, slot: &str) -> Option<Value> {
-        let bytes = self.read(&what.file_name(slot)).ok()??;
-        serde_json::from_slice(&bytes).ok()
+        names
     }
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
@@ -94,22 +124,12 @@ impl Store {
     }
 }
 
-/// The documents that are kept about a slot.
-#[derive(Debug, Clone, Copy)]
-pub enum About {
-    /// The last handoff with its time per phase.
-    Last,
-    /// The kernel call that never came back.
-    Wedged,
+fn last_file(slot: &str) -> String {
+    format!("last-{slot}")
 }
 
-impl About {
-    fn file_name(self, slot: &str) -> String {
-        match self {
-            About::Last => format!("last-{slot}"),
-            About::Wedged => format!("wedged-{slot}"),
-        }
-    }
+fn wedge_file(slot: &str) -> String {
+    format!("wedged-{slot}")
 }
 
 impl Locked<'_> {
@@ -127,14 +147,32 @@ impl Locked<'_> {
 
     /// # Errors
     /// As [`Locked::save`].
-    pub fn set_about(&self, what: About, slot: &str, document: &Value) -> Result<()> {
-        self.write(&what.file_name(slot), &document.to_string())
+    pub fn write_journal(&self, journal: &Journal) -> Result<()> {
+        self.write(JOURNAL, &journal.to_json())
     }
 
     /// # Errors
     /// As [`Locked::remove`].
-    pub fn clear_about(&self, what: About, slot: &str) -> Result<()> {
-        self.unlink(&what.file_name(slot))
+    pub fn end_journal(&self) -> Result<()> {
+        self.unlink(JOURNAL)
+    }
+
+    /// # Errors
+    /// As [`Locked::save`].
+    pub fn set_wedge(&self, slot: &str, wedge: &Wedge) -> Result<()> {
+        self.write(&wedge_file(slot), &wedge.to_json().to_string())
+    }
+
+    /// # Errors
+    /// As [`Locked::remove`].
+    pub fn clear_wedge(&self, slot: &str) -> Result<()> {
+        self.unlink(&wedge_file(slot))
+    }
+
+    /// # Errors
+    /// As [`Locked::save`].
+    pub fn set_last(&self, slot: &str, last: &Value) -> Result<()> {
+        self.write(&last_file(slot), &last.to_string())
     }
 
     /// Whole or not at all: to a name that nobody reads, then renamed.

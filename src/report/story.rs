@@ -14,6 +14,7 @@ pub struct Story {
     /// Opened by the first line, so that a run without one costs nothing. None without a syslog daemon.
     syslog: OnceCell<Option<std::cell::RefCell<Logger<LoggerBackend, Formatter3164>>>>,
     to_syslog: bool,
+    to_stderr: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -25,7 +26,12 @@ enum Severity {
 
 impl Story {
     pub fn new(to_syslog: bool) -> Story {
-        Story { syslog: OnceCell::new(), to_syslog }
+        Story { syslog: OnceCell::new(), to_syslog, to_stderr: true }
+    }
+
+    /// Tells nobody.
+    pub fn silent() -> Story {
+        Story { syslog: OnceCell::new(), to_syslog: false, to_stderr: false }
     }
 
     pub fn say(&self, text: &str) {
@@ -46,8 +52,10 @@ impl Story {
     }
 
     fn line(&self, severity: Severity, text: &str) {
-        // Nobody reading is no reason to stop half-way.
-        let _ = writeln!(std::io::stderr(), "{NAME}: {text}");
+        if self.to_stderr {
+            // Nobody reading is no reason to stop half-way.
+            let _ = writeln!(std::io::stderr(), "{NAME}: {text}");
+        }
         if !self.to_syslog {
             return;
         }

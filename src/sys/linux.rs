@@ -1,8 +1,10 @@
 //! The kernel this program runs on, or a tree of files that stands for one (`GPU_HANDOFF_ROOT`).
 
-use super::{ActError, Action, DeviceNumber, Kernel, Node, OpenDevice, expendable};
+use super::expendable::{self, Worker};
+use super::{ActError, Action, DeviceNumber, Kernel, Node, OpenDevice, Process, failpoints, terminate};
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
+use std::cell::RefCell;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -12,6 +14,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 pub struct Linux {
     root: PathBuf,
     begin: Instant,
+    /// Started by the first change.
+    worker: RefCell<Option<Worker>>,
 }
 
 impl Linux {
@@ -24,7 +28,7 @@ impl Linux {
     }
 
     pub fn at(root: PathBuf) -> Linux {
-        Linux { root, begin: Instant::now() }
+        Linux { root, begin: Instant::now(), worker: RefCell::new(None) }
     }
 
     /// False for a tree of files: then no system call that changes the machine is made.
@@ -35,16 +39,13 @@ impl Linux {
     pub fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
+}
 
-    fn modprobe(&self) -> Option<PathBuf> {
-        ["/usr/sbin/modprobe", "/sbin/modprobe"].iter().map(|p| self.path(p)).find(|p| p.exists())
-    }
-
-    fn only_when_real(&self, what: &str) -> Result<(), ActError> {
-        if self.is_real() {
-            return Ok(());
+impl Drop for Linux {
+    fn drop(&mut self) {
+        if let Some(worker) = self.worker.borrow_mut().take() {
+            worker.dismiss();
         }
-        Err(ActError::Program(format!("{what}: not done under GPU_HANDOFF_ROOT")))
     }
 }
 
@@ -95,6 +96,9 @@ impl Kernel for Linux {
 
     fn open_devices(&self) -> Vec<OpenDevice> {
         let mut found = Vec::new();
+        if failpoints::is_blind() {
+            return found;
+        }
         for name in self.list("/proc") {
             let Ok(pid) = name.parse::<i32>() else { continue };
             // A process that ended meanwhile, or that we may not look into, has nothing to list.
@@ -115,24 +119,33 @@ impl Kernel for Linux {
     }
 
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError> {
-        match action {
-            Action::Write { path, data } => {
-                let path = self.path(path);
-                expendable::in_child(limit, || write_attribute(&path, data))
-            }
-            Action::Load { module } => match self.modprobe() {
-                Some(program) => expendable::program(&program, &["--", module], limit),
-                None => Err(ActError::Program("modprobe is not installed".to_string())),
-            },
-            Action::Unload { module } => {
-                self.only_when_real("unloading a module")?;
-                expendable::in_child(limit, || unload(module))
-            }
-            Action::MakeNode(node) => {
-                self.only_when_real("making a device node")?;
-                make_node(&self.path(&node.path), node).map_err(ActError::Os)
-            }
+        let mut slot = self.worker.borrow_mut();
+        let mut worker = match slot.take() {
+            Some(worker) => worker,
+            None => Worker::start(&self.root, work).map_err(ActError::Os)?,
+        };
+        let done = worker.act(action, limit);
+        match done {
+            Err(ActError::Stuck { .. }) => worker.abandon(),
+            _ => *slot = Some(worker),
         }
+        done
+    }
+
+    fn worker(&self) -> Option<Process> {
+        let mut slot = self.worker.borrow_mut();
+        if slot.is_none() {
+            *slot = Worker::start(&self.root, work).ok();
+        }
+        self.process(slot.as_ref()?.pid())
+    }
+
+    fn caller(&self) -> Option<Process> {
+        self.process(nix::unistd::getppid().as_raw())
+    }
+
+    fn is_asked_to_end(&self) -> bool {
+        terminate::is_asked()
     }
 
     fn now(&self) -> Duration {
@@ -145,6 +158,30 @@ impl Kernel for Linux {
 
     fn sleep(&self, time: Duration) {
         std::thread::sleep(time);
+    }
+}
+
+fn below(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// In the worker: may block for as long as the kernel likes.
+fn work(root: &Path, action: &Action) -> Result<(), ActError> {
+    match action {
+        Action::Write { path, data } => write_attribute(&below(root, path), data).map_err(ActError::Os),
+        Action::Load { modules } => {
+            let program = ["/usr/sbin/modprobe", "/sbin/modprobe"].iter().map(|path| below(root, path));
+            let Some(program) = program.into_iter().find(|path| path.exists()) else {
+                return Err(ActError::Program("modprobe is not installed".to_string()));
+            };
+            let arguments: Vec<&str> = ["-a", "--"].into_iter().chain(modules.iter().map(String::as_str)).collect();
+            expendable::program(&program, &arguments)
+        }
+        Action::Unload { .. } | Action::MakeNode(_) if root != Path::new("/") => {
+            Err(ActError::Program("not done under GPU_HANDOFF_ROOT".to_string()))
+        }
+        Action::Unload { module } => unload(module).map_err(ActError::Os),
+        Action::MakeNode(node) => make_node(&below(root, &node.path), node).map_err(ActError::Os),
     }
 }
 

@@ -4,9 +4,11 @@
 //! handing over an [`Action`] with a time limit. Tests put a simulated kernel in its place.
 
 mod expendable;
+pub mod failpoints;
 mod held;
 mod linux;
 mod lock;
+mod terminate;
 
 use std::fmt;
 use std::io;
@@ -15,14 +17,16 @@ use std::time::Duration;
 pub use held::flock_is_held;
 pub use linux::Linux;
 pub use lock::Lock;
+pub use terminate::heed as heed_termination;
 
 /// One change to the machine. Each may block in the kernel, so each is carried out under a time limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// One `write(2)` to an attribute that exists.
     Write { path: String, data: String },
-    /// `modprobe MODULE`, so that the administrator's options, softdeps and install rules count.
-    Load { module: String },
+    /// `modprobe`, so that the administrator's options, softdeps and install rules count; one call for all of them,
+    /// because most of its time goes into starting it.
+    Load { modules: Vec<String> },
     /// `delete_module(2)` with `O_NONBLOCK`: it never waits, a module in use is `EWOULDBLOCK`.
     Unload { module: String },
     /// A character device node with this number, mode and owner, in the place of whatever was there.
@@ -36,6 +40,21 @@ pub struct Node {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+}
+
+impl Node {
+    fn to_text(&self) -> String {
+        let Node { path, number, mode, uid, gid } = self;
+        format!("{number} {mode} {uid} {gid} {path}")
+    }
+
+    fn from_text(text: &str) -> Option<Node> {
+        let mut parts = text.splitn(5, ' ');
+        let number = parts.next()?.parse().ok()?;
+        let mut next = || parts.next()?.parse().ok();
+        let (mode, uid, gid) = (next()?, next()?, next()?);
+        Some(Node { path: parts.next()?.to_string(), number, mode, uid, gid })
+    }
 }
 
 /// Major and minor of a device.
@@ -68,9 +87,7 @@ pub enum ActError {
     Os(io::Error),
     /// A helper program said no, in these words.
     Program(String),
-    /// It took too long and was ended; nothing of it runs on.
-    TimedOut,
-    /// It took too long and cannot be ended: this process is still in the kernel.
+    /// It took too long: this process is still at it and was left behind.
     Stuck { pid: i32 },
 }
 
@@ -79,8 +96,7 @@ impl fmt::Display for ActError {
         match self {
             ActError::Os(error) => write!(f, "{error}"),
             ActError::Program(text) => f.write_str(text),
-            ActError::TimedOut => f.write_str("took too long and was ended"),
-            ActError::Stuck { pid } => write!(f, "never came back (PID {pid} is stuck in the kernel)"),
+            ActError::Stuck { pid } => write!(f, "never came back (PID {pid} is stuck in it)"),
         }
     }
 }
@@ -92,6 +108,14 @@ impl ActError {
             _ => None,
         }
     }
+}
+
+/// A process, told apart from a later one with the same PID by when it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    pub pid: i32,
+    /// Clock ticks since boot, as in `/proc/PID/stat`.
+    pub start: u64,
 }
 
 /// One device node that a process has open.
@@ -118,6 +142,14 @@ pub trait Kernel {
     /// Every character device that any process has open, in all namespaces. Needs root to see all of them.
     fn open_devices(&self) -> Vec<OpenDevice>;
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError>;
+    /// The process that will carry out the next action.
+    fn worker(&self) -> Option<Process>;
+    /// The process that called this program: Proxmox's task, or somebody's shell.
+    fn caller(&self) -> Option<Process> {
+        None
+    }
+    /// Whether somebody asked this run to end (SIGTERM).
+    fn is_asked_to_end(&self) -> bool;
     /// Time that passes and is never set back.
     fn now(&self) -> Duration;
     /// Seconds since 1970, UTC.
@@ -128,5 +160,16 @@ pub trait Kernel {
     fn text(&self, path: &str) -> Option<String> {
         let bytes = self.read(path).ok()?;
         Some(String::from_utf8_lossy(&bytes).trim_end().to_string())
+    }
+
+    /// None when there is no such process, or when it has ended and only waits to be reaped.
+    fn process(&self, pid: i32) -> Option<Process> {
+        // `812 (a name) that may contain anything) S 1 …`: the state is the third field, the start the 22nd.
+        let stat = self.text(&format!("/proc/{pid}/stat"))?;
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        if matches!(fields.next()?, "Z" | "X") {
+            return None;
+        }
+        Some(Process { pid, start: fields.nth(18)?.parse().ok()? })
     }
 }

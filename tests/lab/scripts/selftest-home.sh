@@ -1,6 +1,8 @@
 #!/bin/bash
+# shellcheck disable=SC2012,SC2086,SC2317 # plain names; called by name
 # The other homes; $1 is the one given to --home, "nvidia" only needs lab-check.
 # Run with: tests/lab/run --home HOME scripts/selftest-home.sh HOME
+# shellcheck source=lib.sh
 . "${0%/*}/lib.sh"
 
 case $1 in

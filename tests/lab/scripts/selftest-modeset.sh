@@ -1,6 +1,8 @@
 #!/bin/bash
+# shellcheck disable=SC2012,SC2086,SC2317 # plain names; called by name
 # nvidia_drm with modeset=1; $1: "holds" or "unplugs", what the version does.
 # Run with: tests/lab/run --modeset 1 [--driver-version V] scripts/selftest-modeset.sh holds|unplugs
+# shellcheck source=lib.sh
 . "${0%/*}/lib.sh"
 
 is 'modeset' Y "$(cat /sys/module/nvidia_drm/parameters/modeset)"

@@ -1,6 +1,8 @@
 #!/bin/bash
+# shellcheck disable=SC2012,SC2086,SC2317 # plain names; called by name
 # The stack at home, and a card in use under a driver whose wait ends.
 # Run with: tests/lab/run scripts/selftest-nvidia.sh
+# shellcheck source=lib.sh
 . "${0%/*}/lib.sh"
 
 echo '# at the start'

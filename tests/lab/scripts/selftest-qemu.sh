@@ -1,17 +1,22 @@
 #!/bin/bash
+# shellcheck disable=SC2012,SC2086,SC2317 # plain names; called by name
 # A real QEMU opens the card through VFIO, and a real container runs.
 # Run with: tests/lab/run scripts/selftest-qemu.sh
+# shellcheck source=lib.sh
 . "${0%/*}/lib.sh"
 
 unload_stack
 to_vfio $slot1
+is 'display' vfio-pci "$(driver_of $slot1.0)"
+is 'audio' vfio-pci "$(driver_of $slot1.1)"
 group=/dev/vfio/$(basename "$(readlink $pci/$slot1.0/iommu_group)")
 ok 'the group has a node' within 5 test -c "$group"
 qemu-system-x86_64 -accel tcg -machine q35 -m 64 -nodefaults -nographic -S \
     -device vfio-pci,host=01:00.0 -device vfio-pci,host=01:00.1 </dev/null >/run/qemu.log 2>&1 &
 vm=$!
-has_group() { find "/proc/$vm/fd" -lname "$group" | grep -q .; }
-ok 'QEMU has opened it' within 60 has_group
+# The group alone is not enough: QEMU opens the devices after it.
+has_devices() { [ "$(find "/proc/$vm/fd" -lname '*vfio-device*' | wc -l)" = 2 ]; }
+ok 'QEMU has opened both functions' within 60 has_devices
 ok 'the group is busy' grep -q 'Device or resource busy' <(bash -c "exec 3<>$group" 2>&1)
 bg unbind $slot1.0
 sleep 2

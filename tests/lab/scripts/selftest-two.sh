@@ -1,6 +1,8 @@
 #!/bin/bash
+# shellcheck disable=SC2012,SC2086,SC2317 # plain names; called by name
 # Two cards: what one does must not touch the other.
 # Run with: tests/lab/run --gpus 2 scripts/selftest-two.sh
+# shellcheck source=lib.sh
 . "${0%/*}/lib.sh"
 
 minor_of() { awk '/Device Minor/ { print $3 }' "/proc/driver/nvidia/gpus/$1.0/information"; }

@@ -1,6 +1,8 @@
 #!/bin/bash
+# shellcheck disable=SC2012,SC2086,SC2317 # plain names; called by name
 # A driver whose wait never ends.
 # Run with: tests/lab/run --driver-version 595.45.04 scripts/selftest-wedge.sh
+# shellcheck source=lib.sh
 . "${0%/*}/lib.sh"
 
 is 'version' 595.45.04 "$(cat /sys/module/nvidia/version)"

@@ -1,0 +1,70 @@
+//! What a record says is ours and nobody works on or uses any more comes home. What no record names is not touched.
+
+use super::record::{Owner, Progress, Record};
+use super::store::Locked;
+use super::{Handoff, is_alive};
+use crate::proxmox::running;
+use crate::stop::Result;
+use std::time::Duration;
+
+/// A QEMU that is just ending may take this long to let go.
+const LETTING_GO: Duration = Duration::from_secs(5);
+
+impl Handoff<'_> {
+    /// Brings home every slot whose handoff was cut short, and every slot of a VM that does not run.
+    ///
+    /// # Errors
+    /// The first that could not be brought home; the others were tried all the same.
+    pub fn reconcile(&self) -> Result<()> {
+        if self.store.records()?.is_empty() {
+            return Ok(());
+        }
+        let locked = self.lock()?;
+        let mut first = None;
+        for record in self.store.records()? {
+            if self.is_left_behind(&record) {
+                first = first.or(self.fetch(&locked, &record).err());
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Every record that [`Handoff::reconcile`] would act on.
+    ///
+    /// # Errors
+    /// Names the record that cannot be read.
+    pub fn left_behind(&self) -> Result<Vec<Record>> {
+        let mut records = self.store.records()?;
+        records.retain(|record| self.is_left_behind(record));
+        Ok(records)
+    }
+
+    /// A handoff that was killed is put right before another begins, or the other would plan around a half-moved card.
+    pub(super) fn finish_others(&self, locked: &Locked, owner: &Owner) {
+        let records = self.store.records().unwrap_or_default();
+        for record in records.iter().filter(|r| r.owner != *owner && r.progress != Progress::Away) {
+            if self.is_left_behind(record)
+                && let Err(stop) = self.fetch(locked, record)
+            {
+                self.story.warn(&stop.message);
+            }
+        }
+    }
+
+    /// Called with the lock held or for show: whoever worked on an unfinished handoff is dead.
+    fn is_left_behind(&self, record: &Record) -> bool {
+        match (&record.owner, record.progress) {
+            (Owner::Vm(id), Progress::Away) => !is_alive(self.kernel, *id),
+            (Owner::Vm(id), _) => running::qemu_pid(self.kernel, *id).is_none(),
+            (Owner::Manual(_), Progress::Away) => false,
+            (Owner::Manual(_), _) => true,
+        }
+    }
+
+    fn fetch(&self, locked: &Locked, record: &Record) -> Result<()> {
+        let begin = self.kernel.now();
+        self.refuse_wedged(&record.slots())?;
+        let waited = self.wait_until_free(record, begin + LETTING_GO.min(self.config.handoff / 3))?;
+        self.bring_home(locked, record, begin, waited)
+    }
+}

@@ -1,0 +1,60 @@
+//! Ways to make things go wrong, for the lab. They exist only in builds with the feature `failpoints`; in every other
+//! build they are empty.
+
+/// A point in the life of a step where a run can be killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// The journal names the step, nothing of it is done.
+    Before,
+    /// It is done, the journal still names it.
+    After,
+}
+
+#[cfg(not(feature = "failpoints"))]
+mod switches {
+    pub fn is_blind() -> bool {
+        false
+    }
+
+    pub fn is_alone() -> bool {
+        false
+    }
+
+    pub fn pass(_: super::Point) {}
+}
+
+#[cfg(feature = "failpoints")]
+mod switches {
+    use super::Point;
+    use nix::sys::signal::{Signal, raise};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// `GPU_HANDOFF_TEST_BLIND`: the look for holders sees nobody.
+    pub fn is_blind() -> bool {
+        std::env::var_os("GPU_HANDOFF_TEST_BLIND").is_some()
+    }
+
+    /// `GPU_HANDOFF_TEST_ALONE`: a worker whose parent was killed does not start `reconcile`, so that a test can look
+    /// at what was left behind.
+    pub fn is_alone() -> bool {
+        std::env::var_os("GPU_HANDOFF_TEST_ALONE").is_some()
+    }
+
+    /// `GPU_HANDOFF_TEST_KILL=before:3` or `after:3`: SIGKILL at the third step that changes something.
+    pub fn pass(point: Point) {
+        static STEPS: AtomicU32 = AtomicU32::new(0);
+        let step = match point {
+            Point::Before => STEPS.fetch_add(1, Ordering::Relaxed) + 1,
+            Point::After => STEPS.load(Ordering::Relaxed),
+        };
+        let here = match point {
+            Point::Before => format!("before:{step}"),
+            Point::After => format!("after:{step}"),
+        };
+        if std::env::var("GPU_HANDOFF_TEST_KILL").is_ok_and(|wanted| wanted == here) {
+            let _ = raise(Signal::SIGKILL);
+        }
+    }
+}
+
+pub use switches::{is_alone, is_blind, pass};
