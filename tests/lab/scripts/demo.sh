@@ -3,6 +3,7 @@
 # process ends; VM 111 starts with the card; it stops and the card is home again. Run with: make demo
 #
 # Nothing is taken for granted: whatever does not happen as told ends the script without its last line.
+# lab:
 set -uo pipefail
 
 # In the scope of a login session, as if a person typed this.
@@ -102,6 +103,7 @@ typed "$remedy"
 wait "$job" 2>/dev/null
 typed 'qm start 111'
 must 'VM 111 did not start' [ "$code" = 0 ]
+if said '/reset'; then echo "(The reset that fails is Proxmox's, of an emulated card that has none.)"; fi
 there=$(last vfio) || fail 'the status does not know of a handoff to VM 111'
 typed 'gpu-handoff --status'
 must 'VM 111 does not have the GPU' owner_is vm 111
