@@ -5,6 +5,7 @@
 
 use crate::App;
 use crate::gpu::Slot;
+use crate::handoff::home::Asker;
 use crate::handoff::plan;
 use crate::handoff::record::Owner;
 use crate::proxmox::mapping;
@@ -35,7 +36,13 @@ fn pre_start(app: &App, vmid: u32) -> Result<()> {
     let slots = nvidia_slots(&app.kernel, vmid, &vm)?;
     if slots.is_empty() {
         // A record from an earlier start, when the configuration still had the GPU.
-        return if app.store.has_record(&owner) { home(app, &owner) } else { Ok(()) };
+        if app.store.has_record(&owner)
+            && let Err(stop) = home(app, &owner)
+        {
+            // No reason to keep a VM from starting that does not want the GPU any more.
+            app.story.warn(&stop.message);
+        }
+        return Ok(());
     }
     let listed = listed(&app.kernel, &vm);
     let config = app.config_for_hook();
@@ -51,7 +58,8 @@ pub fn plan(app: &App, vmid: u32) -> Result<String> {
     let vm = read_config(&app.kernel, vmid)?.unwrap_or_default();
     let slots = nvidia_slots(&app.kernel, vmid, &vm)?;
     if slots.is_empty() {
-        return Ok(format!("guest {vmid} takes no NVIDIA GPU: nothing to do\n"));
+        let stale = if app.store.has_record(&owner) { ", but its record's slots would come home" } else { "" };
+        return Ok(format!("guest {vmid} takes no NVIDIA GPU: nothing to do{stale}\n"));
     }
     let listed = listed(&app.kernel, &vm);
     let config = app.config_for_verb()?;
@@ -75,7 +83,7 @@ fn post_stop(app: &App, vmid: u32) -> Result<()> {
 
 fn home(app: &App, owner: &Owner) -> Result<()> {
     let config = app.config_for_hook();
-    app.handoff(&config).come_home(owner)
+    app.handoff(&config).come_home(owner, Asker::Proxmox)
 }
 
 /// None for a container.
@@ -131,10 +139,14 @@ fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str)
     if !ids.is_empty() && ids.iter().all(takes_none) {
         return Ok(());
     }
-    Err(Stop::usage(format!(
-        "VM {vmid}: hostpci{index} uses mapping={name}, which is not supported yet for GPUs; name the device instead: \
-         qm set {vmid} --hostpci{index} 0000:01:00,pcie=1 (with its address)"
-    )))
+    let instead = match ids.iter().find(|id| !takes_none(id)) {
+        Some(id) => format!(
+            "which is not supported yet for a GPU; name its slot instead: qm set {vmid} --hostpci{index} {},pcie=1",
+            id.slot
+        ),
+        None => format!("which {MAPPINGS} does not have for this node; see: pvesh get /cluster/mapping/pci"),
+    };
+    Err(Stop::usage(format!("VM {vmid}: hostpci{index} uses mapping={name}, {instead}")))
 }
 
 /// The addresses that a mapping may stand for on this node.

@@ -3,9 +3,10 @@
 use crate::App;
 use crate::gpu::inventory::{self, VFIO_PCI, slot_of};
 use crate::gpu::{Slot, inventory::nvidia_slots};
-use crate::handoff::reconcile::Reach;
+use crate::handoff::home::Asker;
+use crate::handoff::reconcile::Scope;
 use crate::handoff::record::{Owner, Record};
-use crate::handoff::{Handoff, is_alive, plan};
+use crate::handoff::{Handoff, plan};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 
@@ -36,12 +37,12 @@ pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
 pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
     let slot = choose(&app.kernel, slot)?;
     let config = app.config_for_verb()?;
-    let records = away(app, &slot)?;
+    let records = away(app, &slot);
     if records.is_empty() {
         app.story.say(&already_home(&app.kernel, &slot));
     }
     for record in records {
-        app.handoff(&config).come_home(&record.owner)?;
+        app.handoff(&config).come_home(&record.owner, Asker::Person)?;
     }
     Ok(())
 }
@@ -53,51 +54,51 @@ pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
 pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
     let slot = choose(&app.kernel, slot)?;
     let config = app.config_for_verb()?;
-    let records = away(app, &slot)?;
+    let records = away(app, &slot);
     if records.is_empty() {
         return Ok(format!("{}\n", already_home(&app.kernel, &slot)));
     }
-    Ok(records.iter().map(|record| home_to_text(&app.handoff(&config), record)).collect())
+    records.iter().map(|record| home_to_text(&app.handoff(&config), record)).collect()
 }
 
 /// # Errors
 /// When something could not be brought home.
-pub fn reconcile(app: &App, reach: Reach) -> Result<()> {
+pub fn reconcile(app: &App, scope: Scope) -> Result<()> {
     // As a hook: it also runs by itself, and a mistake in the configuration must not strand a GPU.
     let config = app.config_for_hook();
-    app.handoff(&config).reconcile(reach)
+    app.handoff(&config).reconcile(scope)
 }
 
 /// What [`reconcile`] would do now, a line each.
 ///
 /// # Errors
-/// When a record cannot be read.
-pub fn plan_reconcile(app: &App, reach: Reach) -> Result<String> {
+/// When something is stuck in the kernel with a slot.
+pub fn plan_reconcile(app: &App, scope: Scope) -> Result<String> {
     let config = app.config_for_verb()?;
     let handoff = app.handoff(&config);
-    let records = handoff.left_behind(reach)?;
+    let records = handoff.left_behind(scope);
     if records.is_empty() {
         return Ok("nothing was left behind: nothing to do\n".to_string());
     }
-    Ok(records.iter().map(|record| home_to_text(&handoff, record)).collect())
+    records.iter().map(|record| home_to_text(&handoff, record)).collect()
 }
 
-fn home_to_text(handoff: &Handoff, record: &Record) -> String {
-    plan::to_text(&format!("{} {} -> host", record.slots().join(" "), record.owner), &handoff.plan_home(record))
+fn home_to_text(handoff: &Handoff, record: &Record) -> Result<String> {
+    let title = format!("{} {} -> host", record.slots().join(" "), record.owner);
+    Ok(plan::to_text(&title, &handoff.plan_home(record)?))
 }
 
-/// The records that name this slot, none of which a running VM needs.
-fn away(app: &App, slot: &str) -> Result<Vec<Record>> {
-    let mut records = app.store.records()?;
-    records.retain(|record| record.slots().contains(&slot));
-    for id in records.iter().filter_map(|record| record.owner.vmid()) {
-        if is_alive(&app.kernel, id) {
-            return Err(Stop::refused(format!(
-                "{slot} was not touched: VM {id} has it; stop that VM and it comes home by itself: qm stop {id}"
-            )));
+/// The records that name this slot. One that cannot be read is told and left alone.
+fn away(app: &App, slot: &str) -> Vec<Record> {
+    let mut records = Vec::new();
+    for record in app.store.each_record() {
+        match record {
+            Ok(record) if record.slots().contains(&slot) => records.push(record),
+            Ok(_) => {}
+            Err(error) => app.story.warn(&format!("{error:#}")),
         }
     }
-    Ok(records)
+    records
 }
 
 fn already_home(kernel: &dyn Kernel, slot: &str) -> String {

@@ -3,7 +3,7 @@
 use super::inventory::{Slot, VFIO_PCI};
 use super::nodes::{CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
 use super::nvidia;
-use crate::sys::{DeviceNumber, Kernel};
+use crate::sys::{DeviceNumber, Kernel, OpenDevice};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -83,7 +83,9 @@ impl Watched {
             if let Some(group) = function.iommu_group {
                 watched.add_attribute(kernel, &format!("/sys/class/vfio/{group}/dev"), &format!("/dev/vfio/{group}"));
             }
-            on_nvidia |= function.is_on("nvidia");
+            // While unbinding hangs the driver link is gone, but the driver still has the GPU.
+            let known = kernel.exists(&format!("/proc/driver/nvidia/gpus/{}", function.address));
+            on_nvidia |= known || function.is_on("nvidia");
         }
         if !on_nvidia {
             return watched;
@@ -137,6 +139,14 @@ impl Watched {
                 self.add_attribute(kernel, &format!("{sound}/{card}/{name}/dev"), &format!("/dev/snd/{name}"));
             }
         }
+        // An adapter with an open node is not let go by the kernel either.
+        let device = format!("/sys/bus/pci/devices/{address}");
+        for adapter in kernel.list(&device).iter().filter(|name| name.starts_with("i2c-")) {
+            for name in kernel.list(&format!("{device}/{adapter}/i2c-dev")) {
+                let attribute = format!("{device}/{adapter}/i2c-dev/{name}/dev");
+                self.add_attribute(kernel, &attribute, &format!("/dev/{name}"));
+            }
+        }
         self.add_vfio_device(kernel, address);
     }
 
@@ -162,8 +172,13 @@ impl Watched {
 
     /// Who has any of them open, this process excepted; by PID, one entry each.
     pub fn holders(&self, kernel: &dyn Kernel) -> Vec<Holder> {
+        self.holders_among(kernel, &kernel.open_devices())
+    }
+
+    /// As [`Watched::holders`], for who asks more than once about the same moment.
+    pub fn holders_among(&self, kernel: &dyn Kernel, open: &[OpenDevice]) -> Vec<Holder> {
         let mut by_pid: BTreeMap<i32, Vec<DeviceNumber>> = BTreeMap::new();
-        for open in kernel.open_devices() {
+        for open in open {
             by_pid.entry(open.pid).or_default().push(open.number);
         }
         by_pid.remove(&(std::process::id() as i32));
@@ -183,10 +198,15 @@ impl Watched {
 fn describe(kernel: &dyn Kernel, pid: i32, via: &str) -> Holder {
     Holder {
         pid,
-        command: kernel.text(&format!("/proc/{pid}/comm")).unwrap_or_else(|| "?".to_string()),
+        command: kernel.text(&format!("/proc/{pid}/comm")).map_or_else(|| "?".to_string(), |name| printable(&name)),
         via: via.to_string(),
         place: place(&kernel.text(&format!("/proc/{pid}/cgroup")).unwrap_or_default()),
     }
+}
+
+/// A process chooses its own name; it must not write to the task log with it.
+fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Reads the unified hierarchy's line of `/proc/PID/cgroup`: `0::/qemu.slice/111.scope`, `0::/lxc/101/ns/…`.

@@ -1,9 +1,13 @@
 //! PCI functions, slots and IOMMU groups, read from `/sys/bus/pci` each time: the kernel is the truth.
 
-use crate::sys::Kernel;
+use crate::sys::{ActError, Kernel};
+use std::time::Duration;
 
 const DEVICES: &str = "/sys/bus/pci/devices";
 const NVIDIA: u16 = 0x10de;
+
+/// What never takes long, unless the device's lock is held by something stuck.
+const READ_LIMIT: Duration = Duration::from_secs(2);
 
 /// The driver that gives a function to a VM.
 pub const VFIO_PCI: &str = "vfio-pci";
@@ -19,12 +23,13 @@ pub struct Function {
     pub driver: Option<String>,
     /// The module that the driver is in; none when it is built into the kernel.
     pub module: Option<String>,
+    /// None until [`Slot::read_overrides`]: reading it can take long.
     pub driver_override: Option<String>,
     pub iommu_group: Option<u32>,
     /// An SR-IOV virtual function (it has a `physfn`).
     pub is_virtual: bool,
-    /// `sriov_numvfs`: how many virtual functions this physical function has now.
-    pub virtual_functions: u32,
+    /// How many SR-IOV virtual functions this physical function has now.
+    pub virtual_functions: usize,
     /// Mediated devices (vGPU) exist on it.
     pub has_mdevs: bool,
 }
@@ -42,11 +47,10 @@ impl Function {
             class: hexadecimal("class")?,
             module: driver.as_ref().and_then(|_| kernel.link_name(&attribute("driver/module")).ok()),
             driver,
-            // An override that was never set reads "(null)".
-            driver_override: kernel.text(&attribute("driver_override")).filter(|t| !t.is_empty() && t != "(null)"),
+            driver_override: None,
             iommu_group: kernel.link_name(&attribute("iommu_group")).ok().and_then(|n| n.parse().ok()),
             is_virtual: kernel.exists(&attribute("physfn")),
-            virtual_functions: kernel.text(&attribute("sriov_numvfs")).and_then(|t| t.parse().ok()).unwrap_or(0),
+            virtual_functions: virtual_functions(kernel, address),
             has_mdevs: mediated_devices(kernel, address),
         })
     }
@@ -100,6 +104,17 @@ impl Slot {
             .filter_map(|name| Function::read(kernel, name))
             .collect();
         if functions.is_empty() { None } else { Some(Slot { address: address.to_string(), functions }) }
+    }
+
+    /// Reading an override takes the device's lock on most kernels: next to a hung unbind it does not come back.
+    ///
+    /// # Errors
+    /// [`ActError::Stuck`] when it did not.
+    pub fn read_overrides(&mut self, kernel: &dyn Kernel) -> Result<(), ActError> {
+        for function in &mut self.functions {
+            function.driver_override = read_override(kernel, &function.address, READ_LIMIT)?;
+        }
+        Ok(())
     }
 
     pub fn is_nvidia_gpu(&self) -> bool {
@@ -157,6 +172,25 @@ pub fn slot_of(address: &str) -> Option<&str> {
     let hexadecimal = [domain, bus, device, function].iter().all(|part| part.bytes().all(|b| b.is_ascii_hexdigit()));
     let long_enough = domain.len() >= 4 && (bus.len(), device.len(), function.len()) == (2, 2, 1);
     (hexadecimal && long_enough && parts.next().is_none()).then_some(slot)
+}
+
+/// # Errors
+/// [`ActError::Stuck`] when it did not come back.
+pub fn read_override(kernel: &dyn Kernel, address: &str, limit: Duration) -> Result<Option<String>, ActError> {
+    match kernel.read_slowly(&attribute(address, "driver_override"), limit) {
+        // One that was never set reads "(null)".
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes).trim_end().to_string();
+            Ok(Some(text).filter(|text| !text.is_empty() && text != "(null)"))
+        }
+        Err(error @ ActError::Stuck { .. }) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Their links are counted: reading `sriov_numvfs` takes the device's lock.
+fn virtual_functions(kernel: &dyn Kernel, address: &str) -> usize {
+    kernel.list(&format!("{DEVICES}/{address}")).iter().filter(|name| name.starts_with("virtfn")).count()
 }
 
 fn is_nvidia(kernel: &dyn Kernel, address: &str) -> bool {

@@ -28,6 +28,11 @@ impl Version {
         let fixed = if self.0 >= 590 { Version(590, 44, 1) } else { Version(580, 105, 8) };
         self >= Version(570, 0, 0) && self < fixed
     }
+
+    /// From 595.45 on the driver forgets a GPU that is unbound before it waits for its users: the wait never ends.
+    pub fn waits_for_ever(self) -> bool {
+        self >= Version(595, 45, 0)
+    }
 }
 
 /// The loaded driver's version: the field after `x86_64` (or `Module`) in the first line.
@@ -93,6 +98,8 @@ mod tests {
         assert!(holds("590.9.1"));
         assert!(!holds("590.44.01"));
         assert!(!holds("595.45.04"));
+        let waits = |text: &str| text.parse::<Version>().unwrap().waits_for_ever();
+        assert!(waits("595.45.04") && waits("600.1") && !waits("590.48.01"));
         assert!("Module".parse::<Version>().is_err());
         assert!("".parse::<Version>().is_err());
     }

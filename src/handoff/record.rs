@@ -95,6 +95,26 @@ impl Record {
         slots
     }
 
+    /// One slot to name in a message.
+    pub fn slot(&self) -> &str {
+        self.functions.first().map_or("", |f| &f.slot)
+    }
+
+    /// The record as if it had never named these slots; none when nothing is left of it.
+    pub fn without(&self, slots: &[String]) -> Option<Record> {
+        self.filtered(|function| !slots.contains(&function.slot))
+    }
+
+    /// The record as if it named only these slots; none when it names none of them.
+    pub fn only(&self, slots: &[String]) -> Option<Record> {
+        self.filtered(|function| slots.contains(&function.slot))
+    }
+
+    fn filtered(&self, keep: impl Fn(&HomeOf) -> bool) -> Option<Record> {
+        let functions: Vec<HomeOf> = self.functions.iter().filter(|f| keep(f)).cloned().collect();
+        (!functions.is_empty()).then(|| Record { functions, ..self.clone() })
+    }
+
     pub fn home_of(&self, address: &str) -> Option<&HomeOf> {
         self.functions.iter().find(|f| f.address == address)
     }

@@ -54,7 +54,7 @@ impl Story {
     fn line(&self, severity: Severity, text: &str) {
         if self.to_stderr {
             // Nobody reading is no reason to stop half-way.
-            let _ = writeln!(std::io::stderr(), "{NAME}: {text}");
+            let _ = std::io::stderr().write_all(format!("{NAME}: {text}\n").as_bytes());
         }
         if !self.to_syslog {
             return;
@@ -77,5 +77,11 @@ fn open_syslog() -> Option<std::cell::RefCell<Logger<LoggerBackend, Formatter316
         process: NAME.to_string(),
         pid: std::process::id(),
     };
-    syslog::unix(formatter).ok().map(std::cell::RefCell::new)
+    let logger = syslog::unix(formatter).ok()?;
+    // A journal that takes nothing more must not hold a handoff.
+    match &logger.backend {
+        LoggerBackend::Unix(socket) => socket.set_nonblocking(true).ok()?,
+        _ => return None,
+    }
+    Some(std::cell::RefCell::new(logger))
 }
