@@ -143,9 +143,10 @@ fn every_form_of_hostpci() {
         accepts(&host, config);
         let record = fs::read(host.path("run/gpu-handoff/vm-111")).unwrap();
         let record: Value = serde_json::from_slice(&record).unwrap();
-        let function = |address: &str| json!({"slot": "0000:01:00", "address": address, "driver": "vfio-pci", "module": "vfio_pci"});
-        let functions = [function("0000:01:00.0"), function("0000:01:00.1")];
-        let expected = json!({"schema": 1, "progress": "away", "functions": functions, "modules": []});
+        let expected = json!({"schema": 1, "progress": "away", "modules": [], "functions": [
+            {"slot": "0000:01:00", "address": "0000:01:00.0", "driver": "vfio-pci", "module": "vfio_pci"},
+            {"slot": "0000:01:00", "address": "0000:01:00.1", "driver": "vfio-pci", "module": "vfio_pci"},
+        ]});
         assert_eq!(record, expected, "{config}");
         let host = host.without("run/gpu-handoff");
         assert_eq!(host.snapshot().without_lock().changes_since(&before), NOTHING, "{config}");
@@ -357,7 +358,9 @@ fn a_mapping_that_may_give_an_nvidia_gpu() {
 
 #[test]
 fn a_mapping_to_other_devices_here() {
-    ignores(&with_mappings(host()).vm(111, "hostpci0: mapping=disk"), "111 pre-start");
+    for config in ["mapping=disk", "mapping=gpu,mdev=nvidia-63", "driver=keep,mapping=gpu"] {
+        ignores(&with_mappings(host()).vm(111, &format!("hostpci0: {config}")), "111 pre-start");
+    }
     accepts(&with_mappings(settled()).vm(111, "hostpci0: mapping=disk\nhostpci1: 01:00"), "beside a GPU");
 }
 
@@ -724,6 +727,13 @@ fn users(users: Value) -> Value {
     if nix::unistd::geteuid().is_root() { users } else { Value::Null }
 }
 
+/// A user of which one of `ctid`, `vmid` and `unit` is known.
+fn user(pid: u32, command: &str, via: &str, known: &str, what: Value) -> Value {
+    let mut user = json!({"pid": pid, "command": command, "via": via, "ctid": null, "vmid": null, "unit": null});
+    user[known] = what;
+    user
+}
+
 #[test]
 fn status_has_every_key() {
     let host = with_drm_node(host())
@@ -733,20 +743,19 @@ fn status_has_every_key() {
         .without(&format!("{}/iommu_group", device("0000:21:00.0")))
         .file(&format!("{}/driver_override", device("0000:41:00.0")), "vfio-pci\n")
         .process(PID, "ffmpeg", "/lxc/101/ns", &[NULL])
-        .process(PID + 1, "kvm", "/qemu.slice/112.scope", &[NULL])
-        .process(PID + 2, "Xorg", "/system.slice/lightdm.service", &[NULL])
-        .process(PID + 3, "sleep", "/", &[NULL])
+        .process(PID + 1, "Xorg", "/system.slice/lightdm.service", &[NULL])
+        .process(PID + 2, "sleep", "/", &[NULL])
+        .file(&format!("{}/vfio-dev/vfio0/dev", device("0000:41:00.0")), "1:5\n")
+        .process(PID + 3, "kvm", "/qemu.slice/112.scope", &["/dev/zero"])
         .file(
             "run/gpu-handoff/last-0000:01:00",
             r#"{"direction":"home","vmid":111,"exit":0,"ms":84,"phases":[{"name":"wait","ms":10}]}"#,
         )
         .file("run/reboot-required.pkgs", "linux-base\ngpu-handoff\n");
-    let user = |n: u32, command: &str, ctid: Value, vmid: Value, unit: Value| json!({"pid": PID + n, "command": command, "via": "/dev/dri/card0", "ctid": ctid, "vmid": vmid, "unit": unit});
     let expected = json!({"schema": 1, "gpus": [
         {
             "slot": "0000:01:00",
-            // Somebody else's VM holds it open, whatever we know of that.
-            "owner": {"kind": "vm", "vmid": 112},
+            "owner": {"kind": "host", "vmid": null},
             "functions": [
                 {"address": "0000:01:00.0", "class": "030000", "id": "10de:2684", "driver": "nvidia",
                  "home": "nvidia", "override": null, "iommu_group": 1},
@@ -754,10 +763,9 @@ fn status_has_every_key() {
                  "home": "snd_hda_intel", "override": null, "iommu_group": 1},
             ],
             "users": users(json!([
-                user(0, "ffmpeg", json!(101), Value::Null, Value::Null),
-                user(1, "kvm", Value::Null, json!(112), Value::Null),
-                user(2, "Xorg", Value::Null, Value::Null, json!("lightdm.service")),
-                user(3, "sleep", Value::Null, Value::Null, Value::Null),
+                user(PID, "ffmpeg", "/dev/dri/card0", "ctid", json!(101)),
+                user(PID + 1, "Xorg", "/dev/dri/card0", "unit", json!("lightdm.service")),
+                user(PID + 2, "sleep", "/dev/dri/card0", "unit", Value::Null),
             ])),
             "wedged": null,
             "last": {"direction": "home", "vmid": 111, "exit": 0, "ms": 84, "phases": [{"name": "wait", "ms": 10}]},
@@ -775,12 +783,12 @@ fn status_has_every_key() {
         },
         {
             "slot": "0000:41:00",
-            "owner": {"kind": "none", "vmid": null},
+            "owner": {"kind": "vm", "vmid": 112},
             "functions": [
                 {"address": "0000:41:00.0", "class": "030200", "id": "10de:2330", "driver": "vfio-pci",
                  "home": "vfio-pci", "override": "vfio-pci", "iommu_group": 65},
             ],
-            "users": users(json!([])),
+            "users": users(json!([user(PID + 3, "kvm", "/dev/vfio/devices/vfio0", "vmid", json!(112))])),
             "wedged": null,
             "last": null,
         },
