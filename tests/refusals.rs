@@ -310,6 +310,33 @@ fn the_physical_function_beside_virtual_ones() {
     refuses(&host, "to-vfio", 3, message);
 }
 
+/// The whole slot names the physical function too, whose virtual functions would vanish.
+#[test]
+#[ignore = "fails: one virtual function in the slot makes the hook leave the whole slot to Proxmox"]
+fn the_whole_slot_of_a_physical_function() {
+    let message = "0000:01:00 was not touched: 0000:01:00.0 has 3 SR-IOV virtual functions, which would vanish; \
+                   remove them first: echo 0 > /sys/bus/pci/devices/0000:01:00.0/sriov_numvfs";
+    let host = with_virtual_functions(host()).vm(111, "hostpci0: 01:00");
+    refuses(&host, "111 pre-start", 3, message);
+}
+
+#[test]
+#[ignore = "fails: by hand a slot of virtual functions is taken like any other"]
+fn a_slot_of_virtual_functions_by_hand() {
+    let message = "slot 0000:01:01 has no NVIDIA GPU; gpu-handoff --status shows those there are";
+    for verb in ["to-vfio", "to-nvidia"] {
+        refuses(&with_virtual_functions(host()), &format!("{verb} 01:01"), 3, message);
+    }
+}
+
+#[test]
+#[ignore = "fails: a mapping to a virtual function is refused as one to a GPU"]
+fn a_mapping_to_a_virtual_function() {
+    let mapping = "vf\n\tmap id=10de:2684,iommugroup=23,node=pve,path=0000:01:01.0\n";
+    let host = with_virtual_functions(host()).file("etc/pve/mapping/pci.cfg", mapping);
+    ignores(&host.vm(111, "hostpci0: mapping=vf"), "111 pre-start");
+}
+
 #[test]
 fn mediated_devices_exist() {
     let uuid = "sys/class/mdev_bus/0000:01:00.0/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001/mdev_type";
@@ -362,6 +389,14 @@ fn a_mapping_to_other_devices_here() {
         ignores(&with_mappings(host()).vm(111, &format!("hostpci0: {config}")), "111 pre-start");
     }
     accepts(&with_mappings(settled()).vm(111, "hostpci0: mapping=disk\nhostpci1: 01:00"), "beside a GPU");
+}
+
+#[test]
+#[ignore = "fails: only addresses count as listed by the VM"]
+fn a_neighbour_that_the_vm_takes_by_a_mapping() {
+    let mapping = "disk\n\tmap id=144d:a80a,iommugroup=1,node=pve,path=0000:02:00.0\n";
+    let host = with_neighbour(settled(), "010802", "nvme").file("etc/pve/mapping/pci.cfg", mapping);
+    accepts(&host.vm(111, "hostpci0: mapping=disk\nhostpci1: 01:00"), "listed by a mapping");
 }
 
 // Who has the GPU
@@ -579,6 +614,18 @@ fn a_wedge_that_has_ended() {
     assert!(host.path("run/gpu-handoff/wedged-0000:02:00").exists());
 }
 
+/// Nobody knows then whether the call ended, so the slot is left alone.
+#[test]
+#[ignore = "fails: such a file counts as none, or is removed, and the run goes on"]
+fn a_wedge_that_is_not_understood() {
+    for text in ["", "{", "[]", r#"{"step":"unbind"}"#, r#"{"step":"unbind","pid":"5000001"}"#] {
+        let host = settled().file("run/gpu-handoff/wedged-0000:01:00", text);
+        let before = host.snapshot().without_lock();
+        assert_eq!(host.run("111 pre-start").code, Some(4), "{text}");
+        assert_eq!(host.snapshot().without_lock().changes_since(&before), NOTHING, "{text}");
+    }
+}
+
 // By hand
 
 #[test]
@@ -637,6 +684,15 @@ fn bad_spellings_of_a_slot() {
         for verb in ["to-vfio", "to-nvidia"] {
             refuses(&host(), &format!("{verb} {slot}"), 2, &message);
         }
+    }
+}
+
+#[test]
+#[ignore = "fails: what follows the dot, and how long a bus is, is not looked at"]
+fn worse_spellings_of_a_slot() {
+    for slot in ["01:00.00", "01:00.123", "0000:001:00", "0000:01:000"] {
+        let message = format!("{slot} is no slot; a slot is written like 0000:01:00");
+        refuses(&host(), &format!("to-nvidia {slot}"), 2, &message);
     }
 }
 
@@ -864,6 +920,28 @@ fn status_leaves_virtual_functions_out() {
 #[test]
 fn status_does_not_need_the_configuration() {
     assert_eq!(status(&host().config("nonsense")), status(&host()));
+}
+
+/// A VM that draws on the host's GPU (`vga: virtio-gl`) is a user of it, no owner.
+#[test]
+#[ignore = "fails: whichever VM has any node of the GPU open is told to own it"]
+fn status_of_a_gpu_that_a_vm_draws_on() {
+    let host = with_drm_node(host()).process(PID, "kvm", "/qemu.slice/112.scope", &[NULL]);
+    let gpu = status(&host)["gpus"][0].clone();
+    assert_eq!(gpu["owner"], json!({"kind": "host", "vmid": null}));
+    assert_eq!(gpu["users"], users(json!([user(PID, "kvm", "/dev/dri/card0", "vmid", json!(112))])));
+}
+
+/// The other card can still be told about; that one file cannot be read is said beside it.
+#[test]
+#[ignore = "fails: one record that is not understood hides every GPU"]
+fn status_with_a_record_that_is_not_understood() {
+    let host = host().file("run/gpu-handoff/vm-333", "{");
+    let run = host.run("--status --json");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.err.contains("run/gpu-handoff/vm-333"), "{}", run.err);
+    let status: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!(status["gpus"][0]["slot"], json!("0000:01:00"));
 }
 
 /// As nobody, when there is somebody else to be: without root the users are not known.
