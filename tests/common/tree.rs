@@ -28,6 +28,8 @@ impl Host {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let root = env::temp_dir().join(format!("gpu-handoff-tree-{}-{number}", process::id()));
+        // One that is left from a run that was killed, whose number came round again.
+        let _ = fs::remove_dir_all(&root);
         Host { root }
             .file("proc/sys/kernel/osrelease", "6.12.48-1-pve\n")
             .file("proc/sys/kernel/hostname", "pve.example.org\n")
