@@ -9,7 +9,7 @@ mod home;
 pub mod journal;
 mod leave;
 pub mod plan;
-mod reconcile;
+pub mod reconcile;
 pub mod record;
 pub mod run;
 pub mod step;

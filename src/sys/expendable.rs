@@ -4,8 +4,8 @@
 //! once: a `flock` and the write end of a pipe survive `fork`, so an abandoned worker that kept them would hold
 //! Proxmox's task log and every later handoff.
 //!
-//! A worker whose parent goes without saying goodbye (killed, or it gave the worker up) starts `gpu-handoff reconcile`
-//! as its last act, so that a handoff cut short and a call that came back late are put right by themselves.
+//! A worker whose parent goes without saying goodbye (killed, or it gave the worker up) starts
+//! `gpu-handoff reconcile --unfinished` as its last act, so that a handoff cut short and a call that came back late are put right by themselves.
 
 use super::{ActError, Action, failpoints};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -113,7 +113,7 @@ fn serve(mut commands: File, mut answers: File, work: impl Fn(&Action) -> Result
 
 fn start_reconcile() {
     let _ = Command::new("/proc/self/exe")
-        .arg("reconcile")
+        .args(["reconcile", "--unfinished"])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -22,11 +22,12 @@ bare() { # bare there | bare back finit|modprobe: milliseconds
             sysopen my $f, $path, 1 or die "$path: $!\n";
             defined syswrite $f, $data or die "$path: $data: $!\n";
         }
-        sub unload { syscall(176, my $name = shift, 2048) == 0 or die "$_[0]: $!\n" }
+        sub unload { my ($name) = @_; syscall(176, $name, 2048) == 0 or die "$name: $!\n" }
         sub load {
             my ($name) = @_;
             if ($loader eq "modprobe") { system("/usr/sbin/modprobe", $name) == 0 or die "modprobe $name\n"; return }
-            sysopen my $f, "$dir/$name.ko", 0 or die "$name: $!\n";
+            my $file = "$dir/" . $name =~ tr/_/-/r . ".ko";
+            sysopen my $f, $file, 0 or die "$file: $!\n";
             syscall(313, fileno $f, my $options = "", 0) == 0 or die "$name: $!\n";
         }
         my $begin = now();
@@ -46,7 +47,10 @@ bare() { # bare there | bare back finit|modprobe: milliseconds
         }
         printf "%.1f\n", now() - $begin' "$@" "/lib/modules/$(uname -r)/updates/lab"
 }
-note() { took[$1]+="$2 "; }
+note() { # note NAME MILLISECONDS
+    took[$1]+="$2 "
+    [ -n "$2" ] || failures=$((failures + 1))
+}
 timed() { # timed NAME COMMAND…: from outside, start of the program included
     local name=$1 begin=${EPOCHREALTIME/./} end
     shift

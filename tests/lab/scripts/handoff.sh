@@ -78,7 +78,7 @@ nodes() {
 }
 kept() { # what gpu-handoff remembers; not how the last handoff went
     local f
-    for f in "$records"/vm-* "$records"/manual-* "$records"/wedged-*; do
+    for f in "$records"/vm-* "$records"/manual-* "$records"/wedged-* "$records"/journal; do
         [ ! -e "$f" ] || printf '%s %s\n' "$f" "$(<"$f")"
     done
 }
