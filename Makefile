@@ -7,7 +7,7 @@ build: ## the release binary, target/release/gpu-handoff
 	@tests/install-missing build
 	cargo build --release --locked
 
-test: ## every test: unit, vectors, refusals, linkage, shell scripts, lab
+test: ## every test: unit, vectors, refusals, linkage, shell scripts, manual page, lab
 	@tests/all
 
 demo: ## a VM takes the GPU and gives it back, in the lab
@@ -16,9 +16,9 @@ demo: ## a VM takes the GPU and gives it back, in the lab
 lint: ## formatting, clippy, shell scripts, manual page
 	@tests/install-missing build lint
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --all-features -- -D warnings
 	tests/shellcheck
-	mandoc -Tlint -W warning packaging/man/gpu-handoff.8
+	tests/manual
 
 clean: ## remove target, with the lab's image
 	cargo clean
