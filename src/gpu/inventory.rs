@@ -23,7 +23,7 @@ pub struct Function {
     pub driver: Option<String>,
     /// The module that the driver is in; none when it is built into the kernel.
     pub module: Option<String>,
-    /// None until [`Slot::read_overrides`]: reading it can take long.
+    /// None until [`Slot::read_slow_attributes`]: reading it can take long.
     pub driver_override: Option<String>,
     pub iommu_group: Option<u32>,
     /// An SR-IOV virtual function (it has a `physfn`).
@@ -106,13 +106,18 @@ impl Slot {
         if functions.is_empty() { None } else { Some(Slot { address: address.to_string(), functions }) }
     }
 
-    /// Reading an override takes the device's lock on most kernels: next to a hung unbind it does not come back.
+    /// Reading these takes the device's lock on most kernels: next to a hung unbind it does not come back.
     ///
     /// # Errors
     /// [`ActError::Stuck`] when it did not.
-    pub fn read_overrides(&mut self, kernel: &dyn Kernel) -> Result<(), ActError> {
+    pub fn read_slow_attributes(&mut self, kernel: &dyn Kernel) -> Result<(), ActError> {
         for function in &mut self.functions {
             function.driver_override = read_override(kernel, &function.address, READ_LIMIT)?;
+            if kernel.exists(&attribute(&function.address, "sriov_numvfs")) {
+                let number = read_slowly(kernel, &function.address, "sriov_numvfs", READ_LIMIT)?;
+                let number = number.and_then(|text| text.parse().ok()).unwrap_or(0);
+                function.virtual_functions = function.virtual_functions.max(number);
+            }
         }
         Ok(())
     }
@@ -177,18 +182,20 @@ pub fn slot_of(address: &str) -> Option<&str> {
 /// # Errors
 /// [`ActError::Stuck`] when it did not come back.
 pub fn read_override(kernel: &dyn Kernel, address: &str, limit: Duration) -> Result<Option<String>, ActError> {
-    match kernel.read_slowly(&attribute(address, "driver_override"), limit) {
-        // One that was never set reads "(null)".
-        Ok(bytes) => {
-            let text = String::from_utf8_lossy(&bytes).trim_end().to_string();
-            Ok(Some(text).filter(|text| !text.is_empty() && text != "(null)"))
-        }
+    // One that was never set reads "(null)".
+    let text = read_slowly(kernel, address, "driver_override", limit)?;
+    Ok(text.filter(|text| !text.is_empty() && text != "(null)"))
+}
+
+fn read_slowly(kernel: &dyn Kernel, address: &str, name: &str, limit: Duration) -> Result<Option<String>, ActError> {
+    match kernel.read_slowly(&attribute(address, name), limit) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim_end().to_string())),
         Err(error @ ActError::Stuck { .. }) => Err(error),
         Err(_) => Ok(None),
     }
 }
 
-/// Their links are counted: reading `sriov_numvfs` takes the device's lock.
+/// Their links are counted, which takes no lock.
 fn virtual_functions(kernel: &dyn Kernel, address: &str) -> usize {
     kernel.list(&format!("{DEVICES}/{address}")).iter().filter(|name| name.starts_with("virtfn")).count()
 }

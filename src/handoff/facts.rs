@@ -54,7 +54,7 @@ impl Facts {
         modules: &[&str],
     ) -> Result<Facts, ActError> {
         for slot in &mut slots {
-            slot.read_overrides(kernel)?;
+            slot.read_slow_attributes(kernel)?;
         }
         let functions = || slots.iter().flat_map(|slot| &slot.functions);
         let is_ours = |address: &str| functions().any(|f| f.address == address);

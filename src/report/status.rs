@@ -144,7 +144,7 @@ impl Gpu {
         });
         let homes = homes.collect();
         // Next to a stuck call the overrides cannot be read.
-        if !is_wedged && let Err(error) = slot.read_overrides(kernel) {
+        if !is_wedged && let Err(error) = slot.read_slow_attributes(kernel) {
             problems.push(format!("{}: reading its driver_override {error}", slot.address));
         }
         let users = open.map(|open| {
