@@ -66,6 +66,9 @@ pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
 pub fn reconcile(app: &App, scope: Scope) -> Result<()> {
     // As a hook: it also runs by itself, and a mistake in the configuration must not strand a GPU.
     let config = app.config_for_hook();
+    if scope == Scope::Unfinished {
+        app.kernel.end_with_this_run();
+    }
     app.handoff(&config).reconcile(scope)
 }
 

@@ -33,6 +33,14 @@ pub enum Request {
     TryOpen(String),
 }
 
+/// What a worker does when its parent is gone without a goodbye.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastAct {
+    Reconcile,
+    /// Its parent was such a reconcile: one after the other would go on for ever.
+    Nothing,
+}
+
 /// Carries out a request; in the worker, so that it may block.
 pub type Work = fn(root: &Path, request: &Request) -> Result<Vec<u8>, ActError>;
 
@@ -45,7 +53,7 @@ pub struct Worker {
 impl Worker {
     /// # Errors
     /// When there is no process or no pipe to be had.
-    pub fn start(root: &Path, work: Work) -> io::Result<Worker> {
+    pub fn start(root: &Path, work: Work, last_act: LastAct) -> io::Result<Worker> {
         // Close-on-exec: a program that the worker runs must not keep the pipes open after it.
         let (commands_in, commands) = pipe2(OFlag::O_CLOEXEC)?;
         let (answers, answers_out) = pipe2(OFlag::O_CLOEXEC)?;
@@ -54,7 +62,7 @@ impl Worker {
             ForkResult::Child => {
                 leave_parent_behind(&[commands_in.as_raw_fd(), answers_out.as_raw_fd()]);
                 let orderly = serve(commands_in.into(), answers_out.into(), |request| work(root, request));
-                if !orderly && !failpoints::is_alone() {
+                if !orderly && last_act == LastAct::Reconcile && !failpoints::is_alone() {
                     start_reconcile();
                 }
                 // SAFETY: ends the child at once, without the parent's exit handlers and buffers.
@@ -121,13 +129,15 @@ fn serve(mut commands: File, mut answers: File, work: impl Fn(&Request) -> Resul
 }
 
 fn start_reconcile() {
-    let _ = Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    command
         .args(["reconcile", "--unfinished"])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
+        .stderr(Stdio::null());
+    failpoints::forget(&mut command);
+    let _ = command.spawn();
 }
 
 /// Runs a program and waits for it, however long it takes.
@@ -275,7 +285,7 @@ mod tests {
     }
 
     fn worker() -> Worker {
-        Worker::start(Path::new("/"), obey).unwrap()
+        Worker::start(Path::new("/"), obey, LastAct::Nothing).unwrap()
     }
 
     #[test]
@@ -308,9 +318,7 @@ mod tests {
         let answer = worker.ask(&write("sleep"), Duration::from_millis(50));
         assert!(matches!(answer, Err(ActError::Stuck { pid }) if pid == worker.pid()), "{answer:?}");
         assert!(begin.elapsed() < Duration::from_secs(1));
-        // Not abandoned here: what it would start as its last act is this test program.
-        std::thread::sleep(Duration::from_secs(2));
-        worker.dismiss();
+        worker.abandon();
     }
 
     #[test]

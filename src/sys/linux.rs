@@ -1,10 +1,10 @@
 //! The kernel this program runs on, or a tree of files that stands for one (`GPU_HANDOFF_ROOT`).
 
-use super::expendable::{self, Request, Worker};
+use super::expendable::{self, LastAct, Request, Worker};
 use super::{ActError, Action, DeviceNumber, Kernel, Node, OpenDevice, Process, failpoints, terminate};
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
@@ -18,6 +18,7 @@ pub struct Linux {
     begin: Instant,
     /// Started by the first change.
     worker: RefCell<Option<Worker>>,
+    last_act: Cell<LastAct>,
 }
 
 impl Linux {
@@ -30,12 +31,17 @@ impl Linux {
     }
 
     pub fn at(root: PathBuf) -> Linux {
-        Linux { root, begin: Instant::now(), worker: RefCell::new(None) }
+        Linux { root, begin: Instant::now(), worker: RefCell::new(None), last_act: Cell::new(LastAct::Reconcile) }
     }
 
     /// False for a tree of files: then no system call that changes the machine is made.
     pub fn is_real(&self) -> bool {
         self.root == Path::new("/")
+    }
+
+    /// From now on a worker that outlives this run lets things be.
+    pub fn end_with_this_run(&self) {
+        self.last_act.set(LastAct::Nothing);
     }
 
     pub fn path(&self, path: &str) -> PathBuf {
@@ -48,7 +54,7 @@ impl Linux {
         let mut slot = self.worker.borrow_mut();
         let mut worker = match slot.take() {
             Some(worker) => worker,
-            None => Worker::start(&self.root, work).map_err(ActError::Os)?,
+            None => Worker::start(&self.root, work, self.last_act.get()).map_err(ActError::Os)?,
         };
         let answer = worker.ask(request, limit);
         match answer {
@@ -153,7 +159,7 @@ impl Kernel for Linux {
         if let Some(dead) = slot.take() {
             dead.dismiss();
         }
-        let worker = Worker::start(&self.root, work).ok()?;
+        let worker = Worker::start(&self.root, work, self.last_act.get()).ok()?;
         let process = alive(&worker);
         *slot = Some(worker);
         process
