@@ -196,6 +196,15 @@ fn usage(problem: &str) -> Stop {
 /// # Errors
 /// What the caller must be told, with its exit code.
 pub fn run(app: &App, call: &Call) -> Result<()> {
+    let changes = matches!(
+        call,
+        Call::ToVfio { dry_run: false, .. }
+            | Call::ToNvidia { dry_run: false, .. }
+            | Call::Reconcile { dry_run: false, .. }
+    );
+    if changes && app.kernel.is_real() && !nix::unistd::geteuid().is_root() {
+        return Err(Stop::failed("only root can hand a GPU over; nothing was touched; try again with sudo"));
+    }
     match call {
         Call::Hook { id, phase } => hookscript::run(app, *id, phase),
         Call::ToVfio { slot, dry_run: true } => print(&manual::plan_to_vfio(app, slot.as_deref())?),

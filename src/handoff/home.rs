@@ -40,8 +40,11 @@ impl Handoff<'_> {
         let mut time = TimeBox { begin, end: begin + self.config.handoff, waited: Duration::ZERO };
         loop {
             let Some(record) = self.store.record(owner)? else { return Ok(()) };
-            let locked =
-                self.lock(self.config.lock, &record.slots(), &format!("gpu-handoff to-nvidia {}", record.slot()))?;
+            let locked = self.lock(
+                self.config.lock,
+                &record.slots(),
+                &format!("try again: gpu-handoff to-nvidia {}", record.slot()),
+            )?;
             // Somebody else may have brought it home, or handed it on, before the lock was ours.
             let Some(record) = self.store.record(owner)? else { return Ok(()) };
             if asker == Asker::Person {
@@ -83,7 +86,12 @@ impl Handoff<'_> {
         let Some(rest) = record.without(&wedged) else { return self.refuse_wedged(&record.slots()) };
         let title = rest.slots().join(" ");
         if rest.functions.iter().all(|f| f.driver.as_deref() == Some(VFIO_PCI)) {
-            self.story.say(&format!("{title} is at home on {VFIO_PCI}: nothing to do"));
+            let by_hand = Owner::Manual(rest.slot().to_string());
+            self.story.say(&if *owner != by_hand && self.store.has_record(&by_hand) {
+                format!("{title} stays on {VFIO_PCI}, as asked by hand, until: gpu-handoff to-nvidia {}", rest.slot())
+            } else {
+                format!("{title} is at home on {VFIO_PCI}: nothing to do")
+            });
             return self.keep_wedged(locked, record);
         }
         self.story.say(&format!("{title} {owner} -> host"));

@@ -45,17 +45,19 @@ impl Handoff<'_> {
         if plan.is_empty() {
             locked.save(&settled)?;
             forget(&locked, &abandoned, slots)?;
-            self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do for {owner}"));
+            self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do"));
             return Ok(());
         }
         self.story.say(&format!("{title} host -> {owner}"));
-        self.story.phase("check", self.kernel.now().saturating_sub(begin), &describe(&facts));
+        let checked = self.kernel.now().saturating_sub(begin);
+        self.story.phase("check", checked, &describe(&facts));
         // Before the record says so: a worker that is there puts right what is cut short from now on.
         self.kernel.worker();
         locked.save(&record)?;
         forget(&locked, &abandoned, slots)?;
         let budget = self.config.handoff * WAY_THERE.0 / WAY_THERE.1;
-        let outcome = self.run(&locked, &record, &plan, OnFailure::Stop, begin + budget)?;
+        let mut outcome = self.run(&locked, &record, &plan, OnFailure::Stop, begin + budget)?;
+        outcome.phases.insert(0, ("check", checked));
         if !outcome.is_complete() {
             return Err(self.go_back(&locked, &record, &outcome, begin));
         }
@@ -63,7 +65,7 @@ impl Handoff<'_> {
         let took = self.kernel.now().saturating_sub(begin);
         let last = Last { direction: Direction::Vfio, vmid: owner.vmid(), exit: 0, took, outcomes: &[&outcome] };
         self.note_last(&locked, &record.slots(), &last);
-        self.story.say(&format!("{title} is ready for {owner} after {} ms", took.as_millis()));
+        self.story.say(&format!("{title} is on {VFIO_PCI}{} after {} ms", for_whom(owner), took.as_millis()));
         Ok(())
     }
 
@@ -277,6 +279,10 @@ fn add_missing(modules: &mut Vec<String>, more: impl IntoIterator<Item = String>
             modules.push(module);
         }
     }
+}
+
+fn for_whom(owner: &Owner) -> String {
+    owner.vmid().map_or_else(String::new, |id| format!(", ready for VM {id},"))
 }
 
 /// Other slots of the same record still have to come home.

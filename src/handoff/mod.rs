@@ -63,8 +63,8 @@ struct Last<'a> {
 }
 
 impl Handoff<'_> {
-    /// `command` is what to type to try again.
-    fn lock(&self, limit: Duration, slots: &[&str], command: &str) -> Result<Locked<'_>> {
+    /// `again` is how to try again.
+    fn lock(&self, limit: Duration, slots: &[&str], again: &str) -> Result<Locked<'_>> {
         let Some(locked) = self.store.lock(limit)? else {
             let why = if self.kernel.is_asked_to_end() {
                 "asked to end while another handoff is under way".to_string()
@@ -72,7 +72,7 @@ impl Handoff<'_> {
                 format!("another handoff is under way and did not end within {} s", limit.as_secs_f64())
             };
             let title = if slots.is_empty() { String::new() } else { format!("{} was not touched: ", slots.join(" ")) };
-            return Err(Stop::locked(format!("{title}{why}; see gpu-handoff --status, then: {command}")));
+            return Err(Stop::locked(format!("{title}{why}; see gpu-handoff --status, then {again}")));
         };
         self.settle_journal(&locked)?;
         self.clear_ended_wedges(&locked)?;

@@ -34,7 +34,7 @@ impl Handoff<'_> {
             Scope::Unfinished => self.config.lock + 2 * self.config.handoff,
             Scope::All => self.config.lock,
         };
-        let locked = self.lock(patience, &[], "gpu-handoff reconcile")?;
+        let locked = self.lock(patience, &[], "try again: gpu-handoff reconcile")?;
         let mut first = None;
         for record in self.left_behind(scope) {
             let end = self.kernel.now() + self.config.handoff;

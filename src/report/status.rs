@@ -216,6 +216,9 @@ impl Gpu {
         if let Some(wedged) = &self.wedged {
             let _ = writeln!(text, "  wedged   {wedged}");
         }
+        if let Has::Stranded(_) = self.has {
+            let _ = writeln!(text, "  mend     gpu-handoff to-nvidia {}", self.slot.address);
+        }
         if let Some(last) = &self.last {
             let _ = writeln!(text, "  last     {}", describe_last(last));
         }
@@ -240,7 +243,8 @@ fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record], open: Option<&
     }
     for record in records {
         if let (Owner::Vm(id), Progress::Away) = (&record.owner, record.progress)
-            && is_with(kernel, record, *id)
+            // Who may not see Proxmox's files has only the record to go by.
+            && (open.is_none() || is_with(kernel, record, *id))
         {
             return Has::Vm(*id);
         }
