@@ -131,7 +131,7 @@ impl Handoff<'_> {
             })?;
             if let Some(wedge) = wedge.filter(|wedge| wedge.is_still_stuck(self.kernel)) {
                 return Err(Stop::overrun(format!(
-                    "{slot} is wedged: {wedge}; {}",
+                    "{slot} is wedged and left alone: {wedge}; {}",
                     self.remedy_of_wedge(slot, &wedge)
                 )));
             }
