@@ -30,8 +30,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// Of failures, how many are told in full.
-const TOLD: usize = 5;
+/// Of the different things that went wrong, how many are told in full, each with its first case.
+const TOLD: usize = 8;
 
 #[derive(Default)]
 struct Tally {
@@ -40,17 +40,18 @@ struct Tally {
     plans: BTreeSet<String>,
     /// By kind of fault: cases, and those that converged.
     cases: BTreeMap<&'static str, (usize, usize)>,
-    failures: Vec<String>,
+    /// By what went wrong: how often, and the first case in full.
+    failures: BTreeMap<String, (usize, String)>,
     failed: usize,
     not_modelled: BTreeSet<String>,
 }
 
 impl Tally {
-    fn fail(&mut self, text: String) {
+    fn fail(&mut self, problem: &str, text: String) {
         self.failed += 1;
-        if self.failures.len() < TOLD {
-            self.failures.push(text);
-        }
+        // Numbers tell apart what is alike.
+        let kind: String = problem.chars().filter(|c| !c.is_ascii_digit()).collect();
+        self.failures.entry(kind).or_insert((0, text)).0 += 1;
     }
 }
 
@@ -91,12 +92,12 @@ fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
     let ready = match setup.prepare(bench) {
         Ok(Some(ready)) => ready,
         Ok(None) => return,
-        Err(problem) => return tally.lock().unwrap().fail(format!("{setup}\n{problem}")),
+        Err(problem) => return tally.lock().unwrap().fail(&problem, format!("{setup}\n{problem}")),
     };
     bench.log.clear();
     let acts = match cases::without_fault(bench, &ready) {
         Ok(acts) => acts,
-        Err(problem) => return tally.lock().unwrap().fail(dump(bench, setup, "no fault", &problem)),
+        Err(problem) => return tally.lock().unwrap().fail(&problem, dump(bench, setup, "no fault", &problem)),
     };
     let key = {
         let mut tally = tally.lock().unwrap();
@@ -124,7 +125,9 @@ fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
                 match cases::with_fault(bench, setup, &ready, fault, then) {
                     Ok(()) => count.1 += 1,
                     Err(problem) => {
-                        failures.push(dump(bench, setup, &format!("{fault:?} at {act:?}, then {then:?}"), &problem));
+                        let fault = format!("{fault:?} at {act:?}, then {then:?}");
+                        let text = dump(bench, setup, &fault, &problem);
+                        failures.push((problem, text));
                     }
                 }
             }
@@ -136,8 +139,8 @@ fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
         count.0 += all;
         count.1 += converged;
     }
-    for failure in failures {
-        tally.fail(failure);
+    for (problem, text) in failures {
+        tally.fail(&problem, text);
     }
 }
 
@@ -164,8 +167,13 @@ fn dump(bench: &Bench, setup: &Setup, fault: &str, problem: &str) -> String {
 }
 
 fn report(tally: &Tally) {
-    for failure in &tally.failures {
-        println!("simulation: FAILED: {failure}");
+    let mut failures: Vec<&(usize, String)> = tally.failures.values().collect();
+    failures.sort_by(|a, b| b.0.cmp(&a.0));
+    for (times, text) in failures.iter().take(TOLD) {
+        println!("simulation: FAILED {times} times: {text}");
+    }
+    if failures.len() > TOLD {
+        println!("simulation: and {} other kinds of failure", failures.len() - TOLD);
     }
     for path in &tally.not_modelled {
         println!("simulation: note: {path} is not modelled and was taken for absent");
