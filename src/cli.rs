@@ -2,6 +2,7 @@
 
 use crate::App;
 use crate::events::{hookscript, manual};
+use crate::handoff::reconcile::Reach;
 use crate::report::status::Status;
 use crate::stop::{Result, Stop};
 use lexopt::Arg;
@@ -16,7 +17,7 @@ pub enum Call {
     ToVfio { slot: Option<String>, dry_run: bool },
     ToNvidia { slot: Option<String>, dry_run: bool },
     Plan { vmid: u32 },
-    Reconcile { dry_run: bool },
+    Reconcile { reach: Reach, dry_run: bool },
     Help,
     Version,
 }
@@ -50,8 +51,8 @@ const PLAN: Verb = Verb {
 };
 const RECONCILE: Verb = Verb {
     names: &["reconcile"],
-    arguments: "[--dry-run]",
-    about: "bring home what a killed handoff or a VM that does not run left behind",
+    arguments: "[--unfinished] [--dry-run]",
+    about: "bring home what a VM that does not run, or (--unfinished) only what a killed handoff left behind",
 };
 const STATUS: Verb = Verb {
     names: &["--status", "status"],
@@ -99,12 +100,13 @@ pub fn help() -> String {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut words: Vec<String> = Vec::new();
-    let (mut json, mut dry_run) = (false, false);
+    let (mut json, mut dry_run, mut unfinished) = (false, false, false);
     while let Some(argument) = parser.next().map_err(|e| usage(&e.to_string()))? {
         match argument {
             Arg::Value(word) => words.push(word.to_string_lossy().into_owned()),
             Arg::Long("json") => json = true,
             Arg::Long("dry-run") => dry_run = true,
+            Arg::Long("unfinished") => unfinished = true,
             Arg::Long(name) => words.push(format!("--{name}")),
             Arg::Short(name) => words.push(format!("-{name}")),
         }
@@ -113,15 +115,22 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
     let mut call = call(&words)?;
     match &mut call {
         Call::Status { json: wanted } => *wanted = std::mem::take(&mut json),
-        Call::ToVfio { dry_run: wanted, .. }
-        | Call::ToNvidia { dry_run: wanted, .. }
-        | Call::Reconcile { dry_run: wanted } => *wanted = std::mem::take(&mut dry_run),
+        Call::ToVfio { dry_run: wanted, .. } | Call::ToNvidia { dry_run: wanted, .. } => {
+            *wanted = std::mem::take(&mut dry_run);
+        }
+        Call::Reconcile { reach, dry_run: wanted } => {
+            *wanted = std::mem::take(&mut dry_run);
+            if std::mem::take(&mut unfinished) {
+                *reach = Reach::Unfinished;
+            }
+        }
         Call::Hook { .. } | Call::Plan { .. } | Call::Help | Call::Version => {}
     }
     // A flag that is still set here belongs to no such verb.
-    match (json, dry_run) {
-        (true, _) => Err(usage("--json goes with --status")),
-        (_, true) => Err(usage("--dry-run goes with a verb that changes something; for a VM, see plan")),
+    match (json, dry_run, unfinished) {
+        (true, _, _) => Err(usage("--json goes with --status")),
+        (_, true, _) => Err(usage("--dry-run goes with a verb that changes something; for a VM, see plan")),
+        (_, _, true) => Err(usage("--unfinished goes with reconcile")),
         _ => Ok(call),
     }
 }
@@ -157,7 +166,7 @@ fn call(words: &[&str]) -> Result<Call> {
         };
     }
     let call = [
-        (&RECONCILE, Call::Reconcile { dry_run: false }),
+        (&RECONCILE, Call::Reconcile { reach: Reach::All, dry_run: false }),
         (&STATUS, Call::Status { json: false }),
         (&HELP, Call::Help),
         (&VERSION, Call::Version),
@@ -194,8 +203,8 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::ToNvidia { slot, dry_run: true } => print(&manual::plan_to_nvidia(app, slot.as_deref())?),
         Call::ToNvidia { slot, dry_run: false } => manual::to_nvidia(app, slot.as_deref()),
         Call::Plan { vmid } => print(&hookscript::plan(app, *vmid)?),
-        Call::Reconcile { dry_run: true } => print(&manual::plan_reconcile(app)?),
-        Call::Reconcile { dry_run: false } => manual::reconcile(app),
+        Call::Reconcile { reach, dry_run: true } => print(&manual::plan_reconcile(app, *reach)?),
+        Call::Reconcile { reach, dry_run: false } => manual::reconcile(app, *reach),
         Call::Status { json } => status(app, *json),
         Call::Help => print(&help()),
         Call::Version => print(concat!("gpu-handoff ", env!("CARGO_PKG_VERSION"), "\n")),
@@ -203,7 +212,10 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
 }
 
 fn status(app: &App, json: bool) -> Result<()> {
-    let status = Status::read(&app.kernel, &app.store, nix::unistd::geteuid().is_root())?;
+    let status = Status::read(&app.kernel, &app.store, nix::unistd::geteuid().is_root());
+    for problem in status.problems() {
+        app.story.warn(problem);
+    }
     if json { print(&format!("{}\n", status.to_json())) } else { print(&status.to_text()) }
 }
 
@@ -243,7 +255,8 @@ mod tests {
         }
         assert_eq!(parsed("to-nvidia --dry-run"), Ok(Call::ToNvidia { slot: None, dry_run: true }));
         assert_eq!(parsed("plan 111"), Ok(Call::Plan { vmid: 111 }));
-        assert_eq!(parsed("reconcile --dry-run"), Ok(Call::Reconcile { dry_run: true }));
+        assert_eq!(parsed("reconcile --dry-run"), Ok(Call::Reconcile { reach: Reach::All, dry_run: true }));
+        assert_eq!(parsed("reconcile --unfinished"), Ok(Call::Reconcile { reach: Reach::Unfinished, dry_run: false }));
         assert_eq!(parsed("-V"), Ok(Call::Version));
     }
 
@@ -262,6 +275,7 @@ mod tests {
             ("to-vfio --json", "--json goes with --status"),
             ("111 pre-start --dry-run", "--dry-run goes with a verb"),
             ("--status --dry-run", "--dry-run goes with a verb"),
+            ("--status --unfinished", "--unfinished goes with reconcile"),
             ("plan", "plan needs the id of a VM"),
             ("plan gpu", "gpu is no guest id"),
         ] {

@@ -37,8 +37,9 @@ fn pre_start(app: &App, vmid: u32) -> Result<()> {
         // A record from an earlier start, when the configuration still had the GPU.
         return if app.store.has_record(&owner) { home(app, &owner) } else { Ok(()) };
     }
+    let listed = listed(&app.kernel, &vm);
     let config = app.config_for_hook();
-    app.handoff(&config).leave(&owner, &slots, &|address| lists(&vm, address))
+    app.handoff(&config).leave(&owner, &slots, &|address| listed.iter().any(|id| covers(id, address)))
 }
 
 /// What pre-start would do now, a line each.
@@ -52,13 +53,19 @@ pub fn plan(app: &App, vmid: u32) -> Result<String> {
     if slots.is_empty() {
         return Ok(format!("guest {vmid} takes no NVIDIA GPU: nothing to do\n"));
     }
+    let listed = listed(&app.kernel, &vm);
     let config = app.config_for_verb()?;
-    let plan = app.handoff(&config).plan_leave(&owner, &slots, &|address| lists(&vm, address))?;
+    let covered = |address: &str| listed.iter().any(|id| covers(id, address));
+    let plan = app.handoff(&config).plan_leave(&owner, &slots, &covered)?;
     Ok(plan::to_text(&format!("{} host -> {owner}", slots.join(" ")), &plan))
 }
 
-fn lists(vm: &VmConfig, address: &str) -> bool {
-    vm.hostpci.values().flat_map(Hostpci::addresses).any(|id| covers(&id, address))
+/// Every address that the VM's configuration names, itself or by a mapping.
+fn listed(kernel: &dyn Kernel, vm: &VmConfig) -> Vec<PciId> {
+    let by_mapping = vm.hostpci.values().filter_map(|hostpci| hostpci.mapping.as_deref());
+    let mut ids: Vec<PciId> = by_mapping.flat_map(|name| mapped(kernel, name)).collect();
+    ids.extend(vm.hostpci.values().flat_map(Hostpci::addresses));
+    ids
 }
 
 fn post_stop(app: &App, vmid: u32) -> Result<()> {
@@ -109,8 +116,7 @@ fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec
             if !slot.functions.iter().any(|f| covers(&id, &f.address)) {
                 return Err(absent());
             }
-            let is_virtual = slot.functions.iter().any(|f| f.is_virtual && covers(&id, &f.address));
-            if slot.is_nvidia_gpu() && !is_virtual && !slots.contains(&id.slot) {
+            if takes_gpu(&slot, &id) && !slots.contains(&id.slot) {
                 slots.push(id.slot);
             }
         }
@@ -120,22 +126,29 @@ fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec
 
 /// Which device a mapping gives is decided by Proxmox after pre-start, so a GPU behind one cannot be made ready yet.
 fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str) -> Result<()> {
-    let mappings = kernel.read(MAPPINGS).map(|bytes| mapping::parse(&bytes)).unwrap_or_default();
-    let node = kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
-    let node = node.split('.').next().unwrap_or_default();
-    let entries = mappings.get(name).and_then(|nodes| nodes.get(node)).map(Vec::as_slice).unwrap_or_default();
-    let mut paths = entries.iter().flat_map(|entry| entry.path.split(';'));
-    let is_other_device = |path: &str| {
-        let slot = PciId::parse(path).and_then(|id| Slot::read(kernel, &id.slot));
-        slot.is_some_and(|slot| !slot.is_nvidia_gpu())
-    };
-    if !entries.is_empty() && paths.all(is_other_device) {
+    let ids = mapped(kernel, name);
+    let takes_none = |id: &PciId| Slot::read(kernel, &id.slot).is_some_and(|slot| !takes_gpu(&slot, id));
+    if !ids.is_empty() && ids.iter().all(takes_none) {
         return Ok(());
     }
     Err(Stop::usage(format!(
         "VM {vmid}: hostpci{index} uses mapping={name}, which is not supported yet for GPUs; name the device instead: \
          qm set {vmid} --hostpci{index} 0000:01:00,pcie=1 (with its address)"
     )))
+}
+
+/// The addresses that a mapping may stand for on this node.
+fn mapped(kernel: &dyn Kernel, name: &str) -> Vec<PciId> {
+    let mappings = kernel.read(MAPPINGS).map(|bytes| mapping::parse(&bytes)).unwrap_or_default();
+    let node = kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
+    let node = node.split('.').next().unwrap_or_default();
+    let entries = mappings.get(name).and_then(|nodes| nodes.get(node)).map(Vec::as_slice).unwrap_or_default();
+    entries.iter().flat_map(|entry| entry.path.split(';')).filter_map(PciId::parse).collect()
+}
+
+/// Whether an id takes an NVIDIA GPU, and not only virtual functions of one.
+fn takes_gpu(slot: &Slot, id: &PciId) -> bool {
+    slot.is_nvidia_gpu() && slot.functions.iter().any(|f| !f.is_virtual && covers(id, &f.address))
 }
 
 /// Whether an id as written in a configuration names this function: without a function it names the whole slot.

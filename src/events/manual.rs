@@ -3,6 +3,7 @@
 use crate::App;
 use crate::gpu::inventory::{self, VFIO_PCI, slot_of};
 use crate::gpu::{Slot, inventory::nvidia_slots};
+use crate::handoff::reconcile::Reach;
 use crate::handoff::record::{Owner, Record};
 use crate::handoff::{Handoff, is_alive, plan};
 use crate::stop::{Result, Stop};
@@ -61,19 +62,20 @@ pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
 
 /// # Errors
 /// When something could not be brought home.
-pub fn reconcile(app: &App) -> Result<()> {
+pub fn reconcile(app: &App, reach: Reach) -> Result<()> {
+    // As a hook: it also runs by itself, and a mistake in the configuration must not strand a GPU.
     let config = app.config_for_hook();
-    app.handoff(&config).reconcile()
+    app.handoff(&config).reconcile(reach)
 }
 
 /// What [`reconcile`] would do now, a line each.
 ///
 /// # Errors
 /// When a record cannot be read.
-pub fn plan_reconcile(app: &App) -> Result<String> {
+pub fn plan_reconcile(app: &App, reach: Reach) -> Result<String> {
     let config = app.config_for_verb()?;
     let handoff = app.handoff(&config);
-    let records = handoff.left_behind()?;
+    let records = handoff.left_behind(reach)?;
     if records.is_empty() {
         return Ok("nothing was left behind: nothing to do\n".to_string());
     }

@@ -103,15 +103,16 @@ impl Slot {
     }
 
     pub fn is_nvidia_gpu(&self) -> bool {
-        self.functions.iter().any(Function::is_nvidia_gpu)
+        self.gpu().is_some()
     }
 
+    /// SR-IOV virtual functions are Proxmox's business and no GPU of ours.
     pub fn gpu(&self) -> Option<&Function> {
-        self.functions.iter().find(|f| f.is_nvidia_gpu())
+        self.functions.iter().find(|f| f.is_nvidia_gpu() && !f.is_virtual)
     }
 }
 
-/// Every slot with an NVIDIA GPU, sorted. Virtual functions are Proxmox's business and never listed.
+/// Every slot with an NVIDIA GPU, sorted.
 pub fn nvidia_slots(kernel: &dyn Kernel) -> Vec<Slot> {
     let mut slots: Vec<Slot> = Vec::new();
     for name in kernel.list(DEVICES) {
@@ -119,7 +120,7 @@ pub fn nvidia_slots(kernel: &dyn Kernel) -> Vec<Slot> {
         if slots.iter().any(|slot| slot.address == address) || !is_nvidia(kernel, &name) {
             continue;
         }
-        slots.extend(Slot::read(kernel, address).filter(|slot| slot.gpu().is_some_and(|gpu| !gpu.is_virtual)));
+        slots.extend(Slot::read(kernel, address).filter(Slot::is_nvidia_gpu));
     }
     slots
 }
@@ -151,10 +152,11 @@ pub fn driver_exists(kernel: &dyn Kernel, driver: &str) -> bool {
 /// The slot of an address with a function: `0000:01:00` of `0000:01:00.0`.
 pub fn slot_of(address: &str) -> Option<&str> {
     let (slot, function) = address.split_once('.')?;
-    let digits = |text: &str, least: usize| text.len() >= least && text.bytes().all(|b| b.is_ascii_hexdigit());
     let mut parts = slot.split(':');
-    let well_formed = digits(parts.next()?, 4) && digits(parts.next()?, 2) && digits(parts.next()?, 2);
-    (well_formed && parts.next().is_none() && digits(function, 1)).then_some(slot)
+    let (domain, bus, device) = (parts.next()?, parts.next()?, parts.next()?);
+    let hexadecimal = [domain, bus, device, function].iter().all(|part| part.bytes().all(|b| b.is_ascii_hexdigit()));
+    let long_enough = domain.len() >= 4 && (bus.len(), device.len(), function.len()) == (2, 2, 1);
+    (hexadecimal && long_enough && parts.next().is_none()).then_some(slot)
 }
 
 fn is_nvidia(kernel: &dyn Kernel, address: &str) -> bool {
@@ -179,7 +181,17 @@ mod tests {
     fn the_slot_of_an_address() {
         assert_eq!(slot_of("0000:01:00.0"), Some("0000:01:00"));
         assert_eq!(slot_of("10000:e1:00.7"), Some("10000:e1:00"));
-        for odd in ["0000:01:00", "bind", "new_id", "01:00.0", "0000:01:00.", "0000:01:00:00.0", "0000:xx:00.0"] {
+        for odd in [
+            "0000:01:00",
+            "bind",
+            "new_id",
+            "01:00.0",
+            "0000:01:00.",
+            "0000:01:00:00.0",
+            "0000:xx:00.0",
+            "0000:01:00.00",
+            "0000:001:00.0",
+        ] {
             assert_eq!(slot_of(odd), None, "{odd}");
         }
     }

@@ -5,7 +5,7 @@ use super::plan::{self, Plan};
 use super::record::{HomeOf, Owner, Progress, Record};
 use super::run::{OnFailure, Outcome};
 use super::store::Locked;
-use super::{Direction, Handoff, Last, again, check, is_alive};
+use super::{Direction, Handoff, Last, again, check, is_with};
 use crate::config::Home;
 use crate::gpu::holders::{Place, Reach, Watched};
 use crate::gpu::inventory::{self, Function, Slot, VFIO_PCI};
@@ -103,13 +103,13 @@ impl Handoff<'_> {
             let Some(slot) = record.slots().into_iter().find(|slot| slots.contains(slot)) else { continue };
             match &record.owner {
                 other if other == owner => {}
-                Owner::Vm(id) if is_alive(self.kernel, *id) => {
+                Owner::Vm(id) if is_with(self.kernel, &record, *id) => {
                     return Err(Stop::refused(format!(
-                        "{slot} was not touched: VM {id} has it; stop that VM first (qm stop {id}), then {}",
+                        "{slot} was not touched: VM {id} has it; stop that VM first (qm stop {id}; if it does not run: gpu-handoff to-nvidia {slot}), then {}",
                         again(owner)
                     )));
                 }
-                // Its start was given up, or its hook was called by hand: who comes next inherits what it knew.
+                // Its start was given up: who comes next inherits what it knew.
                 Owner::Vm(_) => abandoned.push(record.owner.clone()),
                 // Stays on vfio-pci until the opposite call; a VM may use it there meanwhile.
                 Owner::Manual(_) => continue,
@@ -139,7 +139,7 @@ impl Handoff<'_> {
         for function in slots.iter().flat_map(|slot| &slot.functions).filter(|f| f.is_nvidia_gpu()) {
             add_missing(&mut modules, self.modules_of(function));
         }
-        Record { owner: owner.clone(), progress: Progress::Leaving, functions, modules }
+        Record { owner: owner.clone(), progress: Progress::Leaving, functions, modules, caller: self.kernel.caller() }
     }
 
     fn home_now(&self, slot: &Slot, function: &Function) -> HomeOf {

@@ -9,7 +9,7 @@ mod home;
 pub mod journal;
 mod leave;
 pub mod plan;
-mod reconcile;
+pub mod reconcile;
 pub mod record;
 pub mod run;
 pub mod step;
@@ -25,7 +25,7 @@ use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, Process};
 use journal::Journal;
 use plan::Plan;
-use record::{Owner, Record};
+use record::{Owner, Progress, Record};
 use run::{OnFailure, Outcome, Run};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -93,7 +93,9 @@ impl Handoff<'_> {
 
     fn clear_ended_wedges(&self, locked: &Locked) -> Result<()> {
         for slot in self.store.wedged_slots() {
-            if self.store.wedge(&slot)?.is_some_and(|wedge| !wedge.is_still_stuck(self.kernel)) {
+            // One that cannot be read may still be stuck: it stays, and only its slot is refused.
+            let wedge = self.store.wedge(&slot).ok().flatten();
+            if wedge.is_some_and(|wedge| !wedge.is_still_stuck(self.kernel)) {
                 locked.clear_wedge(&slot)?;
             }
         }
@@ -103,7 +105,10 @@ impl Handoff<'_> {
     /// A slot with a call that never came back is left alone until that call ends.
     fn refuse_wedged(&self, slots: &[&str]) -> Result<()> {
         for slot in slots {
-            if let Some(wedge) = self.store.wedge(slot)?.filter(|wedge| wedge.is_still_stuck(self.kernel)) {
+            let wedge = self.store.wedge(slot).map_err(|error| {
+                Stop::overrun(format!("{slot} may be wedged and was not touched: {error:#}; a reboot clears that"))
+            })?;
+            if let Some(wedge) = wedge.filter(|wedge| wedge.is_still_stuck(self.kernel)) {
                 return Err(Stop::overrun(format!(
                     "{slot} is wedged and was not touched: {wedge}; {}",
                     self.remedy_of_wedge(slot)
@@ -192,6 +197,12 @@ impl Handoff<'_> {
 /// Whether a VM runs, or Proxmox is in the middle of starting or stopping it.
 pub fn is_alive(kernel: &dyn Kernel, vmid: u32) -> bool {
     running::qemu_pid(kernel, vmid).is_some() || running::is_locked(kernel, vmid)
+}
+
+/// Whether a VM has what its record names, or is still being started.
+pub fn is_with(kernel: &dyn Kernel, record: &Record, vmid: u32) -> bool {
+    let is_starting = |caller: Process| kernel.process(caller.pid) == Some(caller);
+    is_alive(kernel, vmid) || (record.progress == Progress::Away && record.caller.is_some_and(is_starting))
 }
 
 /// What to type to try a handoff to this owner again.

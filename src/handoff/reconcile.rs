@@ -10,19 +10,28 @@ use std::time::Duration;
 /// A QEMU that is just ending may take this long to let go.
 const LETTING_GO: Duration = Duration::from_secs(5);
 
+/// What to look for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Handoffs that were cut short.
+    Unfinished,
+    /// Those, and slots whose VM does not run.
+    All,
+}
+
 impl Handoff<'_> {
-    /// Brings home every slot whose handoff was cut short, and every slot of a VM that does not run.
+    /// Brings home what was left behind.
     ///
     /// # Errors
     /// The first that could not be brought home; the others were tried all the same.
-    pub fn reconcile(&self) -> Result<()> {
+    pub fn reconcile(&self, reach: Reach) -> Result<()> {
         if self.store.records()?.is_empty() {
             return Ok(());
         }
         let locked = self.lock()?;
         let mut first = None;
         for record in self.store.records()? {
-            if self.is_left_behind(&record) {
+            if self.is_left_behind(&record, reach) {
                 first = first.or(self.fetch(&locked, &record).err());
             }
         }
@@ -33,17 +42,17 @@ impl Handoff<'_> {
     ///
     /// # Errors
     /// Names the record that cannot be read.
-    pub fn left_behind(&self) -> Result<Vec<Record>> {
+    pub fn left_behind(&self, reach: Reach) -> Result<Vec<Record>> {
         let mut records = self.store.records()?;
-        records.retain(|record| self.is_left_behind(record));
+        records.retain(|record| self.is_left_behind(record, reach));
         Ok(records)
     }
 
     /// A handoff that was killed is put right before another begins, or the other would plan around a half-moved card.
     pub(super) fn finish_others(&self, locked: &Locked, owner: &Owner) {
         let records = self.store.records().unwrap_or_default();
-        for record in records.iter().filter(|r| r.owner != *owner && r.progress != Progress::Away) {
-            if self.is_left_behind(record)
+        for record in records.iter().filter(|record| record.owner != *owner) {
+            if self.is_left_behind(record, Reach::Unfinished)
                 && let Err(stop) = self.fetch(locked, record)
             {
                 self.story.warn(&stop.message);
@@ -52,9 +61,9 @@ impl Handoff<'_> {
     }
 
     /// Called with the lock held or for show: whoever worked on an unfinished handoff is dead.
-    fn is_left_behind(&self, record: &Record) -> bool {
+    fn is_left_behind(&self, record: &Record, reach: Reach) -> bool {
         match (&record.owner, record.progress) {
-            (Owner::Vm(id), Progress::Away) => !is_alive(self.kernel, *id),
+            (Owner::Vm(id), Progress::Away) => reach == Reach::All && !is_alive(self.kernel, *id),
             (Owner::Vm(id), _) => running::qemu_pid(self.kernel, *id).is_none(),
             (Owner::Manual(_), Progress::Away) => false,
             (Owner::Manual(_), _) => true,

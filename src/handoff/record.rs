@@ -3,6 +3,8 @@
 //! `/run/gpu-handoff/vm-ID` for a VM, `/run/gpu-handoff/manual-SLOT` for a handoff by hand. A reboot undoes every
 //! handoff, so `/run` forgets with it.
 
+use super::journal;
+use crate::sys::Process;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::fmt;
@@ -67,6 +69,8 @@ pub struct Record {
     pub functions: Vec<HomeOf>,
     /// Modules of the GPU's driver that were loaded, in the order in which they must be loaded again.
     pub modules: Vec<String>,
+    /// Who asked for it: while that process lives, the start that it belongs to may still be under way.
+    pub caller: Option<Process>,
 }
 
 /// Where one function was when it was first handed over.
@@ -106,6 +110,7 @@ impl Record {
             "progress": progress_word(self.progress),
             "functions": functions,
             "modules": self.modules,
+            "caller": self.caller.map(|caller| json!({"pid": caller.pid, "start": caller.start})),
         })
         .to_string()
     }
@@ -127,7 +132,8 @@ impl Record {
             .iter()
             .map(|m| m.as_str().map(str::to_string).context("modules: not a string"))
             .collect::<Result<_>>()?;
-        Ok(Record { owner, progress, functions, modules })
+        let caller = value.get("caller").and_then(journal::process);
+        Ok(Record { owner, progress, functions, modules, caller })
     }
 }
 
@@ -179,6 +185,7 @@ mod tests {
                 module: None,
             }],
             modules: vec!["nvidia".to_string(), "nvidia_uvm".to_string()],
+            caller: Some(Process { pid: 812, start: 4711 }),
         }
     }
 

@@ -64,17 +64,14 @@ impl Store {
     /// # Errors
     /// Names the file that cannot be read or understood.
     pub fn records(&self) -> Result<Vec<Record>> {
+        self.each_record().into_iter().collect()
+    }
+
+    /// Every record, or why it cannot be read; for who can go on without one.
+    pub fn each_record(&self) -> Vec<Result<Record>> {
         let names = self.names();
         let owners = names.iter().filter_map(|name| Owner::from_file_name(name));
         owners.filter_map(|owner| self.record(&owner).transpose()).collect()
-    }
-
-    /// The record that names a slot.
-    ///
-    /// # Errors
-    /// As [`Store::records`].
-    pub fn record_of_slot(&self, slot: &str) -> Result<Option<Record>> {
-        Ok(self.records()?.into_iter().find(|record| record.slots().contains(&slot)))
     }
 
     /// The journal of a handoff that is under way, or that was killed.

@@ -2,7 +2,7 @@
 
 use crate::gpu::holders::{Holder, Place, Reach, Watched};
 use crate::gpu::inventory::{Slot, VFIO_PCI, nvidia_slots};
-use crate::handoff::is_alive;
+use crate::handoff::is_with;
 use crate::handoff::record::{Owner, Progress, Record};
 use crate::handoff::store::{self, Store};
 use crate::handoff::wedge::Wedge;
@@ -52,6 +52,7 @@ impl Has {
 pub struct Status {
     gpus: Vec<Gpu>,
     reboot_required: bool,
+    problems: Vec<String>,
 }
 
 struct Gpu {
@@ -66,19 +67,31 @@ struct Gpu {
 }
 
 impl Status {
-    /// `sees_all`: whether this process may look into every other one (root may).
-    ///
-    /// # Errors
-    /// Names the record that cannot be read.
-    pub fn read(kernel: &dyn Kernel, store: &Store, sees_all: bool) -> anyhow::Result<Status> {
-        let records = store.records()?;
-        let gpus = nvidia_slots(kernel).into_iter().map(|slot| Gpu::read(kernel, store, &records, slot, sees_all));
-        Ok(Status {
-            gpus: gpus.collect::<anyhow::Result<_>>()?,
+    /// `sees_all`: whether this process may look into every other one (root may). What cannot be read is a problem,
+    /// not a failure: the rest can still be told.
+    pub fn read(kernel: &dyn Kernel, store: &Store, sees_all: bool) -> Status {
+        let mut problems = Vec::new();
+        let mut records = Vec::new();
+        for record in store.each_record() {
+            match record {
+                Ok(record) => records.push(record),
+                Err(error) => problems.push(format!("{error:#}")),
+            }
+        }
+        let slots = nvidia_slots(kernel);
+        let gpus = slots.into_iter().map(|slot| Gpu::read(kernel, store, &records, slot, sees_all, &mut problems));
+        Status {
+            gpus: gpus.collect(),
             reboot_required: kernel
                 .text("/run/reboot-required.pkgs")
                 .is_some_and(|packages| packages.lines().any(|package| package == "gpu-handoff")),
-        })
+            problems,
+        }
+    }
+
+    /// Files of ours that could not be read or understood.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
     }
 
     pub fn to_json(&self) -> Value {
@@ -106,24 +119,36 @@ impl Status {
 }
 
 impl Gpu {
-    fn read(kernel: &dyn Kernel, store: &Store, records: &[Record], slot: Slot, sees_all: bool) -> anyhow::Result<Gpu> {
+    fn read(
+        kernel: &dyn Kernel,
+        store: &Store,
+        records: &[Record],
+        slot: Slot,
+        sees_all: bool,
+        problems: &mut Vec<String>,
+    ) -> Gpu {
         let ours: Vec<&Record> = records.iter().filter(|r| r.slots().contains(&slot.address.as_str())).collect();
-        let holders = Watched::of_slots(kernel, std::slice::from_ref(&slot), Reach::Slots).holders(kernel);
-        let wedged = store.wedge(&slot.address)?.filter(|wedge| wedge.is_still_stuck(kernel));
+        let wedge = store.wedge(&slot.address).map(|wedge| wedge.filter(|wedge| wedge.is_still_stuck(kernel)));
+        let is_wedged = !matches!(wedge, Ok(None));
+        let wedged = wedge.unwrap_or_else(|error| {
+            problems.push(format!("{error:#}"));
+            None
+        });
         let homes = slot.functions.iter().map(|function| {
             match ours.iter().find_map(|record| record.home_of(&function.address)) {
                 Some(home) => home.driver.clone(),
                 None => function.driver.clone(),
             }
         });
-        Ok(Gpu {
-            has: who_has(kernel, &slot, &ours, &holders, wedged.is_some()),
+        let users = Watched::of_slots(kernel, std::slice::from_ref(&slot), Reach::Slots).holders(kernel);
+        Gpu {
+            has: if is_wedged { Has::Wedged(vmid(&ours)) } else { who_has(kernel, &slot, &ours) },
             homes: homes.collect(),
-            users: sees_all.then_some(holders),
+            users: sees_all.then_some(users),
             last: store.last(&slot.address),
             wedged,
             slot,
-        })
+        }
     }
 
     fn to_json(&self) -> Value {
@@ -194,24 +219,27 @@ impl Gpu {
     }
 }
 
-fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record], holders: &[Holder], wedged: bool) -> Has {
-    let of_vm = records.iter().find(|record| record.owner.vmid().is_some());
-    let vmid = of_vm.and_then(|record| record.owner.vmid());
-    let held_by_vm = holders.iter().find_map(|h| if let Place::Vm(id) = h.place { Some(id) } else { None });
-    if wedged {
-        return Has::Wedged(vmid);
-    }
+fn vmid(records: &[&Record]) -> Option<u32> {
+    records.iter().find_map(|record| record.owner.vmid())
+}
+
+fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record]) -> Has {
+    let vmid = vmid(records);
     let unfinished = records.iter().any(|record| record.progress != Progress::Away);
     if unfinished && flock_is_held(kernel, &format!("{}/{}", store::DIRECTORY, store::LOCK)) {
         return Has::Moving(vmid);
     }
-    if let Some(id) = held_by_vm {
+    // A VM that has a node of the host's driver open, to draw on it, is a user, not the owner.
+    let holders = Watched::vfio_of_slots(kernel, std::slice::from_ref(slot)).holders(kernel);
+    if let Some(id) = holders.iter().find_map(|h| if let Place::Vm(id) = h.place { Some(id) } else { None }) {
         return Has::Vm(id);
     }
-    if let (Some(id), false) = (vmid, unfinished)
-        && is_alive(kernel, id)
-    {
-        return Has::Vm(id);
+    for record in records {
+        if let (Owner::Vm(id), Progress::Away) = (&record.owner, record.progress)
+            && is_with(kernel, record, *id)
+        {
+            return Has::Vm(*id);
+        }
     }
     if records.iter().any(|record| matches!(record.owner, Owner::Manual(_))) && !unfinished {
         return Has::Manual;

@@ -4,11 +4,11 @@
 //! once: a `flock` and the write end of a pipe survive `fork`, so an abandoned worker that kept them would hold
 //! Proxmox's task log and every later handoff.
 //!
-//! A worker whose parent goes without saying goodbye (killed, or it gave the worker up) starts `gpu-handoff reconcile`
-//! as its last act, so that a handoff cut short and a call that came back late are put right by themselves.
+//! A worker whose parent goes without saying goodbye (killed, or it gave the worker up) starts
+//! `gpu-handoff reconcile --unfinished` as its last act, so that a handoff cut short and a call that came back late are put right by themselves.
 
 use super::{ActError, Action, failpoints};
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::waitpid;
@@ -113,7 +113,7 @@ fn serve(mut commands: File, mut answers: File, work: impl Fn(&Action) -> Result
 
 fn start_reconcile() {
     let _ = Command::new("/proc/self/exe")
-        .arg("reconcile")
+        .args(["reconcile", "--unfinished"])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -126,24 +126,34 @@ fn start_reconcile() {
 /// # Errors
 /// The first line of its standard error when it failed: what comes after it tends to follow from it.
 pub fn program(path: &Path, arguments: &[&str]) -> Result<(), ActError> {
-    let output = Command::new(path)
+    let failed = |error: io::Error| ActError::Program(format!("{}: {error}", path.display()));
+    let mut child = Command::new(path)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C")
-        .output()
-        .map_err(|error| ActError::Program(format!("{}: {error}", path.display())))?;
-    if output.status.success() {
+        .spawn()
+        .map_err(failed)?;
+    let status = child.wait().map_err(failed)?;
+    if status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let first = said.lines().find(|line| !line.trim().is_empty());
-    Err(ActError::Program(match first {
+    let said = child.stderr.take().map(what_is_there).unwrap_or_default();
+    Err(ActError::Program(match said.lines().find(|line| !line.trim().is_empty()) {
         Some(line) => line.trim().to_string(),
-        None => format!("{} ended with {}", path.display(), output.status),
+        None => format!("{} ended with {status}", path.display()),
     }))
+}
+
+/// Not to its end: something that the program started may keep its standard error open.
+fn what_is_there(mut stderr: impl Read + AsFd) -> String {
+    let mut said = vec![0; 4096];
+    let _ = fcntl(stderr.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+    let length = stderr.read(&mut said).unwrap_or(0);
+    String::from_utf8_lossy(&said[..length]).into_owned()
 }
 
 /// New session, nothing on 0 to 2, every other descriptor but those in `keep` closed.

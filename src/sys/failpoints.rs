@@ -40,7 +40,8 @@ mod switches {
         std::env::var_os("GPU_HANDOFF_TEST_ALONE").is_some()
     }
 
-    /// `GPU_HANDOFF_TEST_KILL=before:3` or `after:3`: SIGKILL at the third step that changes something.
+    /// `GPU_HANDOFF_TEST_KILL=before:3` or `after:3`: SIGKILL at the third step that changes something;
+    /// `GPU_HANDOFF_TEST_TERM` likewise, SIGTERM.
     pub fn pass(point: Point) {
         static STEPS: AtomicU32 = AtomicU32::new(0);
         let step = match point {
@@ -51,8 +52,12 @@ mod switches {
             Point::Before => format!("before:{step}"),
             Point::After => format!("after:{step}"),
         };
-        if std::env::var("GPU_HANDOFF_TEST_KILL").is_ok_and(|wanted| wanted == here) {
-            let _ = raise(Signal::SIGKILL);
+        for (variable, signal) in
+            [("GPU_HANDOFF_TEST_KILL", Signal::SIGKILL), ("GPU_HANDOFF_TEST_TERM", Signal::SIGTERM)]
+        {
+            if std::env::var(variable).is_ok_and(|wanted| wanted == here) {
+                let _ = raise(signal);
+            }
         }
     }
 }

@@ -140,6 +140,10 @@ impl Kernel for Linux {
         self.process(slot.as_ref()?.pid())
     }
 
+    fn caller(&self) -> Option<Process> {
+        self.process(nix::unistd::getppid().as_raw())
+    }
+
     fn is_asked_to_end(&self) -> bool {
         terminate::is_asked()
     }

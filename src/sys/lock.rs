@@ -1,5 +1,6 @@
 //! The one lock: handoffs take turns, whatever slot they are about.
 
+use super::terminate;
 use fs2::FileExt;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -31,7 +32,7 @@ impl Lock {
                 Err(error) if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => {}
                 Err(error) => return Err(error),
             }
-            if Instant::now() >= end {
+            if Instant::now() >= end || terminate::is_asked() {
                 return Ok(None);
             }
             std::thread::sleep(RETRY);

@@ -144,6 +144,10 @@ pub trait Kernel {
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError>;
     /// The process that will carry out the next action.
     fn worker(&self) -> Option<Process>;
+    /// The process that called this program: Proxmox's task, or somebody's shell.
+    fn caller(&self) -> Option<Process> {
+        None
+    }
     /// Whether somebody asked this run to end (SIGTERM).
     fn is_asked_to_end(&self) -> bool;
     /// Time that passes and is never set back.

@@ -17,17 +17,6 @@ hash_of() {
     (cd "$LAB_SRC" && sha256sum "$@") | sha256sum | cut -c1-12
 }
 
-# Debian has these in its own archive under the same names since bookworm.
 install_missing() {
-    local need=() pair
-    for pair in mmdebstrap:mmdebstrap qemu-system-x86_64:qemu-system-x86 \
-        mke2fs:e2fsprogs xz:xz-utils setpriv:util-linux flock:util-linux; do
-        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || need+=("${pair#*:}")
-    done
-    [ "${#need[@]}" -gt 0 ] || return 0
-    say "installing ${need[*]}"
-    local apt=(apt-get -qq -y --no-install-recommends install "${need[@]}")
-    export DEBIAN_FRONTEND=noninteractive
-    "${apt[@]}" >&2 || { apt-get -qq update >&2 && "${apt[@]}" >&2; } ||
-        broken "apt-get could not install ${need[*]}"
+    "$REPO/tests/install-missing" build lab || broken "the lab cannot be built here"
 }

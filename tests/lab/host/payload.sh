@@ -6,7 +6,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
 
-output=$1 modules=$2 script=$3
+output=$1 modules=$2 script=$(realpath -- "$3")
 shift 3
 stage=$(mktemp -d "${output%/*}/stage.XXXXXX")
 trap 'rm -rf "$stage"' EXIT
@@ -14,9 +14,9 @@ cp -a "$modules/tree/." "$stage"
 cd "$stage"
 
 # ---- the driver's version: over the padded text in the modules' .modinfo ----
+# shellcheck disable=SC2016 # perl's variables
 find usr/lib/modules -path '*/updates/lab/nvidia*.ko' -print0 |
-    LAB_DRIVER=$LAB_DRIVER xargs -0 perl -0777 -pi -e '
-        s/LAB-DRIVER-VERSION/sprintf "%s", pack "a18", $ENV{LAB_DRIVER}/ge'
+    xargs -0 perl -0777 -pi -e 's/LAB-DRIVER-VERSION/pack "a18", $ENV{LAB_DRIVER}/ge'
 
 # ---- the lab's own programs ----
 mkdir -p opt/lab etc/systemd/system
@@ -37,7 +37,8 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.
     systemd-hwdb-update.service systemd-journal-catalog-update.service ldconfig.service \
     systemd-firstboot.service systemd-sysusers.service systemd-binfmt.service \
     proc-sys-fs-binfmt_misc.automount getty@tty1.service serial-getty@ttyS0.service \
-    lxc-net.service lxc.service lxc-monitord.service systemd-networkd.service; do
+    lxc-net.service lxc.service lxc-monitord.service systemd-networkd.service \
+    systemd-logind.service; do
     ln -sf /dev/null "etc/systemd/system/$unit"
 done
 mkdir -p etc/systemd/journald.conf.d
@@ -64,6 +65,9 @@ printf 'vfio\nvfio_iommu_type1\nvfio_pci\n' >etc/modules-load.d/vfio.conf
     esac
     # Emulated SVM inside emulation: the nested QEMU is better off without.
     printf 'blacklist %s\n' kvm_amd kvm_intel
+    # Nothing here needs them, and emulation makes loading them slow.
+    printf 'blacklist %s\n' aesni_intel ghash_clmulni_intel sha1_ssse3 sha256_ssse3 \
+        sha512_ssse3 rapl i2c_i801 lpc_ich iTCO_wdt psmouse pcspkr joydev ahci vga16fb
     [ -z "$LAB_MODESET" ] || echo "options nvidia-drm modeset=$LAB_MODESET"
 } >etc/modprobe.d/lab.conf
 
@@ -93,7 +97,6 @@ ln -s /usr/sbin/gpu-handoff var/lib/vz/snippets/gpu-handoff
 
 # ---- the script, with its folder when that is ours ----
 mkdir -p opt/lab/scripts
-script=$(realpath -- "$script")
 case $script in
     "$LAB_SRC"/*) cp -rL "${script%/*}/." opt/lab/scripts/ ;;
     *) cp -L "$script" opt/lab/scripts/ ;;

@@ -1,0 +1,69 @@
+#!/bin/bash
+# Random operations with random kills; whatever happens, the card is never lost, and a
+# stopped VM and one more run bring it home.
+#   soak.sh [OPERATIONS [SEED]]
+# lab: --timeout 1500
+# shellcheck source-path=SCRIPTDIR source=handoff.sh
+. "${0%/*}/handoff.sh"
+
+operations=${1:-20}
+RANDOM=${2:-20261120}
+echo "# $operations operations, seed ${2:-20261120}"
+remember_home
+at_home=$(snapshot)
+stranded=0 lost=0 kills=0
+
+pick() {
+    local words=("$@")
+    picked=${words[RANDOM % $#]}
+}
+# A handoff and its worker have the same name; either may be hit, or both.
+kill_some() {
+    local pids
+    mapfile -t pids < <(pgrep -x gpu-handoff)
+    [ "${#pids[@]}" -gt 0 ] || return 0
+    kills=$((kills + 1))
+    if ((RANDOM % 3)); then kill -KILL "${pids[RANDOM % ${#pids[@]}]}" 2>/dev/null
+    else kill -KILL "${pids[@]}" 2>/dev/null; fi
+    return 0
+}
+is_at_home() { [ "$(all_of driver_of)" = "$home_drivers" ]; }
+nobody_at_it() { ! pgrep -x gpu-handoff >/dev/null; }
+
+for ((i = 1; i <= operations; i++)); do
+    pick 'qm start 111' 'qm stop 111' 'qm start 111' 'qm stop 111' "$hook 111 pre-start" "$hook 111 post-stop" \
+        'gpu-handoff to-vfio' 'gpu-handoff to-nvidia' 'gpu-handoff reconcile'
+    operation=$picked
+    timeout 120 $operation </dev/null >/run/soak.out 2>&1 &
+    job=$!
+    killed=
+    if ((RANDOM % 2)); then
+        printf -v after '0.%02d' $((RANDOM % 100))
+        sleep "$after"
+        kill_some
+        killed=" (SIGKILL after $after s)"
+    fi
+    code=0
+    wait $job || code=$?
+    ok "operation $i, $operation$killed: ends" [ "$code" != 124 ]
+    # What outlives a killed run is done before it counts.
+    within 20 nobody_at_it || { echo "FAIL: somebody still works after operation $i" && failures=$((failures + 1)); }
+    kept=$(kept)
+    if [ -z "$kept" ] && ! is_at_home; then
+        lost=$((lost + 1))
+        echo "FAIL: operation $i, $operation$killed: lost: $(all_of driver_of | xargs)"
+        failures=$((failures + 1))
+    fi
+    echo "# $i: $operation$killed -> $code; $(all_of driver_of | xargs); ${kept:-no record}"
+    if ((i % 10 == 0)) || [ "$i" = "$operations" ]; then
+        qm stop 111 >/dev/null 2>&1
+        gpu-handoff reconcile >/dev/null 2>&1
+        gpu-handoff to-nvidia >/dev/null 2>&1
+        [ "$(snapshot)" = "$at_home" ] || stranded=$((stranded + 1))
+        same "after $i operations: as before" "$at_home" "$(snapshot)"
+    fi
+done
+echo "soak: $operations operations, $kills kills, $stranded stranded, $lost lost"
+is 'stranded and lost' '0 0' "$stranded $lost"
+is_home 'in the end'
+finish
