@@ -19,18 +19,19 @@ pub struct Function {
     pub driver: Option<String>,
     /// The module that the driver is in; none when it is built into the kernel.
     pub module: Option<String>,
+    /// Known after [`Slot::look_closely`].
     pub driver_override: Option<String>,
     pub iommu_group: Option<u32>,
     /// An SR-IOV virtual function (it has a `physfn`).
     pub is_virtual: bool,
-    /// `sriov_numvfs`: how many virtual functions this physical function has now.
+    /// `sriov_numvfs`: how many virtual functions this physical function has now. Known after [`Slot::look_closely`].
     pub virtual_functions: u32,
     /// Mediated devices (vGPU) exist on it.
     pub has_mdevs: bool,
 }
 
 impl Function {
-    /// None when there is no such device.
+    /// None when there is no such device. Reads nothing that could wait for a call that hangs.
     pub fn read(kernel: &dyn Kernel, address: &str) -> Option<Function> {
         let attribute = |name: &str| attribute(address, name);
         let hexadecimal = |name: &str| parse_hex(&kernel.text(&attribute(name))?);
@@ -42,11 +43,10 @@ impl Function {
             class: hexadecimal("class")?,
             module: driver.as_ref().and_then(|_| kernel.link_name(&attribute("driver/module")).ok()),
             driver,
-            // An override that was never set reads "(null)".
-            driver_override: kernel.text(&attribute("driver_override")).filter(|t| !t.is_empty() && t != "(null)"),
+            driver_override: None,
             iommu_group: kernel.link_name(&attribute("iommu_group")).ok().and_then(|n| n.parse().ok()),
             is_virtual: kernel.exists(&attribute("physfn")),
-            virtual_functions: kernel.text(&attribute("sriov_numvfs")).and_then(|t| t.parse().ok()).unwrap_or(0),
+            virtual_functions: 0,
             has_mdevs: mediated_devices(kernel, address),
         })
     }
@@ -102,6 +102,17 @@ impl Slot {
         if functions.is_empty() { None } else { Some(Slot { address: address.to_string(), functions }) }
     }
 
+    /// Reads what waits for the devices' locks: behind a call that hangs in one of them it never returns, and nothing
+    /// can end the process that waits. Only for a slot of which it is known that no call hangs in it.
+    pub fn look_closely(&mut self, kernel: &dyn Kernel) {
+        for function in &mut self.functions {
+            let text = |name: &str| kernel.text(&attribute(&function.address, name));
+            // An override that was never set reads "(null)".
+            function.driver_override = text("driver_override").filter(|t| !t.is_empty() && t != "(null)");
+            function.virtual_functions = text("sriov_numvfs").and_then(|t| t.parse().ok()).unwrap_or(0);
+        }
+    }
+
     pub fn is_nvidia_gpu(&self) -> bool {
         self.gpu().is_some()
     }
@@ -143,6 +154,10 @@ pub fn group_members(kernel: &dyn Kernel, group: u32) -> Vec<Function> {
 
 pub fn attribute(address: &str, name: &str) -> String {
     format!("{DEVICES}/{address}/{name}")
+}
+
+pub fn device_exists(kernel: &dyn Kernel, address: &str) -> bool {
+    kernel.exists(&format!("{DEVICES}/{address}"))
 }
 
 pub fn driver_exists(kernel: &dyn Kernel, driver: &str) -> bool {

@@ -43,8 +43,11 @@ pub struct GpuDriver {
 }
 
 impl Facts {
-    /// `homes` are drivers, and `modules` their modules, that a record wants back.
-    pub fn read(kernel: &dyn Kernel, slots: Vec<Slot>, homes: &[&str], modules: &[&str]) -> Facts {
+    /// `homes` are drivers, and `modules` their modules, that a record wants back. No call may hang in the slots.
+    pub fn read(kernel: &dyn Kernel, mut slots: Vec<Slot>, homes: &[&str], modules: &[&str]) -> Facts {
+        for slot in &mut slots {
+            slot.look_closely(kernel);
+        }
         let functions = || slots.iter().flat_map(|slot| &slot.functions);
         let is_ours = |address: &str| functions().any(|f| f.address == address);
         let mut groups: Vec<u32> = functions().filter_map(|f| f.iommu_group).collect();

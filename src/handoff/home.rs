@@ -7,7 +7,7 @@ use super::run::{OnFailure, Outcome};
 use super::store::Locked;
 use super::{Direction, Handoff, LOOK_AGAIN, Last};
 use crate::gpu::holders::Watched;
-use crate::gpu::inventory::{Slot, VFIO_PCI};
+use crate::gpu::inventory::{self, Slot, VFIO_PCI};
 use crate::stop::{Result, Stop};
 use std::time::Duration;
 
@@ -69,8 +69,10 @@ impl Handoff<'_> {
     pub fn plan_home(&self, record: &Record) -> Plan {
         let drivers: Vec<&str> = record.functions.iter().filter_map(|f| f.driver.as_deref()).collect();
         let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
-        let facts = Facts::read(self.kernel, self.slots_of(record), &drivers, &modules);
-        for gone in record.functions.iter().filter(|home| !facts.functions().any(|f| f.address == home.address)) {
+        let mut slots = self.slots_of(record);
+        slots.retain(|slot| !self.store.has_call(self.kernel, &slot.address));
+        let facts = Facts::read(self.kernel, slots, &drivers, &modules);
+        for gone in record.functions.iter().filter(|home| !inventory::device_exists(self.kernel, &home.address)) {
             self.story.warn(&format!("{} is gone: there is no such device any more", gone.address));
         }
         plan::to_home(&facts, record)

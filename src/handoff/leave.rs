@@ -68,6 +68,11 @@ impl Handoff<'_> {
     /// # Errors
     /// Why it would refuse.
     pub fn plan_leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<Plan> {
+        // Without the lock somebody may be in a call there, which nobody has found to hang yet.
+        if let Some(slot) = slots.iter().find(|slot| self.store.has_call(self.kernel, slot)) {
+            self.refuse_wedged(&[slot])?;
+            return Err(Stop::locked(format!("a handoff of {slot} is under way; see gpu-handoff --status")));
+        }
         Ok(self.intend(owner, slots, listed)?.plan)
     }
 

@@ -123,7 +123,7 @@ impl Gpu {
         kernel: &dyn Kernel,
         store: &Store,
         records: &[Record],
-        slot: Slot,
+        mut slot: Slot,
         sees_all: bool,
         problems: &mut Vec<String>,
     ) -> Gpu {
@@ -134,6 +134,9 @@ impl Gpu {
             problems.push(format!("{error:#}"));
             None
         });
+        if !store.has_call(kernel, &slot.address) {
+            slot.look_closely(kernel);
+        }
         let homes = slot.functions.iter().map(|function| {
             match ours.iter().find_map(|record| record.home_of(&function.address)) {
                 Some(home) => home.driver.clone(),
