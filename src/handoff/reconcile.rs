@@ -2,7 +2,7 @@
 
 use super::record::{Owner, Progress, Record};
 use super::store::Locked;
-use super::{Handoff, is_alive};
+use super::{Handoff, LOOK_AGAIN, WORKER_GRACE, is_alive};
 use crate::proxmox::running;
 use crate::stop::Result;
 use std::time::Duration;
@@ -28,6 +28,9 @@ impl Handoff<'_> {
         if self.store.records()?.is_empty() {
             return Ok(());
         }
+        if reach == Reach::Unfinished {
+            self.let_workers_end();
+        }
         let locked = self.lock()?;
         let mut first = None;
         for record in self.store.records()? {
@@ -36,6 +39,19 @@ impl Handoff<'_> {
             }
         }
         first.map_or(Ok(()), Err)
+    }
+
+    /// A worker starts this as its last act and may not be gone yet: as long as it is there, its slot counts as wedged,
+    /// and nobody would come back for it.
+    fn let_workers_end(&self) {
+        let is_stuck = |slot: &String| {
+            let wedge = self.store.wedge(slot).ok().flatten();
+            wedge.is_some_and(|wedge| wedge.is_still_stuck(self.kernel))
+        };
+        let end = self.kernel.now() + WORKER_GRACE;
+        while self.store.wedged_slots().iter().any(is_stuck) && self.kernel.now() < end {
+            self.kernel.sleep(LOOK_AGAIN);
+        }
     }
 
     /// Every record that [`Handoff::reconcile`] would act on.

@@ -5,6 +5,7 @@ use super::kernel::{Killed, SimKernel, Stalled};
 use super::state::State;
 use gpu_handoff::config::Config;
 use gpu_handoff::handoff::Handoff;
+use gpu_handoff::handoff::reconcile::Reach;
 use gpu_handoff::handoff::record::{Owner, Record};
 use gpu_handoff::handoff::store::Store;
 use gpu_handoff::report::Story;
@@ -21,6 +22,8 @@ pub enum Wish {
     Leave(Owner, Vec<String>),
     Home(Owner),
     Reconcile,
+    /// What a worker does that outlives its run.
+    Unfinished,
 }
 
 /// How a run ended.
@@ -127,12 +130,14 @@ impl Bench {
         };
         self.kernel.begin(fault);
         self.kernel.state.borrow_mut().locked_guests.extend(guest);
+        self.kernel.call_from_task();
         let begin = self.kernel.state.borrow().now;
         let handoff = self.handoff();
         let done = catch_unwind(AssertUnwindSafe(|| match wish {
             Wish::Leave(owner, slots) => handoff.leave(owner, slots, &|_| false),
             Wish::Home(owner) => handoff.come_home(owner),
-            Wish::Reconcile => handoff.reconcile(),
+            Wish::Reconcile => handoff.reconcile(Reach::All),
+            Wish::Unfinished => handoff.reconcile(Reach::Unfinished),
         }));
         let end = match done {
             Ok(Ok(())) => End::Exit(0, String::new()),
@@ -166,8 +171,7 @@ impl Bench {
     pub fn status(&self) -> Result<BTreeMap<String, String>, String> {
         let read = catch_unwind(AssertUnwindSafe(|| Status::read(&self.kernel, &self.store, true)));
         let status = match read {
-            Ok(Ok(status)) => status.to_json(),
-            Ok(Err(error)) => return Err(format!("status: {error:#}")),
+            Ok(status) => status.to_json(),
             Err(payload) => {
                 let stalled = payload.downcast::<Stalled>().map_or_else(|_| "panic".to_string(), |stalled| stalled.0);
                 return Err(format!("status stands still at {stalled}"));
@@ -186,7 +190,7 @@ impl Bench {
         match wish {
             Wish::Leave(owner, slots) => self.handoff().plan_leave(owner, slots, &|_| false).ok(),
             Wish::Home(owner) => Some(self.handoff().plan_home(&self.record(owner)?)),
-            Wish::Reconcile => None,
+            Wish::Reconcile | Wish::Unfinished => None,
         }
     }
 }

@@ -64,10 +64,10 @@ pub fn with_fault(bench: &mut Bench, setup: &Setup, ready: &Ready, fault: Fault,
         if !bench.kernel.let_hangs_end() {
             return Err("the hang did not end".to_string());
         }
-        once_more(bench, ready, &Wish::Reconcile, "the worker's last act")?;
+        once_more(bench, ready, &Wish::Unfinished, "the worker's last act")?;
     }
     if matches!(kind, Kind::KillBefore { alone: false } | Kind::KillAfter { alone: false }) {
-        once_more(bench, ready, &Wish::Reconcile, "the worker's last act")?;
+        once_more(bench, ready, &Wish::Unfinished, "the worker's last act")?;
     }
     let wish = match then {
         Then::Again => ready.wish.clone(),
@@ -94,7 +94,7 @@ fn opposite(setup: &Setup, wish: &Wish, at: usize) -> Wish {
         Wish::Leave(owner, _) if at % 2 == 1 => Wish::Home(owner.clone()),
         Wish::Home(owner) if at % 2 == 1 => Wish::Leave(owner.clone(), setup.slots()),
         Wish::Reconcile => Wish::Leave(Owner::Vm(111), setup.slots()),
-        Wish::Leave(..) | Wish::Home(_) => Wish::Reconcile,
+        Wish::Leave(..) | Wish::Home(_) | Wish::Unfinished => Wish::Reconcile,
     }
 }
 

@@ -93,7 +93,7 @@ pub fn ended_well(bench: &Bench, wish: &Wish, kind: Option<Kind>, ran: &Ran, bef
             Err(format!("exit 1, but not back where it was: {}", differences.join("; ")))
         }
         (Wish::Home(owner), 1) if bench.record(owner).is_none() => Err("exit 1 without a record".to_string()),
-        (Wish::Home(_) | Wish::Reconcile, 1) => Ok(()),
+        (Wish::Home(_) | Wish::Reconcile | Wish::Unfinished, 1) => Ok(()),
         (_, 3) => {
             let now = World { state: State { now: before.state.now, ..state.clone() }, files: bench.files() };
             let mut then = before.clone();
@@ -118,13 +118,14 @@ pub fn reached(bench: &Bench, wish: &Wish, home: &AtHome) -> Check {
             }
             always(bench, home)
         }
-        Wish::Reconcile => {
+        Wish::Reconcile | Wish::Unfinished => {
             let left: Vec<String> = bench
                 .store
                 .records()
                 .map_err(|error| format!("{error:#}"))?
                 .iter()
                 .filter(|record| match &record.owner {
+                    Owner::Vm(_) if *wish == Wish::Unfinished && record.progress == Progress::Away => false,
                     Owner::Vm(id) => running::qemu_pid(&bench.kernel, *id).is_none(),
                     Owner::Manual(_) => record.progress != Progress::Away,
                 })

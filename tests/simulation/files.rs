@@ -55,6 +55,9 @@ impl State {
             ["driver_override"] => {
                 Text::Is(format!("{}\n", function.driver_override.as_deref().unwrap_or("(null)")))
             }
+            // sriov_numvfs_show takes it, too; the GPU has the attribute, and no virtual function.
+            ["sriov_numvfs"] if function.locked => Text::NeverReturns,
+            ["sriov_numvfs"] if address.ends_with(".0") => Text::Is("0\n".to_string()),
             ["sriov_numvfs"] | ["physfn"] => Text::Absent,
             ["drm", _, "dev"] => number(self.drm_number(address)),
             ["sound", _, "controlC0", "dev"] => number(self.sound_number(address)),

@@ -36,6 +36,7 @@ pub struct SimKernel {
     pub acts: RefCell<Vec<Action>>,
     /// The worker of this run.
     worker: Cell<Option<Process>>,
+    caller: Cell<Option<Process>>,
     pub not_modelled: RefCell<BTreeSet<String>>,
 }
 
@@ -47,6 +48,7 @@ impl SimKernel {
             sabotage: Cell::new(None),
             acts: RefCell::new(Vec::new()),
             worker: Cell::new(None),
+            caller: Cell::new(None),
             not_modelled: RefCell::new(BTreeSet::new()),
         }
     }
@@ -56,6 +58,14 @@ impl SimKernel {
         self.fault.set(fault);
         self.acts.borrow_mut().clear();
         self.worker.set(None);
+        self.caller.set(None);
+    }
+
+    /// Whoever runs the program lives as long as the run, and no longer: what it wanted was given up.
+    pub fn call_from_task(&self) {
+        let mut state = self.state.borrow_mut();
+        let pid = state.start_process("task", "0::/system.slice/pvedaemon.service\n", Vec::new());
+        self.caller.set(Some(Process { pid, start: state.processes[&pid].start }));
     }
 
     /// The run is over: a worker that was not left behind in a call ends with it.
@@ -65,6 +75,9 @@ impl SimKernel {
             && !state.hung.iter().any(|hung| hung.process == worker)
         {
             state.processes.remove(&worker.pid);
+        }
+        if let Some(caller) = self.caller.take() {
+            state.processes.remove(&caller.pid);
         }
     }
 
@@ -365,6 +378,10 @@ impl Kernel for SimKernel {
             self.worker.set(Some(Process { pid, start: state.processes[&pid].start }));
         }
         self.worker.get()
+    }
+
+    fn caller(&self) -> Option<Process> {
+        self.caller.get()
     }
 
     fn is_asked_to_end(&self) -> bool {
