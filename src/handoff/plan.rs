@@ -38,11 +38,11 @@ impl Phase {
     }
 }
 
-/// Every function of the slots to vfio-pci, its override kept there until it comes home.
+/// Every function of the slots to vfio-pci, its override kept there until it comes home. `record` says where home is.
 ///
 /// # Errors
 /// One line saying why there is no safe way.
-pub fn to_vfio(facts: &Facts) -> Result<Plan, String> {
+pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
     let mut plan = Plan::new();
     if facts.vfio_pci != Availability::Registered {
         plan.push((Phase::Prepare, load(&["vfio_pci"])));
@@ -50,7 +50,8 @@ pub fn to_vfio(facts: &Facts) -> Result<Plan, String> {
     // Before unbinding: opening a dead device node makes the kernel load nvidia, which would take the GPU back.
     for function in facts.functions() {
         // One that lives on vfio-pci without an override needs none, and none is left behind on it.
-        let settled = function.is_on(VFIO_PCI) && function.driver_override.is_none();
+        let lives_there = record.home_of(&function.address).is_some_and(|home| home.driver.as_deref() == Some(VFIO_PCI));
+        let settled = lives_there && function.is_on(VFIO_PCI) && function.driver_override.is_none();
         if !settled && function.driver_override.as_deref() != Some(VFIO_PCI) {
             plan.push((Phase::Prepare, override_to(&function.address, Some(VFIO_PCI))));
         }
