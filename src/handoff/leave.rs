@@ -22,8 +22,8 @@ const WAY_THERE: (u32, u32) = (2, 3);
 struct Intent {
     /// As it is written before the first step.
     record: Record,
-    /// Owners of earlier records that nobody needs any more.
-    abandoned: Vec<Owner>,
+    /// Earlier records of VMs that never started.
+    abandoned: Vec<Record>,
     facts: Facts,
     plan: Plan,
 }
@@ -42,14 +42,14 @@ impl Handoff<'_> {
         let settled = Record { progress: Progress::Away, ..record.clone() };
         if plan.is_empty() {
             locked.save(&settled)?;
-            forget(&locked, &abandoned)?;
+            forget(&locked, &abandoned, slots)?;
             self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do for {owner}"));
             return Ok(());
         }
         self.story.say(&format!("{title} host -> {owner}"));
         self.story.phase("check", self.kernel.now().saturating_sub(begin), &describe(&facts));
         locked.save(&record)?;
-        forget(&locked, &abandoned)?;
+        forget(&locked, &abandoned, slots)?;
         let budget = self.config.handoff * WAY_THERE.0 / WAY_THERE.1;
         let outcome = self.run(&locked, &record, &plan, OnFailure::Stop, begin + budget)?;
         if !outcome.is_complete() {
@@ -100,8 +100,8 @@ impl Handoff<'_> {
         addresses.iter().map(read).collect()
     }
 
-    /// Records that know where these slots are at home, and those of them that nobody needs any more.
-    fn earlier_records(&self, owner: &Owner, slots: &[&str]) -> Result<(Vec<Record>, Vec<Owner>)> {
+    /// Records that know where these slots are at home, and those of them whose owner does not need the slots any more.
+    fn earlier_records(&self, owner: &Owner, slots: &[&str]) -> Result<(Vec<Record>, Vec<Record>)> {
         let mut earlier = Vec::new();
         let mut abandoned = Vec::new();
         for record in self.store.records()? {
@@ -115,7 +115,7 @@ impl Handoff<'_> {
                     )));
                 }
                 // Its start was given up: who comes next inherits what it knew.
-                Owner::Vm(_) => abandoned.push(record.owner.clone()),
+                Owner::Vm(_) => abandoned.push(record.clone()),
                 // Stays on vfio-pci until the opposite call; a VM may use it there meanwhile.
                 Owner::Manual(_) => continue,
             }
@@ -258,9 +258,16 @@ fn add_missing(modules: &mut Vec<String>, more: impl IntoIterator<Item = String>
     }
 }
 
-fn forget(locked: &Locked, abandoned: &[Owner]) -> Result<()> {
-    for owner in abandoned {
-        locked.remove(owner)?;
+/// These slots are somebody else's now; what else the records name still has to come home.
+fn forget(locked: &Locked, abandoned: &[Record], slots: &[String]) -> Result<()> {
+    for record in abandoned {
+        let mut rest = record.clone();
+        rest.functions.retain(|function| !slots.contains(&function.slot));
+        if rest.functions.is_empty() {
+            locked.remove(&record.owner)?;
+        } else {
+            locked.save(&rest)?;
+        }
     }
     Ok(())
 }

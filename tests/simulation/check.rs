@@ -154,14 +154,15 @@ fn is_with(bench: &Bench, owner: &Owner, slots: &[String]) -> Check {
         Some(record) if record.progress != Progress::Away => problems.push("the record is not finished".to_string()),
         Some(_) => {}
     }
-    problems.extend(unfinished_business(bench));
+    problems.extend(unfinished_business(bench, slots));
     all(problems)
 }
 
-/// A journal or a wedge: work in progress that nobody works on.
-fn unfinished_business(bench: &Bench) -> Vec<String> {
+/// A journal or a wedge of these slots: work in progress that nobody works on.
+fn unfinished_business(bench: &Bench, slots: &[String]) -> Vec<String> {
     let files = bench.files();
-    let of = |name: &&String| *name == "journal" || name.starts_with("wedged-") || name.starts_with('.');
+    let wedges: Vec<String> = slots.iter().map(|slot| format!("wedged-{slot}")).collect();
+    let of = |name: &&String| *name == "journal" || wedges.contains(name) || name.starts_with('.');
     files.keys().filter(of).map(|name| format!("{name} is left")).collect()
 }
 

@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Of the different things that went wrong, how many are told in full, each with its first case.
-const TOLD: usize = 8;
+const TOLD: usize = 6;
 
 #[derive(Default)]
 struct Tally {
@@ -49,8 +49,8 @@ struct Tally {
 impl Tally {
     fn fail(&mut self, problem: &str, text: String) {
         self.failed += 1;
-        // Numbers tell apart what is alike.
-        let kind: String = problem.chars().filter(|c| !c.is_ascii_digit()).collect();
+        // Numbers and details tell apart what is alike.
+        let kind: String = problem.chars().filter(|c| !c.is_ascii_digit()).take(60).collect();
         self.failures.entry(kind).or_insert((0, text)).0 += 1;
     }
 }
