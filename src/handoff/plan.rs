@@ -147,11 +147,16 @@ pub fn to_home(facts: &Facts, record: &Record) -> Plan {
             plan.push((Phase::Release, override_to(&function.address, home.driver.as_deref())));
         }
     }
+    let modules = modules_to_load(facts, record, &functions, &returning);
+    for (function, home) in &returning {
+        // A module takes every unbound device it knows, also one that is at home without a driver.
+        if home.driver.is_none() && function.driver_override.is_none() && !modules.is_empty() {
+            plan.push((Phase::Release, override_to(&function.address, Some(VFIO_PCI))));
+        }
+    }
     for (function, _) in returning.iter().filter(|(f, _)| f.is_on(VFIO_PCI)) {
         plan.push((Phase::Release, unbind(&function.address, VFIO_PCI)));
     }
-
-    let modules = modules_to_load(facts, record, &functions, &returning);
     if !modules.is_empty() {
         plan.push((Phase::Bind, Step::Load { modules }));
     }
