@@ -143,6 +143,12 @@ pub fn functions_of_driver(kernel: &dyn Kernel, driver: &str) -> Vec<String> {
     names
 }
 
+/// NVIDIA GPUs that no driver has, by address.
+pub fn unbound_gpus(kernel: &dyn Kernel) -> Vec<String> {
+    let gpus = nvidia_slots(kernel).into_iter().filter_map(|slot| slot.gpu().cloned());
+    gpus.filter(|gpu| gpu.driver.is_none()).map(|gpu| gpu.address).collect()
+}
+
 /// Every function in an IOMMU group, itself included.
 pub fn group_members(kernel: &dyn Kernel, group: u32) -> Vec<Function> {
     kernel
