@@ -194,8 +194,9 @@ fn modules_to_load(
         }
     }
     // Without a GPU to drive they would only fail to load.
-    let has_gpu = functions.iter().any(|(f, home)| f.is_nvidia_gpu() && f.driver.is_some() && f.driver == home.driver)
-        || returning.iter().any(|(f, home)| f.is_nvidia_gpu() && home.driver.is_some());
+    let drives = |home: &HomeOf| home.module.as_ref().is_some_and(|module| record.modules.contains(module));
+    let has_gpu = functions.iter().any(|(f, home)| f.is_nvidia_gpu() && f.driver == home.driver && drives(home))
+        || returning.iter().any(|(f, home)| f.is_nvidia_gpu() && drives(home));
     for module in record.modules.iter().filter(|_| has_gpu) {
         if !facts.loaded.contains(module) && !modules.contains(module) {
             modules.push(module.clone());
