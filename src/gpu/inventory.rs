@@ -35,7 +35,7 @@ pub struct Function {
 }
 
 impl Function {
-    /// None when there is no such device.
+    /// None when there is no such device. Reads nothing that could wait for a call that hangs.
     pub fn read(kernel: &dyn Kernel, address: &str) -> Option<Function> {
         let attribute = |name: &str| attribute(address, name);
         let hexadecimal = |name: &str| parse_hex(&kernel.text(&attribute(name))?);
@@ -152,6 +152,12 @@ pub fn functions_of_driver(kernel: &dyn Kernel, driver: &str) -> Vec<String> {
     names
 }
 
+/// NVIDIA GPUs that no driver has, by address.
+pub fn unbound_gpus(kernel: &dyn Kernel) -> Vec<String> {
+    let gpus = nvidia_slots(kernel).into_iter().filter_map(|slot| slot.gpu().cloned());
+    gpus.filter(|gpu| gpu.driver.is_none()).map(|gpu| gpu.address).collect()
+}
+
 /// Every function in an IOMMU group, itself included.
 pub fn group_members(kernel: &dyn Kernel, group: u32) -> Vec<Function> {
     kernel
@@ -163,6 +169,10 @@ pub fn group_members(kernel: &dyn Kernel, group: u32) -> Vec<Function> {
 
 pub fn attribute(address: &str, name: &str) -> String {
     format!("{DEVICES}/{address}/{name}")
+}
+
+pub fn device_exists(kernel: &dyn Kernel, address: &str) -> bool {
+    kernel.exists(&format!("{DEVICES}/{address}"))
 }
 
 pub fn driver_exists(kernel: &dyn Kernel, driver: &str) -> bool {

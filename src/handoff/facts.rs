@@ -38,7 +38,8 @@ pub enum Availability {
 pub struct GpuDriver {
     /// The driver's module and its holders, holders first; a holder that is not known is the error.
     pub unload_order: Result<Vec<String>, String>,
-    /// Functions outside the slots that have this driver.
+    /// Functions outside the slots that have this driver, and NVIDIA GPUs without any driver: loading the driver again
+    /// would take them.
     pub elsewhere: Vec<String>,
 }
 
@@ -71,6 +72,7 @@ impl Facts {
             let (Some(driver), Some(module)) = (&gpu.driver, &gpu.module) else { continue };
             if UNLOADABLE.contains(&driver.as_str()) {
                 let mut elsewhere = inventory::functions_of_driver(kernel, driver);
+                elsewhere.extend(inventory::unbound_gpus(kernel));
                 elsewhere.retain(|address| !is_ours(address));
                 let unload_order = nvidia::unload_order(kernel, module);
                 gpu_drivers.insert(driver.clone(), GpuDriver { unload_order, elsewhere });

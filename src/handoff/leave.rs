@@ -90,7 +90,7 @@ impl Handoff<'_> {
         let facts = facts.avoiding(&self.store.wedged_slots());
         let refuse = |reason: String| Stop::refused(format!("{} was not touched: {reason}", names.join(" ")));
         check::check(&facts, listed).map_err(refuse)?;
-        let plan = plan::to_vfio(&facts).map_err(refuse)?;
+        let plan = plan::to_vfio(&facts, &record).map_err(refuse)?;
         self.refuse_busy(owner, &facts, &plan)?;
         Ok(Intent { record, abandoned, facts, plan })
     }

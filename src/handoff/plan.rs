@@ -38,11 +38,11 @@ impl Phase {
     }
 }
 
-/// Every function of the slots to vfio-pci, its override kept there until it comes home.
+/// Every function of the slots to vfio-pci, its override kept there until it comes home. `record` says where home is.
 ///
 /// # Errors
 /// One line saying why there is no safe way.
-pub fn to_vfio(facts: &Facts) -> Result<Plan, String> {
+pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
     let mut plan = Plan::new();
     if facts.vfio_pci != Availability::Registered {
         plan.push((Phase::Prepare, load(&["vfio_pci"])));
@@ -50,7 +50,9 @@ pub fn to_vfio(facts: &Facts) -> Result<Plan, String> {
     // Before unbinding: opening a dead device node makes the kernel load nvidia, which would take the GPU back.
     for function in facts.functions() {
         // One that lives on vfio-pci without an override needs none, and none is left behind on it.
-        let settled = function.is_on(VFIO_PCI) && function.driver_override.is_none();
+        let lives_there =
+            record.home_of(&function.address).is_some_and(|home| home.driver.as_deref() == Some(VFIO_PCI));
+        let settled = lives_there && function.is_on(VFIO_PCI) && function.driver_override.is_none();
         if !settled && function.driver_override.as_deref() != Some(VFIO_PCI) {
             plan.push((Phase::Prepare, override_to(&function.address, Some(VFIO_PCI))));
         }
@@ -146,11 +148,16 @@ pub fn to_home(facts: &Facts, record: &Record) -> Plan {
             plan.push((Phase::Release, override_to(&function.address, home.driver.as_deref())));
         }
     }
+    let modules = modules_to_load(facts, record, &functions, &returning);
+    for (function, home) in &returning {
+        // A module takes every unbound device it knows, also one that is at home without a driver.
+        if home.driver.is_none() && function.driver_override.is_none() && !modules.is_empty() {
+            plan.push((Phase::Release, override_to(&function.address, Some(VFIO_PCI))));
+        }
+    }
     for (function, _) in returning.iter().filter(|(f, _)| f.is_on(VFIO_PCI)) {
         plan.push((Phase::Release, unbind(&function.address, VFIO_PCI)));
     }
-
-    let modules = modules_to_load(facts, record, &functions, &returning);
     if !modules.is_empty() {
         plan.push((Phase::Bind, Step::Load { modules }));
     }
@@ -188,8 +195,9 @@ fn modules_to_load(
         }
     }
     // Without a GPU to drive they would only fail to load.
-    let has_gpu = functions.iter().any(|(f, home)| f.is_nvidia_gpu() && f.driver.is_some() && f.driver == home.driver)
-        || returning.iter().any(|(f, home)| f.is_nvidia_gpu() && home.driver.is_some());
+    let drives = |home: &HomeOf| home.module.as_ref().is_some_and(|module| record.modules.contains(module));
+    let has_gpu = functions.iter().any(|(f, home)| f.is_nvidia_gpu() && f.driver == home.driver && drives(home))
+        || returning.iter().any(|(f, home)| f.is_nvidia_gpu() && drives(home));
     for module in record.modules.iter().filter(|_| has_gpu) {
         if !facts.loaded.contains(module) && !modules.contains(module) {
             modules.push(module.clone());

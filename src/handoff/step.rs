@@ -68,7 +68,8 @@ impl Step {
             Step::Load { modules } => modules.iter().all(|module| is_live(kernel, module)),
             Step::Unload { module } => !kernel.exists(&format!("/sys/module/{module}")),
             Step::Override { address, driver } => read_override(kernel, address, limit)? == *driver,
-            Step::Unbind { address, .. } => driver_of(address).is_none(),
+            // Another driver may have taken it at once: what that one is, the next step sees.
+            Step::Unbind { address, driver } => driver_of(address).as_deref() != Some(driver),
             Step::Probe { address, driver } => driver_of(address).as_deref() == Some(driver),
             // The kernel has no list of dynamic ids: asking to remove one is how to see that there is none.
             Step::RemoveId { .. } => !kernel.exists(REMOVE_ID),

@@ -3,7 +3,7 @@
 use super::journal::Journal;
 use super::record::{Owner, Record};
 use super::wedge::Wedge;
-use crate::sys::Lock;
+use crate::sys::{Kernel, Lock};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -98,6 +98,16 @@ impl Store {
         let Some(bytes) = self.read(&name)? else { return Ok(None) };
         let path = self.directory.join(&name);
         Wedge::parse(&bytes).map(Some).with_context(|| path.display().to_string())
+    }
+
+    /// Whether a call may be under way in this slot, so that what waits for its devices' locks must not even be read.
+    /// A file that cannot be read tells nothing to the contrary.
+    pub fn has_call(&self, kernel: &dyn Kernel, slot: &str) -> bool {
+        let is_wedged = self.wedge(slot).map_or(true, |wedge| wedge.is_some_and(|wedge| wedge.is_still_stuck(kernel)));
+        let is_at_it = |journal: Journal| {
+            journal.slots.iter().any(|s| s == slot) && kernel.process(journal.worker.pid) == Some(journal.worker)
+        };
+        is_wedged || self.journal().map_or(true, |journal| journal.is_some_and(is_at_it))
     }
 
     /// Every slot with a wedge, sorted.

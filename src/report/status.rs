@@ -143,8 +143,10 @@ impl Gpu {
             }
         });
         let homes = homes.collect();
-        // Next to a stuck call the overrides cannot be read.
-        if !is_wedged && let Err(error) = slot.read_slow_attributes(kernel) {
+        // Next to a call they cannot be read.
+        if !store.has_call(kernel, &slot.address)
+            && let Err(error) = slot.read_slow_attributes(kernel)
+        {
             problems.push(format!("{}: reading its driver_override {error}", slot.address));
         }
         let users = open.map(|open| {

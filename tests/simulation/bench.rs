@@ -1,0 +1,225 @@
+//! Runs the program's handoffs on a simulated machine, with the real records in a directory of our own.
+
+use super::faults::Fault;
+use super::kernel::{Killed, SimKernel, Stalled};
+use super::state::State;
+use gpu_handoff::config::Config;
+use gpu_handoff::handoff::Handoff;
+use gpu_handoff::handoff::home::Asker;
+use gpu_handoff::handoff::reconcile::Scope;
+use gpu_handoff::handoff::record::{Owner, Record};
+use gpu_handoff::handoff::store::Store;
+use gpu_handoff::report::Story;
+use gpu_handoff::report::status::Status;
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What somebody wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    Leave(Owner, Vec<String>),
+    Home(Owner),
+    Reconcile,
+    /// What a worker does that outlives its run.
+    Unfinished,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    Exit(u8, String),
+    Killed,
+    /// It reads something that never answers.
+    Stalled(String),
+    Panicked(String),
+}
+
+impl End {
+    pub fn code(&self) -> Option<u8> {
+        if let End::Exit(code, _) = self { Some(*code) } else { None }
+    }
+}
+
+/// A run that is over.
+#[derive(Debug, Clone)]
+pub struct Ran {
+    pub end: End,
+    pub acts: usize,
+    pub took: Duration,
+}
+
+/// The machine and what the program keeps, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct World {
+    pub state: State,
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
+impl World {
+    /// Without what every run changes: the time, the PIDs, who asked for it.
+    pub fn but_for_time(mut self) -> World {
+        self.state.now = Duration::ZERO;
+        self.state.next_pid = 0;
+        for bytes in self.files.values_mut() {
+            if let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(bytes) {
+                if let Some(object) = value.as_object_mut() {
+                    object.remove("caller");
+                }
+                *bytes = value.to_string().into_bytes();
+            }
+        }
+        self
+    }
+}
+
+pub struct Bench {
+    pub kernel: SimKernel,
+    pub store: Store,
+    directory: PathBuf,
+    config: Config,
+    story: Story,
+    /// What was run since the last restore, for whoever must understand it.
+    pub log: Vec<String>,
+}
+
+impl Bench {
+    pub fn new(directory: PathBuf) -> Bench {
+        let _ = fs::create_dir_all(&directory);
+        let story = if std::env::var_os("SIMULATION_STORY").is_some() { Story::new(false) } else { Story::silent() };
+        Bench {
+            kernel: SimKernel::new(State::empty()),
+            store: Store::at(directory.clone()),
+            directory,
+            config: Config { lock: Duration::from_millis(50), ..Config::default() },
+            story,
+            log: Vec::new(),
+        }
+    }
+
+    pub fn restore(&mut self, world: &World) {
+        self.kernel.state.replace(world.state.clone());
+        self.kernel.begin(None);
+        let have = self.files();
+        for name in have.keys().filter(|name| !world.files.contains_key(*name)) {
+            let _ = fs::remove_file(self.directory.join(name));
+        }
+        for (name, bytes) in world.files.iter().filter(|(name, bytes)| have.get(*name) != Some(*bytes)) {
+            let _ = fs::write(self.directory.join(name), bytes);
+        }
+        self.log.clear();
+    }
+
+    pub fn world(&self) -> World {
+        World { state: self.kernel.state.borrow().clone(), files: self.files() }
+    }
+
+    /// But for the lock, and for what is only there to be told about.
+    pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name != "lock" && !name.starts_with("last-") {
+                files.insert(name, fs::read(entry.path()).unwrap_or_default());
+            }
+        }
+        files
+    }
+
+    pub fn forget_file(&self, name: &str) {
+        let _ = fs::remove_file(self.directory.join(name));
+    }
+
+    fn handoff(&self) -> Handoff<'_> {
+        Handoff { kernel: &self.kernel, store: &self.store, config: &self.config, story: &self.story }
+    }
+
+    pub fn budget(&self) -> Duration {
+        self.config.handoff
+    }
+
+    /// One run of the program. Proxmox holds the guest's lock around a hook, and lets go of it afterwards.
+    pub fn run(&mut self, wish: &Wish, fault: Option<Fault>) -> Ran {
+        let guest = match wish {
+            Wish::Leave(Owner::Vm(id), _) | Wish::Home(Owner::Vm(id)) => Some(*id),
+            _ => None,
+        };
+        self.kernel.begin(fault);
+        self.kernel.state.borrow_mut().locked_guests.extend(guest);
+        self.kernel.call_from_task();
+        let begin = self.kernel.state.borrow().now;
+        let handoff = self.handoff();
+        let done = catch_unwind(AssertUnwindSafe(|| match wish {
+            Wish::Leave(owner, slots) => handoff.leave(owner, slots, &|_| false),
+            Wish::Home(owner) => handoff.come_home(owner, asker(owner)),
+            Wish::Reconcile => handoff.reconcile(Scope::All),
+            Wish::Unfinished => handoff.reconcile(Scope::Unfinished),
+        }));
+        let end = match done {
+            Ok(Ok(())) => End::Exit(0, String::new()),
+            Ok(Err(stop)) => End::Exit(stop.code as u8, stop.message),
+            Err(payload) => match payload.downcast::<Killed>() {
+                Ok(_) => End::Killed,
+                Err(payload) => match payload.downcast::<Stalled>() {
+                    Ok(stalled) => End::Stalled(stalled.0),
+                    Err(payload) => {
+                        let text = payload.downcast_ref::<String>().cloned();
+                        let text = text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_string()));
+                        End::Panicked(text.unwrap_or_default())
+                    }
+                },
+            },
+        };
+        self.kernel.end();
+        let acts = self.kernel.acts.borrow().len();
+        let took = self.kernel.state.borrow().now.saturating_sub(begin);
+        if let Some(id) = guest {
+            self.kernel.state.borrow_mut().locked_guests.remove(&id);
+        }
+        self.log.push(format!("{wish:?} with {fault:?} -> {end:?} after {acts} changes, {took:?}"));
+        for act in self.kernel.acts.borrow().iter() {
+            self.log.push(format!("    {act:?}"));
+        }
+        Ran { end, acts, took }
+    }
+
+    /// `--status`: the word for each slot, or why it could not be had.
+    pub fn status(&self) -> Result<BTreeMap<String, String>, String> {
+        let read = catch_unwind(AssertUnwindSafe(|| Status::read(&self.kernel, &self.store, true)));
+        let status = match read {
+            Ok(status) => status.to_json(),
+            Err(payload) => {
+                let stalled = payload.downcast::<Stalled>().map_or_else(|_| "panic".to_string(), |stalled| stalled.0);
+                return Err(format!("status stands still at {stalled}"));
+            }
+        };
+        let gpus = status["gpus"].as_array().cloned().unwrap_or_default();
+        let word = |value: &serde_json::Value| value.as_str().unwrap_or("?").to_string();
+        Ok(gpus.iter().map(|gpu| (word(&gpu["slot"]), word(&gpu["owner"]["kind"]))).collect())
+    }
+
+    pub fn record(&self, owner: &Owner) -> Option<Record> {
+        self.store.record(owner).ok().flatten()
+    }
+
+    pub fn plan(&self, wish: &Wish) -> Option<gpu_handoff::handoff::plan::Plan> {
+        match wish {
+            Wish::Leave(owner, slots) => self.handoff().plan_leave(owner, slots, &|_| false).ok(),
+            Wish::Home(owner) => self.handoff().plan_home(&self.record(owner)?).ok(),
+            Wish::Reconcile | Wish::Unfinished => None,
+        }
+    }
+}
+
+/// What a VM was given comes home by its hook, what was given by hand by hand.
+fn asker(owner: &Owner) -> Asker {
+    if owner.vmid().is_some() { Asker::Proxmox } else { Asker::Person }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}

@@ -1,0 +1,155 @@
+//! One case: a run with a fault in its way, and what comes after it until everything is as somebody wants it.
+
+use super::bench::{Bench, Wish};
+use super::check::{Check, always, ended_well, is_home, reached};
+use super::faults::{Fault, Kind};
+use super::setup::{Ready, Setup};
+use gpu_handoff::handoff::record::{Owner, Progress};
+use gpu_handoff::sys::Action;
+use std::time::Duration;
+
+/// What refusing a wedged slot may take: a killed run's worker is given a moment to end.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// What follows a run that did not go as it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// The same wish once more.
+    Again,
+    /// Something else: the way back, or reconcile.
+    Else,
+}
+
+/// # Errors
+/// What does not hold, in words.
+pub fn without_fault(bench: &mut Bench, ready: &Ready) -> Result<Vec<Action>, String> {
+    bench.restore(&ready.before);
+    let ran = bench.run(&ready.wish, None);
+    let acts = bench.kernel.acts.borrow().clone();
+    ended_well(bench, &ready.wish, None, &ran, &ready.before, &ready.home)?;
+    always(bench, &ready.home)?;
+    if ran.end.code() == Some(3) {
+        return Ok(acts);
+    }
+    if ran.end.code() != Some(0) {
+        return Err(format!("without a fault: {:?}", ran.end));
+    }
+    // Once more changes nothing.
+    let then = bench.world().but_for_time();
+    let again = bench.run(&ready.wish, None);
+    let now = bench.world().but_for_time();
+    if again.end.code() != Some(0) || now != then {
+        return Err(format!("not idempotent: {:?}", again.end));
+    }
+    bring_everything_home(bench, ready)?;
+    Ok(acts)
+}
+
+/// # Errors
+/// What does not hold, in words.
+pub fn with_fault(bench: &mut Bench, setup: &Setup, ready: &Ready, fault: Fault, then: Then) -> Check {
+    bench.log.clear();
+    bench.restore(&ready.before);
+    let ran = bench.run(&ready.wish, Some(fault));
+    let kind = fault.kind;
+    ended_well(bench, &ready.wish, Some(kind), &ran, &ready.before, &ready.home)?;
+    always(bench, &ready.home)?;
+    if kind.is_hang() {
+        leave_wedged_alone(bench, setup, ready, kind)?;
+        if !kind.ends() {
+            return Ok(());
+        }
+        if !bench.kernel.let_hangs_end() {
+            return Err("the hang did not end".to_string());
+        }
+        once_more(bench, ready, &Wish::Unfinished, "the worker's last act")?;
+    }
+    if matches!(kind, Kind::KillBefore { alone: false } | Kind::KillAfter { alone: false }) {
+        once_more(bench, ready, &Wish::Unfinished, "the worker's last act")?;
+    }
+    let wish = match then {
+        Then::Again => ready.wish.clone(),
+        Then::Else => opposite(setup, &ready.wish, fault.at),
+    };
+    once_more(bench, ready, &wish, "once more")?;
+    bring_everything_home(bench, ready)
+}
+
+fn once_more(bench: &mut Bench, ready: &Ready, wish: &Wish, what: &str) -> Check {
+    let before = bench.world();
+    let ran = bench.run(wish, None);
+    let named = |problem: String| format!("{what}: {problem}");
+    ended_well(bench, wish, None, &ran, &before, &ready.home).map_err(named)?;
+    if ran.end.code() != Some(0) {
+        return Err(format!("{what}: {:?}", ran.end));
+    }
+    reached(bench, wish, &ready.home).map_err(named)?;
+    always(bench, &ready.home).map_err(named)
+}
+
+fn opposite(setup: &Setup, wish: &Wish, at: usize) -> Wish {
+    match wish {
+        Wish::Leave(owner, _) if at % 2 == 1 => Wish::Home(owner.clone()),
+        Wish::Home(owner) if at % 2 == 1 => Wish::Leave(owner.clone(), setup.slots()),
+        Wish::Reconcile => Wish::Leave(Owner::Vm(111), setup.slots()),
+        Wish::Leave(..) | Wish::Home(_) | Wish::Unfinished => Wish::Reconcile,
+    }
+}
+
+/// Whatever was asked for: in the end every card must find its way home.
+fn bring_everything_home(bench: &mut Bench, ready: &Ready) -> Check {
+    once_more(bench, ready, &Wish::Reconcile, "reconcile in the end")?;
+    for record in bench.store.records().map_err(|error| format!("{error:#}"))? {
+        if matches!(record.owner, Owner::Manual(_)) && record.progress == Progress::Away {
+            once_more(bench, ready, &Wish::Home(record.owner), "home in the end")?;
+        }
+    }
+    is_home(bench, &ready.home).map_err(|problem| format!("in the end: {problem}"))
+}
+
+/// While a call hangs: its slots are refused at once and untouched, the other card works, the status can be read.
+fn leave_wedged_alone(bench: &mut Bench, setup: &Setup, ready: &Ready, kind: Kind) -> Check {
+    bench.status()?;
+    let again = bench.run(&ready.wish, None);
+    let concerned = match &ready.wish {
+        Wish::Leave(_, slots) => slots.iter().any(|slot| bench.store.wedged_slots().contains(slot)),
+        _ => true,
+    };
+    if !concerned {
+        // It was another card's call: this one gets what it wants.
+        reached(bench, &ready.wish, &ready.home)?;
+    } else if again.end.code() != Some(4) || again.acts > 0 || again.took > AT_ONCE {
+        return Err(format!("wedged, and then: {:?}, {} changes, {:?}", again.end, again.acts, again.took));
+    }
+    always(bench, &ready.home)?;
+    let wedged = bench.store.wedged_slots();
+    if wedged.is_empty() {
+        return Err("nothing says that a call hangs".to_string());
+    }
+    for (slot, word) in bench.status()? {
+        if wedged.contains(&slot) && word != "wedged" {
+            return Err(format!("{slot} is wedged, and its status is {word}"));
+        }
+    }
+    let hangs_in_module = bench.kernel.state.borrow().hung.iter().any(|hung| !hung.modules.is_empty());
+    let records = bench.store.records().unwrap_or_default();
+    let is_free = |slot: &&String| {
+        !wedged.contains(slot) && !records.iter().any(|record| record.slots().contains(&slot.as_str()))
+    };
+    let Some(other) = setup.machine.slots().iter().find(is_free).cloned() else { return Ok(()) };
+    if hangs_in_module || kind == Kind::Term {
+        return Ok(());
+    }
+    let before = bench.world();
+    let owner = Owner::Vm(333);
+    for wish in [Wish::Leave(owner.clone(), vec![other.clone()]), Wish::Home(owner)] {
+        let ran = bench.run(&wish, None);
+        if ran.end.code() != Some(0) {
+            return Err(format!("{other} is not wedged, and yet: {:?}", ran.end));
+        }
+        reached(bench, &wish, &ready.home)?;
+        always(bench, &ready.home)?;
+    }
+    bench.restore(&before);
+    Ok(())
+}

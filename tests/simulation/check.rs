@@ -1,0 +1,175 @@
+//! What must hold after every run, whatever befell it, and what must hold in the end. Looks at the machine itself, not
+//! at what it shows to the program.
+
+use super::bench::{Bench, End, Ran, Wish, World};
+use super::faults::Kind;
+use super::machine::AtHome;
+use super::state::State;
+use gpu_handoff::handoff::record::{Owner, Progress};
+use gpu_handoff::proxmox::running;
+use std::time::Duration;
+
+/// Besides its time box a run may wait for a killed run's worker, and for others to let go.
+const SLACK: Duration = Duration::from_secs(3);
+
+pub type Check = Result<(), String>;
+
+fn all(problems: Vec<String>) -> Check {
+    if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+}
+
+/// What must hold at any moment.
+pub fn always(bench: &Bench, home: &AtHome) -> Check {
+    let state = bench.kernel.state.borrow().clone();
+    let records = bench.store.records().map_err(|error| format!("{error:#}"))?;
+    let mut problems = Vec::new();
+
+    for address in state.functions.keys() {
+        let slot = &address[..address.len() - 2];
+        let is_known = records.iter().any(|record| record.slots().contains(&slot));
+        let moved = home.differences(&state, Some(&[address.clone()]));
+        if !moved.is_empty() && !is_known && !bench.store.wedged_slots().iter().any(|wedged| wedged == slot) {
+            problems.push(format!("forgotten: {}", moved.join("; ")));
+        }
+    }
+    if records.is_empty() && bench.store.wedged_slots().is_empty() {
+        problems.extend(home.differences(&state, None).into_iter().map(|line| format!("forgotten: {line}")));
+    }
+
+    let mut owners: Vec<(String, u32)> = Vec::new();
+    for record in records.iter().filter(|record| record.progress == Progress::Away) {
+        let Some(vmid) = record.owner.vmid() else { continue };
+        if is_running(&state, vmid) {
+            owners.extend(record.slots().into_iter().map(|slot| (slot.to_string(), vmid)));
+        }
+    }
+    for (slot, vmid) in &owners {
+        if let Some((_, other)) = owners.iter().find(|(s, other)| s == slot && other != vmid) {
+            problems.push(format!("two owners of {slot}: VM {vmid} and VM {other}"));
+        }
+    }
+    for (_, process) in state.living() {
+        for (address, function) in &state.functions {
+            if process.groups.contains(&function.group) && function.driver != Some("vfio-pci") {
+                problems.push(format!("{address} was taken from a running VM"));
+            }
+        }
+    }
+    all(problems)
+}
+
+fn is_running(state: &State, vmid: u32) -> bool {
+    state.pid_files.contains_key(&vmid) || state.locked_guests.contains(&vmid)
+}
+
+/// Whether a run with this fault in its way ended as the contract says.
+pub fn ended_well(bench: &Bench, wish: &Wish, kind: Option<Kind>, ran: &Ran, before: &World, home: &AtHome) -> Check {
+    let state = bench.kernel.state.borrow().clone();
+    if ran.took > bench.budget() + SLACK {
+        return Err(format!("past the budget: {:?}", ran.took));
+    }
+    let code = match &ran.end {
+        End::Exit(code, _) => *code,
+        End::Killed if kind.is_some_and(Kind::is_kill) => return Ok(()),
+        End::Killed => return Err("killed by nobody".to_string()),
+        End::Stalled(path) => return Err(format!("stands still: reading {path} never returns")),
+        End::Panicked(text) => return Err(format!("panic: {text}")),
+    };
+    let hindered = kind.is_some_and(Kind::goes_on);
+    match (wish, code) {
+        (_, 0) if kind == Some(Kind::EverythingLies) => Err("exit 0 although nothing was done".to_string()),
+        (_, 0) => reached(bench, wish, home),
+        (Wish::Leave(..), 1) if hindered => Ok(()),
+        (Wish::Leave(owner, _), 1) => {
+            if bench.record(owner).is_some() && !before.files.contains_key(&owner.file_name()) {
+                return Err("exit 1 and rolled back, but the record is still there".to_string());
+            }
+            // Rolled back means home; only what another record keeps away stays away.
+            let elsewhere = bench.store.records().unwrap_or_default();
+            let differences = home.differences(&state, None);
+            if differences.is_empty() || !elsewhere.is_empty() {
+                return all(if elsewhere.is_empty() { differences } else { Vec::new() });
+            }
+            Err(format!("exit 1, but not back where it was: {}", differences.join("; ")))
+        }
+        (Wish::Home(owner), 1) if bench.record(owner).is_none() => Err("exit 1 without a record".to_string()),
+        (Wish::Home(_) | Wish::Reconcile | Wish::Unfinished, 1) => Ok(()),
+        (_, 3) => {
+            if bench.world().but_for_time() == before.clone().but_for_time() {
+                Ok(())
+            } else {
+                Err("exit 3, but something changed".to_string())
+            }
+        }
+        (_, 4) if !bench.store.wedged_slots().is_empty() || ran.took > bench.budget() / 2 => Ok(()),
+        // Asked to end while it waited.
+        (_, 4) if kind == Some(Kind::Term) => Ok(()),
+        (_, 4) => Err("exit 4 without a wedge and within the time box".to_string()),
+        (_, code) => Err(format!("exit {code}")),
+    }
+}
+
+/// Whether what was wished for is so.
+pub fn reached(bench: &Bench, wish: &Wish, home: &AtHome) -> Check {
+    match wish {
+        Wish::Leave(owner, slots) => is_with(bench, owner, slots),
+        Wish::Home(owner) => {
+            if bench.record(owner).is_some() {
+                return Err("exit 0, but the record is still there".to_string());
+            }
+            always(bench, home)
+        }
+        Wish::Reconcile | Wish::Unfinished => {
+            let left: Vec<String> = bench
+                .store
+                .records()
+                .map_err(|error| format!("{error:#}"))?
+                .iter()
+                .filter(|record| match &record.owner {
+                    Owner::Vm(_) if *wish == Wish::Unfinished && record.progress == Progress::Away => false,
+                    Owner::Vm(id) => running::qemu_pid(&bench.kernel, *id).is_none(),
+                    Owner::Manual(_) => record.progress != Progress::Away,
+                })
+                .map(|record| format!("exit 0, but {} is not home", record.owner))
+                .collect();
+            all(left)
+        }
+    }
+}
+
+/// Every function on vfio-pci, held there by its override, and a finished record.
+fn is_with(bench: &Bench, owner: &Owner, slots: &[String]) -> Check {
+    let state = bench.kernel.state.borrow();
+    let mut problems = Vec::new();
+    for (address, function) in state.functions.iter().filter(|(a, _)| slots.iter().any(|s| a.starts_with(s))) {
+        if function.driver != Some("vfio-pci") || function.link_is_gone {
+            problems.push(format!("{address} is on {:?}, not with {owner}", function.driver));
+        }
+        let lives_there = state.static_ids.contains(&(function.vendor, function.device));
+        if function.driver_override.as_deref() != Some("vfio-pci") && !lives_there {
+            problems.push(format!("{address} has override {:?}", function.driver_override));
+        }
+    }
+    match bench.record(owner) {
+        None => problems.push(format!("no record of {owner}")),
+        Some(record) if record.progress != Progress::Away => problems.push("the record is not finished".to_string()),
+        Some(_) => {}
+    }
+    problems.extend(unfinished_business(bench, slots));
+    all(problems)
+}
+
+/// A journal or a wedge of these slots: work in progress that nobody works on.
+fn unfinished_business(bench: &Bench, slots: &[String]) -> Vec<String> {
+    let files = bench.files();
+    let wedges: Vec<String> = slots.iter().map(|slot| format!("wedged-{slot}")).collect();
+    let of = |name: &&String| *name == "journal" || wedges.contains(name) || name.starts_with('.');
+    files.keys().filter(of).map(|name| format!("{name} is left")).collect()
+}
+
+/// Everything is home, and nothing is left behind.
+pub fn is_home(bench: &Bench, home: &AtHome) -> Check {
+    let mut problems = home.differences(&bench.kernel.state.borrow(), None);
+    problems.extend(bench.files().keys().map(|name| format!("{name} is left")));
+    all(problems)
+}

@@ -1,0 +1,204 @@
+//! The files and directories that the simulated machine shows, made from its state whenever somebody looks.
+
+use super::modules::module_of_driver;
+use super::state::{NVIDIA_MAJOR, State, group_number};
+use gpu_handoff::sys::DeviceNumber;
+use std::fmt::Write;
+
+pub const RELEASE: &str = "6.12.0";
+const MODPROBE_FILE: &str = "vfio.conf";
+
+/// What reading a file comes to.
+pub enum Text {
+    Is(String),
+    Absent,
+    /// The attribute's show function takes a lock that a call which hangs holds.
+    NeverReturns,
+    /// Nobody told the simulation what that file says.
+    NotModelled,
+}
+
+impl State {
+    pub fn text_of(&self, path: &str) -> Text {
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        let text = match parts.as_slice() {
+            ["sys", "bus", "pci", "devices", address, attribute @ ..] => return self.attribute(address, attribute),
+            ["sys", "module", module, rest @ ..] => self.module_file(module, rest),
+            ["sys", "class", "vfio", group, "dev"] => self.vfio_group(group).map(|n| format!("{n}\n")),
+            ["proc", "driver", "nvidia", rest @ ..] => self.proc_nvidia(rest),
+            ["proc", "devices"] => Some(self.proc_devices()),
+            ["proc", "cmdline"] => Some("root=/dev/vda rw iommu=pt\n".to_string()),
+            ["proc", "locks"] => Some(self.proc_locks()),
+            ["proc", "sys", "kernel", "osrelease"] => Some(format!("{RELEASE}\n")),
+            ["proc", pid, file] if pid.parse::<i32>().is_ok() => self.proc_file(pid, file),
+            ["lib", "modules", RELEASE, "modules.dep"] => Some("kernel/drivers/vfio/pci/vfio-pci.ko.xz:\n".to_string()),
+            ["etc", "modprobe.d", MODPROBE_FILE] => Some(self.modprobe_file()),
+            ["run", "qemu-server", file] => {
+                let vmid = file.strip_suffix(".pid").and_then(|id| id.parse().ok());
+                vmid.and_then(|id: u32| Some(format!("{}\n", self.pid_files.get(&id)?)))
+            }
+            ["lib", "modules", ..] | ["etc", "modprobe.d", ..] | ["etc", "gpu-handoff", ..] | ["run", ..] => None,
+            _ => return Text::NotModelled,
+        };
+        text.map_or(Text::Absent, Text::Is)
+    }
+
+    fn attribute(&self, address: &str, attribute: &[&str]) -> Text {
+        let Some(function) = self.functions.get(address) else { return Text::Absent };
+        let number = |number: Option<DeviceNumber>| number.map_or(Text::Absent, |n| Text::Is(format!("{n}\n")));
+        match attribute {
+            ["vendor"] => Text::Is(format!("{:#06x}\n", function.vendor)),
+            ["device"] => Text::Is(format!("{:#06x}\n", function.device)),
+            ["class"] => Text::Is(format!("{:#08x}\n", function.class)),
+            // driver_override_show takes the device's lock.
+            ["driver_override"] if function.locked => Text::NeverReturns,
+            ["driver_override"] => Text::Is(format!("{}\n", function.driver_override.as_deref().unwrap_or("(null)"))),
+            // sriov_numvfs_show takes it, too; the GPU has the attribute, and no virtual function.
+            ["sriov_numvfs"] if function.locked => Text::NeverReturns,
+            ["sriov_numvfs"] if address.ends_with(".0") => Text::Is("0\n".to_string()),
+            ["sriov_numvfs"] | ["physfn"] => Text::Absent,
+            ["drm", _, "dev"] => number(self.drm_number(address)),
+            ["sound", _, "controlC0", "dev"] => number(self.sound_number(address)),
+            ["vfio-dev", _, "dev"] => number(self.vfio_device_number(address)),
+            _ => Text::NotModelled,
+        }
+    }
+
+    fn module_file(&self, module: &str, rest: &[&str]) -> Option<String> {
+        if !self.is_listed(module) {
+            return None;
+        }
+        match rest {
+            ["refcnt"] => Some(format!("{}\n", self.references(module))),
+            ["parameters", "modeset"] => Some(if self.modeset { "Y\n" } else { "N\n" }.to_string()),
+            _ => None,
+        }
+    }
+
+    fn vfio_group(&self, group: &str) -> Option<DeviceNumber> {
+        let group: u32 = group.parse().ok()?;
+        let on_vfio = self.functions.iter().any(|(a, f)| f.group == group && self.shown_driver(a) == Some("vfio-pci"));
+        on_vfio.then(|| group_number(group))
+    }
+
+    fn proc_nvidia(&self, rest: &[&str]) -> Option<String> {
+        if !self.is_loaded("nvidia") {
+            return None;
+        }
+        match rest {
+            ["version"] => Some(format!(
+                "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build\n",
+                self.version
+            )),
+            ["params"] => {
+                Some("ModifyDeviceFiles: 1\nDeviceFileUID: 0\nDeviceFileGID: 44\nDeviceFileMode: 438\n".to_string())
+            }
+            ["gpus", address, "information"] => {
+                let minor = self.functions.get(*address)?.minor?;
+                Some(format!("Model: \t\t Simulated\nDevice Minor: \t {minor}\n"))
+            }
+            _ => None,
+        }
+    }
+
+    fn proc_devices(&self) -> String {
+        let mut text = "Character devices:\n  1 mem\n116 alsa\n".to_string();
+        if self.is_loaded("nvidia") {
+            let _ = write!(text, "{NVIDIA_MAJOR} nvidia\n{NVIDIA_MAJOR} nvidiactl\n");
+        }
+        if self.is_loaded("nvidia_uvm") {
+            let _ = writeln!(text, "{} nvidia-uvm", self.uvm_major);
+        }
+        text.push_str("\nBlock devices:\n259 blkext\n");
+        text
+    }
+
+    fn proc_locks(&self) -> String {
+        let mut text = String::new();
+        for (index, vmid) in self.locked_guests.iter().enumerate() {
+            let _ = writeln!(text, "{}: FLOCK  ADVISORY  WRITE 812 00:1a:{vmid} 0 EOF", index + 1);
+        }
+        text
+    }
+
+    fn proc_file(&self, pid: &str, file: &str) -> Option<String> {
+        let (_, process) = self.living().find(|(other, _)| other.to_string() == pid)?;
+        match file {
+            "stat" => {
+                let zeros = "0 ".repeat(18);
+                Some(format!("{pid} ({}) D {zeros}{} 0\n", process.command, process.start))
+            }
+            "comm" => Some(format!("{}\n", process.command)),
+            "cgroup" => Some(process.cgroup.clone()),
+            "cmdline" => Some(process.command_line.clone()),
+            _ => None,
+        }
+    }
+
+    fn modprobe_file(&self) -> String {
+        let ids: Vec<String> = self.static_ids.iter().map(|(v, d)| format!("{v:04x}:{d:04x}")).collect();
+        if ids.is_empty() { String::new() } else { format!("options vfio-pci ids={}\n", ids.join(",")) }
+    }
+
+    pub fn names_in(&self, path: &str) -> Option<Vec<String>> {
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        let one = |name: String, is_there: bool| if is_there { vec![name] } else { Vec::new() };
+        Some(match parts.as_slice() {
+            ["sys", "bus", "pci", "devices"] => self.functions.keys().cloned().collect(),
+            ["sys", "bus", "pci", "devices", address, "drm"] => {
+                one("card0".to_string(), self.drm_number(address).is_some())
+            }
+            ["sys", "bus", "pci", "devices", address, "sound"] => {
+                one("card0".to_string(), self.sound_number(address).is_some())
+            }
+            ["sys", "bus", "pci", "devices", address, "sound", "card0"] => {
+                one("controlC0".to_string(), self.sound_number(address).is_some())
+            }
+            ["sys", "bus", "pci", "devices", address, "vfio-dev"] => {
+                one("vfio0".to_string(), self.vfio_device_number(address).is_some())
+            }
+            ["sys", "bus", "pci", "drivers", driver] => {
+                let bound = self.functions.keys().filter(|a| self.shown_driver(a) == Some(*driver)).cloned();
+                bound.chain(["bind", "module", "new_id", "unbind"].map(str::to_string)).collect()
+            }
+            ["sys", "kernel", "iommu_groups", group, "devices"] => {
+                let inside = self.functions.iter().filter(|(_, f)| f.group.to_string() == *group);
+                inside.map(|(address, _)| address.clone()).collect()
+            }
+            ["sys", "module", module, "holders"] => self.holders(module),
+            ["proc", "driver", "nvidia", "gpus"] => {
+                self.functions.iter().filter(|(_, f)| f.minor.is_some()).map(|(a, _)| a.clone()).collect()
+            }
+            ["etc", "modprobe.d"] => one(MODPROBE_FILE.to_string(), !self.static_ids.is_empty()),
+            ["sys", "class", "mdev_bus", ..] | ["run", "modprobe.d"] => Vec::new(),
+            ["usr" | "lib", ..] => Vec::new(),
+            _ => return None,
+        })
+    }
+
+    /// The last component of a link's target; the error says whether there could be such a link.
+    pub fn link_at(&self, path: &str) -> Option<Option<String>> {
+        let rest = path.strip_prefix("/sys/bus/pci/devices/")?;
+        let (address, link) = rest.split_once('/')?;
+        let function = self.functions.get(address);
+        Some(match link {
+            "driver" => self.shown_driver(address).map(str::to_string),
+            "driver/module" => self.shown_driver(address).and_then(module_of_driver).map(str::to_string),
+            "iommu_group" => function.map(|f| f.group.to_string()),
+            _ => return None,
+        })
+    }
+
+    pub fn is_there(&self, path: &str) -> Option<bool> {
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        Some(match parts.as_slice() {
+            ["sys", "module", module] => self.is_listed(module),
+            ["sys", "bus", "pci", "drivers", driver] => self.drivers.contains(driver),
+            ["sys", "bus", "pci", "drivers", driver, "remove_id"] => self.drivers.contains(driver),
+            ["sys", "bus", "pci", "devices", address] => self.functions.contains_key(*address),
+            ["sys", "bus", "pci", "devices", _, "physfn"] => false,
+            ["dev", ..] => self.nodes.contains_key(path),
+            _ => return None,
+        })
+    }
+}

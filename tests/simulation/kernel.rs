@@ -1,0 +1,404 @@
+//! `SimKernel`: the machine as the program sees it, with a fault laid in its way.
+
+use super::faults::{Fault, Kind};
+use super::files::Text;
+use super::modules::driver_of_module;
+use super::pci::{Block, Reply};
+use super::sabotage::Sabotage;
+use super::state::{Hung, NodeState, State, Until};
+use gpu_handoff::sys::{ActError, Action, DeviceNumber, Kernel, OpenDevice, Process};
+use nix::libc;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::io;
+use std::time::Duration;
+
+/// What a change costs.
+const ACT: Duration = Duration::from_millis(4);
+/// What a look costs.
+const LOOK: Duration = Duration::from_micros(5);
+/// How long after its beginning a hang ends that ends.
+pub const HANG: Duration = Duration::from_secs(300);
+/// How long a worker whose call has come back lives on: it has started reconcile and then ends.
+const LINGER: Duration = Duration::from_millis(2);
+
+/// The run was killed. Thrown, and caught by who started the run.
+pub struct Killed;
+
+/// The run reads something that will never answer. Thrown, because the run would stand still.
+pub struct Stalled(pub String);
+
+pub struct SimKernel {
+    pub state: RefCell<State>,
+    fault: Cell<Option<Fault>>,
+    pub sabotage: Cell<Option<Sabotage>>,
+    /// Every change that was asked for since [`SimKernel::begin`].
+    pub acts: RefCell<Vec<Action>>,
+    /// The worker of this run.
+    worker: Cell<Option<Process>>,
+    caller: Cell<Option<Process>>,
+    pub not_modelled: RefCell<BTreeSet<String>>,
+}
+
+impl SimKernel {
+    pub fn new(state: State) -> SimKernel {
+        SimKernel {
+            state: RefCell::new(state),
+            fault: Cell::new(None),
+            sabotage: Cell::new(None),
+            acts: RefCell::new(Vec::new()),
+            worker: Cell::new(None),
+            caller: Cell::new(None),
+            not_modelled: RefCell::new(BTreeSet::new()),
+        }
+    }
+
+    /// A new run of the program begins, with this in its way.
+    pub fn begin(&self, fault: Option<Fault>) {
+        self.fault.set(fault);
+        self.acts.borrow_mut().clear();
+        self.worker.set(None);
+        self.caller.set(None);
+    }
+
+    /// Whoever runs the program lives as long as the run, and no longer: what it wanted was given up.
+    pub fn call_from_task(&self) {
+        let mut state = self.state.borrow_mut();
+        let pid = state.start_process("task", "0::/system.slice/pvedaemon.service\n", Vec::new());
+        self.caller.set(Some(Process { pid, start: state.processes[&pid].start }));
+    }
+
+    /// The run is over: a worker that was not left behind in a call ends with it.
+    pub fn end(&self) {
+        let mut state = self.state.borrow_mut();
+        if let Some(worker) = self.worker.take()
+            && !state.hung.iter().any(|hung| hung.process == worker)
+        {
+            state.processes.remove(&worker.pid);
+        }
+        if let Some(caller) = self.caller.take() {
+            state.processes.remove(&caller.pid);
+        }
+    }
+
+    /// Time passes until every hang has ended that ends. True when there was one.
+    pub fn let_hangs_end(&self) -> bool {
+        let had = self.state.borrow().hung.len();
+        self.advance(HANG * 2);
+        had > self.state.borrow().hung.len()
+    }
+
+    pub fn advance(&self, time: Duration) {
+        let mut state = self.state.borrow_mut();
+        state.now += time;
+        settle(&mut state);
+    }
+
+    fn look(&self) {
+        self.state.borrow_mut().now += LOOK;
+    }
+
+    fn note_not_modelled(&self, path: &str) {
+        self.not_modelled.borrow_mut().insert(path.to_string());
+    }
+
+    fn absent() -> io::Error {
+        io::Error::from_raw_os_error(libc::ENOENT)
+    }
+
+    /// The fault that befalls the change which is asked for now.
+    fn fault_now(&self) -> Option<Kind> {
+        let fault = self.fault.get()?;
+        let number = self.acts.borrow().len();
+        (number == fault.at || (number > fault.at && fault.kind.goes_on())).then_some(fault.kind)
+    }
+
+    /// The call does not come back: the worker is in it from now on.
+    fn hang(&self, action: &Action, block: Block, limit: Duration) -> ActError {
+        let Some(process) = self.worker() else { return ActError::Os(io::Error::from_raw_os_error(libc::EAGAIN)) };
+        let mut state = self.state.borrow_mut();
+        for address in &block.locks {
+            if let Some(function) = state.functions.get_mut(address) {
+                function.locked = true;
+            }
+        }
+        state.in_between.extend(block.modules.iter().cloned());
+        let Block { until, locks, modules } = block;
+        state.hung.push(Hung { action: action.clone(), process, until, locks, modules });
+        state.now += limit;
+        drop(state);
+        self.worker.set(None);
+        ActError::Stuck { pid: process.pid }
+    }
+
+    /// What an action holds on to while it hangs for no reason of its own.
+    fn injected_block(&self, action: &Action, ends: bool) -> Block {
+        let mut state = self.state.borrow_mut();
+        let until = if ends { Until::Time(state.now + HANG) } else { Until::Never };
+        let mut block = Block { until, locks: Vec::new(), modules: Vec::new() };
+        match action {
+            Action::Write { path, data } if path.ends_with("/unbind") => {
+                let address = data.clone();
+                state.hide_link(&address);
+                block.locks.push(address);
+            }
+            Action::Write { path, data } if path.ends_with("drivers_probe") => block.locks.push(data.clone()),
+            Action::Write { path, .. } if path.ends_with("driver_override") => {
+                block.locks.extend(path.split('/').nth(5).map(str::to_string));
+            }
+            Action::Write { .. } | Action::MakeNode(_) => {}
+            Action::Load { modules } => {
+                // One of them is probing a device.
+                let first = modules.iter().find(|m| !state.is_loaded(m));
+                let driver = first.and_then(|m| driver_of_module(m));
+                block.modules.extend(first.cloned());
+                let mut addresses = state.functions.iter().filter(|(_, f)| f.driver.is_none()).map(|(a, _)| a);
+                block.locks.extend(addresses.find(|a| driver.is_some_and(|d| state.matches(d, a))).cloned());
+            }
+            Action::Unload { module } => {
+                block.modules.push(module.clone());
+                let driver = driver_of_module(module);
+                let bound = driver.and_then(|d| state.functions.iter().find(|(_, f)| f.driver == Some(d)));
+                let bound = bound.map(|(address, _)| address.clone());
+                if let Some(address) = bound {
+                    state.hide_link(&address);
+                    block.locks.push(address);
+                }
+            }
+        }
+        block
+    }
+
+    fn carry_out(&self, action: &Action, limit: Duration) -> Result<(), ActError> {
+        let reply = {
+            let mut state = self.state.borrow_mut();
+            let reply = match self.sabotage.get() {
+                Some(sabotage) => sabotage.carry_out(&mut state, action),
+                None => apply(&mut state, action),
+            };
+            state.poll_node();
+            reply
+        };
+        match reply {
+            Reply::Done => Ok(()),
+            Reply::Errno(number) => Err(ActError::Os(io::Error::from_raw_os_error(number))),
+            Reply::Words(words) => Err(ActError::Program(words)),
+            Reply::Blocks(block) => Err(self.hang(action, block, limit)),
+        }
+    }
+
+    fn refuse(action: &Action) -> ActError {
+        match action {
+            Action::Load { .. } => {
+                ActError::Program("modprobe: ERROR: could not insert: Cannot allocate memory".into())
+            }
+            _ => ActError::Os(io::Error::from_raw_os_error(libc::EIO)),
+        }
+    }
+}
+
+/// One change, by the kernel's rules.
+pub fn apply(state: &mut State, action: &Action) -> Reply {
+    match action {
+        Action::Write { path, data } => state.write(path, data),
+        Action::Load { modules } => state.load_all(modules),
+        Action::Unload { module } => state.unload(module),
+        Action::MakeNode(node) => {
+            let (number, mode, uid, gid) = (node.number, node.mode, node.uid, node.gid);
+            state.nodes.insert(node.path.clone(), NodeState { number, mode, uid, gid });
+            Reply::Done
+        }
+    }
+}
+
+/// Ends every hang whose time has come: what it held is free, what it was about is done.
+fn settle(state: &mut State) {
+    while let Some(index) = state.hung.iter().position(|hung| has_come(state, &hung.until)) {
+        let hung = state.hung.remove(index);
+        for address in &hung.locks {
+            if let Some(function) = state.functions.get_mut(address) {
+                function.locked = false;
+            }
+        }
+        state.in_between.retain(|module| !hung.modules.contains(module));
+        match apply(state, &hung.action) {
+            Reply::Blocks(block) => {
+                let Block { until, locks, modules } = block;
+                state.hung.push(Hung { until, locks, modules, ..hung });
+            }
+            _ => {
+                for address in &hung.locks {
+                    // An unbind that had begun is through with it, whatever else was to be done.
+                    if state.functions.get(address).is_some_and(|f| f.link_is_gone) {
+                        state.complete_unbind(address);
+                    }
+                }
+                let end = state.now + LINGER;
+                if let Some(process) = state.processes.get_mut(&hung.process.pid) {
+                    process.ends = Some(end);
+                }
+            }
+        }
+    }
+}
+
+fn has_come(state: &State, until: &Until) -> bool {
+    match until {
+        Until::Never => false,
+        Until::Time(time) => state.now >= *time,
+        Until::Unused(address) => state.usage(address) == 0,
+        Until::GroupFree(address) => !state.is_group_taken(state.functions[address].group),
+        Until::Silent(address) => state.sound_number(address).is_none_or(|number| state.is_open(number) == 0),
+        Until::Unlocked(address) => !state.functions[address].locked,
+        Until::Settled(module) => !state.in_between.contains(module),
+    }
+}
+
+impl Kernel for SimKernel {
+    fn read(&self, path: &str) -> io::Result<Vec<u8>> {
+        self.look();
+        if let Some(text) = self.sabotage.get().and_then(|sabotage| sabotage.text_of(&self.state.borrow(), path)) {
+            return Ok(text.into_bytes());
+        }
+        let text = self.state.borrow().text_of(path);
+        match text {
+            Text::Is(text) => Ok(text.into_bytes()),
+            Text::Absent => Err(SimKernel::absent()),
+            Text::NeverReturns => std::panic::resume_unwind(Box::new(Stalled(path.to_string()))),
+            Text::NotModelled => {
+                self.note_not_modelled(path);
+                Err(SimKernel::absent())
+            }
+        }
+    }
+
+    fn link_name(&self, path: &str) -> io::Result<String> {
+        self.look();
+        let shown = match self.sabotage.get().and_then(|sabotage| sabotage.link_at(path)) {
+            Some(shown) => Some(shown),
+            None => self.state.borrow().link_at(path),
+        };
+        if shown.is_none() {
+            self.note_not_modelled(path);
+        }
+        shown.flatten().ok_or_else(SimKernel::absent)
+    }
+
+    fn list(&self, path: &str) -> Vec<String> {
+        self.look();
+        let names = self.state.borrow().names_in(path);
+        names.unwrap_or_else(|| {
+            self.note_not_modelled(path);
+            Vec::new()
+        })
+    }
+
+    fn exists(&self, path: &str) -> bool {
+        self.look();
+        if let Some(shown) = self.sabotage.get().and_then(|sabotage| sabotage.is_there(path)) {
+            return shown;
+        }
+        let is_there = self.state.borrow().is_there(path);
+        is_there.unwrap_or_else(|| {
+            self.note_not_modelled(path);
+            false
+        })
+    }
+
+    fn device_number(&self, path: &str) -> io::Result<DeviceNumber> {
+        self.look();
+        let state = self.state.borrow();
+        if let Some(number) = self.sabotage.get().and_then(|sabotage| sabotage.device_number(&state, path)) {
+            return Ok(number);
+        }
+        state.nodes.get(path).map(|node| node.number).ok_or_else(SimKernel::absent)
+    }
+
+    fn file_id(&self, path: &str) -> io::Result<(DeviceNumber, u64)> {
+        self.look();
+        let name = path.strip_prefix("/var/lock/qemu-server/lock-").and_then(|name| name.strip_suffix(".conf"));
+        let vmid = name.and_then(|id| id.parse().ok()).ok_or_else(SimKernel::absent)?;
+        Ok((DeviceNumber { major: 0, minor: 0x1a }, vmid))
+    }
+
+    fn vfio_group_busy(&self, group: u32, _: Duration) -> Result<bool, ActError> {
+        self.look();
+        Ok(self.state.borrow().is_group_taken(group))
+    }
+
+    fn open_devices(&self) -> Vec<OpenDevice> {
+        self.look();
+        let state = self.state.borrow();
+        let of = |(pid, process): (&i32, &super::state::Proc)| {
+            let pid = *pid;
+            process.open.iter().map(move |number| OpenDevice { pid, number: *number }).collect::<Vec<_>>()
+        };
+        state.living().flat_map(of).collect()
+    }
+
+    fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError> {
+        self.acts.borrow_mut().push(action.clone());
+        if let Some(Sabotage::NoDeadline) = self.sabotage.get() {
+            self.advance(Duration::from_secs(20));
+        }
+        self.advance(ACT);
+        let killed = || std::panic::resume_unwind(Box::new(Killed));
+        match self.fault_now() {
+            None | Some(Kind::Term) => self.carry_out(action, limit),
+            Some(Kind::Errno(number)) => Err(ActError::Os(io::Error::from_raw_os_error(number))),
+            Some(Kind::Words | Kind::EverythingFails) => Err(SimKernel::refuse(action)),
+            Some(Kind::OnlyTheFirst) => {
+                if let Action::Load { modules } = action {
+                    let _ = self.state.borrow_mut().load(&modules[0]);
+                }
+                Err(SimKernel::refuse(action))
+            }
+            Some(Kind::Lie | Kind::EverythingLies) => Ok(()),
+            Some(Kind::DoneUnheard) => {
+                self.carry_out(action, limit)?;
+                Err(ActError::Program("PID 1, which did it, died".to_string()))
+            }
+            Some(Kind::NoProcess) => Err(ActError::Os(io::Error::from_raw_os_error(libc::EAGAIN))),
+            Some(Kind::HangEnds) => Err(self.hang(action, self.injected_block(action, true), limit)),
+            Some(Kind::HangForever) => Err(self.hang(action, self.injected_block(action, false), limit)),
+            Some(Kind::KillBefore { .. }) => killed(),
+            Some(Kind::KillAfter { .. }) => {
+                let _ = self.carry_out(action, limit);
+                killed()
+            }
+            Some(Kind::KillInHang { ends }) => {
+                let _ = self.hang(action, self.injected_block(action, ends), limit / 2);
+                killed()
+            }
+        }
+    }
+
+    fn worker(&self) -> Option<Process> {
+        if self.worker.get().is_none() {
+            let mut state = self.state.borrow_mut();
+            let pid = state.start_process("gpu-handoff", "0::/\n", Vec::new());
+            self.worker.set(Some(Process { pid, start: state.processes[&pid].start }));
+        }
+        self.worker.get()
+    }
+
+    fn caller(&self) -> Option<Process> {
+        self.caller.get()
+    }
+
+    fn is_asked_to_end(&self) -> bool {
+        matches!(self.fault.get(), Some(Fault { at, kind: Kind::Term }) if self.acts.borrow().len() >= at)
+    }
+
+    fn now(&self) -> Duration {
+        self.state.borrow().now
+    }
+
+    fn unix_time(&self) -> u64 {
+        1_795_176_000 + self.state.borrow().now.as_secs()
+    }
+
+    fn sleep(&self, time: Duration) {
+        self.advance(time);
+    }
+}

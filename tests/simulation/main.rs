@@ -1,0 +1,193 @@
+//! Handoffs on a simulated machine, with everything going wrong that can go wrong.
+//!
+//! For every plan that the planner makes, every change that a run asks for meets every fault that the kernel, the worker
+//! or the person at the console can have ready for it. Afterwards one more run must put everything right.
+//!
+//! `SIMULATION_ONLY=text` runs only the situations whose description contains the text; `SIMULATION_STORY=1` lets the
+//! runs tell their story.
+
+mod bench;
+mod cases;
+mod check;
+mod faults;
+mod files;
+mod kernel;
+mod machine;
+mod modules;
+mod pci;
+mod sabotage;
+mod setup;
+mod state;
+
+use bench::Bench;
+use cases::Then;
+use faults::Fault;
+use setup::{Busy, Setup};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// Of the different things that went wrong, how many are told in full, each with its first case.
+const TOLD: usize = 6;
+
+#[derive(Default)]
+struct Tally {
+    situations: usize,
+    refused: usize,
+    plans: BTreeSet<String>,
+    /// By kind of fault: cases, and those that converged.
+    cases: BTreeMap<&'static str, (usize, usize)>,
+    /// By what went wrong: how often, and the first case in full.
+    failures: BTreeMap<String, (usize, String)>,
+    failed: usize,
+    not_modelled: BTreeSet<String>,
+}
+
+impl Tally {
+    fn fail(&mut self, problem: &str, text: String) {
+        self.failed += 1;
+        // Numbers and details tell apart what is alike.
+        let kind: String = problem.chars().filter(|c| !c.is_ascii_digit()).take(60).collect();
+        self.failures.entry(kind).or_insert((0, text)).0 += 1;
+    }
+}
+
+fn main() -> ExitCode {
+    let begin = Instant::now();
+    let only = std::env::var("SIMULATION_ONLY").unwrap_or_default();
+    let setups: Vec<Setup> = setup::setups().into_iter().filter(|s| s.to_string().contains(&only)).collect();
+    let tally = Mutex::new(Tally::default());
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let (setups, tally, next) = (&setups, &tally, &next);
+            scope.spawn(move || {
+                let mut bench = Bench::new(directory(thread));
+                while let Some(setup) = setups.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    try_setup(&mut bench, setup, tally);
+                }
+                let seen = bench.kernel.not_modelled.borrow().clone();
+                tally.lock().unwrap().not_modelled.extend(seen);
+            });
+        }
+    });
+    let tally = tally.into_inner().unwrap();
+    report(&tally);
+    println!("simulation: {:.1} s on {threads} threads", begin.elapsed().as_secs_f64());
+    if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// In memory where there is such a place: records are written a hundred thousand times.
+fn directory(thread: usize) -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    let base = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    base.join(format!("gpu-handoff-simulation-{}-{thread}", std::process::id()))
+}
+
+fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
+    let ready = match setup.prepare(bench) {
+        Ok(Some(ready)) => ready,
+        Ok(None) => return,
+        Err(problem) => return tally.lock().unwrap().fail(&problem, format!("{setup}\n{problem}")),
+    };
+    bench.log.clear();
+    let acts = match cases::without_fault(bench, &ready) {
+        Ok(acts) => acts,
+        Err(problem) => return tally.lock().unwrap().fail(&problem, dump(bench, setup, "no fault", &problem)),
+    };
+    {
+        let mut tally = tally.lock().unwrap();
+        tally.situations += 1;
+        if acts.is_empty() && setup.busy != Busy::Nobody {
+            tally.refused += 1;
+        }
+        let key = format!("{:?} {} {acts:?}", setup.way, setup.machine.poller);
+        if acts.is_empty() || !tally.plans.insert(key) {
+            return;
+        }
+    }
+    if std::env::var_os("SIMULATION_COUNT").is_some() {
+        println!("{} acts: {setup}", acts.len());
+        return;
+    }
+    let mut cases: BTreeMap<&'static str, (usize, usize)> = BTreeMap::new();
+    let mut failures = Vec::new();
+    for (index, act) in acts.iter().enumerate() {
+        for kind in faults::kinds_for(act) {
+            let fault = Fault { at: index + 1, kind };
+            for then in [Then::Again, Then::Else] {
+                if then == Then::Else && kind.is_hang() && !kind.ends() {
+                    continue;
+                }
+                let count = cases.entry(kind.name()).or_default();
+                count.0 += 1;
+                match cases::with_fault(bench, setup, &ready, fault, then) {
+                    Ok(()) => count.1 += 1,
+                    Err(problem) => {
+                        let fault = format!("{fault:?} at {act:?}, then {then:?}");
+                        let text = dump(bench, setup, &fault, &problem);
+                        failures.push((problem, text));
+                    }
+                }
+            }
+        }
+    }
+    let mut tally = tally.lock().unwrap();
+    for (name, (all, converged)) in cases {
+        let count = tally.cases.entry(name).or_default();
+        count.0 += all;
+        count.1 += converged;
+    }
+    for (problem, text) in failures {
+        tally.fail(&problem, text);
+    }
+}
+
+fn dump(bench: &Bench, setup: &Setup, fault: &str, problem: &str) -> String {
+    let mut text = format!("{problem}\n  situation: {setup}\n  fault: {fault}\n");
+    for line in &bench.log {
+        text.push_str(&format!("  {line}\n"));
+    }
+    let state = bench.kernel.state.borrow();
+    for (address, function) in &state.functions {
+        text.push_str(&format!(
+            "  {address} {:?} override {:?}{}{}\n",
+            function.driver,
+            function.driver_override,
+            if function.link_is_gone { ", link gone" } else { "" },
+            if function.locked { ", locked" } else { "" }
+        ));
+    }
+    text.push_str(&format!("  modules {:?}, ids {:04x?}\n", state.modules, state.vfio_ids));
+    for (name, bytes) in bench.files() {
+        text.push_str(&format!("  {name}: {}\n", String::from_utf8_lossy(&bytes)));
+    }
+    text
+}
+
+fn report(tally: &Tally) {
+    let mut failures: Vec<&(usize, String)> = tally.failures.values().collect();
+    failures.sort_by(|a, b| b.0.cmp(&a.0));
+    for (times, text) in failures.iter().take(TOLD) {
+        println!("simulation: FAILED {times} times: {text}");
+    }
+    if failures.len() > TOLD {
+        println!("simulation: and {} other kinds of failure", failures.len() - TOLD);
+    }
+    for path in &tally.not_modelled {
+        println!("simulation: note: {path} is not modelled and was taken for absent");
+    }
+    for (name, (all, converged)) in &tally.cases {
+        println!("simulation: {name:<24} {all:>6} cases, {converged:>6} converged");
+    }
+    let (all, converged) = tally.cases.values().fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
+    println!(
+        "simulation: {} situations without a fault, {} of them refused for being busy",
+        tally.situations, tally.refused
+    );
+    println!("simulation: {} plans, {all} cases, {converged} converged, {} failures", tally.plans.len(), tally.failed);
+}

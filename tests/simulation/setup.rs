@@ -1,0 +1,277 @@
+//! Every situation that a handoff can begin in: the machine, which cards go where, who is busy with them.
+
+use super::bench::{Bench, Wish, World};
+use super::faults::{Fault, Kind};
+use super::machine::{AtHome, Home, Machine, slot};
+use super::state::{CONTROL_MINOR, State, nvidia_number};
+use gpu_handoff::handoff::record::Owner;
+use std::fmt;
+use std::time::Duration;
+
+const VM: Owner = Owner::Vm(111);
+const OTHER_VM: Owner = Owner::Vm(222);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Way {
+    ToVm,
+    FromVm,
+    /// QEMU is still closing its descriptors, and Proxmox wrote the cards' ids to new_id once.
+    FromVmLate,
+    ToHand,
+    FromHand,
+    /// Another VM was given all cards and never started.
+    Takeover,
+    /// Another VM's handoff was killed half-way.
+    TakeoverHalf,
+    /// By hand first, then a VM uses it there.
+    OverHand,
+    /// The VM was given its cards and never started.
+    Reconcile,
+}
+
+pub const WAYS: [Way; 9] = [
+    Way::ToVm,
+    Way::FromVm,
+    Way::FromVmLate,
+    Way::ToHand,
+    Way::FromHand,
+    Way::Takeover,
+    Way::TakeoverHalf,
+    Way::OverHand,
+    Way::Reconcile,
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Busy {
+    Nobody,
+    /// Computes on the first card: its node, the control device, nvidia-uvm.
+    First,
+    /// The first card's DRM node only.
+    FirstDrm,
+    /// The first card's sound device only.
+    FirstSound,
+    /// Computes on the second card.
+    Second,
+    /// Has the second card's node open and nothing else.
+    SecondNode,
+    /// Has nvidiactl open and nothing else.
+    Control,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Setup {
+    pub machine: Machine,
+    /// The cards that the wish is about.
+    pub take: Vec<usize>,
+    pub way: Way,
+    pub busy: Busy,
+}
+
+impl fmt::Display for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}; {:?} of {:?}", self.machine, self.way, self.take)?;
+        if self.busy == Busy::Nobody { Ok(()) } else { write!(f, "; busy: {:?}", self.busy) }
+    }
+}
+
+/// A situation, ready for the run that is put to the test.
+pub struct Ready {
+    pub before: World,
+    pub wish: Wish,
+    pub home: AtHome,
+}
+
+impl Setup {
+    pub fn slots(&self) -> Vec<String> {
+        self.take.iter().map(|card| slot(*card)).collect()
+    }
+
+    /// None when there is no such situation.
+    ///
+    /// # Errors
+    /// When what leads there did not go as it must.
+    pub fn prepare(&self, bench: &mut Bench) -> Result<Option<Ready>, String> {
+        let mut state = self.machine.build();
+        let home = AtHome::of(&state);
+        if !occupy(&mut state, self.busy) {
+            return Ok(None);
+        }
+        if self.is_beyond() {
+            return Ok(None);
+        }
+        bench.log.clear();
+        bench.restore(&World { state, files: std::collections::BTreeMap::new() });
+        let slots = self.slots();
+        let all = self.machine.slots();
+        let by_hand = Owner::Manual(slots[0].clone());
+        let first = |bench: &mut Bench, wish: &Wish| match bench.run(wish, None).end.code() {
+            Some(0) => Ok(true),
+            // Busy is a reason not to begin.
+            Some(3) if self.busy != Busy::Nobody => Ok(false),
+            _ => Err(format!("the way there: {}", bench.log.join("\n"))),
+        };
+        let wish = match self.way {
+            Way::ToVm => Wish::Leave(VM, slots.clone()),
+            Way::ToHand if slots.len() == 1 => Wish::Leave(by_hand, slots.clone()),
+            Way::FromVm | Way::FromVmLate | Way::Reconcile => {
+                if !first(bench, &Wish::Leave(VM, slots.clone()))? {
+                    return Ok(None);
+                }
+                if self.way == Way::Reconcile {
+                    Wish::Reconcile
+                } else {
+                    if !self.let_vm_run(&mut bench.kernel.state.borrow_mut()) {
+                        return Ok(None);
+                    }
+                    Wish::Home(VM)
+                }
+            }
+            Way::FromHand if slots.len() == 1 => {
+                if !first(bench, &Wish::Leave(by_hand.clone(), slots.clone()))? {
+                    return Ok(None);
+                }
+                Wish::Home(by_hand)
+            }
+            Way::Takeover => {
+                if !first(bench, &Wish::Leave(OTHER_VM, all))? {
+                    return Ok(None);
+                }
+                Wish::Leave(VM, slots.clone())
+            }
+            Way::TakeoverHalf => {
+                let fault = Fault { at: 5, kind: Kind::KillAfter { alone: true } };
+                let ran = bench.run(&Wish::Leave(OTHER_VM, all), Some(fault));
+                if ran.end.code().is_some() {
+                    return Ok(None);
+                }
+                Wish::Leave(VM, slots.clone())
+            }
+            Way::OverHand if slots.len() == 1 => {
+                if !first(bench, &Wish::Leave(by_hand, slots.clone()))? {
+                    return Ok(None);
+                }
+                Wish::Leave(VM, slots.clone())
+            }
+            Way::ToHand | Way::FromHand | Way::OverHand => return Ok(None),
+        };
+        Ok(Some(Ready { before: bench.world(), wish, home }))
+    }
+
+    /// A card at home without a driver that came home alone is taken when nvidia is loaded for the other card later: no
+    /// record names it any more, and nothing may stay set on it.
+    fn is_beyond(&self) -> bool {
+        let mixed = self.machine.has(Home::Nvidia) && (self.machine.has(Home::Unbound) || self.machine.has(Home::Bare));
+        mixed && matches!(self.way, Way::Takeover | Way::TakeoverHalf) && self.take.len() == 1
+    }
+
+    /// The VM runs for a while. False when what Proxmox does then changes more than this is about.
+    fn let_vm_run(&self, state: &mut State) -> bool {
+        let slots = self.slots();
+        if self.way == Way::FromVmLate {
+            let ids: Vec<(u16, u16)> = state
+                .functions
+                .iter()
+                .filter(|(address, _)| slots.iter().any(|slot| address.starts_with(slot)))
+                .map(|(_, f)| (f.vendor, f.device))
+                .collect();
+            let others = |state: &State| {
+                let drivers = state.functions.iter().filter(|(a, _)| !slots.iter().any(|slot| a.starts_with(slot)));
+                drivers.map(|(_, f)| f.driver).collect::<Vec<_>>()
+            };
+            let before = others(state);
+            for (vendor, device) in ids {
+                state.new_id(vendor, device);
+            }
+            if others(state) != before {
+                return false;
+            }
+        }
+        state.start_qemu(111, &slots);
+        state.now += Duration::from_secs(60);
+        let closing = if self.way == Way::FromVmLate { Duration::from_millis(300) } else { Duration::ZERO };
+        state.stop_qemu(111, closing);
+        true
+    }
+}
+
+/// Somebody is busy from the beginning. False when there is nothing to be busy with.
+fn occupy(state: &mut State, busy: Busy) -> bool {
+    let gpu = |card: usize| format!("{}.0", slot(card));
+    let minor = |state: &State, card: usize| state.functions.get(&gpu(card)).and_then(|f| f.minor).map(nvidia_number);
+    let control = nvidia_number(CONTROL_MINOR);
+    let open = match busy {
+        Busy::Nobody => return true,
+        Busy::First => minor(state, 1).map(|node| vec![node, control, state.uvm_number()]),
+        Busy::FirstDrm => state.drm_number(&gpu(1)).map(|number| vec![number]),
+        Busy::FirstSound => state.sound_number(&format!("{}.1", slot(1))).map(|number| vec![number]),
+        Busy::Second => minor(state, 2).map(|node| vec![node, control, state.uvm_number()]),
+        Busy::SecondNode => minor(state, 2).map(|node| vec![node]),
+        Busy::Control => minor(state, 1).map(|_| vec![control]),
+    };
+    let Some(open) = open else { return false };
+    state.start_process("user", "0::/system.slice/user.service\n", open);
+    true
+}
+
+/// All machines that are worth telling apart.
+pub fn machines() -> Vec<Machine> {
+    use Home::{Bare, Mixed, Nouveau, Nvidia, Unbound, Vfio};
+    let homes = [
+        (Nvidia, None),
+        (Nouveau, None),
+        (Unbound, None),
+        (Bare, None),
+        (Vfio, None),
+        (Mixed, None),
+        (Nvidia, Some(Nvidia)),
+        (Nouveau, Some(Nouveau)),
+        (Unbound, Some(Unbound)),
+        (Vfio, Some(Vfio)),
+        (Mixed, Some(Mixed)),
+        (Nvidia, Some(Unbound)),
+        (Unbound, Some(Nvidia)),
+        (Nvidia, Some(Vfio)),
+        (Mixed, Some(Nvidia)),
+    ];
+    let mut machines = Vec::new();
+    for homes in homes {
+        for functions in [2, 4] {
+            for version in ["565.77", "580.95.05", "580.105.08", "595.45.04"] {
+                for modeset in [false, true] {
+                    for (poller, vfio_loaded) in [(false, true), (true, true), (false, false)] {
+                        let machine = Machine { homes, functions, version, modeset, poller, vfio_loaded };
+                        let nvidia_matters = version == "565.77" && !modeset && !poller;
+                        let vfio_is_loaded_anyway = machine.has(Vfio) || machine.has(Mixed);
+                        let is_plain = !poller && vfio_loaded;
+                        if (machine.has(Nvidia) || nvidia_matters)
+                            && (vfio_loaded || !vfio_is_loaded_anyway)
+                            && (is_plain || (functions == 2 && version == "580.105.08") || !machine.has(Nvidia))
+                        {
+                            machines.push(machine);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    machines
+}
+
+/// All situations, busy ones included.
+pub fn setups() -> Vec<Setup> {
+    let mut setups = Vec::new();
+    for machine in machines() {
+        let takes: &[&[usize]] = if machine.cards() == 2 { &[&[1], &[2], &[1, 2]] } else { &[&[1]] };
+        for take in takes {
+            for way in WAYS {
+                setups.push(Setup { machine, take: take.to_vec(), way, busy: Busy::Nobody });
+            }
+            for busy in [Busy::First, Busy::FirstDrm, Busy::FirstSound, Busy::Second, Busy::SecondNode, Busy::Control] {
+                for way in [Way::ToVm, Way::ToHand] {
+                    setups.push(Setup { machine, take: take.to_vec(), way, busy });
+                }
+            }
+        }
+    }
+    setups
+}

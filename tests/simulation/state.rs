@@ -1,0 +1,250 @@
+//! What the simulated machine is made of: PCI functions, drivers, modules, processes, nodes and calls that hang.
+//!
+//! Time is virtual. Everything can be cloned, so that a case begins from exactly the machine that another began from.
+
+use gpu_handoff::sys::{Action, DeviceNumber, Process};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+pub const NVIDIA_MAJOR: u64 = 195;
+pub const CONTROL_MINOR: u64 = 255;
+pub const MODESET_MINOR: u64 = 254;
+const DRM_MAJOR: u64 = 226;
+const SOUND_MAJOR: u64 = 116;
+const VFIO_GROUP_MAJOR: u64 = 243;
+const VFIO_DEVICE_MAJOR: u64 = 242;
+/// The first major that a character device without a number of its own is given; each load takes another one.
+pub const FIRST_UVM_MAJOR: u64 = 511;
+/// Above every PID of the machine that the test runs on, whose own PID the program leaves out.
+const FIRST_PID: i32 = 6_000_000;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    pub now: Duration,
+    pub functions: BTreeMap<String, Pci>,
+    /// Registered drivers, in the order in which they registered: the first that matches gets a device.
+    pub drivers: Vec<&'static str>,
+    /// Loaded modules, in the order of loading.
+    pub modules: Vec<String>,
+    /// Modules that a call which hangs is loading or unloading: they are listed, but nothing can be done with them.
+    pub in_between: BTreeSet<String>,
+    /// Ids of vfio-pci. The kernel does not tell the administrator's from those that were written to `new_id`.
+    pub vfio_ids: Vec<(u16, u16)>,
+    /// Those of the administrator, who wrote them to modprobe.d.
+    pub static_ids: Vec<(u16, u16)>,
+    pub version: &'static str,
+    pub modeset: bool,
+    pub uvm_major: u64,
+    pub processes: BTreeMap<i32, Proc>,
+    pub nodes: BTreeMap<String, NodeState>,
+    /// Guests whose lock Proxmox holds.
+    pub locked_guests: BTreeSet<u32>,
+    /// VMs that have a PID file, and the process it names.
+    pub pid_files: BTreeMap<u32, i32>,
+    pub hung: Vec<Hung>,
+    /// Somebody looks at `/dev/nvidia0` all the time: a dead node makes the kernel load nvidia.
+    pub poller: bool,
+    pub next_pid: i32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pci {
+    pub vendor: u16,
+    pub device: u16,
+    pub class: u32,
+    pub group: u32,
+    pub driver: Option<&'static str>,
+    /// The `driver` link is gone before the driver's remove callback is called.
+    pub link_is_gone: bool,
+    pub driver_override: Option<String>,
+    /// A call that hangs holds the device's lock.
+    pub locked: bool,
+    /// Of a GPU on nvidia.
+    pub minor: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proc {
+    pub start: u64,
+    pub command: String,
+    pub cgroup: String,
+    pub command_line: String,
+    pub open: Vec<DeviceNumber>,
+    /// IOMMU groups that it has taken through vfio.
+    pub groups: Vec<u32>,
+    /// Gone from this moment on.
+    pub ends: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeState {
+    pub number: DeviceNumber,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// A call that has not come back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hung {
+    pub action: Action,
+    pub process: Process,
+    pub until: Until,
+    /// Devices whose lock it holds.
+    pub locks: Vec<String>,
+    pub modules: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Until {
+    Never,
+    /// A time of the virtual clock.
+    Time(Duration),
+    /// Nobody uses this GPU any more.
+    Unused(String),
+    /// Nobody has taken this function's group any more.
+    GroupFree(String),
+    /// Nobody has a sound device of this function open any more.
+    Silent(String),
+    /// The lock of this device is free.
+    Unlocked(String),
+    /// No other call is loading or unloading this module.
+    Settled(String),
+}
+
+impl State {
+    pub fn empty() -> State {
+        State {
+            now: Duration::from_secs(1000),
+            functions: BTreeMap::new(),
+            drivers: vec!["xhci_hcd"],
+            modules: Vec::new(),
+            in_between: BTreeSet::new(),
+            vfio_ids: Vec::new(),
+            static_ids: Vec::new(),
+            version: "580.105.08",
+            modeset: false,
+            uvm_major: FIRST_UVM_MAJOR,
+            processes: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            locked_guests: BTreeSet::new(),
+            pid_files: BTreeMap::new(),
+            hung: Vec::new(),
+            poller: false,
+            next_pid: FIRST_PID,
+        }
+    }
+
+    pub fn is_loaded(&self, module: &str) -> bool {
+        self.modules.iter().any(|loaded| loaded == module)
+    }
+
+    /// Listed in /sys/module: also while it is being loaded or unloaded.
+    pub fn is_listed(&self, module: &str) -> bool {
+        self.is_loaded(module) || self.in_between.contains(module)
+    }
+
+    pub fn start_process(&mut self, command: &str, cgroup: &str, open: Vec<DeviceNumber>) -> i32 {
+        let pid = self.next_pid;
+        self.next_pid += 1;
+        let start = u64::try_from(self.now.as_millis() / 10).unwrap_or(0);
+        let process = Proc {
+            start,
+            command: command.to_string(),
+            cgroup: cgroup.to_string(),
+            command_line: command.to_string(),
+            open,
+            groups: Vec::new(),
+            ends: None,
+        };
+        self.processes.insert(pid, process);
+        pid
+    }
+
+    pub fn living(&self) -> impl Iterator<Item = (&i32, &Proc)> {
+        self.processes.iter().filter(|(_, process)| process.ends.is_none_or(|end| self.now < end))
+    }
+
+    pub fn is_open(&self, number: DeviceNumber) -> usize {
+        self.living().flat_map(|(_, process)| &process.open).filter(|open| **open == number).count()
+    }
+
+    pub fn is_group_taken(&self, group: u32) -> bool {
+        self.living().any(|(_, process)| process.groups.contains(&group))
+    }
+
+    /// QEMU begins and takes the groups of these slots, as Proxmox starts it.
+    pub fn start_qemu(&mut self, vmid: u32, slots: &[String]) {
+        let groups: BTreeSet<u32> = self
+            .functions
+            .iter()
+            .filter(|(a, _)| slots.iter().any(|s| a.starts_with(s)))
+            .map(|(_, f)| f.group)
+            .collect();
+        let open = groups.iter().map(|group| group_number(*group)).collect();
+        let pid = self.start_process("kvm", &format!("0::/qemu.slice/{vmid}.scope\n"), open);
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.command_line = format!("/usr/bin/kvm\0-id\0{vmid}\0-pidfile\0/var/run/qemu-server/{vmid}.pid\0");
+            process.groups = groups.into_iter().collect();
+        }
+        self.pid_files.insert(vmid, pid);
+    }
+
+    /// QEMU ends; what it had open is closed `closing` later.
+    pub fn stop_qemu(&mut self, vmid: u32, closing: Duration) {
+        let end = self.now + closing;
+        if let Some(process) = self.pid_files.remove(&vmid).and_then(|pid| self.processes.get_mut(&pid)) {
+            // What is left of a process that is ending has no command line.
+            process.command_line.clear();
+            process.ends = Some(end);
+        }
+    }
+
+    /// The driver of a function as sysfs shows it.
+    pub fn shown_driver(&self, address: &str) -> Option<&'static str> {
+        self.functions.get(address).filter(|f| !f.link_is_gone)?.driver
+    }
+
+    fn index(&self, address: &str) -> u64 {
+        self.functions.keys().position(|a| a == address).unwrap_or(0) as u64
+    }
+
+    /// The DRM node of a GPU, while a driver with DRM has it.
+    pub fn drm_number(&self, address: &str) -> Option<DeviceNumber> {
+        let has_drm = match self.shown_driver(address)? {
+            "nvidia" => self.is_loaded("nvidia_drm"),
+            "nouveau" => true,
+            _ => false,
+        };
+        has_drm.then(|| DeviceNumber { major: DRM_MAJOR, minor: self.index(address) })
+    }
+
+    pub fn sound_number(&self, address: &str) -> Option<DeviceNumber> {
+        (self.shown_driver(address)? == "snd_hda_intel")
+            .then(|| DeviceNumber { major: SOUND_MAJOR, minor: self.index(address) })
+    }
+
+    pub fn vfio_device_number(&self, address: &str) -> Option<DeviceNumber> {
+        (self.shown_driver(address)? == "vfio-pci")
+            .then(|| DeviceNumber { major: VFIO_DEVICE_MAJOR, minor: self.index(address) })
+    }
+
+    pub fn uvm_number(&self) -> DeviceNumber {
+        DeviceNumber { major: self.uvm_major, minor: 0 }
+    }
+
+    /// As `580.95.05`, by number.
+    pub fn version_from(&self, least: [u32; 3]) -> bool {
+        let mut numbers = self.version.split('.').map(|n| n.parse().unwrap_or(0));
+        let mut next = || numbers.next().unwrap_or(0);
+        [next(), next(), next()] >= least
+    }
+}
+
+pub fn group_number(group: u32) -> DeviceNumber {
+    DeviceNumber { major: VFIO_GROUP_MAJOR, minor: u64::from(group) }
+}
+
+pub fn nvidia_number(minor: u64) -> DeviceNumber {
+    DeviceNumber { major: NVIDIA_MAJOR, minor }
+}
