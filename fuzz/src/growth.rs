@@ -2,12 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-/// How large inputs become.
-const SIZE: usize = 1 << 20;
+/// How large inputs become, and how much larger than the small ones that they are compared with.
+const SIZE: usize = 256 * 1024;
+const TIMES: usize = 4;
 
 /// What reading one may take, with sanitizers and with what the targets do besides; a release build is ten times
 /// faster.
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// What takes less shows nothing about how it grows.
+const TOO_SHORT: Duration = Duration::from_millis(100);
 
 /// Between the parts of the input; NUL is between the parts of the other targets' inputs.
 const APART: u8 = 2;
@@ -34,17 +38,36 @@ const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("command_line", crate::command_line),
 ];
 
-/// The name of another target, a beginning, what is repeated up to a MiB, and an end.
+/// The name of another target, a beginning, what is repeated, and an end.
 pub fn growth(data: &[u8]) {
     let mut rest = data.splitn(4, |byte| *byte == APART);
     let [name, begin, repeated, end] = std::array::from_fn(|_| rest.next().unwrap_or_default());
-    let Some((_, target)) = TARGETS.iter().find(|(known, _)| known.as_bytes() == name) else { return };
-    if repeated.is_empty() || data.len() > SIZE {
+    let Some((name, target)) = TARGETS.iter().find(|(known, _)| known.as_bytes() == name) else { return };
+    if repeated.is_empty() || data.len() > SIZE / TIMES / 4 {
         return;
     }
+    let time = |size: usize| {
+        let input = stretch(begin, repeated, end, size);
+        let begin = Clock::now();
+        target(&input);
+        begin.elapsed()
+    };
+    // Once is enough unless it looks bad.
+    for tries in 1.. {
+        let (small, large) = (time(SIZE / TIMES), time(SIZE));
+        // Four times the size takes four times as long, sixteen times as long if each part is compared with all others.
+        let is_proportional = large < TOO_SHORT || large < small * (2 * TIMES as u32);
+        if large < LIMIT && is_proportional {
+            break;
+        }
+        assert!(tries < 3, "{name}: {} KiB took {small:?}, {} KiB {large:?}", SIZE / TIMES / 1024, SIZE / 1024);
+    }
+}
+
+fn stretch(begin: &[u8], repeated: &[u8], end: &[u8], size: usize) -> Vec<u8> {
     let mut input = begin.to_vec();
     for number in 0.. {
-        if input.len() >= SIZE {
+        if input.len() >= size {
             break;
         }
         for byte in repeated {
@@ -55,10 +78,7 @@ pub fn growth(data: &[u8]) {
         }
     }
     input.extend_from_slice(end);
-    let begin = Clock::now();
-    target(&input);
-    let took = begin.elapsed();
-    assert!(took < LIMIT, "{} took {took:?}", String::from_utf8_lossy(name));
+    input
 }
 
 /// The time of this thread on a CPU, so that it does not matter what else the machine does.
