@@ -225,10 +225,17 @@ fn place(cgroup: &str) -> Place {
     if let Some(Ok(id)) = parts.iter().find_map(|part| part.strip_prefix("lxc.payload.")).map(str::parse) {
         return Place::Container(id);
     }
-    match parts.iter().rev().find(|part| part.ends_with(".service") || part.ends_with(".scope")) {
+    match parts.iter().rev().find(|part| is_unit(part)) {
         Some(unit) => Place::Unit((*unit).to_string()),
         None => Place::Unknown,
     }
+}
+
+/// Somebody who was given a cgroup may name those below it as he likes: what systemd could not have named is no unit
+/// that systemd could stop.
+fn is_unit(name: &str) -> bool {
+    (name.ends_with(".service") || name.ends_with(".scope"))
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b))
 }
 
 #[cfg(test)]
@@ -243,7 +250,14 @@ mod tests {
         let unit = Place::Unit("nvidia-persistenced.service".to_string());
         assert_eq!(place("1:name=x:/\n0::/system.slice/nvidia-persistenced.service"), unit);
         assert_eq!(place("0::/user.slice/user-0.slice/session-3.scope"), Place::Unit("session-3.scope".to_string()));
+        let unit = Place::Unit("user@1000.service".to_string());
+        assert_eq!(place("0::/user.slice/user@1000.service/x; reboot.service"), unit);
         assert_eq!(place("0::/"), Place::Unknown);
         assert_eq!(place(""), Place::Unknown);
+    }
+
+    #[test]
+    fn the_name_of_a_process_stays_on_one_line() {
+        assert_eq!(printable("a\x1b[1m\nb ü"), "a?[1m?b ü");
     }
 }

@@ -67,26 +67,35 @@ pub fn major(kernel: &dyn Kernel, name: &str) -> Option<u64> {
 /// The name of a holder that this program does not know and so must not unload.
 pub fn unload_order(kernel: &dyn Kernel, module: &str) -> Result<Vec<String>, String> {
     let mut order = Vec::new();
-    add_with_holders(kernel, module, &mut order)?;
+    add_with_holders(kernel, module, &mut Vec::new(), &mut order)?;
     Ok(order)
 }
 
-fn add_with_holders(kernel: &dyn Kernel, module: &str, order: &mut Vec<String>) -> Result<(), String> {
+/// Looks at each module once, even should they hold each other in a circle.
+fn add_with_holders(
+    kernel: &dyn Kernel,
+    module: &str,
+    seen: &mut Vec<String>,
+    order: &mut Vec<String>,
+) -> Result<(), String> {
+    if seen.iter().any(|m| m == module) {
+        return Ok(());
+    }
+    seen.push(module.to_string());
     for holder in kernel.list(&format!("/sys/module/{module}/holders")) {
         if !STACK.contains(&holder.as_str()) {
             return Err(holder);
         }
-        add_with_holders(kernel, &holder, order)?;
+        add_with_holders(kernel, &holder, seen, order)?;
     }
-    if !order.iter().any(|m| m == module) {
-        order.push(module.to_string());
-    }
+    order.push(module.to_string());
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::Linux;
 
     #[test]
     fn versions_compare_by_number() {
@@ -102,5 +111,18 @@ mod tests {
         assert!(waits("595.45.04") && waits("600.1") && !waits("590.48.01"));
         assert!("Module".parse::<Version>().is_err());
         assert!("".parse::<Version>().is_err());
+    }
+
+    #[test]
+    fn modules_that_hold_each_other_come_once() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-modules-{}", std::process::id()));
+        for (module, holder) in
+            [("nvidia", "nvidia_modeset"), ("nvidia_modeset", "nvidia_drm"), ("nvidia_drm", "nvidia_modeset")]
+        {
+            std::fs::create_dir_all(root.join(format!("sys/module/{module}/holders/{holder}"))).unwrap();
+        }
+        let order = unload_order(&Linux::at(root.clone()), "nvidia");
+        std::fs::remove_dir_all(root).unwrap();
+        assert_eq!(order.unwrap(), ["nvidia_drm", "nvidia_modeset", "nvidia"]);
     }
 }

@@ -7,6 +7,7 @@ use super::journal;
 use crate::sys::Process;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fmt;
 
 const SCHEMA: u64 = 1;
@@ -86,13 +87,8 @@ pub struct HomeOf {
 
 impl Record {
     pub fn slots(&self) -> Vec<&str> {
-        let mut slots: Vec<&str> = Vec::new();
-        for function in &self.functions {
-            if !slots.contains(&function.slot.as_str()) {
-                slots.push(&function.slot);
-            }
-        }
-        slots
+        let mut seen = BTreeSet::new();
+        self.functions.iter().map(|f| f.slot.as_str()).filter(|slot| seen.insert(*slot)).collect()
     }
 
     /// One slot to name in a message.
@@ -212,6 +208,15 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         assert_eq!(Record::parse(Owner::Vm(111), record().to_json().as_bytes()).unwrap(), record());
+    }
+
+    #[test]
+    fn slots_come_once_in_the_order_of_the_functions() {
+        let mut record = record();
+        for slot in ["0000:02:00", "0000:01:00", "0000:00:00", "0000:02:00"] {
+            record.functions.push(HomeOf { slot: slot.to_string(), ..record.functions[0].clone() });
+        }
+        assert_eq!(record.slots(), ["0000:01:00", "0000:02:00", "0000:00:00"]);
     }
 
     #[test]

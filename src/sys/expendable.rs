@@ -201,7 +201,7 @@ fn leave_parent_behind(keep: &[i32]) {
 }
 
 /// A kind and its two texts, apart by a NUL, which no path and no attribute's value contains.
-fn encode(request: &Request) -> Vec<u8> {
+pub fn encode(request: &Request) -> Vec<u8> {
     let (kind, first, second) = match request {
         Request::Act(Action::Write { path, data }) => (b'W', path.as_str(), data.as_str()),
         Request::Act(Action::Load { modules }) => (b'L', "", &*modules.join("\0")),
@@ -213,7 +213,8 @@ fn encode(request: &Request) -> Vec<u8> {
     [&[kind], first.as_bytes(), &[0], second.as_bytes()].concat()
 }
 
-fn decode(block: &[u8]) -> Option<Request> {
+/// None for what [`encode`] never writes.
+pub fn decode(block: &[u8]) -> Option<Request> {
     let (kind, texts) = block.split_first()?;
     let (first, second) = std::str::from_utf8(texts).ok()?.split_once('\0')?;
     let (first, second) = (first.to_string(), second.to_string());
