@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use tree::{Host, Run, device};
+use tree::{Host, Run, START, device};
 
 /// No kernel gives a process such a number, so it is never that of the program itself.
 const PID: u32 = 5_000_001;
@@ -30,13 +30,56 @@ fn settled() -> Host {
     Host::new().card("0000:01:00", "vfio-pci", "vfio-pci").vm(111, "hostpci0: 0000:01:00,pcie=1")
 }
 
-/// The exit code and the one line are these, and nothing was touched.
+/// The exit code and the one line are these, and nothing was touched. Who asks beforehand is told the same, and then
+/// not even a lock is taken.
 #[track_caller]
 fn refuses(host: &Host, call: &str, code: i32, message: &str) {
+    let before = host.snapshot();
+    if let Some(question) = beforehand(call) {
+        assert_eq!(host.run(&question), refusal(code, message), "{question}");
+        assert_eq!(host.snapshot().changes_since(&before), NOTHING, "{question}");
+    }
+    refuses_now(host, call, code, message);
+}
+
+/// As [`refuses`], but nobody asks beforehand.
+#[track_caller]
+fn refuses_now(host: &Host, call: &str, code: i32, message: &str) {
     let before = host.snapshot().without_lock();
-    let expected = Run { code: Some(code), out: String::new(), err: format!("gpu-handoff: error: {message}\n") };
-    assert_eq!(host.run(call), expected, "{call}");
+    assert_eq!(host.run(call), refusal(code, message), "{call}");
     assert_eq!(host.snapshot().without_lock().changes_since(&before), NOTHING, "{call}");
+}
+
+fn refusal(code: i32, message: &str) -> Run {
+    Run { code: Some(code), out: String::new(), err: format!("gpu-handoff: error: {message}\n") }
+}
+
+/// How to ask what a call would do.
+fn beforehand(call: &str) -> Option<String> {
+    match call.split_once(' ') {
+        Some((id, "pre-start")) => Some(format!("plan {id}")),
+        Some((id, _)) if id.parse::<u32>().is_ok() => None,
+        _ => Some(format!("{call} --dry-run")),
+    }
+}
+
+/// These lines on standard output, and nothing changed: not even a lock was taken.
+#[track_caller]
+fn plans(host: &Host, call: &str, lines: &[&str]) {
+    let before = host.snapshot();
+    let out: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    assert_eq!(host.run(call), Run { code: Some(0), out, err: String::new() }, "{call}");
+    assert_eq!(host.snapshot().changes_since(&before), NOTHING, "{call}");
+}
+
+/// The lines that a run wrote, without the name before them and without how long it took.
+fn told(run: &Run) -> Vec<String> {
+    let line = |line: &str| {
+        let line = line.strip_prefix("gpu-handoff: ").unwrap();
+        let Some((before, after)) = line.split_once(" ms") else { return line.to_string() };
+        format!("{} N ms{after}", before.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end())
+    };
+    run.err.lines().map(line).collect()
 }
 
 /// Success without a word, and not even a lock was taken.
@@ -50,6 +93,7 @@ fn ignores(host: &Host, call: &str) {
 /// Passes every check: a settled card is ready for its VM as it is.
 #[track_caller]
 fn accepts(host: &Host, what: &str) {
+    plans(host, "plan 111", &["0000:01:00 host -> VM 111", "  nothing to do"]);
     assert_eq!(host.run("111 pre-start"), ready("VM 111"), "{what}");
 }
 
@@ -80,6 +124,7 @@ fn a_container() {
     for phase in ["pre-start", "post-start", "pre-stop", "post-stop"] {
         ignores(&host, &format!("101 {phase}"));
     }
+    plans(&host, "plan 101", &["guest 101 takes no NVIDIA GPU: nothing to do"]);
 }
 
 #[test]
@@ -112,6 +157,7 @@ fn vms_that_take_no_gpu() {
         let before = host.snapshot();
         assert_eq!(host.run("111 pre-start"), Run { code: Some(0), out: String::new(), err: String::new() }, "{what}");
         assert_eq!(host.snapshot().changes_since(&before), NOTHING, "{what}");
+        plans(&host, "plan 111", &["guest 111 takes no NVIDIA GPU: nothing to do"]);
     }
 }
 
@@ -141,9 +187,8 @@ fn every_form_of_hostpci() {
         let host = settled().function("0000:02:00.0", "010802", "144d:a80a", "nvme", 2).vm(111, config);
         let before = host.snapshot().without_lock();
         accepts(&host, config);
-        let record = fs::read(host.path("run/gpu-handoff/vm-111")).unwrap();
-        let record: Value = serde_json::from_slice(&record).unwrap();
-        let expected = json!({"schema": 1, "progress": "away", "modules": [], "functions": [
+        let record = host.own_file("vm-111");
+        let expected = json!({"schema": 1, "progress": "away", "modules": [], "caller": null, "functions": [
             {"slot": "0000:01:00", "address": "0000:01:00.0", "driver": "vfio-pci", "module": "vfio_pci"},
             {"slot": "0000:01:00", "address": "0000:01:00.1", "driver": "vfio-pci", "module": "vfio_pci"},
         ]});
@@ -171,6 +216,15 @@ fn a_line_that_proxmox_drops_is_a_warning() {
         success("warning: VM 111: line 2 'hostpci0: 0G:00' is ignored: option 'host' cannot be '0G:00'")
     );
     assert_eq!(host.snapshot().changes_since(&before), NOTHING);
+}
+
+#[test]
+#[ignore = "fails: plan keeps silent about a line that pre-start warns of"]
+fn a_line_that_proxmox_drops_is_a_warning_beforehand() {
+    let Run { code, out, err } = host().vm(111, "hostpci0: 0G:00").run("plan 111");
+    let line = "warning: VM 111: line 2 'hostpci0: 0G:00' is ignored: option 'host' cannot be '0G:00'";
+    assert_eq!((code, err), (Some(0), format!("gpu-handoff: {line}\n")));
+    assert_eq!(out, "guest 111 takes no NVIDIA GPU: nothing to do\n");
 }
 
 // Devices
@@ -205,7 +259,7 @@ fn no_iommu() {
 #[test]
 fn vfio_pci_is_missing() {
     let message = "0000:01:00 was not touched: vfio-pci is neither loaded nor among the running kernel's modules; \
-                   install the kernel's modules or reboot into the installed kernel";
+                   reboot into the installed kernel, or: apt install --reinstall proxmox-kernel-$(uname -r)";
     let without = || host().without("sys/bus/pci/drivers/vfio-pci");
     refuses(&without(), "111 pre-start", 3, message);
     // The modules of a kernel that does not run, and another driver of a similar name.
@@ -243,7 +297,8 @@ fn with_neighbour(host: Host, class: &str, driver: &str) -> Host {
 #[test]
 fn a_neighbour_in_the_group_that_the_host_uses() {
     let message = "0000:01:00 was not touched: 0000:02:00.0 is in the same IOMMU group (1) and nvme has it: a group \
-                   goes to a VM as a whole; move the card to another slot, or unbind 0000:02:00.0 from nvme first";
+                   goes to a VM as a whole; move the card to another slot, or take that device from the host: echo \
+                   0000:02:00.0 > /sys/bus/pci/drivers/nvme/unbind";
     for home in [host, settled] {
         let host = with_neighbour(home(), "010802", "nvme");
         refuses(&host, "111 pre-start", 3, message);
@@ -312,7 +367,6 @@ fn the_physical_function_beside_virtual_ones() {
 
 /// The whole slot names the physical function too, whose virtual functions would vanish.
 #[test]
-#[ignore = "fails: one virtual function in the slot makes the hook leave the whole slot to Proxmox"]
 fn the_whole_slot_of_a_physical_function() {
     let message = "0000:01:00 was not touched: 0000:01:00.0 has 3 SR-IOV virtual functions, which would vanish; \
                    remove them first: echo 0 > /sys/bus/pci/devices/0000:01:00.0/sriov_numvfs";
@@ -321,7 +375,6 @@ fn the_whole_slot_of_a_physical_function() {
 }
 
 #[test]
-#[ignore = "fails: by hand a slot of virtual functions is taken like any other"]
 fn a_slot_of_virtual_functions_by_hand() {
     let message = "slot 0000:01:01 has no NVIDIA GPU; gpu-handoff --status shows those there are";
     for verb in ["to-vfio", "to-nvidia"] {
@@ -330,7 +383,6 @@ fn a_slot_of_virtual_functions_by_hand() {
 }
 
 #[test]
-#[ignore = "fails: a mapping to a virtual function is refused as one to a GPU"]
 fn a_mapping_to_a_virtual_function() {
     let mapping = "vf\n\tmap id=10de:2684,iommugroup=23,node=pve,path=0000:01:01.0\n";
     let host = with_virtual_functions(host()).file("etc/pve/mapping/pci.cfg", mapping);
@@ -340,8 +392,8 @@ fn a_mapping_to_a_virtual_function() {
 #[test]
 fn mediated_devices_exist() {
     let uuid = "sys/class/mdev_bus/0000:01:00.0/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001/mdev_type";
-    let message = "0000:01:00 was not touched: 0000:01:00.0 has mediated devices (vGPU), which would vanish; see \
-                   /sys/class/mdev_bus/0000:01:00.0";
+    let message = "0000:01:00 was not touched: 0000:01:00.0 has mediated devices (vGPU), which would vanish; stop what \
+                   uses them, then for each: echo 1 > /sys/class/mdev_bus/0000:01:00.0/UUID/remove";
     refuses(&settled().file(uuid, ""), "111 pre-start", 3, message);
     let types = "sys/class/mdev_bus/0000:01:00.0/mdev_supported_types/nvidia-63/name";
     accepts(&settled().file(types, "GRID T4\n"), "it could have some");
@@ -373,14 +425,35 @@ fn with_mappings(host: Host) -> Host {
 
 #[test]
 fn a_mapping_that_may_give_an_nvidia_gpu() {
-    for name in ["gpu", "either", "both", "elsewhere", "unknown"] {
+    for name in ["gpu", "either", "both"] {
         let host = with_mappings(host()).vm(111, &format!("hostpci3: mapping={name},pcie=1"));
         let message = format!(
-            "VM 111: hostpci3 uses mapping={name}, which is not supported yet for GPUs; name the device instead: qm \
-             set 111 --hostpci3 0000:01:00,pcie=1 (with its address)"
+            "VM 111: hostpci3 uses mapping={name}, which is not supported yet for a GPU; name its slot instead: qm \
+             set 111 --hostpci3 0000:01:00,pcie=1"
         );
         refuses(&host, "111 pre-start", 2, &message);
     }
+}
+
+#[test]
+fn a_mapping_that_this_node_does_not_have() {
+    for (name, host) in [("elsewhere", with_mappings(host())), ("unknown", with_mappings(host())), ("gpu", host())] {
+        let message = format!(
+            "VM 111: hostpci3 uses mapping={name}, which /etc/pve/mapping/pci.cfg does not have for this node; see: \
+             pvesh get /cluster/mapping/pci"
+        );
+        refuses(&host.vm(111, &format!("hostpci3: mapping={name},pcie=1")), "111 pre-start", 2, &message);
+    }
+}
+
+#[test]
+#[ignore = "fails: a mapping to an absent device is taken for one to a GPU"]
+fn a_mapping_to_an_absent_device() {
+    let mapping = "gone\n\tmap id=144d:a80a,iommugroup=5,node=pve,path=0000:05:00\n";
+    let host = host().file("etc/pve/mapping/pci.cfg", mapping).vm(111, "hostpci0: mapping=gone");
+    let Run { code, err, .. } = host.run("111 pre-start");
+    assert_eq!(code, Some(3), "{err}");
+    assert!(err.contains("there is no such device"), "{err}");
 }
 
 #[test]
@@ -392,7 +465,6 @@ fn a_mapping_to_other_devices_here() {
 }
 
 #[test]
-#[ignore = "fails: only addresses count as listed by the VM"]
 fn a_neighbour_that_the_vm_takes_by_a_mapping() {
     let mapping = "disk\n\tmap id=144d:a80a,iommugroup=1,node=pve,path=0000:02:00.0\n";
     let host = with_neighbour(settled(), "010802", "nvme").file("etc/pve/mapping/pci.cfg", mapping);
@@ -461,30 +533,65 @@ fn other_open_devices_and_the_vm_itself_are_no_users() {
 
 #[test]
 fn another_vm_has_the_gpu() {
-    let taken = || settled().record("vm-112", "0000:01:00", "away", "nvidia").running(112, PID);
-    let starting =
-        settled().record("vm-112", "0000:01:00", "away", "nvidia").flock("var/lock/qemu-server/lock-112.conf");
-    let has_it = "0000:01:00 was not touched: VM 112 has it; stop that VM";
-    for host in [taken(), starting] {
-        refuses(
-            &host,
-            "111 pre-start",
-            3,
-            &format!("{has_it} first (qm stop 112), then start VM 111 again: qm start 111"),
-        );
-        refuses(
-            &host,
-            "to-vfio",
-            3,
-            &format!("{has_it} first (qm stop 112), then try again: gpu-handoff to-vfio 0000:01:00"),
-        );
-        refuses(&host, "to-nvidia", 3, &format!("{has_it} and it comes home by itself: qm stop 112"));
+    let recorded = || settled().record("vm-112", "0000:01:00", "away", "nvidia");
+    let taken = || recorded().running(112, PID);
+    let starting = || recorded().flock("var/lock/qemu-server/lock-112.conf");
+    // Whoever asked for the start still lives.
+    let asked_for = || settled().record_by(112, "0000:01:00", "nvidia", PID).alive(PID);
+    let has_it = "0000:01:00 was not touched: VM 112 has it; stop that VM (qm stop 112), or if it does not run: \
+                  gpu-handoff to-nvidia 0000:01:00; then";
+    let for_vm = format!("{has_it} start VM 111 again: qm start 111");
+    for host in [taken(), starting(), asked_for()] {
+        refuses(&host, "111 pre-start", 3, &for_vm);
+        refuses(&host, "to-vfio", 3, &format!("{has_it} try again: gpu-handoff to-vfio 0000:01:00"));
+    }
+    let stays = "0000:01:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm stop 112";
+    for host in [taken(), starting()] {
+        refuses_now(&host, "to-nvidia", 3, stays);
     }
     // Of a VM's several cards each is taken.
     let second = taken().card("0000:02:00", "vfio-pci", "vfio-pci").vm(111, "hostpci0: 02:00\nhostpci1: 01:00");
-    let message = "0000:01:00 was not touched: VM 112 has it; stop that VM first (qm stop 112), then start VM 111 \
-                   again: qm start 111";
-    refuses(&second, "111 pre-start", 3, message);
+    refuses(&second, "111 pre-start", 3, &for_vm);
+}
+
+#[test]
+#[ignore = "fails: the dry run of to-nvidia does not ask whether a VM has it"]
+fn another_vm_has_the_gpu_told_beforehand() {
+    let host = settled().record("vm-112", "0000:01:00", "away", "nvidia").running(112, PID);
+    let stays = "0000:01:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm stop 112";
+    refuses(&host, "to-nvidia", 3, stays);
+}
+
+/// The way out that the refusal names: a shell that lives on does not keep a card from coming home.
+#[test]
+fn a_start_that_was_given_up_can_be_ended_by_hand() {
+    let host = settled().record_by(112, "0000:01:00", "vfio-pci", PID).alive(PID);
+    assert_eq!(host.run("to-nvidia"), success("0000:01:00 is at home on vfio-pci: nothing to do"));
+    assert!(!host.has_own_file("vm-112"));
+}
+
+/// What is with vfio-pci by hand may be used by a VM, and stays there when the VM stops.
+#[test]
+fn a_card_by_hand_serves_a_vm() {
+    let host = settled().record("manual-0000:01:00", "0000:01:00", "away", "nvidia");
+    let by_hand = host.own_file("manual-0000:01:00");
+    accepts(&host, "by hand");
+    assert_eq!(host.own_file("vm-111")["functions"][0]["driver"], json!("vfio-pci"));
+    assert_eq!(host.own_file("vm-111")["functions"][1]["driver"], json!("vfio-pci"));
+    assert_eq!(host.run("111 post-stop"), success("0000:01:00 is at home on vfio-pci: nothing to do"));
+    assert!(!host.has_own_file("vm-111"));
+    assert_eq!(host.own_file("manual-0000:01:00"), by_hand);
+}
+
+#[test]
+#[ignore = "fails: to-nvidia brings home what is with vfio-pci by hand without asking whether a VM has it too"]
+fn a_card_by_hand_that_a_vm_has() {
+    let host = settled()
+        .record("manual-0000:01:00", "0000:01:00", "away", "nvidia")
+        .record("vm-112", "0000:01:00", "away", "vfio-pci")
+        .running(112, PID);
+    let stays = "0000:01:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm stop 112";
+    refuses_now(&host, "to-nvidia", 3, stays);
 }
 
 /// The record outlived its VM: the next one takes the slot over, with the home that the record knew.
@@ -499,36 +606,153 @@ fn a_vm_that_is_gone_has_nothing() {
         ("another program", left().file("run/qemu-server/112.pid", &pid_file).file(&qemu, "/usr/bin/tail\0-f\0")),
         ("another VM", left().running(113, PID).file("run/qemu-server/112.pid", &pid_file)),
         ("another lock", left().flock("var/lock/qemu-server/lock-113.conf")),
+        ("a caller that has ended", settled().record_by(112, "0000:01:00", "nvidia", PID)),
+        ("a zombie", settled().record_by(112, "0000:01:00", "nvidia", PID).stat(PID, 'Z', START)),
+        ("a later process", settled().record_by(112, "0000:01:00", "nvidia", PID).stat(PID, 'S', START + 1)),
     ] {
         accepts(&host, what);
-        let inherited = fs::read_to_string(host.path("run/gpu-handoff/vm-111")).unwrap();
-        assert_eq!(inherited.matches(r#""driver":"nvidia""#).count(), 2, "{what}: {inherited}");
-        assert!(!host.path("run/gpu-handoff/vm-112").exists(), "{what}");
+        let inherited = host.own_file("vm-111");
+        let driver = |n: usize| inherited["functions"][n]["driver"].clone();
+        assert_eq!((driver(0), driver(1)), (json!("nvidia"), json!("snd_hda_intel")), "{what}");
+        assert!(!host.has_own_file("vm-112"), "{what}");
     }
+}
+
+/// Until QEMU runs, only that tells a start that goes on from one that was given up.
+#[test]
+fn who_asked_for_it_is_on_record() {
+    let caller = std::process::id();
+    let host = settled().vm(112, "hostpci0: 01:00").alive(caller);
+    accepts(&host, "the first");
+    assert_eq!(host.own_file("vm-111")["caller"], json!({"pid": caller, "start": START}));
+    assert_eq!(status(&host)["gpus"][0]["owner"], json!({"kind": "vm", "vmid": 111}));
+    let message = "0000:01:00 was not touched: VM 111 has it; stop that VM (qm stop 111), or if it does not run: \
+                   gpu-handoff to-nvidia 0000:01:00; then start VM 112 again: qm start 112";
+    refuses(&host, "112 pre-start", 3, message);
+    // It may try again itself.
+    accepts(&host, "again");
+    let host = host.without(&format!("proc/{caller}"));
+    assert_eq!(status(&host)["gpus"][0]["owner"]["vmid"], Value::Null);
+    assert_eq!(host.run("112 pre-start"), ready("VM 112"));
+    assert!(!host.has_own_file("vm-111"));
 }
 
 // Our own files
 
+/// Files that are no record, and what is wrong with them.
+const NO_RECORDS: [(&str, &str, &str); 7] = [
+    ("vm-111", "", "EOF while parsing a value at line 1 column 0"),
+    ("vm-111", "{}", "schema: not a number"),
+    ("vm-111", r#"{"schema":2}"#, "schema 2: written by a newer gpu-handoff; install that version again"),
+    ("vm-111", r#"{"schema":1,"progress":"lost"}"#, r#"progress: "lost" is unknown"#),
+    ("vm-111", r#"{"schema":1,"progress":"away","functions":[{}],"modules":[]}"#, "slot: missing"),
+    ("vm-112", "", "EOF while parsing a value at line 1 column 0"),
+    ("manual-0000:01:00", "", "EOF while parsing a value at line 1 column 0"),
+];
+
+/// A tree with such a file, and the line that names it.
+fn with_no_record(host: Host, name: &str, text: &str, problem: &str) -> (Host, String) {
+    let file = format!("run/gpu-handoff/{name}");
+    let line = format!("{}: {problem}", host.path(&file).display());
+    (host.file(&file, text), line)
+}
+
+/// It may be the one that knows where a card on vfio-pci is at home.
 #[test]
-fn a_record_that_is_not_understood() {
-    for (text, problem) in [
-        ("", "EOF while parsing a value at line 1 column 0"),
-        ("{}", "schema: not a number"),
-        (r#"{"schema":2}"#, "schema 2: written by a newer gpu-handoff; install that version again"),
-        (r#"{"schema":1,"progress":"lost"}"#, r#"progress: "lost" is unknown"#),
-        (r#"{"schema":1,"progress":"away","functions":[{}],"modules":[]}"#, "slot: missing"),
-    ] {
-        for name in ["vm-111", "vm-112", "manual-0000:01:00"] {
-            let file = format!("run/gpu-handoff/{name}");
-            let host = host().file(&file, text);
-            let message = format!("{}: {problem}", host.path(&file).display());
-            for call in ["111 pre-start", "to-vfio", "to-nvidia"] {
-                refuses(&host, call, 1, &message);
-            }
-            if name == "vm-111" {
-                refuses(&host, "111 post-stop", 1, &message);
-            }
+fn a_record_that_is_not_understood_and_a_card_that_is_away() {
+    for (name, text, problem) in NO_RECORDS {
+        let (host, line) = with_no_record(settled(), name, text, problem);
+        let error = format!(
+            "error: 0000:01:00.0 was not touched: it is on vfio-pci, and the file that may say where it is at \
+             home cannot be read: {line}; if it is at home there, remove that file"
+        );
+        let before = host.snapshot().without_lock();
+        for call in ["111 pre-start", "plan 111", "to-vfio", "to-vfio --dry-run"] {
+            let run = host.run(call);
+            assert_eq!((run.code, run.out.as_str()), (Some(3), ""), "{call}: {}", run.err);
+            let told = told(&run);
+            let (last, warnings) = told.split_last().unwrap();
+            assert_eq!(*last, error, "{call}");
+            assert!(warnings.iter().all(|warning| *warning == format!("warning: {line}")), "{call}: {warnings:?}");
+            assert_eq!(host.snapshot().without_lock().changes_since(&before), NOTHING, "{call}");
         }
+    }
+}
+
+/// One that has a driver of the host is at home: the run goes on.
+#[test]
+fn a_record_that_is_not_understood_and_a_card_at_home() {
+    for (name, text, problem) in NO_RECORDS {
+        let (host, line) = with_no_record(host(), name, text, problem);
+        for call in ["plan 111", "to-vfio --dry-run"] {
+            let Run { code, out, err } = host.run(call);
+            assert_eq!((code, err), (Some(0), format!("gpu-handoff: warning: {line}\n")), "{call}");
+            assert!(out.ends_with("  bind      bind to vfio-pci 0000:01:00.1\n"), "{out}");
+        }
+        let at_home = format!("warning: {line}\ngpu-handoff: 0000:01:00 is at home on nvidia: nothing to do");
+        assert_eq!(host.run("to-nvidia"), success(&at_home));
+        let told = told(&host.run("111 pre-start"));
+        assert_eq!(told[0], format!("warning: {line}"));
+        let end = "error: 0000:01:00 is back where it was: unload nvidia: not done under GPU_HANDOFF_ROOT; then \
+                   start VM 111 again: qm start 111";
+        assert_eq!(told.last().unwrap(), end);
+    }
+}
+
+#[test]
+fn a_record_that_is_not_understood_when_its_vm_stops() {
+    for (name, text, problem) in NO_RECORDS.iter().filter(|(name, ..)| *name == "vm-111") {
+        for host in [host(), settled()] {
+            let (host, line) = with_no_record(host, name, text, problem);
+            refuses(&host, "111 post-stop", 1, &line);
+            // No reason to keep a VM from starting that wants no GPU any more.
+            let host = host.vm(111, "cores: 2");
+            let before = host.snapshot();
+            assert_eq!(host.run("111 pre-start"), success(&format!("warning: {line}")));
+            assert_eq!(host.snapshot().changes_since(&before), NOTHING);
+        }
+    }
+}
+
+/// Left alone: nobody knows what it is about.
+#[test]
+fn a_record_that_is_not_understood_and_reconcile() {
+    for (name, text, problem) in NO_RECORDS {
+        let (host, line) = with_no_record(settled(), name, text, problem);
+        let before = host.snapshot();
+        assert_eq!(host.run("reconcile"), success(&format!("warning: {line}")), "{name}");
+        assert_eq!(host.run("reconcile --unfinished"), success(&format!("warning: {line}")), "{name}");
+        assert_eq!(host.snapshot().changes_since(&before), NOTHING, "{name}");
+    }
+}
+
+/// Nobody knows then whether a handoff of ours put the card there.
+#[test]
+#[ignore = "fails: to-nvidia says that no handoff of ours put it there, and ends with 0"]
+fn a_record_that_is_not_understood_and_a_card_to_bring_home() {
+    for (name, text, problem) in NO_RECORDS {
+        let (host, line) = with_no_record(settled(), name, text, problem);
+        let run = host.run("to-nvidia");
+        assert!(run.err.contains(&line), "{}", run.err);
+        assert_ne!(run.code, Some(0), "{}", run.err);
+        assert!(!run.err.contains("no handoff of ours put it there"), "{}", run.err);
+    }
+}
+
+#[test]
+#[ignore = "fails: finish_others and what follows it each tell the same problem"]
+fn a_problem_is_told_once() {
+    for call in ["111 pre-start", "to-vfio", "to-nvidia", "reconcile"] {
+        for host in [host(), settled()] {
+            let (host, line) = with_no_record(host, "vm-112", "{}", "schema: not a number");
+            let Run { err, .. } = host.run(call);
+            assert_eq!(err.matches(&line).count(), 1, "{call}: {err}");
+        }
+    }
+    let host = settled().record("vm-112", "0000:01:00", "leaving", "nvidia").wedged("0000:01:00", PID).alive(PID);
+    for call in ["111 pre-start", "to-vfio"] {
+        let Run { err, .. } = host.run(call);
+        assert_eq!(err.matches("0000:01:00 is wedged").count(), 1, "{call}: {err}");
     }
 }
 
@@ -546,9 +770,15 @@ fn a_mistake_in_the_configuration() {
         ("{\n  \"time\": }", "expected value at line 2 column 11"),
     ] {
         let problem = format!("/etc/gpu-handoff/config.json: {problem}");
-        for call in ["to-vfio", "to-vfio 01:00", "handoff vfio", "to-nvidia"] {
-            refuses(&settled().config(json), call, 2, &problem);
+        for call in ["to-vfio", "to-vfio 01:00", "handoff vfio", "to-nvidia", "plan 111"] {
+            refuses_now(&settled().config(json), call, 2, &problem);
         }
+        for call in ["to-vfio --dry-run", "to-nvidia --dry-run", "reconcile --dry-run"] {
+            refuses_now(&settled().config(json), call, 2, &problem);
+        }
+        // It runs by itself too, so it goes on as a hook does.
+        let warned = success(&format!("warning: {problem}; going on with the defaults"));
+        assert_eq!(settled().config(json).run("reconcile"), warned);
         // A VM's start goes on, one without a GPU does not even look.
         let host = settled().config(json);
         let Run { code, out, err } = host.run("111 pre-start");
@@ -562,14 +792,24 @@ fn a_mistake_in_the_configuration() {
 #[test]
 fn another_handoff_is_under_way() {
     let taken = |host: Host| host.config(r#"{"time":{"lock_s":0.2}}"#).file("run/gpu-handoff/lock", "");
-    let message = "another handoff is under way and did not end within 0.2 s; see gpu-handoff --status, then try again";
+    let why = "another handoff is under way and did not end within 0.2 s; see gpu-handoff --status, then";
     let host = taken(settled().card("0000:02:00", "nvidia", "").record("vm-111", "0000:01:00", "away", "nvidia"));
     let lock = fs::File::open(host.path("run/gpu-handoff/lock")).unwrap();
     lock.lock().unwrap();
     // Also about another card: there is one lock.
-    for call in ["111 pre-start", "111 post-stop", "to-vfio 02:00", "to-vfio 01:00", "to-nvidia 01:00"] {
-        refuses(&host, call, 5, message);
+    for (call, slot, again) in [
+        ("111 pre-start", "0000:01:00", "start VM 111 again: qm start 111"),
+        ("111 post-stop", "0000:01:00", "gpu-handoff to-nvidia 0000:01:00"),
+        ("to-vfio 02:00", "0000:02:00", "try again: gpu-handoff to-vfio 0000:02:00"),
+        ("to-vfio 01:00", "0000:01:00", "try again: gpu-handoff to-vfio 0000:01:00"),
+        ("to-nvidia 01:00", "0000:01:00", "gpu-handoff to-nvidia 0000:01:00"),
+    ] {
+        refuses_now(&host, call, 5, &format!("{slot} was not touched: {why}: {again}"));
     }
+    refuses_now(&host, "reconcile", 5, &format!("{why}: gpu-handoff reconcile"));
+    // Who only asks need not wait.
+    plans(&host, "plan 111", &["0000:01:00 host -> VM 111", "  nothing to do"]);
+    plans(&host, "to-vfio 01:00 --dry-run", &["0000:01:00 host -> vfio-pci by hand", "  nothing to do"]);
     ignores(&taken(host).vm(111, "cores: 2").without("run/gpu-handoff/vm-111"), "111 pre-start");
 }
 
@@ -587,43 +827,420 @@ fn a_lock_that_is_released_in_time() {
     assert_eq!(output.status.code(), Some(0));
 }
 
+const WEDGED: &str = "0000:01:00 is wedged: unbind from nvidia 0000:01:00.0 has not come back since \
+                      2026-11-20T12:00:00Z (PID 5000001)";
+const COMES_HOME: &str = "the card comes home by itself when the call ends; if it never does, only a reboot frees it; \
+                          other cards keep working";
+
 #[test]
 fn a_wedged_slot() {
-    let stuck = format!("proc/{PID}/comm");
-    let message = "0000:01:00 is wedged: unbind from nvidia 0000:01:00.0 never came back since 2026-11-20T12:00:00Z \
-                   (PID 5000001); nothing was touched; end what uses the GPU, or reboot the host";
-    let host = settled()
-        .record("vm-111", "0000:01:00", "leaving", "nvidia")
-        .wedged("0000:01:00", PID)
-        .file(&stuck, "gpu-handoff\n");
-    for call in ["111 pre-start", "111 post-stop", "to-vfio", "to-nvidia"] {
-        refuses(&host, call, 4, message);
+    let message = format!("{WEDGED}; {COMES_HOME}");
+    let wedged = || settled().wedged("0000:01:00", PID).alive(PID);
+    for call in ["111 pre-start", "to-vfio"] {
+        refuses(&wedged(), call, 4, &message);
     }
+    let recorded = wedged().record("vm-111", "0000:01:00", "leaving", "nvidia");
+    refuses(&recorded, "111 pre-start", 4, &message);
+    for call in ["111 post-stop", "to-nvidia", "reconcile", "reconcile --unfinished"] {
+        refuses_now(&recorded, call, 4, &message);
+    }
+}
+
+#[test]
+#[ignore = "fails: the dry runs of to-nvidia and reconcile do not look at wedges"]
+fn a_wedged_slot_told_beforehand() {
+    let host = settled().wedged("0000:01:00", PID).alive(PID).record("vm-111", "0000:01:00", "away", "nvidia");
+    for call in ["to-nvidia", "reconcile"] {
+        refuses(&host, call, 4, &format!("{WEDGED}; {COMES_HOME}"));
+    }
+}
+
+#[test]
+fn what_to_do_about_a_wedged_slot() {
+    let wedged = || with_drm_node(host()).wedged("0000:01:00", PID).alive(PID);
+    let held = |host: Host| host.process(PID + 1, "ffmpeg", "/lxc/101/ns", &[NULL]);
+    let holder = "PID 5000002 (ffmpeg, container 101) has /dev/dri/card0 open; end it (pct stop 101)";
+    refuses(&held(wedged()), "111 pre-start", 4, &format!("{WEDGED}; {holder}; {COMES_HOME}"));
+    let driver = |version: &str| {
+        let line = format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  Wed Nov 19 00:00:00 UTC 2026\n");
+        wedged().file("proc/driver/nvidia/version", &line)
+    };
+    let never = "with this version of the driver the call never ends: reboot the host when you can; other cards keep \
+                 working";
+    refuses(&driver("590.48.01"), "111 pre-start", 4, &format!("{WEDGED}; {COMES_HOME}"));
+    refuses(&driver("595.45.04"), "111 pre-start", 4, &format!("{WEDGED}; {never}"));
+    refuses(&held(driver("595.45.04")), "111 pre-start", 4, &format!("{WEDGED}; {holder}; {never}"));
 }
 
 #[test]
 fn a_wedge_that_has_ended() {
+    let wedged = || settled().wedged("0000:01:00", PID);
     for (call, owner) in [("111 pre-start", "VM 111"), ("to-vfio", "vfio-pci by hand")] {
-        let host = settled().wedged("0000:01:00", PID);
-        assert_eq!(host.run(call), ready(owner));
-        assert!(!host.path("run/gpu-handoff/wedged-0000:01:00").exists(), "{call}");
+        for (what, host) in [
+            ("no such process", wedged()),
+            ("a zombie", wedged().stat(PID, 'Z', START)),
+            ("a later process", wedged().stat(PID, 'D', START + 1)),
+        ] {
+            assert_eq!(host.run(call), ready(owner), "{call}: {what}");
+            assert!(!host.has_own_file("wedged-0000:01:00"), "{call}: {what}");
+        }
     }
     // Another slot's is none of this one's business, and stays.
-    let host = settled().wedged("0000:02:00", PID).file(&format!("proc/{PID}/comm"), "gpu-handoff\n");
+    let host = settled().wedged("0000:02:00", PID).alive(PID);
     accepts(&host, "another slot");
-    assert!(host.path("run/gpu-handoff/wedged-0000:02:00").exists());
+    assert!(host.has_own_file("wedged-0000:02:00"));
 }
 
 /// Nobody knows then whether the call ended, so the slot is left alone.
 #[test]
-#[ignore = "fails: such a file counts as none, or is removed, and the run goes on"]
 fn a_wedge_that_is_not_understood() {
-    for text in ["", "{", "[]", r#"{"step":"unbind"}"#, r#"{"step":"unbind","pid":"5000001"}"#] {
-        let host = settled().file("run/gpu-handoff/wedged-0000:01:00", text);
-        let before = host.snapshot().without_lock();
-        assert_eq!(host.run("111 pre-start").code, Some(4), "{text}");
-        assert_eq!(host.snapshot().without_lock().changes_since(&before), NOTHING, "{text}");
+    for (text, problem) in [
+        ("", "EOF while parsing a value at line 1 column 0"),
+        ("{", "EOF while parsing an object at line 1 column 1"),
+        ("[]", "step: no string"),
+        (r#"{"step":"unbind","since":"2026-11-20T12:00:00Z"}"#, "pid, start: no numbers"),
+        // As it was written before the start was.
+        (r#"{"step":"unbind","pid":5000001,"since":"2026-11-20T12:00:00Z"}"#, "pid, start: no numbers"),
+        (r#"{"step":"unbind","pid":"1","start":1,"since":"2026-11-20T12:00:00Z"}"#, "pid, start: no numbers"),
+        (r#"{"step":"unbind","pid":1,"start":1}"#, "since: no string"),
+    ] {
+        let file = "run/gpu-handoff/wedged-0000:01:00";
+        let host = settled().file(file, text);
+        let line = format!("{}: {problem}", host.path(file).display());
+        let message = format!("0000:01:00 may be wedged and was not touched: {line}; a reboot clears that");
+        for call in ["111 pre-start", "to-vfio"] {
+            refuses(&host, call, 4, &message);
+        }
+        let before = host.snapshot();
+        let Run { code, out, err } = host.run("--status --json");
+        assert_eq!((code, err), (Some(0), format!("gpu-handoff: warning: {line}\n")));
+        let gpu = serde_json::from_str::<Value>(&out).unwrap()["gpus"][0].clone();
+        assert_eq!(gpu["owner"], json!({"kind": "wedged", "vmid": null}), "{text}");
+        assert_eq!(gpu["wedged"], Value::Null, "{text}");
+        assert_eq!(host.snapshot().changes_since(&before), NOTHING);
+        let host = host.record("vm-111", "0000:01:00", "away", "nvidia");
+        for call in ["111 post-stop", "to-nvidia", "reconcile"] {
+            refuses_now(&host, call, 4, &message);
+        }
+        // It is another slot's.
+        let host = settled().file("run/gpu-handoff/wedged-0000:02:00", text);
+        accepts(&host, text);
+        assert!(host.has_own_file("wedged-0000:02:00"));
     }
+}
+
+// What a killed handoff left
+
+#[test]
+fn a_journal_whose_worker_has_ended() {
+    for host in [settled(), settled().stat(PID, 'Z', START), settled().stat(PID, 'S', START + 1)] {
+        let host = host.journal("0000:01:00", PID);
+        accepts(&host, "ended");
+        assert!(!host.has_own_file("journal"));
+        assert!(!host.has_own_file("wedged-0000:01:00"));
+    }
+}
+
+/// It is given a moment; then its call counts as stuck, and only its slot is refused.
+#[test]
+fn a_journal_whose_worker_is_still_at_it() {
+    let left = || settled().config(r#"{"time":{"handoff_s":0.4}}"#).journal("0000:01:00", PID).alive(PID);
+    let host = left();
+    let Run { code, out, err } = host.run("111 pre-start");
+    assert_eq!((code, out.as_str()), (Some(4), ""), "{err}");
+    let wedge = host.own_file("wedged-0000:01:00");
+    let since = wedge["since"].as_str().unwrap();
+    assert_eq!(
+        err,
+        format!(
+            "gpu-handoff: error: 0000:01:00 is wedged: unbind from nvidia 0000:01:00.0 has not come back since {since} \
+             (PID 5000001); {COMES_HOME}\n"
+        )
+    );
+    let step = "unbind from nvidia 0000:01:00.0";
+    assert_eq!(wedge, json!({"step": step, "pid": PID, "start": START, "since": since}));
+    assert!(!host.has_own_file("journal"));
+    let host = left().card("0000:02:00", "vfio-pci", "vfio-pci");
+    let expected = success("0000:02:00 is already on vfio-pci: nothing to do for vfio-pci by hand");
+    assert_eq!(host.run("to-vfio 02:00"), expected);
+    assert!(host.has_own_file("wedged-0000:01:00"));
+}
+
+#[test]
+fn a_journal_that_is_not_understood() {
+    for (text, problem) in [
+        ("", "EOF while parsing a value at line 1 column 0"),
+        ("{}", "schema: expected 1"),
+        (r#"{"schema":1,"owner":"x","slots":[],"step":"","pid":1,"start":1}"#, "owner: unknown"),
+    ] {
+        let host = settled().file("run/gpu-handoff/journal", text);
+        let path = host.path("run/gpu-handoff/journal");
+        let warning = format!("gpu-handoff: warning: {}: {problem}; going on without it\n", path.display());
+        let Run { code, out, err } = host.run("111 pre-start");
+        assert_eq!((code, out.as_str()), (Some(0), ""));
+        assert_eq!(err, format!("{warning}{}", ready("VM 111").err));
+        assert!(!path.exists());
+    }
+}
+
+// How far a run goes
+
+/// The way there fails at the first change that is not made in a tree; everything is put back and told.
+#[test]
+fn a_way_there_that_fails() {
+    let unload = "unload nvidia: not done under GPU_HANDOFF_ROOT";
+    let unbind = "unbind from nvidia 0000:01:00.0: the kernel reported success, but nothing changed";
+    // The other card needs the module.
+    let second = || host().card("0000:02:00", "nvidia", "snd_hda_intel");
+    for (host, problem) in [(host(), unload), (second(), unbind)] {
+        let run = host.run("111 pre-start");
+        assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{}", run.err);
+        assert_eq!(
+            told(&run),
+            [
+                "0000:01:00 host -> VM 111".to_string(),
+                "  check N ms  0000:01:00.0 nvidia, 0000:01:00.1 snd_hda_intel; not in use".to_string(),
+                "  prepare N ms  driver_override=vfio-pci 0000:01:00.0 0000:01:00.1".to_string(),
+                format!("  release N ms  {problem}"),
+                format!("warning: {problem}; going back"),
+                "  release N ms  remove_id 10de:22ba 10de:2684".to_string(),
+                "  clear N ms  clear driver_override 0000:01:00.0 0000:01:00.1".to_string(),
+                format!("error: 0000:01:00 is back where it was: {problem}; then start VM 111 again: qm start 111"),
+            ]
+        );
+        for address in ["0000:01:00.0", "0000:01:00.1"] {
+            let path = host.path(&format!("{}/driver_override", device(address)));
+            assert_eq!(fs::read_to_string(path).unwrap(), "\n", "{address}");
+        }
+        for name in ["vm-111", "journal", "wedged-0000:01:00"] {
+            assert!(!host.has_own_file(name), "{name}");
+        }
+        let last = host.own_file("last-0000:01:00");
+        assert_eq!((&last["direction"], &last["vmid"], &last["exit"]), (&json!("vfio"), &json!(111), &json!(1)));
+        assert_eq!(status(&host)["gpus"][0]["owner"], json!({"kind": "host", "vmid": null}));
+    }
+}
+
+/// The way home goes as far as it can, says where it stopped, and can be gone on with.
+#[test]
+fn a_way_home_that_fails() {
+    let host = settled().record("vm-111", "0000:01:00", "away", "nvidia");
+    for call in ["111 post-stop", "to-nvidia", "reconcile", "reconcile --unfinished"] {
+        let run = host.run(call);
+        assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{call}: {}", run.err);
+        let told = told(&run);
+        assert_eq!(told[0], "0000:01:00 VM 111 -> host", "{call}");
+        assert_eq!(told[1], "  wait N ms  nobody has it open any more", "{call}");
+        let end = "error: 0000:01:00 is stranded: unbind from vfio-pci 0000:01:00.0: the kernel reported success, but \
+                   nothing changed; mend that, then: gpu-handoff to-nvidia 0000:01:00";
+        assert_eq!(told.last().unwrap(), end, "{call}");
+        let record = host.own_file("vm-111");
+        assert_eq!(record["progress"], json!("returning"), "{call}");
+        assert_eq!(record["functions"][0]["driver"], json!("nvidia"), "{call}");
+        assert!(!host.has_own_file("journal"), "{call}");
+        let last = host.own_file("last-0000:01:00");
+        assert_eq!((&last["direction"], &last["vmid"], &last["exit"]), (&json!("home"), &json!(111), &json!(1)));
+        assert_eq!(status(&host)["gpus"][0]["owner"], json!({"kind": "stranded", "vmid": 111}), "{call}");
+    }
+}
+
+/// Towards home a step that fails keeps none of the others back, and the log does not hide it.
+#[test]
+#[ignore = "fails: of the steps home that failed only the first is told"]
+fn every_step_home_that_fails_is_told() {
+    let host = settled().record("vm-111", "0000:01:00", "away", "nvidia");
+    let Run { err, .. } = host.run("111 post-stop");
+    for problem in [
+        "unbind from vfio-pci 0000:01:00.0: the kernel reported success, but nothing changed",
+        "unbind from vfio-pci 0000:01:00.1: the kernel reported success, but nothing changed",
+        "load nvidia snd_hda_intel: modprobe is not installed",
+    ] {
+        assert!(err.contains(problem), "{problem}: {err}");
+    }
+}
+
+#[test]
+fn a_device_that_is_gone() {
+    let gone = || Host::new().vm(111, "hostpci0: 01:00").record("vm-111", "0000:01:00", "away", "nvidia");
+    for call in ["111 post-stop", "reconcile"] {
+        let host = gone();
+        let run = host.run(call);
+        assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{call}: {}", run.err);
+        let end = "error: 0000:01:00.0 is gone: there is no such device any more; if the card is still there: echo 1 > \
+                   /sys/bus/pci/rescan, then: gpu-handoff to-nvidia 0000:01:00";
+        assert_eq!(told(&run).last().unwrap(), end, "{call}");
+        let mut kept = gone().own_file("vm-111");
+        kept["progress"] = json!("returning");
+        kept["caller"] = Value::Null;
+        assert_eq!(host.own_file("vm-111"), kept, "{call}");
+    }
+}
+
+// What would be done
+
+#[test]
+fn the_plan_of_a_start() {
+    let away = [
+        "  prepare   driver_override=vfio-pci 0000:01:00.0",
+        "  prepare   driver_override=vfio-pci 0000:01:00.1",
+        "  release   unload nvidia",
+        "  release   unbind from snd_hda_intel 0000:01:00.1",
+        "  bind      bind to vfio-pci 0000:01:00.0",
+        "  bind      bind to vfio-pci 0000:01:00.1",
+    ];
+    let lines = |title: &'static str, steps: &[&'static str]| [&[title], steps].concat();
+    let for_vm = |steps: &[&'static str]| lines("0000:01:00 host -> VM 111", steps);
+    plans(&host(), "plan 111", &for_vm(&away));
+    for call in ["to-vfio --dry-run", "to-vfio 01:00 --dry-run", "handoff vfio --dry-run", "--dry-run to_vfio"] {
+        plans(&host(), call, &lines("0000:01:00 host -> vfio-pci by hand", &away));
+    }
+    // What holds the module goes first.
+    let mut stack = away.to_vec();
+    stack.splice(2..3, ["  release   unload nvidia_uvm", "  release   unload nvidia"]);
+    plans(&host().file("sys/module/nvidia/holders/nvidia_uvm/refcnt", "1\n"), "plan 111", &for_vm(&stack));
+    // Another card needs the module, or a call that is stuck with one may.
+    let mut unbind = away.to_vec();
+    unbind[2] = "  release   unbind from nvidia 0000:01:00.0";
+    plans(&host().card("0000:02:00", "nvidia", ""), "plan 111", &for_vm(&unbind));
+    plans(&host().wedged("0000:02:00", PID).alive(PID), "plan 111", &for_vm(&unbind));
+    // vfio-pci comes first.
+    let load = [&["  prepare   load vfio_pci"], &away[..]].concat();
+    let not_loaded = host()
+        .without("sys/bus/pci/drivers/vfio-pci")
+        .without("sys/module/vfio_pci")
+        .file("lib/modules/6.12.48-1-pve/modules.dep", "kernel/drivers/vfio/pci/vfio-pci.ko:\n");
+    plans(&not_loaded, "plan 111", &for_vm(&load));
+}
+
+#[test]
+fn the_plan_of_a_way_home() {
+    let home = [
+        "  release   remove_id 10de:22ba",
+        "  release   remove_id 10de:2684",
+        "  release   driver_override=nvidia 0000:01:00.0",
+        "  release   driver_override=snd_hda_intel 0000:01:00.1",
+        "  release   unbind from vfio-pci 0000:01:00.0",
+        "  release   unbind from vfio-pci 0000:01:00.1",
+        "  bind      load nvidia",
+        "  bind      bind to nvidia 0000:01:00.0",
+        "  bind      bind to snd_hda_intel 0000:01:00.1",
+        "  complete  device nodes",
+        "  clear     clear driver_override 0000:01:00.0",
+        "  clear     clear driver_override 0000:01:00.1",
+    ];
+    let away = || settled().driver("snd_hda_intel");
+    let by_hand = away().record("manual-0000:01:00", "0000:01:00", "away", "nvidia");
+    let expected = [&["0000:01:00 vfio-pci by hand -> host"], &home[..]].concat();
+    for call in ["to-nvidia --dry-run", "to-nvidia 01:00 --dry-run", "handoff nvidia --dry-run"] {
+        plans(&by_hand, call, &expected);
+    }
+    let of_vm = away().record("vm-111", "0000:01:00", "away", "nvidia");
+    let expected = [&["0000:01:00 VM 111 -> host"], &home[..]].concat();
+    plans(&of_vm, "to-nvidia --dry-run", &expected);
+    plans(&of_vm, "reconcile --dry-run", &expected);
+    let unfinished = away().record("vm-111", "0000:01:00", "leaving", "nvidia");
+    plans(&unfinished, "reconcile --unfinished --dry-run", &expected);
+}
+
+#[test]
+fn plans_of_nothing() {
+    let at_home = "0000:01:00 is at home on nvidia: nothing to do";
+    plans(&host(), "to-nvidia --dry-run", &[at_home]);
+    let on_vfio = "0000:01:00 is at home on vfio-pci: no handoff of ours put it there, nothing to do";
+    plans(&settled(), "to-nvidia --dry-run", &[on_vfio]);
+    let stale = settled().vm(111, "cores: 2").record("vm-111", "0000:01:00", "away", "nvidia");
+    let line = "guest 111 takes no NVIDIA GPU: nothing to do, but its record's slots would come home";
+    plans(&stale, "plan 111", &[line]);
+}
+
+// What was left behind
+
+/// What no record names is not ours, and what somebody has or keeps is not left behind.
+#[test]
+fn nothing_was_left_behind() {
+    let recorded = || settled().record("vm-111", "0000:01:00", "away", "nvidia");
+    for (what, host) in [
+        ("never used", settled()),
+        ("at home", host()),
+        ("no GPU", Host::new()),
+        ("a running VM", recorded().running(111, PID)),
+        ("a VM in its start", recorded().flock("var/lock/qemu-server/lock-111.conf")),
+        ("by hand", settled().record("manual-0000:01:00", "0000:01:00", "away", "nvidia")),
+        ("other files", settled().file("run/gpu-handoff/lock", "").wedged("0000:01:00", PID)),
+        ("a file of nobody", settled().file("run/gpu-handoff/vm-", "{}").file("run/gpu-handoff/vm-x", "{}")),
+    ] {
+        let had_directory = host.path("run/gpu-handoff").exists();
+        for call in ["reconcile", "reconcile --unfinished"] {
+            let before = host.snapshot();
+            let silent = Run { code: Some(0), out: String::new(), err: String::new() };
+            assert_eq!(host.run(call), silent, "{call}: {what}");
+            assert_eq!(host.snapshot().changes_since(&before), NOTHING, "{call}: {what}");
+            plans(&host, &format!("{call} --dry-run"), &["nothing was left behind: nothing to do"]);
+        }
+        assert_eq!(host.path("run/gpu-handoff").exists(), had_directory, "{what}");
+    }
+}
+
+/// As long as status says that a VM has it.
+#[test]
+#[ignore = "fails: reconcile does not look at the caller, and takes what status says a VM has"]
+fn a_start_that_may_go_on_is_not_left_behind() {
+    let host = settled().record_by(111, "0000:01:00", "nvidia", PID).alive(PID);
+    assert_eq!(status(&host)["gpus"][0]["owner"], json!({"kind": "vm", "vmid": 111}));
+    ignores(&host, "reconcile");
+}
+
+/// All of it is where it was before, only the record is left: what is done then can be seen in a tree.
+#[test]
+fn what_was_left_behind_comes_home() {
+    let (vm, by_hand) = ("vm-112", "manual-0000:01:00");
+    for (name, progress, call) in [
+        (vm, "away", "reconcile"),
+        (vm, "leaving", "reconcile"),
+        (vm, "returning", "reconcile"),
+        (vm, "leaving", "reconcile --unfinished"),
+        (vm, "returning", "reconcile --unfinished"),
+        (by_hand, "leaving", "reconcile --unfinished"),
+        (by_hand, "returning", "reconcile"),
+    ] {
+        let host = host().record(name, "0000:01:00", progress, "nvidia");
+        let owner = if name == vm { "VM 112" } else { "vfio-pci by hand" };
+        let run = host.run(call);
+        assert_eq!((run.code, run.out.as_str()), (Some(0), ""), "{call}: {}", run.err);
+        assert_eq!(
+            told(&run),
+            [
+                format!("0000:01:00 {owner} -> host").as_str(),
+                "  wait N ms  nobody has it open any more",
+                "  release N ms  remove_id 10de:22ba 10de:2684",
+                "0000:01:00 is home after N ms",
+            ],
+            "{call}"
+        );
+        assert!(!host.has_own_file(name), "{name}: {call}");
+        ignores(&host, call);
+    }
+    // A VM that does not run is not an unfinished handoff.
+    let host = host().record(vm, "0000:01:00", "away", "nvidia");
+    ignores(&host, "reconcile --unfinished");
+}
+
+/// One that cannot be brought home keeps none of the others back; it decides the exit code.
+#[test]
+fn what_was_left_behind_and_stays_there() {
+    let host = settled()
+        .card("0000:02:00", "nvidia", "snd_hda_intel")
+        .record("vm-112", "0000:01:00", "away", "nvidia")
+        .record("vm-113", "0000:02:00", "away", "nvidia")
+        .record("vm-114", "0000:02:00", "away", "nvidia")
+        .running(114, PID);
+    let run = host.run("reconcile");
+    assert_eq!(run.code, Some(1), "{}", run.err);
+    assert!(host.has_own_file("vm-112") && !host.has_own_file("vm-113") && host.has_own_file("vm-114"), "{}", run.err);
+    let errors: Vec<String> = told(&run).into_iter().filter(|line| line.starts_with("error: ")).collect();
+    let end = "error: 0000:01:00 is stranded: unbind from vfio-pci 0000:01:00.0: the kernel reported success, but \
+               nothing changed; mend that, then: gpu-handoff to-nvidia 0000:01:00";
+    assert_eq!(errors, [end]);
 }
 
 // By hand
@@ -641,8 +1258,19 @@ fn bad_usage() {
         ("handoff nouveau", "handoff needs vfio or nvidia"),
         ("to-nvidia --json", "--json goes with --status"),
         ("--status 01:00", "01:00 is too much"),
+        ("plan", "plan needs the id of a VM"),
+        ("plan gpu", "gpu is no guest id"),
+        ("plan 99999999999", "99999999999 is no guest id"),
+        ("plan 111 112", "112 is too much"),
+        ("plan 111 --json", "--json goes with --status"),
+        ("reconcile 01:00", "01:00 is too much"),
+        ("reconcile --all", "--all is too much"),
+        ("to-vfio --unfinished", "--unfinished goes with reconcile"),
+        ("--status --dry-run", "--dry-run goes with a verb that changes something; for a VM, see plan"),
+        ("111 pre-start --dry-run", "--dry-run goes with a verb that changes something; for a VM, see plan"),
+        ("plan 111 --dry-run", "--dry-run goes with a verb that changes something; for a VM, see plan"),
     ] {
-        refuses(&host(), call, 2, &format!("{problem}; see gpu-handoff --help"));
+        refuses_now(&host(), call, 2, &format!("{problem}; see gpu-handoff --help"));
     }
 }
 
@@ -688,7 +1316,6 @@ fn bad_spellings_of_a_slot() {
 }
 
 #[test]
-#[ignore = "fails: what follows the dot, and how long a bus is, is not looked at"]
 fn worse_spellings_of_a_slot() {
     for slot in ["01:00.00", "01:00.123", "0000:001:00", "0000:01:000"] {
         let message = format!("{slot} is no slot; a slot is written like 0000:01:00");
@@ -759,17 +1386,24 @@ fn a_vm_that_never_lets_go() {
         .record("vm-111", "0000:01:00", "away", "nvidia")
         .file(&format!("{}/vfio-dev/vfio0/dev", device("0000:01:00.0")), NULL_NUMBER)
         .process(PID, "kvm", "/qemu.slice/111.scope", &[NULL]);
-    let before = host.snapshot().without_lock();
+    let who = "0000:01:00 was not touched: PID 5000001 (kvm, VM 111) has /dev/vfio/devices/vfio0 open";
+    // A person would rather be told than wait.
+    let message = format!("{who}; end it (qm stop 111), then: gpu-handoff to-nvidia 0000:01:00");
+    refuses_now(&host, "to-nvidia", 3, &message);
     let Run { code, out, err } = host.run("111 post-stop");
     assert_eq!((code, out.as_str()), (Some(4), ""), "{err}");
     // A busy machine may wait longer than it was told to.
-    let (told, remedy) = err.split_once(" after ").unwrap();
-    assert_eq!(
-        told,
-        "gpu-handoff: error: 0000:01:00 was not touched: PID 5000001 (kvm, VM 111) has /dev/vfio/devices/vfio0 open"
-    );
-    assert!(remedy.ends_with(" s; end it, then: gpu-handoff to-nvidia 0000:01:00\n"), "{remedy}");
-    assert_eq!(host.snapshot().without_lock().changes_since(&before), NOTHING);
+    let (told, rest) = err.split_once(" (after ").unwrap();
+    assert_eq!(told, format!("gpu-handoff: error: {who}"));
+    let (waited, remedy) = rest.split_once(" s); ").unwrap();
+    assert!(waited.parse::<u32>().is_ok(), "{err}");
+    assert_eq!(remedy, "end it, then: gpu-handoff to-nvidia 0000:01:00\n");
+    // Whoever comes next goes on from here.
+    let record = host.own_file("vm-111");
+    assert_eq!((&record["progress"], &record["functions"][0]["driver"]), (&json!("returning"), &json!("nvidia")));
+    let gpu = status(&host)["gpus"][0].clone();
+    assert_eq!(gpu["functions"][0]["driver"], json!("vfio-pci"));
+    assert_eq!(gpu["functions"][0]["override"], Value::Null);
 }
 
 // Status
@@ -872,6 +1506,8 @@ fn status_without_a_gpu() {
 fn status_tells_who_has_it() {
     let recorded = |progress: &str| settled().record("vm-111", "0000:01:00", progress, "nvidia");
     let by_hand = |progress: &str| settled().record("manual-0000:01:00", "0000:01:00", progress, "nvidia");
+    let asked_for = || settled().record_by(111, "0000:01:00", "nvidia", PID);
+    let unmoved = |progress: &str| host().record("vm-111", "0000:01:00", progress, "nvidia");
     let lock = "run/gpu-handoff/lock";
     let vm = json!(111);
     for (what, host, kind, vmid) in [
@@ -882,6 +1518,9 @@ fn status_tells_who_has_it() {
         ("without a driver", Host::new().card("0000:01:00", "", ""), "none", Value::Null),
         ("with a running VM", recorded("away").running(111, PID), "vm", vm.clone()),
         ("with a VM in its start", recorded("away").flock("var/lock/qemu-server/lock-111.conf"), "vm", vm.clone()),
+        ("with a VM whose caller lives", asked_for().alive(PID), "vm", vm.clone()),
+        ("with a VM whose caller does not", asked_for(), "stranded", vm.clone()),
+        ("with a VM whose caller is another now", asked_for().stat(PID, 'S', START + 1), "stranded", vm.clone()),
         ("on its way there", recorded("leaving").flock(lock), "moving", vm.clone()),
         ("on its way home", recorded("returning").flock(lock), "moving", vm.clone()),
         ("on its way by hand", by_hand("leaving").flock(lock), "moving", Value::Null),
@@ -889,9 +1528,12 @@ fn status_tells_who_has_it() {
         ("with a VM that is gone", recorded("away"), "stranded", vm.clone()),
         ("left on its way there", recorded("leaving").running(111, PID), "stranded", vm.clone()),
         ("left on its way home", recorded("returning").file(lock, ""), "stranded", vm.clone()),
+        ("left before anything was moved", unmoved("leaving"), "host", Value::Null),
+        ("left when all was home", unmoved("returning"), "host", Value::Null),
         ("by hand", by_hand("away"), "manual", Value::Null),
         ("left by hand", by_hand("returning"), "stranded", Value::Null),
         ("a wedge that has ended", settled().wedged("0000:01:00", PID), "none", Value::Null),
+        ("a wedge's PID again", settled().wedged("0000:01:00", PID).stat(PID, 'D', START + 1), "none", Value::Null),
         ("another card's record", host().record("vm-111", "0000:02:00", "away", "nvidia"), "host", Value::Null),
     ] {
         let gpu = &status(&host)["gpus"][0];
@@ -909,11 +1551,11 @@ fn status_tells_where_home_is() {
 
 #[test]
 fn status_of_a_wedged_slot() {
-    let wedged = |host: Host| host.wedged("0000:01:00", PID).file(&format!("proc/{PID}/comm"), "gpu-handoff\n");
+    let wedged = |host: Host| host.wedged("0000:01:00", PID).alive(PID);
     let gpu = status(&wedged(host()))["gpus"][0].clone();
     assert_eq!(gpu["owner"], json!({"kind": "wedged", "vmid": null}));
     let step = "unbind from nvidia 0000:01:00.0";
-    assert_eq!(gpu["wedged"], json!({"step": step, "pid": PID, "since": "2026-11-20T12:00:00Z"}));
+    assert_eq!(gpu["wedged"], json!({"step": step, "pid": PID, "start": START, "since": "2026-11-20T12:00:00Z"}));
     let of_vm = wedged(host()).record("vm-111", "0000:01:00", "leaving", "nvidia");
     assert_eq!(status(&of_vm)["gpus"][0]["owner"], json!({"kind": "wedged", "vmid": 111}));
 }
@@ -932,7 +1574,6 @@ fn status_does_not_need_the_configuration() {
 
 /// A VM that draws on the host's GPU (`vga: virtio-gl`) is a user of it, no owner.
 #[test]
-#[ignore = "fails: whichever VM has any node of the GPU open is told to own it"]
 fn status_of_a_gpu_that_a_vm_draws_on() {
     let host = with_drm_node(host()).process(PID, "kvm", "/qemu.slice/112.scope", &[NULL]);
     let gpu = status(&host)["gpus"][0].clone();
@@ -942,7 +1583,6 @@ fn status_of_a_gpu_that_a_vm_draws_on() {
 
 /// The other card can still be told about; that one file cannot be read is said beside it.
 #[test]
-#[ignore = "fails: one record that is not understood hides every GPU"]
 fn status_with_a_record_that_is_not_understood() {
     let host = host().file("run/gpu-handoff/vm-333", "{");
     let run = host.run("--status --json");
@@ -994,6 +1634,7 @@ fn status_for_people() {
             r#"{"direction":"home","vmid":null,"exit":1,"ms":7,"phases":[{"name":"wait","ms":7}]}"#,
         )
         .wedged("0000:41:00", PID)
+        .alive(PID)
         .file("run/reboot-required.pkgs", "gpu-handoff\n");
     let user = match nix::unistd::geteuid().is_root() {
         true => ["PID 5000001 (kvm, VM 111) has /dev/vfio/devices/vfio0 open\n", ""],
@@ -1002,13 +1643,13 @@ fn status_for_people() {
     let expected = format!(
         "0000:01:00  VM 111\n  \
            .0  display  10de:2684  group 1    vfio-pci       home nvidia\n  \
-           .1  audio    10de:22ba  group 1    vfio-pci       home nvidia\n  \
+           .1  audio    10de:22ba  group 1    vfio-pci       home snd_hda_intel\n  \
            used by  {}  \
            last     host -> VM 111 in 84 ms (release 20, bind 64)\n\
          0000:41:00  wedged\n  \
            .0  3D       10de:2330  group 65   nvidia\n\
          {}  \
-           wedged   unbind from nvidia 0000:41:00.0 since 2026-11-20T12:00:00Z (PID 5000001)\n  \
+           wedged   unbind from nvidia 0000:41:00.0 has not come back since 2026-11-20T12:00:00Z (PID 5000001)\n  \
            last     vfio-pci -> host in 7 ms (wait 7), failed with exit code 1\n\
          reboot required: the host preparation takes effect with the next boot\n",
         user[0], user[1]
@@ -1032,6 +1673,10 @@ fn nobody_listens() {
         ("111 pre-start", 1),
         ("111 post-stop", 0),
         ("to-nvidia", 0),
+        ("plan 111", 0),
+        ("plan 999", 2),
+        ("to-vfio --dry-run", 0),
+        ("reconcile", 0),
     ] {
         let host = host();
         assert_eq!(host.run(call).code, Some(code), "{call}, heard");
@@ -1061,4 +1706,16 @@ fn a_full_disk_is_told() {
         "gpu-handoff: error: standard output: No space left on device (os error 28)\n"
     );
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// The process that does what may block leaves the working directory; it must not leave the tree with it.
+#[test]
+#[ignore = "fails: the worker goes to / first, so below a relative root it reads and writes the real machine"]
+fn a_root_that_is_relative() {
+    let host = settled().file(&format!("{}/driver_override", device("0000:01:00.0")), "vfio-pci\n");
+    let root = host.path("");
+    let relative = root.file_name().unwrap();
+    let mut command = host.command("--status --json");
+    let output = command.current_dir(root.parent().unwrap()).env("GPU_HANDOFF_ROOT", relative).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), host.run("--status --json").out);
 }

@@ -1,14 +1,18 @@
 //! A directory that stands for a host, laid out as the kernel and Proxmox do it, and the program run on it.
 //!
-//! Writes land in plain files there and nothing reacts to them, so a run goes as far as its first real change.
+//! Writes land in plain files there and nothing reacts: a run goes as far as the first that must have an effect.
 
 use nix::sys::stat::{major, minor};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, process};
+
+/// When the processes of a tree began, in ticks since boot.
+pub const START: u64 = 4711;
 
 pub struct Host {
     root: PathBuf,
@@ -141,6 +145,16 @@ impl Host {
         )
     }
 
+    /// This process lives, and began at [`START`]. Its name is the worst that one may have.
+    pub fn alive(self, pid: u32) -> Host {
+        self.stat(pid, 'D', START)
+    }
+
+    pub fn stat(self, pid: u32, state: char, start: u64) -> Host {
+        let counts = "1 1 1 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0";
+        self.file(&format!("proc/{pid}/stat"), &format!("{pid} (a) Z 1 (b) {state} {counts} {start} 0 0\n"))
+    }
+
     /// `/proc/locks` says that somebody holds a flock on this file.
     pub fn flock(self, path: &str) -> Host {
         let host = self.file(path, "");
@@ -150,23 +164,49 @@ impl Host {
         host.file("proc/locks", &line)
     }
 
-    /// `name` is `vm-111` or `manual-0000:01:00`; the card's home is this driver.
+    /// `name` is `vm-111` or `manual-0000:01:00`; the GPU's home is this driver.
     pub fn record(self, name: &str, slot: &str, progress: &str, home: &str) -> Host {
-        let module = home.replace('-', "_");
-        let function =
-            |n: u8| format!(r#"{{"slot":"{slot}","address":"{slot}.{n}","driver":"{home}","module":"{module}"}}"#);
-        let (gpu, audio) = (function(0), function(1));
-        self.file(
-            &format!("run/gpu-handoff/{name}"),
-            &format!(r#"{{"schema":1,"progress":"{progress}","functions":[{gpu},{audio}],"modules":[]}}"#),
-        )
+        let function = |number: u8, driver: &str| {
+            let module = driver.replace('-', "_");
+            json!({"slot": slot, "address": format!("{slot}.{number}"), "driver": driver, "module": module})
+        };
+        let audio = if home == "nvidia" { "snd_hda_intel" } else { home };
+        let functions = [function(0, home), function(1, audio)];
+        let record = json!({"schema": 1, "progress": progress, "functions": functions, "modules": []});
+        self.file(&format!("run/gpu-handoff/{name}"), &record.to_string())
     }
 
+    /// As [`Host::record`], of a card that is with a VM, whose start was asked for by this process.
+    pub fn record_by(self, vmid: u32, slot: &str, home: &str, caller: u32) -> Host {
+        let name = format!("vm-{vmid}");
+        let host = self.record(&name, slot, "away", home);
+        let mut record = host.own_file(&name);
+        record["caller"] = json!({"pid": caller, "start": START});
+        host.file(&format!("run/gpu-handoff/{name}"), &record.to_string())
+    }
+
+    /// A call of this process never came back; whether it still lives is another question.
     pub fn wedged(self, slot: &str, pid: u32) -> Host {
-        self.file(
-            &format!("run/gpu-handoff/wedged-{slot}"),
-            &format!(r#"{{"step":"unbind from nvidia {slot}.0","pid":{pid},"since":"2026-11-20T12:00:00Z"}}"#),
-        )
+        let step = format!("unbind from nvidia {slot}.0");
+        let wedge = json!({"step": step, "pid": pid, "start": START, "since": "2026-11-20T12:00:00Z"});
+        self.file(&format!("run/gpu-handoff/wedged-{slot}"), &wedge.to_string())
+    }
+
+    /// The journal of a handoff to VM 112 that was killed while this process was at a step.
+    pub fn journal(self, slot: &str, pid: u32) -> Host {
+        let step = format!("unbind from nvidia {slot}.0");
+        let journal =
+            json!({"schema": 1, "owner": "vm-112", "slots": [slot], "step": step, "pid": pid, "start": START});
+        self.file("run/gpu-handoff/journal", &journal.to_string())
+    }
+
+    /// What one of the program's own files says.
+    pub fn own_file(&self, name: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(&format!("run/gpu-handoff/{name}"))).unwrap()).unwrap()
+    }
+
+    pub fn has_own_file(&self, name: &str) -> bool {
+        self.path(&format!("run/gpu-handoff/{name}")).exists()
     }
 
     /// The program with these arguments, which are separated by one blank each.
