@@ -157,6 +157,39 @@ impl Setup {
         Ok(Some(Ready { before: bench.world(), wish, home }))
     }
 
+    /// Situations that differ in kind: here every fault is tried at every change.
+    pub fn is_core(&self) -> bool {
+        use Home::{Mixed, Nouveau, Nvidia, Unbound};
+        use Way::{FromHand, FromVm, FromVmLate, OverHand, Reconcile, Takeover, TakeoverHalf, ToVm};
+        let machine = &self.machine;
+        if self.busy != Busy::Nobody {
+            return false;
+        }
+        if machine.poller || !machine.vfio_loaded {
+            return machine.homes == (Nvidia, None) && matches!(self.way, FromVm | ToVm);
+        }
+        let holding = (machine.version, machine.modeset) == ("580.95.05", true);
+        if machine.version != "565.77" && !holding {
+            return false;
+        }
+        match (machine.homes, machine.functions, self.take.as_slice()) {
+            ((Nvidia, None), 2, _) => {
+                let differs =
+                    matches!(self.way, FromVm | FromVmLate | FromHand | Takeover | TakeoverHalf | OverHand | Reconcile);
+                self.way == ToVm || (differs && !holding && !machine.modeset)
+            }
+            ((Nvidia, None), 4, _) | ((Nvidia, Some(Unbound)), 2, [1, 2]) => {
+                matches!(self.way, ToVm | FromVm) && !machine.modeset
+            }
+            ((Nouveau, None), 2, _) => matches!(self.way, ToVm | FromVm),
+            ((Mixed, None), 2, _) => matches!(self.way, ToVm | FromVmLate),
+            ((Unbound, None), 2, _) => self.way == FromVm,
+            ((Nvidia, Some(Nvidia)), 2, [1]) => matches!(self.way, ToVm | FromVm | TakeoverHalf),
+            ((Nvidia, Some(Nvidia)), 2, [1, 2]) => matches!(self.way, ToVm | FromVm) && !machine.modeset,
+            _ => false,
+        }
+    }
+
     /// A card at home without a driver that came home alone is taken when nvidia is loaded for the other card later: no
     /// record names it any more, and nothing may stay set on it.
     fn is_beyond(&self) -> bool {
