@@ -42,6 +42,11 @@ pub enum Kind {
     KillInHang {
         ends: bool,
     },
+    /// SIGKILL at any look at the machine; `at` counts looks.
+    KillAtLook,
+    /// Just before, somebody whom the search for holders did not see opens the first card's node, and keeps it open for
+    /// a while.
+    Opened,
     /// SIGTERM: asked to end from here on.
     Term,
 }
@@ -64,6 +69,8 @@ impl Kind {
             Kind::KillAfter { alone: false } => "kill after",
             Kind::KillInHang { ends: true } => "kill in a hang that ends",
             Kind::KillInHang { ends: false } => "kill in a hang for ever",
+            Kind::KillAtLook => "kill at any look",
+            Kind::Opened => "opened unseen",
             Kind::Term => "SIGTERM",
         }
     }
@@ -73,7 +80,7 @@ impl Kind {
     }
 
     pub fn is_kill(self) -> bool {
-        matches!(self, Kind::KillBefore { .. } | Kind::KillAfter { .. } | Kind::KillInHang { .. })
+        matches!(self, Kind::KillBefore { .. } | Kind::KillAfter { .. } | Kind::KillInHang { .. } | Kind::KillAtLook)
     }
 
     /// The hang comes to an end.
@@ -130,5 +137,13 @@ pub fn kinds_for(action: &Action) -> Vec<Kind> {
         Kind::KillInHang { ends: false },
         Kind::Term,
     ]);
+    let releases = match action {
+        Action::Write { path, .. } => path == "/sys/bus/pci/drivers/nvidia/unbind",
+        Action::Unload { module } => module.starts_with("nvidia"),
+        _ => false,
+    };
+    if releases {
+        kinds.push(Kind::Opened);
+    }
     kinds
 }

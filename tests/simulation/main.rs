@@ -16,8 +16,10 @@ mod files;
 mod kernel;
 mod machine;
 mod modules;
+mod order;
 mod pci;
 mod sabotage;
+mod scenarios;
 mod setup;
 mod state;
 
@@ -79,7 +81,17 @@ fn main() -> ExitCode {
             });
         }
     });
-    let tally = tally.into_inner().unwrap();
+    let mut tally = tally.into_inner().unwrap();
+    let mut bench = Bench::new(directory(threads));
+    if let Err(problem) = scenarios::play(&mut bench).map(|number| println!("simulation: {number} scenarios as expected")) {
+        tally.fail(&problem, problem.clone());
+    }
+    for sabotage in sabotage::Sabotage::ALL {
+        match sabotage::caught(&mut bench, sabotage) {
+            Ok(notice) => println!("simulation: broken on purpose, {sabotage:?}: caught: {notice}"),
+            Err(problem) => tally.fail(&problem, format!("broken on purpose, {sabotage:?}: {problem}")),
+        }
+    }
     report(&tally);
     println!("simulation: {:.1} s on {threads} threads", begin.elapsed().as_secs_f64());
     if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -99,7 +111,7 @@ fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
         Err(problem) => return tally.lock().unwrap().fail(&problem, format!("{setup}\n{problem}")),
     };
     bench.log.clear();
-    let acts = match cases::without_fault(bench, &ready) {
+    let acts = match cases::without_fault(bench, setup, &ready) {
         Ok(acts) => acts,
         Err(problem) => return tally.lock().unwrap().fail(&problem, dump(bench, setup, "no fault", &problem)),
     };
@@ -117,21 +129,29 @@ fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
     let whole = setup.is_core() || std::env::var_os("SIMULATION_ALL").is_some();
     let mut cases: BTreeMap<&'static str, (usize, usize)> = BTreeMap::new();
     let mut failures = Vec::new();
+    let mut attempt = |bench: &mut Bench, fault: Fault, then: Then| {
+        let count = cases.entry(fault.kind.name()).or_default();
+        count.0 += 1;
+        let done = cases::with_fault(bench, setup, &ready, fault, then);
+        match &done {
+            Ok(()) => count.1 += 1,
+            Err(problem) => {
+                let text = dump(bench, setup, &format!("{fault:?}, then {then:?}"), problem);
+                failures.push((problem.clone(), text));
+            }
+        }
+    };
     for (index, act) in acts.iter().enumerate() {
         for (kind, then) in what_befalls(act, index, whole) {
-            let fault = Fault { at: index + 1, kind };
-            {
-                let count = cases.entry(kind.name()).or_default();
-                count.0 += 1;
-                match cases::with_fault(bench, setup, &ready, fault, then) {
-                    Ok(()) => count.1 += 1,
-                    Err(problem) => {
-                        let fault = format!("{fault:?} at {act:?}, then {then:?}");
-                        let text = dump(bench, setup, &fault, &problem);
-                        failures.push((problem, text));
-                    }
-                }
-            }
+            attempt(bench, Fault { at: index + 1, kind }, then);
+        }
+    }
+    if whole {
+        // Not every one: neighbours rarely differ.
+        let looks = bench.looks_of(&ready);
+        for at in (1..=looks).step_by(7) {
+            let then = if at % 2 == 0 { Then::Again } else { Then::Else };
+            attempt(bench, Fault { at, kind: Kind::KillAtLook }, then);
         }
     }
     let mut tally = tally.lock().unwrap();

@@ -169,7 +169,8 @@ impl Setup {
             return machine.homes == (Nvidia, None) && matches!(self.way, FromVm | ToVm);
         }
         let holding = (machine.version, machine.modeset) == ("580.95.05", true);
-        if machine.version != "565.77" && !holding {
+        let never_ends = machine.version == "595.45.04" && !machine.modeset && self.way == ToVm && machine.cards() == 2;
+        if machine.version != "565.77" && !holding && !never_ends {
             return false;
         }
         match (machine.homes, machine.functions, self.take.as_slice()) {
@@ -194,7 +195,9 @@ impl Setup {
     /// record names it any more, and nothing may stay set on it.
     fn is_beyond(&self) -> bool {
         let mixed = self.machine.has(Home::Nvidia) && (self.machine.has(Home::Unbound) || self.machine.has(Home::Bare));
-        mixed && matches!(self.way, Way::Takeover | Way::TakeoverHalf) && self.take.len() == 1
+        let alone = matches!(self.way, Way::Takeover | Way::TakeoverHalf) && self.take.len() == 1;
+        // Whoever polls the nodes loads it as well, at any time.
+        mixed && (alone || self.machine.poller)
     }
 
     /// The VM runs for a while. False when what Proxmox does then changes more than this is about.
@@ -228,7 +231,7 @@ impl Setup {
 }
 
 /// Somebody is busy from the beginning. False when there is nothing to be busy with.
-fn occupy(state: &mut State, busy: Busy) -> bool {
+pub fn occupy(state: &mut State, busy: Busy) -> bool {
     let gpu = |card: usize| format!("{}.0", slot(card));
     let minor = |state: &State, card: usize| state.functions.get(&gpu(card)).and_then(|f| f.minor).map(nvidia_number);
     let control = nvidia_number(CONTROL_MINOR);
