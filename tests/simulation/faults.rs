@@ -31,6 +31,8 @@ pub enum Kind {
     /// It hangs past every limit, and is done in the end.
     HangEnds,
     HangForever,
+    /// Everything hangs from here on, for ever.
+    EverythingHangs,
     /// SIGKILL just before. `alone`: the worker's own last act, reconcile, does not come about either.
     KillBefore {
         alone: bool,
@@ -63,6 +65,7 @@ impl Kind {
             Kind::NoProcess => "no process",
             Kind::HangEnds => "hang that ends",
             Kind::HangForever => "hang for ever",
+            Kind::EverythingHangs => "hangs from here on",
             Kind::KillBefore { alone: true } => "kill before, alone",
             Kind::KillBefore { alone: false } => "kill before",
             Kind::KillAfter { alone: true } => "kill after, alone",
@@ -76,7 +79,7 @@ impl Kind {
     }
 
     pub fn is_hang(self) -> bool {
-        matches!(self, Kind::HangEnds | Kind::HangForever | Kind::KillInHang { .. })
+        matches!(self, Kind::HangEnds | Kind::HangForever | Kind::EverythingHangs | Kind::KillInHang { .. })
     }
 
     pub fn is_kill(self) -> bool {
@@ -90,7 +93,7 @@ impl Kind {
 
     /// Going back is hindered as well, so it need not succeed within the same run.
     pub fn goes_on(self) -> bool {
-        matches!(self, Kind::EverythingFails | Kind::EverythingLies)
+        matches!(self, Kind::EverythingFails | Kind::EverythingLies | Kind::EverythingHangs)
     }
 }
 
@@ -129,6 +132,7 @@ pub fn kinds_for(action: &Action) -> Vec<Kind> {
         Kind::NoProcess,
         Kind::HangEnds,
         Kind::HangForever,
+        Kind::EverythingHangs,
         Kind::KillBefore { alone: true },
         Kind::KillBefore { alone: false },
         Kind::KillAfter { alone: true },

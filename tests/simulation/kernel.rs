@@ -363,7 +363,7 @@ impl Kernel for SimKernel {
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError> {
         self.acts.borrow_mut().push(action.clone());
         if let Some(Sabotage::NoDeadline) = self.sabotage.get() {
-            self.advance(Duration::from_secs(20));
+            self.advance(Duration::from_secs(70));
         }
         self.advance(ACT);
         match self.fault_now() {
@@ -390,7 +390,7 @@ impl Kernel for SimKernel {
             }
             Some(Kind::NoProcess) => Err(ActError::Os(io::Error::from_raw_os_error(libc::EAGAIN))),
             Some(Kind::HangEnds) => Err(self.hang(action, self.injected_block(action, true), limit)),
-            Some(Kind::HangForever) => Err(self.hang(action, self.injected_block(action, false), limit)),
+            Some(Kind::HangForever | Kind::EverythingHangs) => Err(self.hang(action, self.injected_block(action, false), limit)),
             Some(Kind::KillBefore { .. }) => killed(),
             Some(Kind::KillAfter { .. }) => {
                 let _ = self.carry_out(action, limit);

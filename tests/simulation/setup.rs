@@ -23,13 +23,15 @@ pub enum Way {
     Takeover,
     /// Another VM's handoff was killed half-way.
     TakeoverHalf,
+    /// Two other VMs' handoffs were killed half-way, one on each card.
+    TwoHalves,
     /// By hand first, then a VM uses it there.
     OverHand,
     /// The VM was given its cards and never started.
     Reconcile,
 }
 
-pub const WAYS: [Way; 9] = [
+pub const WAYS: [Way; 10] = [
     Way::ToVm,
     Way::FromVm,
     Way::FromVmLate,
@@ -37,6 +39,7 @@ pub const WAYS: [Way; 9] = [
     Way::FromHand,
     Way::Takeover,
     Way::TakeoverHalf,
+    Way::TwoHalves,
     Way::OverHand,
     Way::Reconcile,
 ];
@@ -146,13 +149,20 @@ impl Setup {
                 }
                 Wish::Leave(VM, slots.clone())
             }
+            Way::TwoHalves if all.len() == 2 => {
+                for (vmid, slot) in [222, 333].into_iter().zip(all) {
+                    let fault = Fault { at: 3, kind: Kind::KillAfter { alone: true } };
+                    bench.run(&Wish::Leave(Owner::Vm(vmid), vec![slot]), Some(fault));
+                }
+                Wish::Leave(VM, slots.clone())
+            }
             Way::OverHand if slots.len() == 1 => {
                 if !first(bench, &Wish::Leave(by_hand, slots.clone()))? {
                     return Ok(None);
                 }
                 Wish::Leave(VM, slots.clone())
             }
-            Way::ToHand | Way::FromHand | Way::OverHand => return Ok(None),
+            Way::ToHand | Way::FromHand | Way::OverHand | Way::TwoHalves => return Ok(None),
         };
         Ok(Some(Ready { before: bench.world(), wish, home }))
     }
@@ -160,7 +170,7 @@ impl Setup {
     /// Situations that differ in kind: here every fault is tried at every change.
     pub fn is_core(&self) -> bool {
         use Home::{Mixed, Nouveau, Nvidia, Unbound};
-        use Way::{FromHand, FromVm, FromVmLate, OverHand, Reconcile, Takeover, TakeoverHalf, ToVm};
+        use Way::{FromHand, FromVm, FromVmLate, OverHand, Reconcile, Takeover, TakeoverHalf, ToVm, TwoHalves};
         let machine = &self.machine;
         if self.busy != Busy::Nobody {
             return false;
@@ -185,7 +195,7 @@ impl Setup {
             ((Nouveau, None), 2, _) => matches!(self.way, ToVm | FromVm),
             ((Mixed, None), 2, _) => matches!(self.way, ToVm | FromVmLate),
             ((Unbound, None), 2, _) => self.way == FromVm,
-            ((Nvidia, Some(Nvidia)), 2, [1]) => matches!(self.way, ToVm | FromVm | TakeoverHalf),
+            ((Nvidia, Some(Nvidia)), 2, [1]) => matches!(self.way, ToVm | FromVm | TakeoverHalf | TwoHalves),
             ((Nvidia, Some(Nvidia)), 2, [1, 2]) => matches!(self.way, ToVm | FromVm) && !machine.modeset,
             _ => false,
         }
@@ -195,7 +205,7 @@ impl Setup {
     /// record names it any more, and nothing may stay set on it.
     fn is_beyond(&self) -> bool {
         let mixed = self.machine.has(Home::Nvidia) && (self.machine.has(Home::Unbound) || self.machine.has(Home::Bare));
-        let alone = matches!(self.way, Way::Takeover | Way::TakeoverHalf) && self.take.len() == 1;
+        let alone = matches!(self.way, Way::Takeover | Way::TakeoverHalf | Way::TwoHalves) && self.take.len() == 1;
         // Whoever polls the nodes loads it as well, at any time.
         mixed && (alone || self.machine.poller)
     }
