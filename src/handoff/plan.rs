@@ -50,7 +50,8 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
     // Before unbinding: opening a dead device node makes the kernel load nvidia, which would take the GPU back.
     for function in facts.functions() {
         // One that lives on vfio-pci without an override needs none, and none is left behind on it.
-        let lives_there = record.home_of(&function.address).is_some_and(|home| home.driver.as_deref() == Some(VFIO_PCI));
+        let lives_there =
+            record.home_of(&function.address).is_some_and(|home| home.driver.as_deref() == Some(VFIO_PCI));
         let settled = lives_there && function.is_on(VFIO_PCI) && function.driver_override.is_none();
         if !settled && function.driver_override.as_deref() != Some(VFIO_PCI) {
             plan.push((Phase::Prepare, override_to(&function.address, Some(VFIO_PCI))));

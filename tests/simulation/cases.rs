@@ -93,6 +93,24 @@ pub fn with_fault(bench: &mut Bench, setup: &Setup, ready: &Ready, fault: Fault,
     bring_everything_home(bench, ready)
 }
 
+/// The plan of a run that nothing befalls, spoilt in every way that comes to mind: how many there were, each objected to.
+///
+/// # Errors
+/// The spoilt plan that nobody objected to.
+pub fn spoil(bench: &mut Bench, ready: &Ready) -> Result<usize, String> {
+    bench.restore(&ready.before);
+    let Some(plan) = bench.plan(&ready.wish) else { return Ok(0) };
+    let state = bench.kernel.state.borrow().clone();
+    match &ready.wish {
+        Wish::Leave(_, slots) => order::objections(&plan, &|plan| order::check_leave(&state, plan, slots)),
+        Wish::Home(owner) => {
+            let record = bench.record(owner).ok_or("no record")?;
+            order::objections(&plan, &|plan| order::check_home(&state, plan, &record))
+        }
+        Wish::Reconcile | Wish::Unfinished => Ok(0),
+    }
+}
+
 /// Both ways from here are planned in a legal order.
 ///
 /// # Errors

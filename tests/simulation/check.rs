@@ -101,7 +101,11 @@ pub fn ended_well(bench: &Bench, wish: &Wish, kind: Option<Kind>, ran: &Ran, bef
         (Wish::Home(owner), 1) if bench.record(owner).is_none() => Err("exit 1 without a record".to_string()),
         (Wish::Home(_) | Wish::Reconcile | Wish::Unfinished, 1) => Ok(()),
         (_, 3) => {
-            if bench.world().but_for_time() == before.clone().but_for_time() { Ok(()) } else { Err("exit 3, but something changed".to_string()) }
+            if bench.world().but_for_time() == before.clone().but_for_time() {
+                Ok(())
+            } else {
+                Err("exit 3, but something changed".to_string())
+            }
         }
         (_, 4) if !bench.store.wedged_slots().is_empty() || ran.took > bench.budget() / 2 => Ok(()),
         // Asked to end while it waited.

@@ -52,9 +52,7 @@ impl State {
             ["class"] => Text::Is(format!("{:#08x}\n", function.class)),
             // driver_override_show takes the device's lock.
             ["driver_override"] if function.locked => Text::NeverReturns,
-            ["driver_override"] => {
-                Text::Is(format!("{}\n", function.driver_override.as_deref().unwrap_or("(null)")))
-            }
+            ["driver_override"] => Text::Is(format!("{}\n", function.driver_override.as_deref().unwrap_or("(null)"))),
             // sriov_numvfs_show takes it, too; the GPU has the attribute, and no virtual function.
             ["sriov_numvfs"] if function.locked => Text::NeverReturns,
             ["sriov_numvfs"] if address.ends_with(".0") => Text::Is("0\n".to_string()),
@@ -92,9 +90,9 @@ impl State {
                 "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build\n",
                 self.version
             )),
-            ["params"] => Some(
-                "ModifyDeviceFiles: 1\nDeviceFileUID: 0\nDeviceFileGID: 44\nDeviceFileMode: 438\n".to_string(),
-            ),
+            ["params"] => {
+                Some("ModifyDeviceFiles: 1\nDeviceFileUID: 0\nDeviceFileGID: 44\nDeviceFileMode: 438\n".to_string())
+            }
             ["gpus", address, "information"] => {
                 let minor = self.functions.get(*address)?.minor?;
                 Some(format!("Model: \t\t Simulated\nDevice Minor: \t {minor}\n"))

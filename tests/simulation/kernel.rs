@@ -208,7 +208,9 @@ impl SimKernel {
 
     fn refuse(action: &Action) -> ActError {
         match action {
-            Action::Load { .. } => ActError::Program("modprobe: ERROR: could not insert: Cannot allocate memory".into()),
+            Action::Load { .. } => {
+                ActError::Program("modprobe: ERROR: could not insert: Cannot allocate memory".into())
+            }
             _ => ActError::Os(io::Error::from_raw_os_error(libc::EIO)),
         }
     }
@@ -390,7 +392,9 @@ impl Kernel for SimKernel {
             }
             Some(Kind::NoProcess) => Err(ActError::Os(io::Error::from_raw_os_error(libc::EAGAIN))),
             Some(Kind::HangEnds) => Err(self.hang(action, self.injected_block(action, true), limit)),
-            Some(Kind::HangForever | Kind::EverythingHangs) => Err(self.hang(action, self.injected_block(action, false), limit)),
+            Some(Kind::HangForever | Kind::EverythingHangs) => {
+                Err(self.hang(action, self.injected_block(action, false), limit))
+            }
             Some(Kind::KillBefore { .. }) => killed(),
             Some(Kind::KillAfter { .. }) => {
                 let _ = self.carry_out(action, limit);

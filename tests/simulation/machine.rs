@@ -74,8 +74,7 @@ impl Machine {
 
     /// The machine at rest.
     pub fn build(&self) -> State {
-        let mut state =
-            State { version: self.version, modeset: self.modeset, poller: self.poller, ..State::empty() };
+        let mut state = State { version: self.version, modeset: self.modeset, poller: self.poller, ..State::empty() };
         // Cards of one home are twins: an id that is written for one captures the other.
         let twins = self.homes.1.is_none_or(|second| second == self.homes.0);
         for card in 1..=self.cards() {
@@ -105,7 +104,8 @@ impl Machine {
 
     fn settle_at_home(&self, state: &mut State) {
         for card in 1..=self.cards() {
-            let addresses: Vec<String> = state.functions.keys().filter(|a| a.starts_with(&slot(card))).cloned().collect();
+            let addresses: Vec<String> =
+                state.functions.keys().filter(|a| a.starts_with(&slot(card))).cloned().collect();
             for (number, address) in addresses.iter().enumerate() {
                 let on_vfio = match self.home_of(card) {
                     Home::Vfio => true,
@@ -135,7 +135,8 @@ impl Machine {
         let _ = state.attach("xhci_hcd");
         // Loading bound whatever matches: who is at home without a driver was unbound by hand.
         for card in 1..=self.cards() {
-            let addresses: Vec<String> = state.functions.keys().filter(|a| a.starts_with(&slot(card))).cloned().collect();
+            let addresses: Vec<String> =
+                state.functions.keys().filter(|a| a.starts_with(&slot(card))).cloned().collect();
             for (number, address) in addresses.iter().enumerate() {
                 if self.home_of(card) == Home::Bare || (self.home_of(card) == Home::Unbound && number == 0) {
                     state.complete_unbind(address);

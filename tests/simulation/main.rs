@@ -44,6 +44,8 @@ struct Tally {
     situations: usize,
     refused: usize,
     plans: BTreeSet<String>,
+    /// Plans with an illegal order, made on purpose, all objected to.
+    spoilt: usize,
     /// By kind of fault: cases, and those that converged.
     cases: BTreeMap<&'static str, (usize, usize)>,
     /// By what went wrong: how often, and the first case in full.
@@ -83,12 +85,17 @@ fn main() -> ExitCode {
     });
     let mut tally = tally.into_inner().unwrap();
     let mut bench = Bench::new(directory(threads));
-    if let Err(problem) = scenarios::play(&mut bench).map(|number| println!("simulation: {number} scenarios as expected")) {
+    if let Err(problem) =
+        scenarios::play(&mut bench).map(|number| println!("simulation: {number} scenarios as expected"))
+    {
         tally.fail(&problem, problem.clone());
     }
     for sabotage in sabotage::Sabotage::ALL {
         match sabotage::caught(&mut bench, sabotage) {
-            Ok(notice) => println!("simulation: broken on purpose, {sabotage:?}: caught: {}", notice.split(';').next().unwrap_or("")),
+            Ok(notice) => println!(
+                "simulation: broken on purpose, {sabotage:?}: caught: {}",
+                notice.split(';').next().unwrap_or("")
+            ),
             Err(problem) => tally.fail(&problem, format!("broken on purpose, {sabotage:?}: {problem}")),
         }
     }
@@ -127,6 +134,10 @@ fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
         }
     }
     let whole = setup.is_core() || std::env::var_os("SIMULATION_ALL").is_some();
+    match cases::spoil(bench, &ready) {
+        Ok(number) => tally.lock().unwrap().spoilt += number,
+        Err(problem) => tally.lock().unwrap().fail(&problem, dump(bench, setup, "no fault", &problem)),
+    }
     let mut cases: BTreeMap<&'static str, (usize, usize)> = BTreeMap::new();
     let mut failures = Vec::new();
     let mut attempt = |bench: &mut Bench, fault: Fault, then: Then| {
@@ -171,7 +182,8 @@ fn what_befalls(act: &Action, index: usize, all: bool) -> Vec<(Kind, Then)> {
     let mut cases = Vec::new();
     for (turn, kind) in faults::kinds_for(act).into_iter().enumerate() {
         // Once the worker's last act has put everything right, one thing after it is as good as the other.
-        let is_settled = kind.is_hang() || matches!(kind, Kind::KillBefore { alone: false } | Kind::KillAfter { alone: false });
+        let is_settled =
+            kind.is_hang() || matches!(kind, Kind::KillBefore { alone: false } | Kind::KillAfter { alone: false });
         let thens: &[Then] = match (is_settled, (index + turn) % 2) {
             (false, _) => &[Then::Again, Then::Else],
             (true, 0) => &[Then::Again],
@@ -230,5 +242,6 @@ fn report(tally: &Tally) {
         "simulation: {} situations without a fault, {} of them refused for being busy",
         tally.situations, tally.refused
     );
+    println!("simulation: broken on purpose, {} plans in an illegal order: caught", tally.spoilt);
     println!("simulation: {} plans, {all} cases, {converged} converged, {} failures", tally.plans.len(), tally.failed);
 }

@@ -81,7 +81,9 @@ impl State {
             return Reply::Done;
         }
         if !MODULES.iter().any(|(name, ..)| *name == module) {
-            return Reply::Words(format!("modprobe: FATAL: Module {module} not found in directory /lib/modules/6.12.0"));
+            return Reply::Words(format!(
+                "modprobe: FATAL: Module {module} not found in directory /lib/modules/6.12.0"
+            ));
         }
         for dependency in dependencies(module) {
             match self.load(dependency) {

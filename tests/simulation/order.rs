@@ -28,7 +28,9 @@ impl Order<'_> {
     }
 
     fn override_of(&self, address: &str, driver: Option<&str>) -> Option<usize> {
-        self.find(|step| matches!(step, Step::Override { address: a, driver: d } if a == address && d.as_deref() == driver))
+        self.find(
+            |step| matches!(step, Step::Override { address: a, driver: d } if a == address && d.as_deref() == driver),
+        )
     }
 
     fn unbind_of(&self, address: &str) -> Option<usize> {
@@ -128,7 +130,8 @@ pub fn check_home(state: &State, plan: &Plan, record: &Record) -> Check {
     order.rule(first_clear.is_none_or(|clear| last_other.is_none_or(|other| other < clear)), || {
         "an override is cleared before everything else is done".to_string()
     })?;
-    order.rule(nodes.is_none_or(|nodes| load.is_none_or(|load| load < nodes)), || "nodes before modules".to_string())?;
+    order
+        .rule(nodes.is_none_or(|nodes| load.is_none_or(|load| load < nodes)), || "nodes before modules".to_string())?;
     for step in &order.steps {
         let bad = match step {
             Step::Unload { .. } => true,
@@ -151,7 +154,9 @@ pub fn check_home(state: &State, plan: &Plan, record: &Record) -> Check {
                 matches!(step, Step::RemoveId { vendor, device } if (*vendor, *device) == (function.vendor, function.device))
             });
             let is_static = state.static_ids.contains(&(function.vendor, function.device));
-            order.rule(is_static || id.is_some_and(|id| id < unbind), || format!("{address}: unbind before remove_id"))?;
+            order.rule(is_static || id.is_some_and(|id| id < unbind), || {
+                format!("{address}: unbind before remove_id")
+            })?;
             order.rule(load.is_none_or(|load| unbind < load), || format!("{address}: modules before unbind"))?;
         }
         if let Some(driver) = home.driver.as_deref() {
@@ -172,4 +177,44 @@ pub fn check_home(state: &State, plan: &Plan, record: &Record) -> Check {
         }
     }
     Ok(())
+}
+
+/// Plans spoilt on purpose: each of these must break a rule. How many there were.
+///
+/// # Errors
+/// The spoilt plan that nobody objected to.
+pub fn objections(plan: &Plan, check: &dyn Fn(&Plan) -> Check) -> Result<usize, String> {
+    let mut spoilt: Vec<(String, Plan)> = Vec::new();
+    let kinds = |step: &Step| matches!(step, Step::Unbind { .. } | Step::Probe { .. } | Step::Unload { .. });
+    if plan.iter().filter(|(_, step)| kinds(step)).count() > 1 {
+        spoilt.push(("turned round".to_string(), plan.iter().rev().cloned().collect()));
+    }
+    for (index, (phase, step)) in plan.iter().enumerate() {
+        let mut other = plan.clone();
+        match step {
+            Step::Probe { .. } | Step::RemoveId { .. } => drop(other.remove(index)),
+            Step::Override { driver: Some(_), .. } => {
+                let moved = other.remove(index);
+                other.push(moved);
+            }
+            Step::Override { driver: None, .. } => {
+                let moved = other.remove(index);
+                other.insert(0, moved);
+            }
+            Step::Unbind { driver, .. } => {
+                let stranger = Step::Unbind { address: "0000:77:00.0".to_string(), driver: driver.clone() };
+                other[index] = (*phase, stranger);
+            }
+            Step::Load { .. } | Step::Unload { .. } | Step::MakeNodes => continue,
+        }
+        spoilt.push((format!("without or with another place for {step}"), other));
+    }
+    let count = spoilt.len();
+    for (how, plan) in spoilt {
+        if check(&plan).is_ok() {
+            let steps: Vec<String> = plan.iter().map(|(_, step)| step.to_string()).collect();
+            return Err(format!("order: nobody objects to a plan {how}: {}", steps.join(", ")));
+        }
+    }
+    Ok(count)
 }

@@ -312,9 +312,7 @@ pub fn setups() -> Vec<Setup> {
             for way in WAYS {
                 setups.push(Setup { machine, take: take.to_vec(), way, busy: Busy::Nobody });
             }
-            for busy in
-                [Busy::First, Busy::FirstDrm, Busy::FirstSound, Busy::Second, Busy::SecondNode, Busy::Control]
-            {
+            for busy in [Busy::First, Busy::FirstDrm, Busy::FirstSound, Busy::Second, Busy::SecondNode, Busy::Control] {
                 for way in [Way::ToVm, Way::ToHand] {
                     setups.push(Setup { machine, take: take.to_vec(), way, busy });
                 }

@@ -175,8 +175,12 @@ impl State {
 
     /// QEMU begins and takes the groups of these slots, as Proxmox starts it.
     pub fn start_qemu(&mut self, vmid: u32, slots: &[String]) {
-        let groups: BTreeSet<u32> =
-            self.functions.iter().filter(|(a, _)| slots.iter().any(|s| a.starts_with(s))).map(|(_, f)| f.group).collect();
+        let groups: BTreeSet<u32> = self
+            .functions
+            .iter()
+            .filter(|(a, _)| slots.iter().any(|s| a.starts_with(s)))
+            .map(|(_, f)| f.group)
+            .collect();
         let open = groups.iter().map(|group| group_number(*group)).collect();
         let pid = self.start_process("kvm", &format!("0::/qemu.slice/{vmid}.scope\n"), open);
         if let Some(process) = self.processes.get_mut(&pid) {
