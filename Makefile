@@ -1,24 +1,30 @@
 # What this needs beside Rust and make is installed on the way, see tests/install-missing.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: build test demo lint clean help
+.PHONY: build test demo soak fuzz lint clean help
 
 build: ## the release binary, target/release/gpu-handoff
 	@tests/install-missing build
 	cargo build --release --locked
 
-test: ## every test: unit, vectors, refusals, linkage, shell scripts, lab
+test: ## every test: unit, vectors, refusals, linkage, shell scripts, manual page, lab
 	@tests/all
 
 demo: ## a VM takes the GPU and gives it back, in the lab
 	@tests/lab/run tests/lab/scripts/demo.sh
 
+soak: ## 200 random handoffs with random kills, in the lab; SEED=N repeats one
+	@tests/lab/run --timeout 7200 tests/lab/scripts/soak.sh 200 $(or $(SEED),$$(shuf -i 1-32767 -n 1))
+
+fuzz: ## every parser of what others wrote, SECONDS=600 each
+	@tests/fuzz $(SECONDS)
+
 lint: ## formatting, clippy, shell scripts, manual page
 	@tests/install-missing build lint
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --all-features -- -D warnings
 	tests/shellcheck
-	mandoc -Tlint -W warning packaging/man/gpu-handoff.8
+	tests/manual
 
 clean: ## remove target, with the lab's image
 	cargo clean

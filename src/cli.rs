@@ -2,7 +2,7 @@
 
 use crate::App;
 use crate::events::{hookscript, manual};
-use crate::handoff::reconcile::Reach;
+use crate::handoff::reconcile::Scope;
 use crate::report::status::Status;
 use crate::stop::{Result, Stop};
 use lexopt::Arg;
@@ -17,7 +17,7 @@ pub enum Call {
     ToVfio { slot: Option<String>, dry_run: bool },
     ToNvidia { slot: Option<String>, dry_run: bool },
     Plan { vmid: u32 },
-    Reconcile { reach: Reach, dry_run: bool },
+    Reconcile { scope: Scope, dry_run: bool },
     Help,
     Version,
 }
@@ -118,10 +118,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
         Call::ToVfio { dry_run: wanted, .. } | Call::ToNvidia { dry_run: wanted, .. } => {
             *wanted = std::mem::take(&mut dry_run);
         }
-        Call::Reconcile { reach, dry_run: wanted } => {
+        Call::Reconcile { scope, dry_run: wanted } => {
             *wanted = std::mem::take(&mut dry_run);
             if std::mem::take(&mut unfinished) {
-                *reach = Reach::Unfinished;
+                *scope = Scope::Unfinished;
             }
         }
         Call::Hook { .. } | Call::Plan { .. } | Call::Help | Call::Version => {}
@@ -166,7 +166,7 @@ fn call(words: &[&str]) -> Result<Call> {
         };
     }
     let call = [
-        (&RECONCILE, Call::Reconcile { reach: Reach::All, dry_run: false }),
+        (&RECONCILE, Call::Reconcile { scope: Scope::All, dry_run: false }),
         (&STATUS, Call::Status { json: false }),
         (&HELP, Call::Help),
         (&VERSION, Call::Version),
@@ -196,6 +196,18 @@ fn usage(problem: &str) -> Stop {
 /// # Errors
 /// What the caller must be told, with its exit code.
 pub fn run(app: &App, call: &Call) -> Result<()> {
+    let changes = matches!(
+        call,
+        Call::ToVfio { dry_run: false, .. }
+            | Call::ToNvidia { dry_run: false, .. }
+            | Call::Reconcile { dry_run: false, .. }
+    );
+    if changes && app.kernel.is_real() && !nix::unistd::geteuid().is_root() {
+        return Err(Stop::failed("only root can hand a GPU over; nothing was touched; try again with sudo"));
+    }
+    if !changes && !matches!(call, Call::Hook { .. }) {
+        app.kernel.end_with_this_run();
+    }
     match call {
         Call::Hook { id, phase } => hookscript::run(app, *id, phase),
         Call::ToVfio { slot, dry_run: true } => print(&manual::plan_to_vfio(app, slot.as_deref())?),
@@ -203,8 +215,8 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::ToNvidia { slot, dry_run: true } => print(&manual::plan_to_nvidia(app, slot.as_deref())?),
         Call::ToNvidia { slot, dry_run: false } => manual::to_nvidia(app, slot.as_deref()),
         Call::Plan { vmid } => print(&hookscript::plan(app, *vmid)?),
-        Call::Reconcile { reach, dry_run: true } => print(&manual::plan_reconcile(app, *reach)?),
-        Call::Reconcile { reach, dry_run: false } => manual::reconcile(app, *reach),
+        Call::Reconcile { scope, dry_run: true } => print(&manual::plan_reconcile(app, *scope)?),
+        Call::Reconcile { scope, dry_run: false } => manual::reconcile(app, *scope),
         Call::Status { json } => status(app, *json),
         Call::Help => print(&help()),
         Call::Version => print(concat!("gpu-handoff ", env!("CARGO_PKG_VERSION"), "\n")),
@@ -255,8 +267,8 @@ mod tests {
         }
         assert_eq!(parsed("to-nvidia --dry-run"), Ok(Call::ToNvidia { slot: None, dry_run: true }));
         assert_eq!(parsed("plan 111"), Ok(Call::Plan { vmid: 111 }));
-        assert_eq!(parsed("reconcile --dry-run"), Ok(Call::Reconcile { reach: Reach::All, dry_run: true }));
-        assert_eq!(parsed("reconcile --unfinished"), Ok(Call::Reconcile { reach: Reach::Unfinished, dry_run: false }));
+        assert_eq!(parsed("reconcile --dry-run"), Ok(Call::Reconcile { scope: Scope::All, dry_run: true }));
+        assert_eq!(parsed("reconcile --unfinished"), Ok(Call::Reconcile { scope: Scope::Unfinished, dry_run: false }));
         assert_eq!(parsed("-V"), Ok(Call::Version));
     }
 

@@ -99,7 +99,8 @@ impl Config {
 
 /// Walks the whole document: an unknown key or a wrong type is an error that names its path.
 fn check(value: &Value, path: &mut Vec<String>) -> Result<(), String> {
-    let at = |path: &[String]| path.join(".");
+    // A key may be any text, the message is one line.
+    let at = |path: &[String]| path.join(".").escape_debug().to_string();
     if let Some((_, kind)) = KEYS.iter().find(|(pattern, _)| fits(pattern, path)) {
         return check_value(value, kind).map_err(|expected| format!("{}: expected {expected}, got {value}", at(path)));
     }
@@ -186,6 +187,7 @@ mod tests {
         assert!(problem(r#"{"time":{"lock_s":"3"}}"#).contains("time.lock_s: expected seconds"));
         assert!(problem(r#"{"time":{"lock_s":-1}}"#).contains("time.lock_s: expected seconds"));
         assert!(problem(r#"{"policy":7}"#).contains("policy: expected an object"));
+        assert_eq!(problem(r#"{"a\nb":1}"#), r"a\nb: unknown key");
         assert!(problem("[]").contains("the document: expected an object"));
         assert!(problem("{").contains("line 1"));
     }

@@ -5,6 +5,7 @@
 
 use crate::App;
 use crate::gpu::Slot;
+use crate::handoff::home::Asker;
 use crate::handoff::plan;
 use crate::handoff::record::Owner;
 use crate::proxmox::mapping;
@@ -29,13 +30,17 @@ pub fn run(app: &App, id: u32, phase: &str) -> Result<()> {
 fn pre_start(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
     let Some(vm) = read_config(&app.kernel, vmid)? else { return Ok(()) };
-    for warning in vm.warnings.iter().filter(|warning| warning.contains("hostpci")) {
-        app.story.warn(&format!("VM {vmid}: {warning}"));
-    }
+    warn_of_dropped_lines(app, vmid, &vm);
     let slots = nvidia_slots(&app.kernel, vmid, &vm)?;
     if slots.is_empty() {
         // A record from an earlier start, when the configuration still had the GPU.
-        return if app.store.has_record(&owner) { home(app, &owner) } else { Ok(()) };
+        if app.store.has_record(&owner)
+            && let Err(stop) = home(app, &owner)
+        {
+            // No reason to keep a VM from starting that does not want the GPU any more.
+            app.story.warn(&stop.message);
+        }
+        return Ok(());
     }
     let listed = listed(&app.kernel, &vm);
     let config = app.config_for_hook();
@@ -49,15 +54,24 @@ fn pre_start(app: &App, vmid: u32) -> Result<()> {
 pub fn plan(app: &App, vmid: u32) -> Result<String> {
     let owner = Owner::Vm(vmid);
     let vm = read_config(&app.kernel, vmid)?.unwrap_or_default();
+    warn_of_dropped_lines(app, vmid, &vm);
     let slots = nvidia_slots(&app.kernel, vmid, &vm)?;
     if slots.is_empty() {
-        return Ok(format!("guest {vmid} takes no NVIDIA GPU: nothing to do\n"));
+        let stale = if app.store.has_record(&owner) { ", but its record's slots would come home" } else { "" };
+        return Ok(format!("guest {vmid} takes no NVIDIA GPU: nothing to do{stale}\n"));
     }
     let listed = listed(&app.kernel, &vm);
     let config = app.config_for_verb()?;
     let covered = |address: &str| listed.iter().any(|id| covers(id, address));
     let plan = app.handoff(&config).plan_leave(&owner, &slots, &covered)?;
     Ok(plan::to_text(&format!("{} host -> {owner}", slots.join(" ")), &plan))
+}
+
+/// Proxmox drops a line that it cannot read, and starts the VM without what the line was to give it.
+fn warn_of_dropped_lines(app: &App, vmid: u32, vm: &VmConfig) {
+    for warning in vm.warnings.iter().filter(|warning| warning.contains("hostpci")) {
+        app.story.warn(&format!("VM {vmid}: {warning}"));
+    }
 }
 
 /// Every address that the VM's configuration names, itself or by a mapping.
@@ -75,7 +89,7 @@ fn post_stop(app: &App, vmid: u32) -> Result<()> {
 
 fn home(app: &App, owner: &Owner) -> Result<()> {
     let config = app.config_for_hook();
-    app.handoff(&config).come_home(owner)
+    app.handoff(&config).come_home(owner, Asker::Proxmox)
 }
 
 /// None for a container.
@@ -127,14 +141,25 @@ fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec
 /// Which device a mapping gives is decided by Proxmox after pre-start, so a GPU behind one cannot be made ready yet.
 fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str) -> Result<()> {
     let ids = mapped(kernel, name);
+    if let Some(absent) = ids.iter().find(|id| Slot::read(kernel, &id.slot).is_none()) {
+        return Err(Stop::refused(format!(
+            "VM {vmid}: hostpci{index} uses mapping={name}, which stands for {}, but there is no such device; lspci -D \
+             shows what there is",
+            absent.slot
+        )));
+    }
     let takes_none = |id: &PciId| Slot::read(kernel, &id.slot).is_some_and(|slot| !takes_gpu(&slot, id));
     if !ids.is_empty() && ids.iter().all(takes_none) {
         return Ok(());
     }
-    Err(Stop::usage(format!(
-        "VM {vmid}: hostpci{index} uses mapping={name}, which is not supported yet for GPUs; name the device instead: \
-         qm set {vmid} --hostpci{index} 0000:01:00,pcie=1 (with its address)"
-    )))
+    let instead = match ids.iter().find(|id| !takes_none(id)) {
+        Some(id) => format!(
+            "which is not supported yet for a GPU; name its slot instead: qm set {vmid} --hostpci{index} {},pcie=1",
+            id.slot
+        ),
+        None => format!("which {MAPPINGS} does not have for this node; see: pvesh get /cluster/mapping/pci"),
+    };
+    Err(Stop::usage(format!("VM {vmid}: hostpci{index} uses mapping={name}, {instead}")))
 }
 
 /// The addresses that a mapping may stand for on this node.

@@ -3,9 +3,11 @@
 use crate::App;
 use crate::gpu::inventory::{self, VFIO_PCI, slot_of};
 use crate::gpu::{Slot, inventory::nvidia_slots};
-use crate::handoff::reconcile::Reach;
+use crate::handoff::home::Asker;
+use crate::handoff::leave::unknown_home;
+use crate::handoff::plan::{self, Plan};
+use crate::handoff::reconcile::Scope;
 use crate::handoff::record::{Owner, Record};
-use crate::handoff::{Handoff, is_alive, plan};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 
@@ -41,7 +43,7 @@ pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
         app.story.say(&already_home(&app.kernel, &slot));
     }
     for record in records {
-        app.handoff(&config).come_home(&record.owner)?;
+        app.handoff(&config).come_home(&record.owner, Asker::Person)?;
     }
     Ok(())
 }
@@ -57,47 +59,65 @@ pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
     if records.is_empty() {
         return Ok(format!("{}\n", already_home(&app.kernel, &slot)));
     }
-    Ok(records.iter().map(|record| home_to_text(&app.handoff(&config), record)).collect())
+    let handoff = app.handoff(&config);
+    records.iter().map(|record| Ok(home_to_text(record, &handoff.plan_come_home(record)?))).collect()
 }
 
 /// # Errors
 /// When something could not be brought home.
-pub fn reconcile(app: &App, reach: Reach) -> Result<()> {
+pub fn reconcile(app: &App, scope: Scope) -> Result<()> {
     // As a hook: it also runs by itself, and a mistake in the configuration must not strand a GPU.
     let config = app.config_for_hook();
-    app.handoff(&config).reconcile(reach)
+    if scope == Scope::Unfinished {
+        app.kernel.end_with_this_run();
+    }
+    app.handoff(&config).reconcile(scope)
 }
 
 /// What [`reconcile`] would do now, a line each.
 ///
 /// # Errors
-/// When a record cannot be read.
-pub fn plan_reconcile(app: &App, reach: Reach) -> Result<String> {
+/// When something is stuck in the kernel with a slot.
+pub fn plan_reconcile(app: &App, scope: Scope) -> Result<String> {
     let config = app.config_for_verb()?;
     let handoff = app.handoff(&config);
-    let records = handoff.left_behind(reach)?;
+    let records = handoff.left_behind(scope);
     if records.is_empty() {
         return Ok("nothing was left behind: nothing to do\n".to_string());
     }
-    Ok(records.iter().map(|record| home_to_text(&handoff, record)).collect())
+    records.iter().map(|record| Ok(home_to_text(record, &handoff.plan_fetch(record)?))).collect()
 }
 
-fn home_to_text(handoff: &Handoff, record: &Record) -> String {
-    plan::to_text(&format!("{} {} -> host", record.slots().join(" "), record.owner), &handoff.plan_home(record))
+fn home_to_text(record: &Record, plan: &Plan) -> String {
+    plan::to_text(&format!("{} {} -> host", record.slots().join(" "), record.owner), plan)
 }
 
-/// The records that name this slot, none of which a running VM needs.
+/// The records that name this slot.
 fn away(app: &App, slot: &str) -> Result<Vec<Record>> {
-    let mut records = app.store.records()?;
-    records.retain(|record| record.slots().contains(&slot));
-    for id in records.iter().filter_map(|record| record.owner.vmid()) {
-        if is_alive(&app.kernel, id) {
-            return Err(Stop::refused(format!(
-                "{slot} was not touched: VM {id} has it; stop that VM and it comes home by itself: qm stop {id}"
-            )));
+    let mut records = Vec::new();
+    let mut problem = None;
+    for record in app.store.each_record() {
+        match record {
+            Ok(record) if record.slots().contains(&slot) => records.push(record),
+            Ok(_) => {}
+            Err(error) => problem = Some(format!("{error:#}")),
         }
     }
+    // One that cannot be read may be the one that says where this slot is at home.
+    match problem {
+        Some(problem) if records.is_empty() => refuse_unknown_home(&app.kernel, slot, &problem)?,
+        Some(problem) => app.story.warn(&problem),
+        None => {}
+    }
     Ok(records)
+}
+
+fn refuse_unknown_home(kernel: &dyn Kernel, slot: &str, problem: &str) -> Result<()> {
+    let slot = Slot::read(kernel, slot);
+    match slot.iter().flat_map(|slot| &slot.functions).find(|function| function.is_on(VFIO_PCI)) {
+        Some(away) => Err(unknown_home(&away.address, problem)),
+        None => Ok(()),
+    }
 }
 
 fn already_home(kernel: &dyn Kernel, slot: &str) -> String {

@@ -3,7 +3,7 @@
 use super::inventory::{Slot, VFIO_PCI};
 use super::nodes::{CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
 use super::nvidia;
-use crate::sys::{DeviceNumber, Kernel};
+use crate::sys::{DeviceNumber, Kernel, OpenDevice};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -83,7 +83,9 @@ impl Watched {
             if let Some(group) = function.iommu_group {
                 watched.add_attribute(kernel, &format!("/sys/class/vfio/{group}/dev"), &format!("/dev/vfio/{group}"));
             }
-            on_nvidia |= function.is_on("nvidia");
+            // While unbinding hangs the driver link is gone, but the driver still has the GPU.
+            let known = kernel.exists(&format!("/proc/driver/nvidia/gpus/{}", function.address));
+            on_nvidia |= known || function.is_on("nvidia");
         }
         if !on_nvidia {
             return watched;
@@ -137,6 +139,14 @@ impl Watched {
                 self.add_attribute(kernel, &format!("{sound}/{card}/{name}/dev"), &format!("/dev/snd/{name}"));
             }
         }
+        // An adapter with an open node is not let go by the kernel either.
+        let device = format!("/sys/bus/pci/devices/{address}");
+        for adapter in kernel.list(&device).iter().filter(|name| name.starts_with("i2c-")) {
+            for name in kernel.list(&format!("{device}/{adapter}/i2c-dev")) {
+                let attribute = format!("{device}/{adapter}/i2c-dev/{name}/dev");
+                self.add_attribute(kernel, &attribute, &format!("/dev/{name}"));
+            }
+        }
         self.add_vfio_device(kernel, address);
     }
 
@@ -162,8 +172,13 @@ impl Watched {
 
     /// Who has any of them open, this process excepted; by PID, one entry each.
     pub fn holders(&self, kernel: &dyn Kernel) -> Vec<Holder> {
+        self.holders_among(kernel, &kernel.open_devices())
+    }
+
+    /// As [`Watched::holders`], for who asks more than once about the same moment.
+    pub fn holders_among(&self, kernel: &dyn Kernel, open: &[OpenDevice]) -> Vec<Holder> {
         let mut by_pid: BTreeMap<i32, Vec<DeviceNumber>> = BTreeMap::new();
-        for open in kernel.open_devices() {
+        for open in open {
             by_pid.entry(open.pid).or_default().push(open.number);
         }
         by_pid.remove(&(std::process::id() as i32));
@@ -183,10 +198,15 @@ impl Watched {
 fn describe(kernel: &dyn Kernel, pid: i32, via: &str) -> Holder {
     Holder {
         pid,
-        command: kernel.text(&format!("/proc/{pid}/comm")).unwrap_or_else(|| "?".to_string()),
+        command: kernel.text(&format!("/proc/{pid}/comm")).map_or_else(|| "?".to_string(), |name| printable(&name)),
         via: via.to_string(),
         place: place(&kernel.text(&format!("/proc/{pid}/cgroup")).unwrap_or_default()),
     }
+}
+
+/// A process chooses its own name; it must not write to the task log with it.
+fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Reads the unified hierarchy's line of `/proc/PID/cgroup`: `0::/qemu.slice/111.scope`, `0::/lxc/101/ns/…`.
@@ -205,10 +225,17 @@ fn place(cgroup: &str) -> Place {
     if let Some(Ok(id)) = parts.iter().find_map(|part| part.strip_prefix("lxc.payload.")).map(str::parse) {
         return Place::Container(id);
     }
-    match parts.iter().rev().find(|part| part.ends_with(".service") || part.ends_with(".scope")) {
+    match parts.iter().rev().find(|part| is_unit(part)) {
         Some(unit) => Place::Unit((*unit).to_string()),
         None => Place::Unknown,
     }
+}
+
+/// Somebody who was given a cgroup may name those below it as he likes: what systemd could not have named is no unit
+/// that systemd could stop.
+fn is_unit(name: &str) -> bool {
+    (name.ends_with(".service") || name.ends_with(".scope"))
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b))
 }
 
 #[cfg(test)]
@@ -223,7 +250,14 @@ mod tests {
         let unit = Place::Unit("nvidia-persistenced.service".to_string());
         assert_eq!(place("1:name=x:/\n0::/system.slice/nvidia-persistenced.service"), unit);
         assert_eq!(place("0::/user.slice/user-0.slice/session-3.scope"), Place::Unit("session-3.scope".to_string()));
+        let unit = Place::Unit("user@1000.service".to_string());
+        assert_eq!(place("0::/user.slice/user@1000.service/x; reboot.service"), unit);
         assert_eq!(place("0::/"), Place::Unknown);
         assert_eq!(place(""), Place::Unknown);
+    }
+
+    #[test]
+    fn the_name_of_a_process_stays_on_one_line() {
+        assert_eq!(printable("a\x1b[1m\nb ü"), "a?[1m?b ü");
     }
 }

@@ -1,9 +1,13 @@
 //! PCI functions, slots and IOMMU groups, read from `/sys/bus/pci` each time: the kernel is the truth.
 
-use crate::sys::Kernel;
+use crate::sys::{ActError, Kernel};
+use std::time::Duration;
 
 const DEVICES: &str = "/sys/bus/pci/devices";
 const NVIDIA: u16 = 0x10de;
+
+/// What never takes long, unless the device's lock is held by something stuck.
+const READ_LIMIT: Duration = Duration::from_secs(2);
 
 /// The driver that gives a function to a VM.
 pub const VFIO_PCI: &str = "vfio-pci";
@@ -19,13 +23,13 @@ pub struct Function {
     pub driver: Option<String>,
     /// The module that the driver is in; none when it is built into the kernel.
     pub module: Option<String>,
-    /// Known after [`Slot::look_closely`].
+    /// None until [`Slot::read_slow_attributes`]: reading it can take long.
     pub driver_override: Option<String>,
     pub iommu_group: Option<u32>,
     /// An SR-IOV virtual function (it has a `physfn`).
     pub is_virtual: bool,
-    /// `sriov_numvfs`: how many virtual functions this physical function has now. Known after [`Slot::look_closely`].
-    pub virtual_functions: u32,
+    /// How many SR-IOV virtual functions this physical function has now.
+    pub virtual_functions: usize,
     /// Mediated devices (vGPU) exist on it.
     pub has_mdevs: bool,
 }
@@ -46,7 +50,7 @@ impl Function {
             driver_override: None,
             iommu_group: kernel.link_name(&attribute("iommu_group")).ok().and_then(|n| n.parse().ok()),
             is_virtual: kernel.exists(&attribute("physfn")),
-            virtual_functions: 0,
+            virtual_functions: virtual_functions(kernel, address),
             has_mdevs: mediated_devices(kernel, address),
         })
     }
@@ -102,15 +106,20 @@ impl Slot {
         if functions.is_empty() { None } else { Some(Slot { address: address.to_string(), functions }) }
     }
 
-    /// Reads what waits for the devices' locks: behind a call that hangs in one of them it never returns, and nothing
-    /// can end the process that waits. Only for a slot of which it is known that no call hangs in it.
-    pub fn look_closely(&mut self, kernel: &dyn Kernel) {
+    /// Reading these takes the device's lock on most kernels: next to a hung unbind it does not come back.
+    ///
+    /// # Errors
+    /// [`ActError::Stuck`] when it did not.
+    pub fn read_slow_attributes(&mut self, kernel: &dyn Kernel) -> Result<(), ActError> {
         for function in &mut self.functions {
-            let text = |name: &str| kernel.text(&attribute(&function.address, name));
-            // An override that was never set reads "(null)".
-            function.driver_override = text("driver_override").filter(|t| !t.is_empty() && t != "(null)");
-            function.virtual_functions = text("sriov_numvfs").and_then(|t| t.parse().ok()).unwrap_or(0);
+            function.driver_override = read_override(kernel, &function.address, READ_LIMIT)?;
+            if kernel.exists(&attribute(&function.address, "sriov_numvfs")) {
+                let number = read_slowly(kernel, &function.address, "sriov_numvfs", READ_LIMIT)?;
+                let number = number.and_then(|text| text.parse().ok()).unwrap_or(0);
+                function.virtual_functions = function.virtual_functions.max(number);
+            }
         }
+        Ok(())
     }
 
     pub fn is_nvidia_gpu(&self) -> bool {
@@ -178,6 +187,27 @@ pub fn slot_of(address: &str) -> Option<&str> {
     let hexadecimal = [domain, bus, device, function].iter().all(|part| part.bytes().all(|b| b.is_ascii_hexdigit()));
     let long_enough = domain.len() >= 4 && (bus.len(), device.len(), function.len()) == (2, 2, 1);
     (hexadecimal && long_enough && parts.next().is_none()).then_some(slot)
+}
+
+/// # Errors
+/// [`ActError::Stuck`] when it did not come back.
+pub fn read_override(kernel: &dyn Kernel, address: &str, limit: Duration) -> Result<Option<String>, ActError> {
+    // One that was never set reads "(null)".
+    let text = read_slowly(kernel, address, "driver_override", limit)?;
+    Ok(text.filter(|text| !text.is_empty() && text != "(null)"))
+}
+
+fn read_slowly(kernel: &dyn Kernel, address: &str, name: &str, limit: Duration) -> Result<Option<String>, ActError> {
+    match kernel.read_slowly(&attribute(address, name), limit) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim_end().to_string())),
+        Err(error @ ActError::Stuck { .. }) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Their links are counted, which takes no lock.
+fn virtual_functions(kernel: &dyn Kernel, address: &str) -> usize {
+    kernel.list(&format!("{DEVICES}/{address}")).iter().filter(|name| name.starts_with("virtfn")).count()
 }
 
 fn is_nvidia(kernel: &dyn Kernel, address: &str) -> bool {

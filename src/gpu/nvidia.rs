@@ -28,6 +28,11 @@ impl Version {
         let fixed = if self.0 >= 590 { Version(590, 44, 1) } else { Version(580, 105, 8) };
         self >= Version(570, 0, 0) && self < fixed
     }
+
+    /// From 595.45 on the driver forgets a GPU that is unbound before it waits for its users: the wait never ends.
+    pub fn waits_for_ever(self) -> bool {
+        self >= Version(595, 45, 0)
+    }
 }
 
 /// The loaded driver's version: the field after `x86_64` (or `Module`) in the first line.
@@ -62,26 +67,35 @@ pub fn major(kernel: &dyn Kernel, name: &str) -> Option<u64> {
 /// The name of a holder that this program does not know and so must not unload.
 pub fn unload_order(kernel: &dyn Kernel, module: &str) -> Result<Vec<String>, String> {
     let mut order = Vec::new();
-    add_with_holders(kernel, module, &mut order)?;
+    add_with_holders(kernel, module, &mut Vec::new(), &mut order)?;
     Ok(order)
 }
 
-fn add_with_holders(kernel: &dyn Kernel, module: &str, order: &mut Vec<String>) -> Result<(), String> {
+/// Looks at each module once, even should they hold each other in a circle.
+fn add_with_holders(
+    kernel: &dyn Kernel,
+    module: &str,
+    seen: &mut Vec<String>,
+    order: &mut Vec<String>,
+) -> Result<(), String> {
+    if seen.iter().any(|m| m == module) {
+        return Ok(());
+    }
+    seen.push(module.to_string());
     for holder in kernel.list(&format!("/sys/module/{module}/holders")) {
         if !STACK.contains(&holder.as_str()) {
             return Err(holder);
         }
-        add_with_holders(kernel, &holder, order)?;
+        add_with_holders(kernel, &holder, seen, order)?;
     }
-    if !order.iter().any(|m| m == module) {
-        order.push(module.to_string());
-    }
+    order.push(module.to_string());
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::Linux;
 
     #[test]
     fn versions_compare_by_number() {
@@ -93,7 +107,22 @@ mod tests {
         assert!(holds("590.9.1"));
         assert!(!holds("590.44.01"));
         assert!(!holds("595.45.04"));
+        let waits = |text: &str| text.parse::<Version>().unwrap().waits_for_ever();
+        assert!(waits("595.45.04") && waits("600.1") && !waits("590.48.01"));
         assert!("Module".parse::<Version>().is_err());
         assert!("".parse::<Version>().is_err());
+    }
+
+    #[test]
+    fn modules_that_hold_each_other_come_once() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-modules-{}", std::process::id()));
+        for (module, holder) in
+            [("nvidia", "nvidia_modeset"), ("nvidia_modeset", "nvidia_drm"), ("nvidia_drm", "nvidia_modeset")]
+        {
+            std::fs::create_dir_all(root.join(format!("sys/module/{module}/holders/{holder}"))).unwrap();
+        }
+        let order = unload_order(&Linux::at(root.clone()), "nvidia");
+        std::fs::remove_dir_all(root).unwrap();
+        assert_eq!(order.unwrap(), ["nvidia_drm", "nvidia_modeset", "nvidia"]);
     }
 }

@@ -9,11 +9,7 @@ use crate::sys::Kernel;
 const MODPROBE_DIRECTORIES: [&str; 5] =
     ["/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"];
 
-/// Whether the administrator gave vfio-pci this id.
-pub fn is_static(kernel: &dyn Kernel, vendor: u16, device: u16) -> bool {
-    read(kernel).contains(&(vendor, device))
-}
-
+/// Every id that the administrator gave vfio-pci.
 pub fn read(kernel: &dyn Kernel) -> Vec<(u16, u16)> {
     let mut ids = on_command_line(&kernel.text("/proc/cmdline").unwrap_or_default());
     for directory in MODPROBE_DIRECTORIES {

@@ -25,13 +25,14 @@ pub fn check(facts: &Facts, listed: &dyn Fn(&str) -> bool) -> Result<(), String>
         }
         if function.has_mdevs {
             return Err(format!(
-                "{address} has mediated devices (vGPU), which would vanish; see /sys/class/mdev_bus/{address}"
+                "{address} has mediated devices (vGPU), which would vanish; stop what uses them, then for each: echo 1 > \
+                 /sys/class/mdev_bus/{address}/UUID/remove"
             ));
         }
     }
     if facts.vfio_pci == Availability::Missing {
-        return Err("vfio-pci is neither loaded nor among the running kernel's modules; install the kernel's modules \
-                    or reboot into the installed kernel"
+        return Err("vfio-pci is neither loaded nor among the running kernel's modules; reboot into the \
+                    installed kernel, or: apt install --reinstall proxmox-kernel-$(uname -r)"
             .to_string());
     }
     for stranger in &facts.strangers {
@@ -39,7 +40,7 @@ pub fn check(facts: &Facts, listed: &dyn Fn(&str) -> bool) -> Result<(), String>
         if !matches!(driver, VFIO_PCI | "pci-stub") && !listed(&stranger.address) {
             return Err(format!(
                 "{} is in the same IOMMU group ({}) and {driver} has it: a group goes to a VM as a whole; move the card \
-                 to another slot, or unbind {} from {driver} first",
+                 to another slot, or take that device from the host: echo {} > /sys/bus/pci/drivers/{driver}/unbind",
                 stranger.address,
                 stranger.iommu_group.map_or_else(|| "?".to_string(), |g| g.to_string()),
                 stranger.address

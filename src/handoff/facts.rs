@@ -2,7 +2,7 @@
 
 use crate::gpu::inventory::{self, Function, Slot, VFIO_PCI};
 use crate::gpu::{nvidia, static_ids};
-use crate::sys::Kernel;
+use crate::sys::{ActError, Kernel};
 use std::collections::BTreeMap;
 
 /// GPU drivers whose modules are unloaded when nothing else needs them.
@@ -44,14 +44,23 @@ pub struct GpuDriver {
 }
 
 impl Facts {
-    /// `homes` are drivers, and `modules` their modules, that a record wants back. No call may hang in the slots.
-    pub fn read(kernel: &dyn Kernel, mut slots: Vec<Slot>, homes: &[&str], modules: &[&str]) -> Facts {
+    /// `homes` are drivers, and `modules` their modules, that a record wants back.
+    ///
+    /// # Errors
+    /// [`ActError::Stuck`] when something else is stuck in the kernel with one of the slots.
+    pub fn read(
+        kernel: &dyn Kernel,
+        mut slots: Vec<Slot>,
+        homes: &[&str],
+        modules: &[&str],
+    ) -> Result<Facts, ActError> {
         for slot in &mut slots {
-            slot.look_closely(kernel);
+            slot.read_slow_attributes(kernel)?;
         }
         let functions = || slots.iter().flat_map(|slot| &slot.functions);
         let is_ours = |address: &str| functions().any(|f| f.address == address);
         let mut groups: Vec<u32> = functions().filter_map(|f| f.iommu_group).collect();
+        groups.sort_unstable();
         groups.dedup();
         let strangers = groups
             .into_iter()
@@ -70,7 +79,7 @@ impl Facts {
             }
         }
         let is_loaded = |module: &str| kernel.exists(&format!("/sys/module/{module}"));
-        Facts {
+        Ok(Facts {
             vfio_pci: vfio_pci(kernel),
             strangers,
             gpu_drivers,
@@ -83,9 +92,9 @@ impl Facts {
             static_ids: static_ids::read(kernel),
             drm_holds_gpus: is_loaded("nvidia_drm")
                 && nvidia::modeset_enabled(kernel)
-                && nvidia::version(kernel).is_some_and(nvidia::Version::drm_holds_gpu),
+                && nvidia::version(kernel).is_none_or(nvidia::Version::drm_holds_gpu),
             slots,
-        }
+        })
     }
 
     /// A call that is stuck in a wedged slot holds its driver, although sysfs no longer shows the two together.

@@ -5,123 +5,244 @@ use super::plan::{self, Plan};
 use super::record::{Owner, Progress, Record};
 use super::run::{OnFailure, Outcome};
 use super::store::Locked;
-use super::{Direction, Handoff, LOOK_AGAIN, Last};
+use super::{Direction, Handoff, LOOK_AGAIN, Last, is_alive};
 use crate::gpu::holders::Watched;
-use crate::gpu::inventory::{self, Slot, VFIO_PCI};
+use crate::gpu::inventory::{Slot, VFIO_PCI};
 use crate::stop::{Result, Stop};
+use crate::sys::ActError;
 use std::time::Duration;
+
+/// Who wants a slot to come home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// Its VM has stopped, or is about to have: worth waiting for.
+    Proxmox,
+    /// Somebody at a terminal, who would rather be told.
+    Person,
+}
+
+/// The time of one way home.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TimeBox {
+    pub begin: Duration,
+    pub end: Duration,
+    /// What of it went into waiting for a VM to let go.
+    pub waited: Duration,
+}
 
 impl Handoff<'_> {
     /// Brings home what the record of `owner` names; nothing to do without one.
     ///
     /// # Errors
     /// When something could not be brought home: the record is kept, so that the next call goes on from there.
-    pub fn come_home(&self, owner: &Owner) -> Result<()> {
-        let Some(record) = self.store.record(owner)? else { return Ok(()) };
+    pub fn come_home(&self, owner: &Owner, asker: Asker) -> Result<()> {
         let begin = self.kernel.now();
-        self.refuse_wedged(&record.slots())?;
-        // Without the lock: the other card's handoff need not wait for this VM.
-        let waited = self.wait_until_free(&record, begin + self.config.handoff)?;
-        let locked = self.lock()?;
-        // Somebody else may have brought it home, or handed it on, while we waited.
-        let Some(record) = self.store.record(owner)? else { return Ok(()) };
-        self.finish_others(&locked, owner);
-        self.bring_home(&locked, &record, begin, waited)
+        let mut time = TimeBox { begin, end: begin + self.config.handoff, waited: Duration::ZERO };
+        loop {
+            let Some(record) = self.store.record(owner)? else { return Ok(()) };
+            let locked = self.lock(
+                self.config.lock,
+                &record.slots(),
+                &format!("try again: gpu-handoff to-nvidia {}", record.slot()),
+            )?;
+            // Somebody else may have brought it home, or handed it on, before the lock was ours.
+            let Some(record) = self.store.record(owner)? else { return Ok(()) };
+            if asker == Asker::Person {
+                self.refuse_to_take(&record)?;
+            }
+            if !self.is_in_use(&record, time.end)? {
+                let done = self.bring_home(&locked, &record, time);
+                self.finish_others(&locked, owner);
+                return done;
+            }
+            // On record before waiting: whoever comes after this run, if it is killed or gives up, goes on from here.
+            self.save(&locked, &Record { progress: Progress::Returning, ..record.clone() });
+            // Without the lock: the other card's handoff need not wait for this VM.
+            drop(locked);
+            time.waited += self.wait_until_free(&record, time.end)?;
+        }
     }
 
-    /// `begin` is when the time box of this handoff began, `waited` what of it went into waiting for the VM.
-    pub(super) fn bring_home(&self, locked: &Locked, record: &Record, begin: Duration, waited: Duration) -> Result<()> {
-        let slots = record.slots();
-        self.refuse_wedged(&slots)?;
+    /// What a person asks for is refused rather than waited for. By hand and with a VM are two records of one slot.
+    fn refuse_to_take(&self, record: &Record) -> Result<()> {
+        let slot = record.slot();
+        let records = self.store.each_record().into_iter().flatten();
+        let mut owners = records.filter(|other| other.slots().contains(&slot)).filter_map(|other| other.owner.vmid());
+        if let Some(id) = owners.find(|id| is_alive(self.kernel, *id)) {
+            return Err(Stop::refused(format!(
+                "{slot} was not touched: VM {id} has it; stop that VM and it comes home by itself: qm stop {id}"
+            )));
+        }
+        match Watched::vfio_of_slots(self.kernel, &self.slots_of(record)).holders(self.kernel).first() {
+            Some(holder) => Err(Stop::refused(format!(
+                "{slot} was not touched: {holder}; end it ({}), then: gpu-handoff to-nvidia {slot}",
+                holder.remedy()
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Brings home all of a record but what is wedged.
+    pub(super) fn bring_home(&self, locked: &Locked, record: &Record, time: TimeBox) -> Result<()> {
         let owner = &record.owner;
-        let title = slots.join(" ");
-        if record.functions.iter().all(|f| f.driver.as_deref() == Some(VFIO_PCI)) {
-            locked.remove(owner)?;
-            self.story.say(&format!("{title} is at home on {VFIO_PCI}: nothing to do"));
-            return Ok(());
+        let wedged = self.wedged_among(&record.slots());
+        let Some(rest) = record.without(&wedged) else { return self.refuse_wedged(&record.slots()) };
+        let title = rest.slots().join(" ");
+        if rest.functions.iter().all(|f| f.driver.as_deref() == Some(VFIO_PCI)) {
+            let by_hand = Owner::Manual(rest.slot().to_string());
+            self.story.say(&if *owner != by_hand && self.store.has_record(&by_hand) {
+                format!("{title} stays on {VFIO_PCI}, as asked by hand, until: gpu-handoff to-nvidia {}", rest.slot())
+            } else {
+                format!("{title} is at home on {VFIO_PCI}: nothing to do")
+            });
+            return self.keep_wedged(locked, record);
         }
         self.story.say(&format!("{title} {owner} -> host"));
-        self.story.phase("wait", waited, "nobody has it open any more");
-        locked.save(&Record { progress: Progress::Returning, ..record.clone() })?;
-        let mut outcome = self.go_home(locked, record, begin + self.config.handoff)?;
-        outcome.phases.insert(0, ("wait", waited));
-        let took = self.kernel.now().saturating_sub(begin);
-        let result = if outcome.is_complete() {
-            locked.remove(owner)?;
+        self.story.phase("wait", time.waited, "nobody has it open any more");
+        // Before the record says so: a worker that is there puts right what is cut short from now on.
+        self.kernel.worker();
+        self.save(locked, &Record { progress: Progress::Returning, ..record.clone() });
+        let gone = self.gone(&rest);
+        let mut outcome = self.go_home(locked, &rest, time.end)?;
+        outcome.phases.insert(0, ("wait", time.waited));
+        let took = self.kernel.now().saturating_sub(time.begin);
+        let done = if let Some(address) = gone.filter(|_| outcome.is_complete()) {
+            // Its home stays on record, for when it comes back.
+            Err(Stop::failed(format!(
+                "{address} is gone: there is no such device any more; if the card is still there: echo 1 > \
+                 /sys/bus/pci/rescan, then: gpu-handoff to-nvidia {}",
+                rest.slot()
+            )))
+        } else if outcome.is_complete() {
             self.story.say(&format!("{title} is home after {} ms", took.as_millis()));
-            Ok(())
+            self.keep_wedged(locked, record)
+        } else if outcome.only_stuck() {
+            self.keep_wedged(locked, record)
         } else {
-            Err(self.not_home(&slots, &outcome))
+            let slot = rest.slot();
+            let message =
+                format!("{title} is stranded: {}; mend that, then: gpu-handoff to-nvidia {slot}", outcome.problem());
+            Err(if outcome.out_of_time { Stop::overrun(message) } else { Stop::failed(message) })
         };
-        let exit = result.as_ref().map_or_else(|stop: &Stop| stop.code as u8, |()| 0);
+        let exit = done.as_ref().map_or_else(|stop: &Stop| stop.code as u8, |()| 0);
         let last = Last { direction: Direction::Home, vmid: owner.vmid(), exit, took, outcomes: &[&outcome] };
-        self.note_last(locked, &slots, &last);
-        result
+        self.note_last(locked, &rest.slots(), &last);
+        done
+    }
+
+    /// Everything else is home: the record ends, or goes on for what is wedged.
+    pub(super) fn keep_wedged(&self, locked: &Locked, record: &Record) -> Result<()> {
+        let wedged = self.wedged_among(&record.slots());
+        match record.only(&wedged) {
+            None => Ok(locked.remove(&record.owner)?),
+            Some(rest) => {
+                locked.save(&Record { progress: Progress::Returning, ..rest.clone() })?;
+                self.refuse_wedged(&rest.slots())
+            }
+        }
     }
 
     /// As far as possible: a step that fails does not keep the others back.
     pub(super) fn go_home(&self, locked: &Locked, record: &Record, end: Duration) -> Result<Outcome> {
-        let plan = self.plan_home(record);
+        let plan = self.plan_home(record)?;
         self.run(locked, record, &plan, OnFailure::GoOn, end)
     }
 
-    /// The way home from where things are now.
-    pub fn plan_home(&self, record: &Record) -> Plan {
-        let drivers: Vec<&str> = record.functions.iter().filter_map(|f| f.driver.as_deref()).collect();
-        let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
-        let mut slots = self.slots_of(record);
-        slots.retain(|slot| !self.store.has_call(self.kernel, &slot.address));
-        let facts = Facts::read(self.kernel, slots, &drivers, &modules);
-        for gone in record.functions.iter().filter(|home| !inventory::device_exists(self.kernel, &home.address)) {
-            self.story.warn(&format!("{} is gone: there is no such device any more", gone.address));
-        }
-        plan::to_home(&facts, record)
+    /// What [`Handoff::come_home`] would do for a person now.
+    ///
+    /// # Errors
+    /// Why it would refuse.
+    pub fn plan_come_home(&self, record: &Record) -> Result<Plan> {
+        self.refuse_wedged(&record.slots())?;
+        self.refuse_to_take(record)?;
+        self.plan_home(record)
     }
 
-    /// A VM's post-stop may run while its QEMU is still closing: unbinding would block until it has.
+    /// The way home from where things are now.
+    ///
+    /// # Errors
+    /// When something else is stuck in the kernel with one of the slots.
+    pub fn plan_home(&self, record: &Record) -> Result<Plan> {
+        let drivers: Vec<&str> = record.functions.iter().filter_map(|f| f.driver.as_deref()).collect();
+        let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
+        let facts = Facts::read(self.kernel, self.slots_of(record), &drivers, &modules)
+            .map_err(|error| unreadable(&record.slots(), &error))?;
+        Ok(plan::to_home(&facts, record))
+    }
+
+    /// A function that the record names and the machine no longer has.
+    fn gone(&self, record: &Record) -> Option<String> {
+        let slots = self.slots_of(record);
+        let is_there = |address: &str| slots.iter().flat_map(|slot| &slot.functions).any(|f| f.address == address);
+        record.functions.iter().map(|home| home.address.clone()).find(|address| !is_there(address))
+    }
+
+    /// Whether a VM still has a function open. A VM's post-stop may run while its QEMU is still closing: unbinding
+    /// would block until it has.
+    pub(super) fn is_in_use(&self, record: &Record, end: Duration) -> Result<bool> {
+        let slots = self.slots_of(record);
+        let mut groups: Vec<u32> = slots
+            .iter()
+            .flat_map(|slot| &slot.functions)
+            .filter(|function| function.is_on(VFIO_PCI))
+            .filter_map(|function| function.iommu_group)
+            .collect();
+        groups.dedup();
+        // A group that a dying QEMU still has is busy after its descriptors are gone; the newer device nodes have no
+        // group to ask, so descriptors are looked at too.
+        for group in groups {
+            let left = end.saturating_sub(self.kernel.now());
+            match self.kernel.vfio_group_busy(group, left) {
+                Ok(false) => {}
+                // Opening waits while a VM's memory is being unmapped.
+                Ok(true) | Err(ActError::Stuck { .. }) => return Ok(true),
+                Err(error) => return Err(Stop::failed(format!("/dev/vfio/{group}: {error}"))),
+            }
+        }
+        Ok(!Watched::vfio_of_slots(self.kernel, &slots).holders(self.kernel).is_empty())
+    }
+
+    /// How long it took until nobody had it open.
     ///
     /// # Errors
     /// When somebody has it still at `end`.
     pub(super) fn wait_until_free(&self, record: &Record, end: Duration) -> Result<Duration> {
         let begin = self.kernel.now();
-        let slots = self.slots_of(record);
-        let watched = Watched::vfio_of_slots(self.kernel, &slots);
-        let on_vfio = || slots.iter().flat_map(|slot| &slot.functions).filter(|f| f.is_on(VFIO_PCI));
-        let groups: Vec<u32> = on_vfio().filter_map(|f| f.iommu_group).collect();
-        loop {
-            // A group that a dying QEMU still has is busy after its descriptors are gone; the newer device nodes have
-            // no group to ask, so descriptors are looked at too.
-            let busy = groups.iter().any(|group| self.kernel.vfio_group_busy(*group));
+        while self.is_in_use(record, end)? {
             let waited = self.kernel.now().saturating_sub(begin);
-            if !busy && watched.holders(self.kernel).is_empty() {
-                return Ok(waited);
-            }
-            if self.kernel.now() >= end || self.kernel.is_asked_to_end() {
-                let holders = watched.holders(self.kernel);
-                let who = holders.first().map_or_else(|| "somebody has it open".to_string(), ToString::to_string);
-                return Err(Stop::overrun(format!(
-                    "{} was not touched: {who} after {} s; end it, then: gpu-handoff to-nvidia {}",
+            let asked = self.kernel.is_asked_to_end();
+            if asked || self.kernel.now() >= end {
+                let holders = Watched::vfio_of_slots(self.kernel, &self.slots_of(record)).holders(self.kernel);
+                let who = holders.first().map_or_else(|| "a VM is still closing it".to_string(), ToString::to_string);
+                let why = if asked { "asked to end".to_string() } else { format!("after {} s", waited.as_secs()) };
+                let message = format!(
+                    "{} was not touched: {who} ({why}); end it, then: gpu-handoff to-nvidia {}",
                     record.slots().join(" "),
-                    waited.as_secs(),
-                    record.slots().first().unwrap_or(&"")
-                )));
+                    record.slot()
+                );
+                return Err(if asked { Stop::failed(message) } else { Stop::overrun(message) });
             }
             self.kernel.sleep(LOOK_AGAIN);
+        }
+        Ok(self.kernel.now().saturating_sub(begin))
+    }
+
+    /// Coming home matters more than being able to write that down.
+    fn save(&self, locked: &Locked, record: &Record) {
+        if let Err(error) = locked.save(record) {
+            self.story.warn(&format!("{error:#}"));
         }
     }
 
     fn slots_of(&self, record: &Record) -> Vec<Slot> {
         record.slots().iter().filter_map(|address| Slot::read(self.kernel, address)).collect()
     }
+}
 
-    fn not_home(&self, slots: &[&str], outcome: &Outcome) -> Stop {
-        let title = slots.join(" ");
-        let slot = slots.first().unwrap_or(&"");
-        let problem = outcome.problem();
-        if outcome.stuck.is_some() {
-            return Stop::overrun(format!("{title} is wedged: {problem}; {}", self.remedy_of_wedge(slot)));
-        }
-        let message = format!("{title} is stranded: {problem}; mend that, then: gpu-handoff to-nvidia {slot}");
-        if outcome.out_of_time { Stop::overrun(message) } else { Stop::failed(message) }
-    }
+/// A device that does not even let itself be read.
+pub(super) fn unreadable(slots: &[&str], error: &ActError) -> Stop {
+    Stop::overrun(format!(
+        "{} was not touched: reading its driver_override {error}; something else is stuck with it, only a reboot frees it",
+        slots.join(" ")
+    ))
 }

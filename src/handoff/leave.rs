@@ -1,6 +1,7 @@
 //! Slots leave the host: to a VM that starts, or to vfio-pci by hand.
 
 use super::facts::Facts;
+use super::home::unreadable;
 use super::plan::{self, Plan};
 use super::record::{HomeOf, Owner, Progress, Record};
 use super::run::{OnFailure, Outcome};
@@ -22,7 +23,7 @@ const WAY_THERE: (u32, u32) = (2, 3);
 struct Intent {
     /// As it is written before the first step.
     record: Record,
-    /// Earlier records of VMs that never started.
+    /// Earlier records, of owners that need these slots no more.
     abandoned: Vec<Record>,
     facts: Facts,
     plan: Plan,
@@ -34,24 +35,29 @@ impl Handoff<'_> {
     /// # Errors
     /// Refused with nothing touched, or failed and rolled back, or wedged.
     pub fn leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<()> {
-        let locked = self.lock()?;
-        let begin = self.kernel.now();
+        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
+        let locked = self.lock(self.config.lock, &names, &again(owner))?;
         self.finish_others(&locked, owner);
+        let begin = self.kernel.now();
         let Intent { record, abandoned, facts, plan } = self.intend(owner, slots, listed)?;
         let title = slots.join(" ");
         let settled = Record { progress: Progress::Away, ..record.clone() };
         if plan.is_empty() {
             locked.save(&settled)?;
             forget(&locked, &abandoned, slots)?;
-            self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do for {owner}"));
+            self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do"));
             return Ok(());
         }
         self.story.say(&format!("{title} host -> {owner}"));
-        self.story.phase("check", self.kernel.now().saturating_sub(begin), &describe(&facts));
+        let checked = self.kernel.now().saturating_sub(begin);
+        self.story.phase("check", checked, &describe(&facts));
+        // Before the record says so: a worker that is there puts right what is cut short from now on.
+        self.kernel.worker();
         locked.save(&record)?;
         forget(&locked, &abandoned, slots)?;
         let budget = self.config.handoff * WAY_THERE.0 / WAY_THERE.1;
-        let outcome = self.run(&locked, &record, &plan, OnFailure::Stop, begin + budget)?;
+        let mut outcome = self.run(&locked, &record, &plan, OnFailure::Stop, begin + budget)?;
+        outcome.phases.insert(0, ("check", checked));
         if !outcome.is_complete() {
             return Err(self.go_back(&locked, &record, &outcome, begin));
         }
@@ -59,7 +65,7 @@ impl Handoff<'_> {
         let took = self.kernel.now().saturating_sub(begin);
         let last = Last { direction: Direction::Vfio, vmid: owner.vmid(), exit: 0, took, outcomes: &[&outcome] };
         self.note_last(&locked, &record.slots(), &last);
-        self.story.say(&format!("{title} is ready for {owner} after {} ms", took.as_millis()));
+        self.story.say(&format!("{title} is on {VFIO_PCI}{} after {} ms", for_whom(owner), took.as_millis()));
         Ok(())
     }
 
@@ -68,11 +74,6 @@ impl Handoff<'_> {
     /// # Errors
     /// Why it would refuse.
     pub fn plan_leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<Plan> {
-        // Without the lock somebody may be in a call there, which nobody has found to hang yet.
-        if let Some(slot) = slots.iter().find(|slot| self.store.has_call(self.kernel, slot)) {
-            self.refuse_wedged(&[slot])?;
-            return Err(Stop::locked(format!("a handoff of {slot} is under way; see gpu-handoff --status")));
-        }
         Ok(self.intend(owner, slots, listed)?.plan)
     }
 
@@ -81,10 +82,12 @@ impl Handoff<'_> {
         let names: Vec<&str> = slots.iter().map(String::as_str).collect();
         self.refuse_wedged(&names)?;
         let slots = self.read_slots(slots)?;
-        let (earlier, abandoned) = self.earlier_records(owner, &names)?;
+        let earlier = self.earlier_records(owner, &slots)?;
         let record = self.record_for(owner, &slots, &earlier);
+        let abandoned = earlier.into_iter().filter(|r| r.owner != *owner && r.owner.vmid().is_some()).collect();
         let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
-        let facts = Facts::read(self.kernel, slots, &[], &modules).avoiding(&self.store.wedged_slots());
+        let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(&names, &error))?;
+        let facts = facts.avoiding(&self.store.wedged_slots());
         let refuse = |reason: String| Stop::refused(format!("{} was not touched: {reason}", names.join(" ")));
         check::check(&facts, listed).map_err(refuse)?;
         let plan = plan::to_vfio(&facts, &record).map_err(refuse)?;
@@ -100,56 +103,76 @@ impl Handoff<'_> {
         addresses.iter().map(read).collect()
     }
 
-    /// Records that know where these slots are at home, and those of them whose owner does not need the slots any more.
-    fn earlier_records(&self, owner: &Owner, slots: &[&str]) -> Result<(Vec<Record>, Vec<Record>)> {
+    /// Records that know something of these slots.
+    fn earlier_records(&self, owner: &Owner, slots: &[Slot]) -> Result<Vec<Record>> {
         let mut earlier = Vec::new();
-        let mut abandoned = Vec::new();
-        for record in self.store.records()? {
-            let Some(slot) = record.slots().into_iter().find(|slot| slots.contains(slot)) else { continue };
-            match &record.owner {
-                other if other == owner => {}
-                Owner::Vm(id) if is_with(self.kernel, &record, *id) => {
-                    return Err(Stop::refused(format!(
-                        "{slot} was not touched: VM {id} has it; stop that VM first (qm stop {id}; if it does not run: gpu-handoff to-nvidia {slot}), then {}",
-                        again(owner)
-                    )));
+        for record in self.store.each_record() {
+            let record = match record {
+                Ok(record) => record,
+                Err(error) => {
+                    self.refuse_unknown_homes(slots, &format!("{error:#}"))?;
+                    continue;
                 }
-                // Its start was given up: who comes next inherits what it knew.
-                Owner::Vm(_) => abandoned.push(record.clone()),
-                // Stays on vfio-pci until the opposite call; a VM may use it there meanwhile.
-                Owner::Manual(_) => continue,
+            };
+            let Some(slot) = slots.iter().find(|slot| record.slots().contains(&slot.address.as_str())) else {
+                continue;
+            };
+            // Without such a VM its start was given up: who comes next inherits what the record knew.
+            if let Some(id) =
+                record.owner.vmid().filter(|id| record.owner != *owner && is_with(self.kernel, &record, *id))
+            {
+                return Err(Stop::refused(format!(
+                    "{0} was not touched: VM {id} has it; stop that VM (qm stop {id}), or if it does not run: \
+                     gpu-handoff to-nvidia {0}; then {1}",
+                    slot.address,
+                    again(owner)
+                )));
             }
             earlier.push(record);
         }
-        Ok((earlier, abandoned))
+        Ok(earlier)
+    }
+
+    /// A record that cannot be read may be the one that knows where a slot on vfio-pci is at home.
+    fn refuse_unknown_homes(&self, slots: &[Slot], problem: &str) -> Result<()> {
+        if let Some(away) = slots.iter().flat_map(|slot| &slot.functions).find(|function| function.is_on(VFIO_PCI)) {
+            return Err(unknown_home(&away.address, problem));
+        }
+        self.story.warn(problem);
+        Ok(())
     }
 
     /// Where every function is at home: what an earlier record says, else what the configuration says, else here.
     fn record_for(&self, owner: &Owner, slots: &[Slot], earlier: &[Record]) -> Record {
+        // What is with vfio-pci by hand stays there until the opposite call; a VM may use it there meanwhile.
+        let by_hand =
+            |slot: &Slot| earlier.iter().any(|r| r.owner != *owner && r.owner == Owner::Manual(slot.address.clone()));
+        let known: Vec<&Record> = earlier.iter().filter(|r| r.owner == *owner || r.owner.vmid().is_some()).collect();
         let mut functions = Vec::new();
         let mut modules: Vec<String> = Vec::new();
         for slot in slots {
             for function in &slot.functions {
-                let known = earlier.iter().find_map(|record| record.home_of(&function.address));
-                functions.push(known.cloned().unwrap_or_else(|| self.home_now(slot, function)));
+                let home = known.iter().find_map(|record| record.home_of(&function.address));
+                let home = home.cloned().unwrap_or_else(|| self.home_now(slot, function, by_hand(slot)));
+                if function.is_nvidia_gpu() && function.driver == home.driver {
+                    add_missing(&mut modules, self.modules_of(function));
+                }
+                functions.push(home);
             }
         }
-        for record in earlier {
+        for record in known {
             // An own record may name slots that the configuration no longer does: they come home with the rest.
             let own = record.owner == *owner;
             let extra = record.functions.iter().filter(|f| own && !slots.iter().any(|slot| slot.address == f.slot));
             functions.extend(extra.cloned());
             add_missing(&mut modules, record.modules.iter().cloned());
         }
-        for function in slots.iter().flat_map(|slot| &slot.functions).filter(|f| f.is_nvidia_gpu()) {
-            add_missing(&mut modules, self.modules_of(function));
-        }
         Record { owner: owner.clone(), progress: Progress::Leaving, functions, modules, caller: self.kernel.caller() }
     }
 
-    fn home_now(&self, slot: &Slot, function: &Function) -> HomeOf {
+    fn home_now(&self, slot: &Slot, function: &Function, by_hand: bool) -> HomeOf {
         let here = || (function.driver.clone(), function.module.clone());
-        let (driver, module) = match self.config.homes.get(&slot.address) {
+        let (driver, module) = match self.config.homes.get(&slot.address).filter(|_| !by_hand) {
             Some(Home::Driver(driver)) if function.is_nvidia_gpu() && !function.is_on(driver) => {
                 (Some(driver.clone()), Some(driver.replace('-', "_")))
             }
@@ -195,22 +218,34 @@ impl Handoff<'_> {
         )))
     }
 
-    /// The way there failed: the GPU goes back to where it was.
+    /// The way there failed: the GPU goes back to where it was, all of it but what is wedged.
     fn go_back(&self, locked: &Locked, record: &Record, failed: &Outcome, begin: Duration) -> Stop {
         let slots = record.slots();
+        let wedged = self.wedged_among(&slots);
+        let mut outcomes = vec![failed];
         let back;
-        let (stop, outcomes) = if failed.stuck.is_some() {
-            (self.wedged(record, failed), vec![failed])
-        } else {
-            self.story.warn(&format!("{}; going back", failed.problem()));
-            match self.go_home(locked, record, begin + self.config.handoff) {
-                Ok(outcome) => {
-                    back = outcome;
-                    (self.after_going_back(locked, record, failed, &back), vec![failed, &back])
+        let stop = match record.without(&wedged) {
+            None => self.refuse_wedged(&slots).err(),
+            Some(rest) => {
+                self.story.warn(&format!("{}; going back", failed.problem()));
+                match self.go_home(locked, &rest, begin + self.config.handoff) {
+                    Ok(outcome) => {
+                        back = outcome;
+                        outcomes.push(&back);
+                        self.after_going_back(locked, record, failed, &back).err()
+                    }
+                    Err(stop) => Some(stop),
                 }
-                Err(stop) => (stop, vec![failed]),
             }
         };
+        let stop = stop.unwrap_or_else(|| {
+            let code = if failed.out_of_time { Code::Overrun } else { Code::Failed };
+            let title = slots.join(" ");
+            Stop {
+                code,
+                message: format!("{title} is back where it was: {}; then {}", failed.problem(), again(&record.owner)),
+            }
+        });
         let took = self.kernel.now().saturating_sub(begin);
         let vmid = record.owner.vmid();
         let last = Last { direction: Direction::Vfio, vmid, exit: stop.code as u8, took, outcomes: &outcomes };
@@ -218,36 +253,28 @@ impl Handoff<'_> {
         stop
     }
 
-    fn wedged(&self, record: &Record, outcome: &Outcome) -> Stop {
-        let slots = record.slots();
-        let remedy = self.remedy_of_wedge(slots.first().unwrap_or(&""));
-        Stop::overrun(format!("{} is wedged: {}; {remedy}", slots.join(" "), outcome.problem()))
+    /// Fine when everything is back.
+    fn after_going_back(&self, locked: &Locked, record: &Record, failed: &Outcome, back: &Outcome) -> Result<()> {
+        if back.is_complete() || back.only_stuck() {
+            return self.keep_wedged(locked, record);
+        }
+        let message = format!(
+            "{} is stranded: {}, and on the way back: {}; mend that, then: gpu-handoff to-nvidia {}",
+            record.slots().join(" "),
+            failed.problem(),
+            back.problem(),
+            record.slot()
+        );
+        Err(if failed.out_of_time { Stop::overrun(message) } else { Stop::failed(message) })
     }
+}
 
-    fn after_going_back(&self, locked: &Locked, record: &Record, failed: &Outcome, back: &Outcome) -> Stop {
-        let slots = record.slots();
-        let title = slots.join(" ");
-        let code = if failed.out_of_time { Code::Overrun } else { Code::Failed };
-        if back.is_complete() {
-            if let Err(error) = locked.remove(&record.owner) {
-                self.story.warn(&format!("{error:#}"));
-            }
-            let message = format!("{title} is back where it was: {}; then {}", failed.problem(), again(&record.owner));
-            return Stop { code, message };
-        }
-        if back.stuck.is_some() {
-            return self.wedged(record, back);
-        }
-        Stop {
-            code,
-            message: format!(
-                "{title} is stranded: {}, and on the way back: {}; mend that, then: gpu-handoff to-nvidia {}",
-                failed.problem(),
-                back.problem(),
-                slots.first().unwrap_or(&"")
-            ),
-        }
-    }
+/// A function on vfio-pci whose home may stand in a file that cannot be read.
+pub fn unknown_home(address: &str, problem: &str) -> Stop {
+    Stop::refused(format!(
+        "{address} was not touched: it is on {VFIO_PCI}, and the file that may say where it is at home cannot be \
+         read: {problem}; if it is at home there, remove that file"
+    ))
 }
 
 fn add_missing(modules: &mut Vec<String>, more: impl IntoIterator<Item = String>) {
@@ -258,15 +285,16 @@ fn add_missing(modules: &mut Vec<String>, more: impl IntoIterator<Item = String>
     }
 }
 
-/// These slots are somebody else's now; what else the records name still has to come home.
-fn forget(locked: &Locked, abandoned: &[Record], slots: &[String]) -> Result<()> {
+fn for_whom(owner: &Owner) -> String {
+    owner.vmid().map_or_else(String::new, |id| format!(", ready for VM {id},"))
+}
+
+/// Other slots of the same record still have to come home.
+fn forget(locked: &Locked, abandoned: &[Record], taken: &[String]) -> Result<()> {
     for record in abandoned {
-        let mut rest = record.clone();
-        rest.functions.retain(|function| !slots.contains(&function.slot));
-        if rest.functions.is_empty() {
-            locked.remove(&record.owner)?;
-        } else {
-            locked.save(&rest)?;
+        match record.without(taken) {
+            Some(rest) => locked.save(&rest)?,
+            None => locked.remove(&record.owner)?,
         }
     }
     Ok(())

@@ -5,9 +5,9 @@
 
 pub mod check;
 pub mod facts;
-mod home;
+pub mod home;
 pub mod journal;
-mod leave;
+pub mod leave;
 pub mod plan;
 pub mod reconcile;
 pub mod record;
@@ -17,8 +17,8 @@ pub mod store;
 pub mod wedge;
 
 use crate::config::Config;
-use crate::gpu::Slot;
 use crate::gpu::holders::{Reach, Watched};
+use crate::gpu::{Slot, nvidia};
 use crate::proxmox::running;
 use crate::report::Story;
 use crate::stop::{Result, Stop};
@@ -63,14 +63,17 @@ struct Last<'a> {
 }
 
 impl Handoff<'_> {
-    fn lock(&self) -> Result<Locked<'_>> {
-        let lock = self.store.lock(self.config.lock)?;
-        let locked = lock.ok_or_else(|| {
-            Stop::locked(format!(
-                "another handoff is under way and did not end within {} s; see gpu-handoff --status, then try again",
-                self.config.lock.as_secs_f64()
-            ))
-        })?;
+    /// `again` is how to try again.
+    fn lock(&self, limit: Duration, slots: &[&str], again: &str) -> Result<Locked<'_>> {
+        let Some(locked) = self.store.lock(limit)? else {
+            let why = if self.kernel.is_asked_to_end() {
+                "asked to end while another handoff is under way".to_string()
+            } else {
+                format!("another handoff is under way and did not end within {} s", limit.as_secs_f64())
+            };
+            let title = if slots.is_empty() { String::new() } else { format!("{} was not touched: ", slots.join(" ")) };
+            return Err(Stop::locked(format!("{title}{why}; see gpu-handoff --status, then {again}")));
+        };
         self.settle_journal(&locked)?;
         self.clear_ended_wedges(&locked)?;
         Ok(locked)
@@ -79,14 +82,22 @@ impl Handoff<'_> {
     /// A journal without a lock holder was left by a handoff that was killed. What it had done is in the record; but
     /// its last call may still be in the kernel.
     fn settle_journal(&self, locked: &Locked) -> Result<()> {
-        let Some(journal) = self.store.journal()? else { return Ok(()) };
+        let journal = match self.store.journal() {
+            Ok(Some(journal)) => journal,
+            Ok(None) => return Ok(()),
+            // Whose call it was about is not known; a record says what to bring home all the same.
+            Err(error) => {
+                self.story.warn(&format!("{error:#}; going on without it"));
+                return Ok(locked.end_journal()?);
+            }
+        };
         let end = self.kernel.now() + WORKER_GRACE.min(self.config.handoff / 4);
         let is_at_it = || self.kernel.process(journal.worker.pid) == Some(journal.worker);
-        while is_at_it() && self.kernel.now() < end {
+        while is_at_it() && self.kernel.caller() != Some(journal.worker) && self.kernel.now() < end {
             self.kernel.sleep(LOOK_AGAIN);
         }
-        if is_at_it() {
-            self.note_wedge(locked, &journal.slots, &journal.step, journal.worker);
+        if is_at_it() && self.kernel.caller() != Some(journal.worker) {
+            self.note_wedge(locked, &journal.slots, &journal.step, journal.worker)?;
         }
         Ok(locked.end_journal()?)
     }
@@ -94,12 +105,22 @@ impl Handoff<'_> {
     fn clear_ended_wedges(&self, locked: &Locked) -> Result<()> {
         for slot in self.store.wedged_slots() {
             // One that cannot be read may still be stuck: it stays, and only its slot is refused.
-            let wedge = self.store.wedge(&slot).ok().flatten();
-            if wedge.is_some_and(|wedge| !wedge.is_still_stuck(self.kernel)) {
+            let Ok(Some(wedge)) = self.store.wedge(&slot) else { continue };
+            // A worker calls this program as its last act, after its call came back.
+            if !wedge.is_still_stuck(self.kernel) || self.kernel.caller() == Some(wedge.process) {
                 locked.clear_wedge(&slot)?;
             }
         }
         Ok(())
+    }
+
+    /// Those of the slots with a call that has not come back, or of which that is not known.
+    fn wedged_among(&self, slots: &[&str]) -> Vec<String> {
+        let is_wedged = |slot: &&&str| match self.store.wedge(slot) {
+            Ok(wedge) => wedge.is_some_and(|wedge| wedge.is_still_stuck(self.kernel)),
+            Err(_) => true,
+        };
+        slots.iter().filter(is_wedged).map(|slot| (*slot).to_string()).collect()
     }
 
     /// A slot with a call that never came back is left alone until that call ends.
@@ -110,8 +131,8 @@ impl Handoff<'_> {
             })?;
             if let Some(wedge) = wedge.filter(|wedge| wedge.is_still_stuck(self.kernel)) {
                 return Err(Stop::overrun(format!(
-                    "{slot} is wedged and was not touched: {wedge}; {}",
-                    self.remedy_of_wedge(slot)
+                    "{slot} is wedged and left alone: {wedge}; {}",
+                    self.remedy_of_wedge(slot, &wedge)
                 )));
             }
         }
@@ -138,37 +159,40 @@ impl Handoff<'_> {
             journal: &journal,
         };
         let outcome = run.carry_out(plan);
-        if let Some((step, process)) = &outcome.stuck {
+        for (step, process) in &outcome.stuck {
             let slots = Journal::new(&record.owner, &slots, step, *process).slots;
-            self.note_wedge(locked, &slots, &step.to_string(), *process);
+            // Without a wedge the journal stays: it says the same to whoever comes next.
+            self.note_wedge(locked, &slots, &step.to_string(), *process)?;
         }
         locked.end_journal()?;
         Ok(outcome)
     }
 
     /// Keeps which call is stuck; until it ends nobody may go near the slots.
-    fn note_wedge(&self, locked: &Locked, slots: &[String], step: &str, process: Process) {
+    fn note_wedge(&self, locked: &Locked, slots: &[String], step: &str, process: Process) -> Result<()> {
         let wedge = Wedge { step: step.to_string(), process, since: utc(self.kernel.unix_time()) };
         for slot in slots {
-            if let Err(error) = locked.set_wedge(slot, &wedge) {
-                self.story.warn(&format!("{error:#}"));
-            }
+            locked.set_wedge(slot, &wedge)?;
         }
+        Ok(())
     }
 
     /// What to do about a call that never came back.
-    fn remedy_of_wedge(&self, slot: &str) -> String {
+    fn remedy_of_wedge(&self, slot: &str, wedge: &Wedge) -> String {
         let slots: Vec<Slot> = Slot::read(self.kernel, slot).into_iter().collect();
         let holders = Watched::of_slots(self.kernel, &slots, Reach::Slots).holders(self.kernel);
-        match holders.first() {
-            Some(holder) => format!(
-                "{holder}: end it ({}) and the card comes home by itself, or reboot the host; other cards keep working",
-                holder.remedy()
-            ),
-            None => "it comes home by itself when that call ends; if it never does, only a reboot frees it; other \
-                     cards keep working"
-                .to_string(),
-        }
+        let holder = holders.first().map(|holder| format!("{holder}; end it ({})", holder.remedy()));
+        let waits_for_ever = wedge.step.contains("from nvidia")
+            && nvidia::version(self.kernel).is_some_and(nvidia::Version::waits_for_ever);
+        let then = if waits_for_ever {
+            "with this version of the driver the call never ends: reboot the host when you can"
+        } else {
+            "the card comes home by itself when the call ends; if it never does, only a reboot frees it"
+        };
+        format!(
+            "{}; other cards keep working",
+            [holder.as_deref(), Some(then)].map(Option::unwrap_or_default).join("; ").trim_start_matches("; ")
+        )
     }
 
     /// Notes how it went; for `--status` alone, so that failing to is no failure.

@@ -1,8 +1,10 @@
 //! What a record says is ours and nobody works on or uses any more comes home. What no record names is not touched.
 
+use super::home::TimeBox;
+use super::plan::Plan;
 use super::record::{Owner, Progress, Record};
 use super::store::Locked;
-use super::{Handoff, LOOK_AGAIN, WORKER_GRACE, is_alive};
+use super::{Handoff, is_alive};
 use crate::proxmox::running;
 use crate::stop::Result;
 use std::time::Duration;
@@ -10,9 +12,9 @@ use std::time::Duration;
 /// A QEMU that is just ending may take this long to let go.
 const LETTING_GO: Duration = Duration::from_secs(5);
 
-/// What to look for.
+/// What counts as left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum Scope {
     /// Handoffs that were cut short.
     Unfinished,
     /// Those, and slots whose VM does not run.
@@ -24,72 +26,69 @@ impl Handoff<'_> {
     ///
     /// # Errors
     /// The first that could not be brought home; the others were tried all the same.
-    pub fn reconcile(&self, reach: Reach) -> Result<()> {
-        if self.store.records()?.is_empty() {
+    pub fn reconcile(&self, scope: Scope) -> Result<()> {
+        if self.left_behind(scope).is_empty() {
             return Ok(());
         }
-        if reach == Reach::Unfinished {
-            self.let_workers_end();
-        }
-        let locked = self.lock()?;
+        let patience = match scope {
+            // By itself, with nobody to try again: let the handoff that is under way end first.
+            Scope::Unfinished => self.config.lock + 2 * self.config.handoff,
+            Scope::All => self.config.lock,
+        };
+        let locked = self.lock(patience, &[], "try again: gpu-handoff reconcile")?;
         let mut first = None;
-        for record in self.store.records()? {
-            if self.is_left_behind(&record, reach) {
-                first = first.or(self.fetch(&locked, &record).err());
-            }
+        for record in self.left_behind(scope) {
+            let end = self.kernel.now() + self.config.handoff;
+            first = first.or(self.fetch(&locked, &record, end).err());
         }
         first.map_or(Ok(()), Err)
     }
 
-    /// A worker starts this as its last act and may not be gone yet: as long as it is there, its slot counts as wedged,
-    /// and nobody would come back for it.
-    fn let_workers_end(&self) {
-        let is_stuck = |slot: &String| {
-            let wedge = self.store.wedge(slot).ok().flatten();
-            wedge.is_some_and(|wedge| wedge.is_still_stuck(self.kernel))
-        };
-        let end = self.kernel.now() + WORKER_GRACE;
-        while self.store.wedged_slots().iter().any(is_stuck) && self.kernel.now() < end {
-            self.kernel.sleep(LOOK_AGAIN);
+    /// Every record that [`Handoff::reconcile`] would act on. One that cannot be read is told and left alone.
+    pub fn left_behind(&self, scope: Scope) -> Vec<Record> {
+        let mut records = Vec::new();
+        for record in self.store.each_record() {
+            match record {
+                Ok(record) if self.is_left_behind(&record, scope) => records.push(record),
+                Ok(_) => {}
+                Err(error) => self.story.warn(&format!("{error:#}")),
+            }
         }
+        records
     }
 
-    /// Every record that [`Handoff::reconcile`] would act on.
+    /// What [`Handoff::reconcile`] would do with a record now.
     ///
     /// # Errors
-    /// Names the record that cannot be read.
-    pub fn left_behind(&self, reach: Reach) -> Result<Vec<Record>> {
-        let mut records = self.store.records()?;
-        records.retain(|record| self.is_left_behind(record, reach));
-        Ok(records)
+    /// Why it would leave it alone.
+    pub fn plan_fetch(&self, record: &Record) -> Result<Plan> {
+        self.refuse_wedged(&record.slots())?;
+        self.plan_home(record)
     }
 
     /// A handoff that was killed is put right before another begins, or the other would plan around a half-moved card.
     pub(super) fn finish_others(&self, locked: &Locked, owner: &Owner) {
-        let records = self.store.records().unwrap_or_default();
-        for record in records.iter().filter(|record| record.owner != *owner) {
-            if self.is_left_behind(record, Reach::Unfinished)
-                && let Err(stop) = self.fetch(locked, record)
-            {
+        let end = self.kernel.now() + self.config.handoff / 2;
+        for record in self.left_behind(Scope::Unfinished).iter().filter(|record| record.owner != *owner) {
+            if let Err(stop) = self.fetch(locked, record, end) {
                 self.story.warn(&stop.message);
             }
         }
     }
 
-    /// Called with the lock held or for show: whoever worked on an unfinished handoff is dead.
-    fn is_left_behind(&self, record: &Record, reach: Reach) -> bool {
+    /// Called with the lock held, or for show: whoever worked on an unfinished handoff is dead, or waits for its VM.
+    fn is_left_behind(&self, record: &Record, scope: Scope) -> bool {
         match (&record.owner, record.progress) {
-            (Owner::Vm(id), Progress::Away) => reach == Reach::All && !is_alive(self.kernel, *id),
+            (Owner::Vm(id), Progress::Away) => scope == Scope::All && !is_alive(self.kernel, *id),
             (Owner::Vm(id), _) => running::qemu_pid(self.kernel, *id).is_none(),
             (Owner::Manual(_), Progress::Away) => false,
             (Owner::Manual(_), _) => true,
         }
     }
 
-    fn fetch(&self, locked: &Locked, record: &Record) -> Result<()> {
+    fn fetch(&self, locked: &Locked, record: &Record, end: Duration) -> Result<()> {
         let begin = self.kernel.now();
-        self.refuse_wedged(&record.slots())?;
-        let waited = self.wait_until_free(record, begin + LETTING_GO.min(self.config.handoff / 3))?;
-        self.bring_home(locked, record, begin, waited)
+        let waited = self.wait_until_free(record, end.min(begin + LETTING_GO))?;
+        self.bring_home(locked, record, TimeBox { begin, end, waited })
     }
 }

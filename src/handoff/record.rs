@@ -7,6 +7,7 @@ use super::journal;
 use crate::sys::Process;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fmt;
 
 const SCHEMA: u64 = 1;
@@ -86,13 +87,28 @@ pub struct HomeOf {
 
 impl Record {
     pub fn slots(&self) -> Vec<&str> {
-        let mut slots: Vec<&str> = Vec::new();
-        for function in &self.functions {
-            if !slots.contains(&function.slot.as_str()) {
-                slots.push(&function.slot);
-            }
-        }
-        slots
+        let mut seen = BTreeSet::new();
+        self.functions.iter().map(|f| f.slot.as_str()).filter(|slot| seen.insert(*slot)).collect()
+    }
+
+    /// One slot to name in a message.
+    pub fn slot(&self) -> &str {
+        self.functions.first().map_or("", |f| &f.slot)
+    }
+
+    /// The record as if it had never named these slots; none when nothing is left of it.
+    pub fn without(&self, slots: &[String]) -> Option<Record> {
+        self.filtered(|function| !slots.contains(&function.slot))
+    }
+
+    /// The record as if it named only these slots; none when it names none of them.
+    pub fn only(&self, slots: &[String]) -> Option<Record> {
+        self.filtered(|function| slots.contains(&function.slot))
+    }
+
+    fn filtered(&self, keep: impl Fn(&HomeOf) -> bool) -> Option<Record> {
+        let functions: Vec<HomeOf> = self.functions.iter().filter(|f| keep(f)).cloned().collect();
+        (!functions.is_empty()).then(|| Record { functions, ..self.clone() })
     }
 
     pub fn home_of(&self, address: &str) -> Option<&HomeOf> {
@@ -192,6 +208,15 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         assert_eq!(Record::parse(Owner::Vm(111), record().to_json().as_bytes()).unwrap(), record());
+    }
+
+    #[test]
+    fn slots_come_once_in_the_order_of_the_functions() {
+        let mut record = record();
+        for slot in ["0000:02:00", "0000:01:00", "0000:00:00", "0000:02:00"] {
+            record.functions.push(HomeOf { slot: slot.to_string(), ..record.functions[0].clone() });
+        }
+        assert_eq!(record.slots(), ["0000:01:00", "0000:02:00", "0000:00:00"]);
     }
 
     #[test]

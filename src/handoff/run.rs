@@ -2,9 +2,12 @@
 
 use super::plan::{Phase, Plan};
 use super::step::Step;
+use crate::gpu::Slot;
+use crate::gpu::holders::{Reach, Watched};
+use crate::gpu::inventory::slot_of;
 use crate::report::Story;
 use crate::sys::failpoints::{self, Point};
-use crate::sys::{ActError, Kernel, Process};
+use crate::sys::{ActError, Action, Kernel, Process};
 use nix::libc;
 use std::time::Duration;
 
@@ -17,8 +20,8 @@ pub struct Outcome {
     pub phases: Vec<(&'static str, Duration)>,
     /// Steps that did not work, each with the reason.
     pub failures: Vec<(Step, String)>,
-    /// The step that never came back, and the process that was left behind in it.
-    pub stuck: Option<(Step, Process)>,
+    /// Steps that never came back, each with the process that was left behind in it.
+    pub stuck: Vec<(Step, Process)>,
     /// The time box ended before the plan did.
     pub out_of_time: bool,
     /// Somebody asked the run to end.
@@ -27,12 +30,17 @@ pub struct Outcome {
 
 impl Outcome {
     pub fn is_complete(&self) -> bool {
-        self.failures.is_empty() && self.stuck.is_none() && !self.out_of_time && !self.interrupted
+        self.failures.is_empty() && self.stuck.is_empty() && !self.out_of_time && !self.interrupted
+    }
+
+    /// All went well but for what is stuck.
+    pub fn only_stuck(&self) -> bool {
+        !self.stuck.is_empty() && self.failures.is_empty() && !self.out_of_time && !self.interrupted
     }
 
     /// The first thing that went wrong, in words.
     pub fn problem(&self) -> String {
-        if let Some((step, process)) = &self.stuck {
+        if let Some((step, process)) = self.stuck.first() {
             return format!("{step} does not come back (PID {} is stuck in it)", process.pid);
         }
         match self.failures.first() {
@@ -84,15 +92,16 @@ impl Run<'_> {
     fn phase(&self, phase: Phase, steps: &[(Phase, Step)], outcome: &mut Outcome) -> bool {
         let begin = self.kernel.now();
         let mut done: Vec<&Step> = Vec::new();
+        let failed_before = outcome.failures.len();
         let go_on = steps.iter().all(|(_, step)| self.attempt(step, &mut done, outcome));
         let took = self.kernel.now().saturating_sub(begin);
-        if !done.is_empty() || !go_on {
-            let mut told = tell(&done);
-            if !go_on {
-                let gap = if told.is_empty() { "" } else { ", then " };
-                told.push_str(&format!("{gap}{}", outcome.problem()));
-            }
-            self.story.phase(phase.name(), took, &told);
+        let mut told: Vec<String> = Some(tell(&done)).filter(|told| !told.is_empty()).into_iter().collect();
+        told.extend(outcome.failures[failed_before..].iter().map(|(step, reason)| format!("FAILED {step}: {reason}")));
+        if !go_on && outcome.failures.len() == failed_before {
+            told.push(format!("FAILED {}", outcome.problem()));
+        }
+        if !told.is_empty() {
+            self.story.phase(phase.name(), took, &told.join(", "));
         }
         outcome.phases.push((phase.name(), took));
         go_on
@@ -100,18 +109,24 @@ impl Run<'_> {
 
     /// False when the plan must not go on.
     fn attempt<'s>(&self, step: &'s Step, done: &mut Vec<&'s Step>, outcome: &mut Outcome) -> bool {
+        // Its slot waits for the call that is stuck; others need not.
+        if outcome.stuck.iter().any(|(stuck, _)| stuck.slot().is_none() || stuck.slot() == step.slot()) {
+            return true;
+        }
         let left = self.end.saturating_sub(self.kernel.now());
-        outcome.out_of_time |= left.is_zero();
+        let share = step.share(self.handoff);
+        // With little time left a step that is merely slow would look stuck.
+        outcome.out_of_time |= left < share / 4;
         outcome.interrupted |= self.on_failure == OnFailure::Stop && self.kernel.is_asked_to_end();
         if outcome.out_of_time || outcome.interrupted {
             return false;
         }
-        match self.step(step, left.min(step.share(self.handoff))) {
+        match self.step(step, left.min(share)) {
             Ok(Effect::Changed) => done.push(step),
             Ok(Effect::NothingToDo) => {}
             Err(Failure::Stuck(process)) => {
-                outcome.stuck = Some((step.clone(), process));
-                return false;
+                outcome.stuck.push((step.clone(), process));
+                return self.on_failure == OnFailure::GoOn;
             }
             Err(Failure::Reason(reason)) => {
                 outcome.failures.push((step.clone(), reason));
@@ -122,10 +137,11 @@ impl Run<'_> {
     }
 
     fn step(&self, step: &Step, limit: Duration) -> Result<Effect, Failure> {
-        if step.holds(self.kernel) {
+        let worker = self.kernel.worker().ok_or_else(|| Failure::Reason("no process to do it".to_string()))?;
+        let holds = || step.holds(self.kernel, limit).map_err(|_| Failure::Stuck(worker));
+        if holds()? {
             return Ok(Effect::NothingToDo);
         }
-        let worker = self.kernel.worker().ok_or_else(|| Failure::Reason("no process to do it".to_string()))?;
         if let Err(error) = (self.journal)(step, worker) {
             let problem = format!("{error:#}");
             if self.on_failure == OnFailure::Stop {
@@ -134,45 +150,55 @@ impl Run<'_> {
             // Coming home matters more than being able to tell how far it got.
             self.story.warn(&problem);
         }
+        if let Some(reason) = self.came_in_between(step) {
+            return Err(Failure::Reason(reason));
+        }
         failpoints::pass(Point::Before);
         let done = self.change(step, worker, limit);
         failpoints::pass(Point::After);
-        done
+        match done {
+            Ok(Effect::Changed) if !matches!(step, Step::RemoveId { .. }) && !holds()? => {
+                // drivers_probe, for one, reports success when no driver took the device.
+                Err(Failure::Reason("the kernel reported success, but nothing changed".to_string()))
+            }
+            // Somebody else was faster: what counts is how things are.
+            Err(Failure::Reason(_)) if holds()? => Ok(Effect::NothingToDo),
+            done => done,
+        }
+    }
+
+    /// Unbinding a GPU from nvidia while somebody has it open does not come back, so look once more just before.
+    fn came_in_between(&self, step: &Step) -> Option<String> {
+        let Step::Unbind { address, driver } = step else { return None };
+        if driver != "nvidia" {
+            return None;
+        }
+        let slot: Vec<Slot> = Slot::read(self.kernel, slot_of(address)?).into_iter().collect();
+        let holders = Watched::of_slots(self.kernel, &slot, Reach::Unbinding).holders(self.kernel);
+        holders.first().map(|holder| format!("meanwhile {holder}"))
     }
 
     fn change(&self, step: &Step, worker: Process, limit: Duration) -> Result<Effect, Failure> {
+        let end = self.kernel.now() + limit;
+        let ask = |action: &Action| match self.kernel.act(action, end.saturating_sub(self.kernel.now())) {
+            Err(ActError::Stuck { .. }) => Err(Failure::Stuck(worker)),
+            other => Ok(other),
+        };
         if let Step::RemoveId { .. } = step {
-            return self.remove_id(step, worker, limit);
-        }
-        for action in step.actions(self.kernel) {
-            match self.kernel.act(&action, limit) {
-                Ok(()) => {}
-                Err(ActError::Stuck { .. }) => return Err(Failure::Stuck(worker)),
-                // Somebody else was faster: what counts is how things are.
-                Err(_) if step.holds(self.kernel) => return Ok(Effect::NothingToDo),
-                Err(error) => return Err(Failure::Reason(self.explain(step, &error))),
-            }
-        }
-        if step.holds(self.kernel) {
-            return Ok(Effect::Changed);
-        }
-        // drivers_probe, for one, reports success when no driver took the device.
-        Err(Failure::Reason("the kernel reported success, but nothing changed".to_string()))
-    }
-
-    fn remove_id(&self, step: &Step, worker: Process, limit: Duration) -> Result<Effect, Failure> {
-        let mut effect = Effect::NothingToDo;
-        for _ in 0..REMOVE_ID_LIMIT {
-            for action in step.actions(self.kernel) {
-                match self.kernel.act(&action, limit) {
+            let mut effect = Effect::NothingToDo;
+            for action in std::iter::repeat_n(step.actions(self.kernel), REMOVE_ID_LIMIT).flatten() {
+                match ask(&action)? {
                     Ok(()) => effect = Effect::Changed,
-                    Err(ActError::Stuck { .. }) => return Err(Failure::Stuck(worker)),
-                    Err(error) if error.errno() == Some(libc::ENODEV) => return Ok(effect),
+                    Err(error) if error.errno() == Some(libc::ENODEV) => break,
                     Err(error) => return Err(Failure::Reason(error.to_string())),
                 }
             }
+            return Ok(effect);
         }
-        Ok(effect)
+        for action in step.actions(self.kernel) {
+            ask(&action)?.map_err(|error| Failure::Reason(self.explain(step, &error)))?;
+        }
+        Ok(Effect::Changed)
     }
 
     fn explain(&self, step: &Step, error: &ActError) -> String {

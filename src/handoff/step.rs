@@ -1,8 +1,8 @@
 //! One step of a handoff: what it asks of the kernel and how to see that it holds.
 
-use crate::gpu::inventory::{attribute, slot_of};
+use crate::gpu::inventory::{attribute, read_override, slot_of};
 use crate::gpu::nodes;
-use crate::sys::{Action, Kernel};
+use crate::sys::{ActError, Action, Kernel};
 use std::fmt;
 use std::time::Duration;
 
@@ -59,25 +59,22 @@ impl Step {
     }
 
     /// Whether the machine is as this step wants it: before the step a reason to skip it, after it the proof.
-    pub fn holds(&self, kernel: &dyn Kernel) -> bool {
+    ///
+    /// # Errors
+    /// [`ActError::Stuck`] when even looking took longer than `limit`.
+    pub fn holds(&self, kernel: &dyn Kernel, limit: Duration) -> Result<bool, ActError> {
         let driver_of = |address: &str| kernel.link_name(&attribute(address, "driver")).ok();
-        match self {
-            Step::Load { modules } => modules.iter().all(|module| is_loaded(kernel, module)),
-            Step::Unload { module } => !is_loaded(kernel, module),
-            Step::Override { address, driver } => {
-                let now = kernel.text(&attribute(address, "driver_override")).unwrap_or_default();
-                match driver {
-                    Some(driver) => now == *driver,
-                    None => now.is_empty() || now == "(null)",
-                }
-            }
+        Ok(match self {
+            Step::Load { modules } => modules.iter().all(|module| is_live(kernel, module)),
+            Step::Unload { module } => !kernel.exists(&format!("/sys/module/{module}")),
+            Step::Override { address, driver } => read_override(kernel, address, limit)? == *driver,
             // Another driver may have taken it at once: what that one is, the next step sees.
             Step::Unbind { address, driver } => driver_of(address).as_deref() != Some(driver),
             Step::Probe { address, driver } => driver_of(address).as_deref() == Some(driver),
             // The kernel has no list of dynamic ids: asking to remove one is how to see that there is none.
             Step::RemoveId { .. } => !kernel.exists(REMOVE_ID),
             Step::MakeNodes => nodes::missing(kernel).is_empty(),
-        }
+        })
     }
 
     /// Of a handoff's time, the part that this step may take.
@@ -129,8 +126,10 @@ impl Step {
     }
 }
 
-fn is_loaded(kernel: &dyn Kernel, module: &str) -> bool {
-    kernel.exists(&format!("/sys/module/{module}"))
+/// Not one that is just coming or going; what is built into the kernel has no state.
+fn is_live(kernel: &dyn Kernel, module: &str) -> bool {
+    let directory = format!("/sys/module/{module}");
+    kernel.exists(&directory) && kernel.text(&format!("{directory}/initstate")).is_none_or(|state| state == "live")
 }
 
 impl fmt::Display for Step {

@@ -6,9 +6,10 @@ use super::wedge::Wedge;
 use crate::sys::{Kernel, Lock};
 use anyhow::{Context, Result};
 use serde_json::Value;
-use std::fs;
-use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub const DIRECTORY: &str = "/run/gpu-handoff";
@@ -36,7 +37,11 @@ impl Store {
     /// # Errors
     /// When the lock file cannot be made. None when somebody else held the lock for all of `limit`.
     pub fn lock(&self, limit: Duration) -> Result<Option<Locked<'_>>> {
-        fs::create_dir_all(&self.directory).with_context(|| self.directory.display().to_string())?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&self.directory)
+            .with_context(|| self.directory.display().to_string())?;
         let path = self.directory.join(LOCK);
         let lock = Lock::take(&path, limit).with_context(|| path.display().to_string())?;
         Ok(lock.map(|lock| Locked { store: self, _lock: lock }))
@@ -134,6 +139,13 @@ impl Store {
     }
 }
 
+/// Root acts on what stands in these files: whatever the umask is, nobody else writes them.
+fn write_file(path: &Path, text: &str) -> std::io::Result<()> {
+    let _ = fs::remove_file(path);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
 fn last_file(slot: &str) -> String {
     format!("last-{slot}")
 }
@@ -189,7 +201,7 @@ impl Locked<'_> {
     fn write(&self, name: &str, text: &str) -> Result<()> {
         let path = self.store.directory.join(name);
         let new = self.store.directory.join(format!(".{name}.new"));
-        fs::write(&new, text).with_context(|| new.display().to_string())?;
+        write_file(&new, text).with_context(|| new.display().to_string())?;
         fs::rename(&new, &path).with_context(|| path.display().to_string())
     }
 

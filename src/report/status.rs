@@ -6,7 +6,7 @@ use crate::handoff::is_with;
 use crate::handoff::record::{Owner, Progress, Record};
 use crate::handoff::store::{self, Store};
 use crate::handoff::wedge::Wedge;
-use crate::sys::{Kernel, flock_is_held};
+use crate::sys::{Kernel, OpenDevice, flock_is_held};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -78,8 +78,10 @@ impl Status {
                 Err(error) => problems.push(format!("{error:#}")),
             }
         }
+        let open = kernel.open_devices();
+        let users = sees_all.then_some(open.as_slice());
         let slots = nvidia_slots(kernel);
-        let gpus = slots.into_iter().map(|slot| Gpu::read(kernel, store, &records, slot, sees_all, &mut problems));
+        let gpus = slots.into_iter().map(|slot| Gpu::read(kernel, store, &records, slot, users, &mut problems));
         Status {
             gpus: gpus.collect(),
             reboot_required: kernel
@@ -124,7 +126,7 @@ impl Gpu {
         store: &Store,
         records: &[Record],
         mut slot: Slot,
-        sees_all: bool,
+        open: Option<&[OpenDevice]>,
         problems: &mut Vec<String>,
     ) -> Gpu {
         let ours: Vec<&Record> = records.iter().filter(|r| r.slots().contains(&slot.address.as_str())).collect();
@@ -134,24 +136,24 @@ impl Gpu {
             problems.push(format!("{error:#}"));
             None
         });
-        if !store.has_call(kernel, &slot.address) {
-            slot.look_closely(kernel);
-        }
         let homes = slot.functions.iter().map(|function| {
             match ours.iter().find_map(|record| record.home_of(&function.address)) {
                 Some(home) => home.driver.clone(),
                 None => function.driver.clone(),
             }
         });
-        let users = Watched::of_slots(kernel, std::slice::from_ref(&slot), Reach::Slots).holders(kernel);
-        Gpu {
-            has: if is_wedged { Has::Wedged(vmid(&ours)) } else { who_has(kernel, &slot, &ours) },
-            homes: homes.collect(),
-            users: sees_all.then_some(users),
-            last: store.last(&slot.address),
-            wedged,
-            slot,
+        let homes = homes.collect();
+        // Next to a call they cannot be read.
+        if !store.has_call(kernel, &slot.address)
+            && let Err(error) = slot.read_slow_attributes(kernel)
+        {
+            problems.push(format!("{}: reading its driver_override {error}", slot.address));
         }
+        let users = open.map(|open| {
+            Watched::of_slots(kernel, std::slice::from_ref(&slot), Reach::Slots).holders_among(kernel, open)
+        });
+        let has = if is_wedged { Has::Wedged(vmid(&ours)) } else { who_has(kernel, &slot, &ours, open) };
+        Gpu { has, homes, users, last: store.last(&slot.address), wedged, slot }
     }
 
     fn to_json(&self) -> Value {
@@ -216,6 +218,9 @@ impl Gpu {
         if let Some(wedged) = &self.wedged {
             let _ = writeln!(text, "  wedged   {wedged}");
         }
+        if let Has::Stranded(_) = self.has {
+            let _ = writeln!(text, "  mend     gpu-handoff to-nvidia {}", self.slot.address);
+        }
         if let Some(last) = &self.last {
             let _ = writeln!(text, "  last     {}", describe_last(last));
         }
@@ -226,20 +231,22 @@ fn vmid(records: &[&Record]) -> Option<u32> {
     records.iter().find_map(|record| record.owner.vmid())
 }
 
-fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record]) -> Has {
+fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record], open: Option<&[OpenDevice]>) -> Has {
     let vmid = vmid(records);
     let unfinished = records.iter().any(|record| record.progress != Progress::Away);
     if unfinished && flock_is_held(kernel, &format!("{}/{}", store::DIRECTORY, store::LOCK)) {
         return Has::Moving(vmid);
     }
     // A VM that has a node of the host's driver open, to draw on it, is a user, not the owner.
-    let holders = Watched::vfio_of_slots(kernel, std::slice::from_ref(slot)).holders(kernel);
+    let watched = Watched::vfio_of_slots(kernel, std::slice::from_ref(slot));
+    let holders = watched.holders_among(kernel, open.unwrap_or_default());
     if let Some(id) = holders.iter().find_map(|h| if let Place::Vm(id) = h.place { Some(id) } else { None }) {
         return Has::Vm(id);
     }
     for record in records {
         if let (Owner::Vm(id), Progress::Away) = (&record.owner, record.progress)
-            && is_with(kernel, record, *id)
+            // Who may not see Proxmox's files has only the record to go by.
+            && (open.is_none() || is_with(kernel, record, *id))
         {
             return Has::Vm(*id);
         }
@@ -247,7 +254,11 @@ fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record]) -> Has {
     if records.iter().any(|record| matches!(record.owner, Owner::Manual(_))) && !unfinished {
         return Has::Manual;
     }
-    if !records.is_empty() {
+    let is_home = |record: &&Record| {
+        slot.functions.iter().all(|f| record.home_of(&f.address).is_some_and(|home| home.driver == f.driver))
+    };
+    // Killed before it had moved anything, or after all was home.
+    if !records.iter().all(is_home) {
         return Has::Stranded(vmid);
     }
     match slot.gpu().and_then(|gpu| gpu.driver.as_deref()) {

@@ -4,6 +4,7 @@
 //! but does not keep their order.
 
 use once_cell::unsync::OnceCell;
+use std::cell::RefCell;
 use std::io::Write;
 use std::time::Duration;
 use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
@@ -12,9 +13,10 @@ const NAME: &str = "gpu-handoff";
 
 pub struct Story {
     /// Opened by the first line, so that a run without one costs nothing. None without a syslog daemon.
-    syslog: OnceCell<Option<std::cell::RefCell<Logger<LoggerBackend, Formatter3164>>>>,
+    syslog: OnceCell<Option<RefCell<Logger<LoggerBackend, Formatter3164>>>>,
     to_syslog: bool,
     to_stderr: bool,
+    warned: RefCell<Vec<String>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,19 +28,25 @@ enum Severity {
 
 impl Story {
     pub fn new(to_syslog: bool) -> Story {
-        Story { syslog: OnceCell::new(), to_syslog, to_stderr: true }
+        Story { syslog: OnceCell::new(), to_syslog, to_stderr: true, warned: RefCell::default() }
     }
 
     /// Tells nobody.
     pub fn silent() -> Story {
-        Story { syslog: OnceCell::new(), to_syslog: false, to_stderr: false }
+        Story { syslog: OnceCell::new(), to_syslog: false, to_stderr: false, warned: RefCell::default() }
     }
 
     pub fn say(&self, text: &str) {
         self.line(Severity::Info, text);
     }
 
+    /// Once per run: what several parts of a run come across is still one problem.
     pub fn warn(&self, text: &str) {
+        let mut warned = self.warned.borrow_mut();
+        if warned.iter().any(|told| told == text) {
+            return;
+        }
+        warned.push(text.to_string());
         self.line(Severity::Warning, &format!("warning: {text}"));
     }
 
@@ -54,7 +62,7 @@ impl Story {
     fn line(&self, severity: Severity, text: &str) {
         if self.to_stderr {
             // Nobody reading is no reason to stop half-way.
-            let _ = writeln!(std::io::stderr(), "{NAME}: {text}");
+            let _ = std::io::stderr().write_all(format!("{NAME}: {text}\n").as_bytes());
         }
         if !self.to_syslog {
             return;
@@ -70,12 +78,18 @@ impl Story {
     }
 }
 
-fn open_syslog() -> Option<std::cell::RefCell<Logger<LoggerBackend, Formatter3164>>> {
+fn open_syslog() -> Option<RefCell<Logger<LoggerBackend, Formatter3164>>> {
     let formatter = Formatter3164 {
         facility: Facility::LOG_DAEMON,
         hostname: None,
         process: NAME.to_string(),
         pid: std::process::id(),
     };
-    syslog::unix(formatter).ok().map(std::cell::RefCell::new)
+    let logger = syslog::unix(formatter).ok()?;
+    // A journal that takes nothing more must not hold a handoff.
+    match &logger.backend {
+        LoggerBackend::Unix(socket) => socket.set_nonblocking(true).ok()?,
+        _ => return None,
+    }
+    Some(RefCell::new(logger))
 }

@@ -7,7 +7,7 @@
 //! A worker whose parent goes without saying goodbye (killed, or it gave the worker up) starts
 //! `gpu-handoff reconcile --unfinished` as its last act, so that a handoff cut short and a call that came back late are put right by themselves.
 
-use super::{ActError, Action, failpoints};
+use super::{ActError, Action, failpoints, terminate};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -23,8 +23,26 @@ use std::time::{Duration, Instant};
 /// The errno that stands for a program's own words.
 const IN_WORDS: i32 = -1;
 
-/// Carries out an action; in the worker, so that it may block.
-pub type Work = fn(root: &Path, action: &Action) -> Result<(), ActError>;
+/// What the worker can be asked for: all that may block in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    Act(Action),
+    /// The bytes of an attribute whose reading takes the device's lock.
+    Read(String),
+    /// Opens for reading and writing, and closes again.
+    TryOpen(String),
+}
+
+/// What a worker does when its parent is gone without a goodbye.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastAct {
+    Reconcile,
+    /// Its parent was such a reconcile: one after the other would go on for ever.
+    Nothing,
+}
+
+/// Carries out a request; in the worker, so that it may block.
+pub type Work = fn(root: &Path, request: &Request) -> Result<Vec<u8>, ActError>;
 
 pub struct Worker {
     pid: Pid,
@@ -35,7 +53,7 @@ pub struct Worker {
 impl Worker {
     /// # Errors
     /// When there is no process or no pipe to be had.
-    pub fn start(root: &Path, work: Work) -> io::Result<Worker> {
+    pub fn start(root: &Path, work: Work, last_act: LastAct) -> io::Result<Worker> {
         // Close-on-exec: a program that the worker runs must not keep the pipes open after it.
         let (commands_in, commands) = pipe2(OFlag::O_CLOEXEC)?;
         let (answers, answers_out) = pipe2(OFlag::O_CLOEXEC)?;
@@ -43,8 +61,8 @@ impl Worker {
         match unsafe { fork() }? {
             ForkResult::Child => {
                 leave_parent_behind(&[commands_in.as_raw_fd(), answers_out.as_raw_fd()]);
-                let orderly = serve(commands_in.into(), answers_out.into(), |action| work(root, action));
-                if !orderly && !failpoints::is_alone() {
+                let orderly = serve(commands_in.into(), answers_out.into(), |request| work(root, request));
+                if !orderly && last_act == LastAct::Reconcile && !failpoints::is_alone() {
                     start_reconcile();
                 }
                 // SAFETY: ends the child at once, without the parent's exit handlers and buffers.
@@ -61,18 +79,18 @@ impl Worker {
     }
 
     /// # Errors
-    /// What the kernel or a program said, or [`ActError::Stuck`] when `limit` passed first: then this worker must be
-    /// given up by [`Worker::abandon`].
-    pub fn act(&mut self, action: &Action, limit: Duration) -> Result<(), ActError> {
-        write_block(&mut self.commands, &encode(action)).map_err(ActError::Os)?;
+    /// What the kernel or a program said; [`ActError::Stuck`] when `limit` passed first: then this worker must be given
+    /// up by [`Worker::abandon`]; [`ActError::Died`]: then it must be taken away by [`Worker::dismiss`].
+    pub fn ask(&mut self, request: &Request, limit: Duration) -> Result<Vec<u8>, ActError> {
+        let died = |_| ActError::Died { pid: self.pid.as_raw() };
+        write_block(&mut self.commands, &encode(request)).map_err(died)?;
         if !readable(&self.answers, limit) {
             return Err(ActError::Stuck { pid: self.pid() });
         }
-        let died = |_| ActError::Program(format!("PID {}, which did it, died", self.pid));
         let answer = read_block(&mut self.answers).map_err(died)?;
-        let (errno, words) = answer.split_at_checked(4).ok_or_else(|| died(io::ErrorKind::InvalidData.into()))?;
+        let (errno, words) = answer.split_at_checked(4).ok_or(ActError::Died { pid: self.pid.as_raw() })?;
         match i32::from_ne_bytes([errno[0], errno[1], errno[2], errno[3]]) {
-            0 => Ok(()),
+            0 => Ok(words.to_vec()),
             IN_WORDS => Err(ActError::Program(String::from_utf8_lossy(words).into_owned())),
             errno => Err(ActError::Os(io::Error::from_raw_os_error(errno))),
         }
@@ -80,10 +98,9 @@ impl Worker {
 
     /// The orderly end: there is nothing to put right.
     pub fn dismiss(mut self) {
-        // An empty block says goodbye.
-        if write_block(&mut self.commands, &[]).is_ok() {
-            let _ = waitpid(self.pid, None);
-        }
+        // An empty block says goodbye. It has ended already when nobody is there to read it.
+        let _ = write_block(&mut self.commands, &[]);
+        let _ = waitpid(self.pid, None);
     }
 
     /// It is stuck: it stays behind with its call. Closing the pipes tells it so, once the call has come back.
@@ -91,20 +108,20 @@ impl Worker {
 }
 
 /// True when the parent said goodbye.
-fn serve(mut commands: File, mut answers: File, work: impl Fn(&Action) -> Result<(), ActError>) -> bool {
+fn serve(mut commands: File, mut answers: File, work: impl Fn(&Request) -> Result<Vec<u8>, ActError>) -> bool {
     loop {
         let Ok(block) = read_block(&mut commands) else { return false };
         if block.is_empty() {
             return true;
         }
-        let Some(action) = decode(&block) else { return false };
-        let (errno, words) = match work(&action) {
-            Ok(()) => (0, String::new()),
-            Err(ActError::Os(error)) => (error.raw_os_error().unwrap_or(libc::EIO), String::new()),
-            Err(error) => (IN_WORDS, error.to_string()),
+        let Some(request) = decode(&block) else { return false };
+        let (errno, words) = match work(&request) {
+            Ok(bytes) => (0, bytes),
+            Err(ActError::Os(error)) => (error.raw_os_error().unwrap_or(libc::EIO), Vec::new()),
+            Err(error) => (IN_WORDS, error.to_string().into_bytes()),
         };
         let mut answer = errno.to_ne_bytes().to_vec();
-        answer.extend_from_slice(words.as_bytes());
+        answer.extend_from_slice(&words);
         if write_block(&mut answers, &answer).is_err() {
             return false;
         }
@@ -112,13 +129,15 @@ fn serve(mut commands: File, mut answers: File, work: impl Fn(&Action) -> Result
 }
 
 fn start_reconcile() {
-    let _ = Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    command
         .args(["reconcile", "--unfinished"])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
+        .stderr(Stdio::null());
+    failpoints::forget(&mut command);
+    let _ = command.spawn();
 }
 
 /// Runs a program and waits for it, however long it takes.
@@ -159,6 +178,8 @@ fn what_is_there(mut stderr: impl Read + AsFd) -> String {
 /// New session, nothing on 0 to 2, every other descriptor but those in `keep` closed.
 fn leave_parent_behind(keep: &[i32]) {
     let _ = setsid();
+    let _ = std::env::set_current_dir("/");
+    terminate::ignore_no_more();
     if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdin(&null);
         let _ = nix::unistd::dup2_stdout(&null);
@@ -180,24 +201,30 @@ fn leave_parent_behind(keep: &[i32]) {
 }
 
 /// A kind and its two texts, apart by a NUL, which no path and no attribute's value contains.
-fn encode(action: &Action) -> Vec<u8> {
-    let (kind, first, second) = match action {
-        Action::Write { path, data } => (b'W', path.as_str(), data.as_str()),
-        Action::Load { modules } => (b'L', "", &*modules.join("\0")),
-        Action::Unload { module } => (b'U', "", module.as_str()),
-        Action::MakeNode(node) => (b'N', "", &*node.to_text()),
+pub fn encode(request: &Request) -> Vec<u8> {
+    let (kind, first, second) = match request {
+        Request::Act(Action::Write { path, data }) => (b'W', path.as_str(), data.as_str()),
+        Request::Act(Action::Load { modules }) => (b'L', "", &*modules.join("\0")),
+        Request::Act(Action::Unload { module }) => (b'U', "", module.as_str()),
+        Request::Act(Action::MakeNode(node)) => (b'N', "", &*node.to_text()),
+        Request::Read(path) => (b'R', path.as_str(), ""),
+        Request::TryOpen(path) => (b'O', path.as_str(), ""),
     };
     [&[kind], first.as_bytes(), &[0], second.as_bytes()].concat()
 }
 
-fn decode(block: &[u8]) -> Option<Action> {
+/// None for what [`encode`] never writes.
+pub fn decode(block: &[u8]) -> Option<Request> {
     let (kind, texts) = block.split_first()?;
     let (first, second) = std::str::from_utf8(texts).ok()?.split_once('\0')?;
+    let (first, second) = (first.to_string(), second.to_string());
     Some(match kind {
-        b'W' => Action::Write { path: first.to_string(), data: second.to_string() },
-        b'L' => Action::Load { modules: second.split('\0').map(str::to_string).collect() },
-        b'U' => Action::Unload { module: second.to_string() },
-        b'N' => Action::MakeNode(super::Node::from_text(second)?),
+        b'W' => Request::Act(Action::Write { path: first, data: second }),
+        b'L' => Request::Act(Action::Load { modules: second.split('\0').map(str::to_string).collect() }),
+        b'U' => Request::Act(Action::Unload { module: second }),
+        b'N' => Request::Act(Action::MakeNode(super::Node::from_text(&second)?)),
+        b'R' => Request::Read(first),
+        b'O' => Request::TryOpen(first),
         _ => return None,
     })
 }
@@ -234,42 +261,45 @@ fn readable(file: &File, limit: Duration) -> bool {
 mod tests {
     use super::*;
 
-    fn write(data: &str) -> Action {
-        Action::Write { path: "/attribute".to_string(), data: data.to_string() }
+    fn write(data: &str) -> Request {
+        Request::Act(Action::Write { path: "/attribute".to_string(), data: data.to_string() })
     }
 
     /// Does what the action's data says.
-    fn obey(_: &Path, action: &Action) -> Result<(), ActError> {
-        let Action::Write { data, .. } = action else { return Ok(()) };
+    fn obey(_: &Path, request: &Request) -> Result<Vec<u8>, ActError> {
+        let sh = Path::new("/bin/sh");
+        let Request::Act(Action::Write { data, .. }) = request else { return Ok(b"read".to_vec()) };
         match data.as_str() {
             "sleep" => std::thread::sleep(Duration::from_secs(2)),
             "descriptors" => {
                 // Standard streams, two pipes and the directory being read.
                 let open = std::fs::read_dir("/proc/self/fd").map_err(ActError::Os)?.count();
-                return if open == 6 { Ok(()) } else { Err(ActError::Program(format!("{open} descriptors"))) };
+                return if open == 6 { Ok(Vec::new()) } else { Err(ActError::Program(format!("{open} descriptors"))) };
             }
             "ENODEV" => return Err(ActError::Os(io::Error::from_raw_os_error(libc::ENODEV))),
-            "words" => {
-                return program(Path::new("/bin/sh"), &["-c", "echo the reason >&2; echo what follows >&2; exit 3"]);
-            }
-            "fine" => return program(Path::new("/bin/sh"), &["-c", "exit 0"]),
+            "words" => program(sh, &["-c", "echo the reason >&2; echo what follows >&2; exit 3"])?,
+            "fine" => program(sh, &["-c", "exit 0"])?,
+            "die" => std::process::abort(),
             _ => {}
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn worker() -> Worker {
-        Worker::start(Path::new("/"), obey).unwrap()
+        Worker::start(Path::new("/"), obey, LastAct::Nothing).unwrap()
     }
 
     #[test]
     fn one_worker_does_one_action_after_the_other_and_reports() {
         let mut worker = worker();
         let limit = Duration::from_secs(20);
-        assert!(worker.act(&write(""), limit).is_ok());
-        assert_eq!(worker.act(&write("ENODEV"), limit).unwrap_err().errno(), Some(libc::ENODEV));
-        assert_eq!(worker.act(&write("words"), limit).unwrap_err().to_string(), "the reason");
-        assert!(worker.act(&write("fine"), limit).is_ok());
+        assert!(worker.ask(&write(""), limit).is_ok());
+        assert_eq!(worker.ask(&write("ENODEV"), limit).unwrap_err().errno(), Some(libc::ENODEV));
+        assert_eq!(worker.ask(&write("words"), limit).unwrap_err().to_string(), "the reason");
+        assert!(worker.ask(&write("fine"), limit).is_ok());
+        assert_eq!(worker.ask(&Request::Read("/x".to_string()), limit).unwrap(), b"read");
+        let pid = worker.pid();
+        assert!(matches!(worker.ask(&write("die"), limit), Err(ActError::Died { pid: died }) if died == pid));
         worker.dismiss();
     }
 
@@ -277,7 +307,7 @@ mod tests {
     fn a_worker_holds_none_of_the_parents_descriptors() {
         let (_reader, _writer) = pipe2(OFlag::empty()).unwrap();
         let mut worker = worker();
-        let answer = worker.act(&write("descriptors"), Duration::from_secs(20));
+        let answer = worker.ask(&write("descriptors"), Duration::from_secs(20));
         assert!(answer.is_ok(), "{answer:?}");
         worker.dismiss();
     }
@@ -286,16 +316,14 @@ mod tests {
     fn a_worker_that_takes_too_long_is_said_to_be_stuck() {
         let mut worker = worker();
         let begin = Instant::now();
-        let answer = worker.act(&write("sleep"), Duration::from_millis(50));
+        let answer = worker.ask(&write("sleep"), Duration::from_millis(50));
         assert!(matches!(answer, Err(ActError::Stuck { pid }) if pid == worker.pid()), "{answer:?}");
         assert!(begin.elapsed() < Duration::from_secs(1));
-        // Not abandoned here: what it would start as its last act is this test program.
-        std::thread::sleep(Duration::from_secs(2));
-        worker.dismiss();
+        worker.abandon();
     }
 
     #[test]
-    fn actions_survive_the_pipe() {
+    fn requests_survive_the_pipe() {
         let node = super::super::Node {
             path: "/dev/nvidia0".to_string(),
             number: super::super::DeviceNumber { major: 195, minor: 0 },
@@ -303,13 +331,15 @@ mod tests {
             uid: 0,
             gid: 44,
         };
-        for action in [
+        for request in [
             write("\n"),
-            Action::Load { modules: vec!["nvidia".to_string(), "nvidia_uvm".to_string()] },
-            Action::Unload { module: "nvidia".to_string() },
-            Action::MakeNode(node),
+            Request::Act(Action::Load { modules: vec!["nvidia".to_string(), "nvidia_uvm".to_string()] }),
+            Request::Act(Action::Unload { module: "nvidia".to_string() }),
+            Request::Act(Action::MakeNode(node)),
+            Request::Read("/sys/x".to_string()),
+            Request::TryOpen("/dev/vfio/5".to_string()),
         ] {
-            assert_eq!(decode(&encode(&action)), Some(action));
+            assert_eq!(decode(&encode(&request)), Some(request));
         }
         assert_eq!(decode(b"X\0"), None);
     }

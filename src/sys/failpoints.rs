@@ -21,6 +21,8 @@ mod switches {
     }
 
     pub fn pass(_: super::Point) {}
+
+    pub fn forget(_: &mut std::process::Command) {}
 }
 
 #[cfg(feature = "failpoints")]
@@ -38,6 +40,11 @@ mod switches {
     /// at what was left behind.
     pub fn is_alone() -> bool {
         std::env::var_os("GPU_HANDOFF_TEST_ALONE").is_some()
+    }
+
+    /// What is started to put things right is not to be killed as well.
+    pub fn forget(command: &mut std::process::Command) {
+        command.env_remove("GPU_HANDOFF_TEST_KILL");
     }
 
     /// `GPU_HANDOFF_TEST_KILL=before:3` or `after:3`: SIGKILL at the third step that changes something;
@@ -62,4 +69,4 @@ mod switches {
     }
 }
 
-pub use switches::{is_alone, is_blind, pass};
+pub use switches::{forget, is_alone, is_blind, pass};

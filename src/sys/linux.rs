@@ -1,13 +1,15 @@
 //! The kernel this program runs on, or a tree of files that stands for one (`GPU_HANDOFF_ROOT`).
 
-use super::expendable::{self, Worker};
+use super::expendable::{self, LastAct, Request, Worker};
 use super::{ActError, Action, DeviceNumber, Kernel, Node, OpenDevice, Process, failpoints, terminate};
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,19 +18,23 @@ pub struct Linux {
     begin: Instant,
     /// Started by the first change.
     worker: RefCell<Option<Worker>>,
+    last_act: Cell<LastAct>,
 }
 
 impl Linux {
     /// `/`, or the tree that `GPU_HANDOFF_ROOT` names.
     pub fn from_environment() -> Linux {
         match std::env::var_os("GPU_HANDOFF_ROOT") {
-            Some(root) if !root.is_empty() => Linux::at(PathBuf::from(root)),
+            // The worker has another working directory, so a relative path would be another place to it.
+            Some(root) if !root.is_empty() => {
+                Linux::at(std::path::absolute(&root).unwrap_or_else(|_| PathBuf::from(root)))
+            }
             _ => Linux::at(PathBuf::from("/")),
         }
     }
 
     pub fn at(root: PathBuf) -> Linux {
-        Linux { root, begin: Instant::now(), worker: RefCell::new(None) }
+        Linux { root, begin: Instant::now(), worker: RefCell::new(None), last_act: Cell::new(LastAct::Reconcile) }
     }
 
     /// False for a tree of files: then no system call that changes the machine is made.
@@ -36,8 +42,30 @@ impl Linux {
         self.root == Path::new("/")
     }
 
+    /// From now on a worker that outlives this run lets things be.
+    pub fn end_with_this_run(&self) {
+        self.last_act.set(LastAct::Nothing);
+    }
+
     pub fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
+    }
+}
+
+impl Linux {
+    fn ask(&self, request: &Request, limit: Duration) -> Result<Vec<u8>, ActError> {
+        let mut slot = self.worker.borrow_mut();
+        let mut worker = match slot.take() {
+            Some(worker) => worker,
+            None => Worker::start(&self.root, work, self.last_act.get()).map_err(ActError::Os)?,
+        };
+        let answer = worker.ask(request, limit);
+        match answer {
+            Err(ActError::Stuck { .. }) => worker.abandon(),
+            Err(ActError::Died { .. }) => worker.dismiss(),
+            _ => *slot = Some(worker),
+        }
+        answer
     }
 }
 
@@ -85,13 +113,15 @@ impl Kernel for Linux {
         Ok((number(meta.dev()), meta.ino()))
     }
 
-    fn vfio_group_busy(&self, group: u32) -> bool {
-        let open = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(self.path(&format!("/dev/vfio/{group}")));
-        matches!(open, Err(error) if error.raw_os_error() == Some(libc::EBUSY))
+    fn read_slowly(&self, path: &str, limit: Duration) -> Result<Vec<u8>, ActError> {
+        self.ask(&Request::Read(path.to_string()), limit)
+    }
+
+    fn vfio_group_busy(&self, group: u32, limit: Duration) -> Result<bool, ActError> {
+        match self.ask(&Request::TryOpen(format!("/dev/vfio/{group}")), limit) {
+            Err(ActError::Os(error)) => Ok(error.raw_os_error() == Some(libc::EBUSY)),
+            other => other.map(|_| false),
+        }
     }
 
     fn open_devices(&self) -> Vec<OpenDevice> {
@@ -105,13 +135,10 @@ impl Kernel for Linux {
             let Ok(descriptors) = fs::read_dir(self.path(&format!("/proc/{pid}/fd"))) else { continue };
             let before = found.len();
             for entry in descriptors.flatten() {
-                // Following the link: its text is that of the process's own namespace.
-                let Ok(meta) = fs::metadata(entry.path()) else { continue };
-                if meta.file_type().is_char_device() {
-                    let device = OpenDevice { pid, number: number(meta.rdev()) };
-                    if !found[before..].contains(&device) {
-                        found.push(device);
-                    }
+                let Some(number) = open_device(&entry.path()) else { continue };
+                let device = OpenDevice { pid, number };
+                if !found[before..].contains(&device) {
+                    found.push(device);
                 }
             }
         }
@@ -119,25 +146,26 @@ impl Kernel for Linux {
     }
 
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError> {
-        let mut slot = self.worker.borrow_mut();
-        let mut worker = match slot.take() {
-            Some(worker) => worker,
-            None => Worker::start(&self.root, work).map_err(ActError::Os)?,
-        };
-        let done = worker.act(action, limit);
-        match done {
-            Err(ActError::Stuck { .. }) => worker.abandon(),
-            _ => *slot = Some(worker),
-        }
-        done
+        self.ask(&Request::Act(action.clone()), limit).map(|_| ())
     }
 
     fn worker(&self) -> Option<Process> {
+        // Not below the root: the worker is a process of this machine.
+        let alive = |worker: &Worker| {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", worker.pid())).ok()?;
+            Process::parse(worker.pid(), &stat)
+        };
         let mut slot = self.worker.borrow_mut();
-        if slot.is_none() {
-            *slot = Worker::start(&self.root, work).ok();
+        if let Some(process) = slot.as_ref().and_then(alive) {
+            return Some(process);
         }
-        self.process(slot.as_ref()?.pid())
+        if let Some(dead) = slot.take() {
+            dead.dismiss();
+        }
+        let worker = Worker::start(&self.root, work, self.last_act.get()).ok()?;
+        let process = alive(&worker);
+        *slot = Some(worker);
+        process
     }
 
     fn caller(&self) -> Option<Process> {
@@ -166,12 +194,23 @@ fn below(root: &Path, path: &str) -> PathBuf {
 }
 
 /// In the worker: may block for as long as the kernel likes.
-fn work(root: &Path, action: &Action) -> Result<(), ActError> {
+fn work(root: &Path, request: &Request) -> Result<Vec<u8>, ActError> {
+    match request {
+        Request::Act(action) => act(root, action).map(|()| Vec::new()),
+        Request::Read(path) => fs::read(below(root, path)).map_err(ActError::Os),
+        Request::TryOpen(path) => {
+            let open = fs::OpenOptions::new().read(true).write(true).open(below(root, path));
+            open.map(|_| Vec::new()).map_err(ActError::Os)
+        }
+    }
+}
+
+fn act(root: &Path, action: &Action) -> Result<(), ActError> {
     match action {
         Action::Write { path, data } => write_attribute(&below(root, path), data).map_err(ActError::Os),
         Action::Load { modules } => {
-            let program = ["/usr/sbin/modprobe", "/sbin/modprobe"].iter().map(|path| below(root, path));
-            let Some(program) = program.into_iter().find(|path| path.exists()) else {
+            let mut programs = ["/usr/sbin/modprobe", "/sbin/modprobe"].iter().map(|path| below(root, path));
+            let Some(program) = programs.find(|path| path.exists()) else {
                 return Err(ActError::Program("modprobe is not installed".to_string()));
             };
             let arguments: Vec<&str> = ["-a", "--"].into_iter().chain(modules.iter().map(String::as_str)).collect();
@@ -194,7 +233,7 @@ fn write_attribute(path: &Path, data: &str) -> io::Result<()> {
 }
 
 fn unload(module: &str) -> io::Result<()> {
-    let name = std::ffi::CString::new(module)?;
+    let name = CString::new(module)?;
     nix::kmod::delete_module(&name, nix::kmod::DeleteModuleFlags::O_NONBLOCK)?;
     Ok(())
 }
@@ -209,6 +248,21 @@ fn make_node(path: &Path, node: &Node) -> io::Result<()> {
     std::os::unix::fs::chown(&beside, Some(node.uid), Some(node.gid))?;
     fs::set_permissions(&beside, fs::Permissions::from_mode(node.mode))?;
     fs::rename(&beside, path)
+}
+
+/// The device that a descriptor in `/proc/PID/fd` is open on. The link is followed, because its text is that of the
+/// process's own namespaces; but no file system is asked for news of the file, because one of a server that is away
+/// would not answer.
+fn open_device(descriptor: &Path) -> Option<DeviceNumber> {
+    let path = CString::new(descriptor.as_os_str().as_bytes()).ok()?;
+    let flags = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path ends with a NUL, and the kernel writes no more than one statx.
+    let done = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_TYPE, found.as_mut_ptr()) };
+    // SAFETY: zeroed memory is a valid statx, whatever of it was written.
+    let found = unsafe { found.assume_init() };
+    let is_device = done == 0 && u32::from(found.stx_mode) & libc::S_IFMT == libc::S_IFCHR;
+    is_device.then(|| DeviceNumber { major: found.stx_rdev_major.into(), minor: found.stx_rdev_minor.into() })
 }
 
 fn number(device: u64) -> DeviceNumber {

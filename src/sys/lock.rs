@@ -4,6 +4,7 @@ use super::terminate;
 use fs2::FileExt;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,8 @@ impl Lock {
     /// # Errors
     /// When the lock file cannot be opened.
     pub fn take(path: &Path, limit: Duration) -> io::Result<Option<Lock>> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        // Only for root: whoever can open it could lock it, and so keep every handoff waiting.
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let end = Instant::now() + limit;
         loop {
             // Named in full: the standard library has methods of the same names.

@@ -14,6 +14,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+pub use expendable::{Request, decode, encode};
 pub use held::flock_is_held;
 pub use linux::Linux;
 pub use lock::Lock;
@@ -89,6 +90,8 @@ pub enum ActError {
     Program(String),
     /// It took too long: this process is still at it and was left behind.
     Stuck { pid: i32 },
+    /// The process that was to do it was killed; how far it got is not known.
+    Died { pid: i32 },
 }
 
 impl fmt::Display for ActError {
@@ -96,6 +99,7 @@ impl fmt::Display for ActError {
         match self {
             ActError::Os(error) => write!(f, "{error}"),
             ActError::Program(text) => f.write_str(text),
+            ActError::Died { pid } => write!(f, "PID {pid}, which did it, was killed"),
             ActError::Stuck { pid } => write!(f, "never came back (PID {pid} is stuck in it)"),
         }
     }
@@ -118,6 +122,17 @@ pub struct Process {
     pub start: u64,
 }
 
+impl Process {
+    /// `812 (a name) that may contain anything) S 1 …`: the state is the third field, the start the 22nd.
+    fn parse(pid: i32, stat: &str) -> Option<Process> {
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        if matches!(fields.next()?, "Z" | "X") {
+            return None;
+        }
+        Some(Process { pid, start: fields.nth(18)?.parse().ok()? })
+    }
+}
+
 /// One device node that a process has open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenDevice {
@@ -137,8 +152,19 @@ pub trait Kernel {
     fn device_number(&self, path: &str) -> io::Result<DeviceNumber>;
     /// Device and inode number of a file, without opening it: how `/proc/locks` names it.
     fn file_id(&self, path: &str) -> io::Result<(DeviceNumber, u64)>;
-    /// Whether opening this vfio group says that somebody has it (`EBUSY`).
-    fn vfio_group_busy(&self, group: u32) -> bool;
+    /// As [`Kernel::read`], for attributes whose reading takes the device's lock: behind a hung unbind it never returns.
+    ///
+    /// # Errors
+    /// [`ActError::Stuck`] when it took longer than `limit`.
+    fn read_slowly(&self, path: &str, _limit: Duration) -> Result<Vec<u8>, ActError> {
+        self.read(path).map_err(ActError::Os)
+    }
+    /// Whether opening this vfio group says that somebody has it (`EBUSY`). The kernel lets nobody open it while it
+    /// takes apart what a VM had mapped.
+    ///
+    /// # Errors
+    /// [`ActError::Stuck`] when it took longer than `limit`.
+    fn vfio_group_busy(&self, group: u32, limit: Duration) -> Result<bool, ActError>;
     /// Every character device that any process has open, in all namespaces. Needs root to see all of them.
     fn open_devices(&self) -> Vec<OpenDevice>;
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError>;
@@ -164,12 +190,6 @@ pub trait Kernel {
 
     /// None when there is no such process, or when it has ended and only waits to be reaped.
     fn process(&self, pid: i32) -> Option<Process> {
-        // `812 (a name) that may contain anything) S 1 …`: the state is the third field, the start the 22nd.
-        let stat = self.text(&format!("/proc/{pid}/stat"))?;
-        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-        if matches!(fields.next()?, "Z" | "X") {
-            return None;
-        }
-        Some(Process { pid, start: fields.nth(18)?.parse().ok()? })
+        Process::parse(pid, &self.text(&format!("/proc/{pid}/stat"))?)
     }
 }

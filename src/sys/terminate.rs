@@ -3,13 +3,24 @@
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+const SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// From now on SIGTERM, SIGINT and SIGHUP only ask; a handoff looks between its steps.
 pub fn heed() {
     let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in SIGNALS {
         // SAFETY: the handler only stores to an atomic.
+        let _ = unsafe { sigaction(signal, &action) };
+    }
+}
+
+/// In the worker: whoever ends the host's processes ends it too, unless it is stuck.
+pub fn ignore_no_more() {
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in SIGNALS {
+        // SAFETY: the default action is no handler at all.
         let _ = unsafe { sigaction(signal, &action) };
     }
 }

@@ -5,7 +5,8 @@ use super::kernel::{Killed, SimKernel, Stalled};
 use super::state::State;
 use gpu_handoff::config::Config;
 use gpu_handoff::handoff::Handoff;
-use gpu_handoff::handoff::reconcile::Reach;
+use gpu_handoff::handoff::home::Asker;
+use gpu_handoff::handoff::reconcile::Scope;
 use gpu_handoff::handoff::record::{Owner, Record};
 use gpu_handoff::handoff::store::Store;
 use gpu_handoff::report::Story;
@@ -152,9 +153,9 @@ impl Bench {
         let handoff = self.handoff();
         let done = catch_unwind(AssertUnwindSafe(|| match wish {
             Wish::Leave(owner, slots) => handoff.leave(owner, slots, &|_| false),
-            Wish::Home(owner) => handoff.come_home(owner),
-            Wish::Reconcile => handoff.reconcile(Reach::All),
-            Wish::Unfinished => handoff.reconcile(Reach::Unfinished),
+            Wish::Home(owner) => handoff.come_home(owner, asker(owner)),
+            Wish::Reconcile => handoff.reconcile(Scope::All),
+            Wish::Unfinished => handoff.reconcile(Scope::Unfinished),
         }));
         let end = match done {
             Ok(Ok(())) => End::Exit(0, String::new()),
@@ -213,10 +214,15 @@ impl Bench {
     pub fn plan(&self, wish: &Wish) -> Option<gpu_handoff::handoff::plan::Plan> {
         match wish {
             Wish::Leave(owner, slots) => self.handoff().plan_leave(owner, slots, &|_| false).ok(),
-            Wish::Home(owner) => Some(self.handoff().plan_home(&self.record(owner)?)),
+            Wish::Home(owner) => self.handoff().plan_home(&self.record(owner)?).ok(),
             Wish::Reconcile | Wish::Unfinished => None,
         }
     }
+}
+
+/// What a VM was given comes home by its hook, what was given by hand by hand.
+fn asker(owner: &Owner) -> Asker {
+    if owner.vmid().is_some() { Asker::Proxmox } else { Asker::Person }
 }
 
 impl Drop for Bench {

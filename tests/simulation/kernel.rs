@@ -344,9 +344,9 @@ impl Kernel for SimKernel {
         Ok((DeviceNumber { major: 0, minor: 0x1a }, vmid))
     }
 
-    fn vfio_group_busy(&self, group: u32) -> bool {
+    fn vfio_group_busy(&self, group: u32, _: Duration) -> Result<bool, ActError> {
         self.look();
-        self.state.borrow().is_group_taken(group)
+        Ok(self.state.borrow().is_group_taken(group))
     }
 
     fn open_devices(&self) -> Vec<OpenDevice> {

@@ -31,16 +31,15 @@ printf '%s=%s\n' LAB_HOME "$LAB_HOME" LAB_GPUS "$LAB_GPUS" LAB_DRIVER "$LAB_DRIV
     LAB_MODESET "$LAB_MODESET" >opt/lab/settings
 
 # ---- a quick boot: nothing that waits for a network or the clock ----
-for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer \
-    e2scrub_all.timer e2scrub_reap.service systemd-tmpfiles-clean.timer \
-    systemd-pstore.service systemd-random-seed.service systemd-update-utmp.service \
-    systemd-hwdb-update.service systemd-journal-catalog-update.service ldconfig.service \
-    systemd-firstboot.service systemd-sysusers.service systemd-binfmt.service \
-    proc-sys-fs-binfmt_misc.automount getty@tty1.service serial-getty@ttyS0.service \
-    lxc-net.service lxc.service lxc-monitord.service systemd-networkd.service \
-    systemd-logind.service; do
-    ln -sf /dev/null "etc/systemd/system/$unit"
-done
+mkdir -p etc/systemd/system-generators etc/systemd/system/systemd-udev-trigger.service.d
+while read -r unit; do
+    case $unit in
+        '#'*) ;;
+        *-generator) ln -s /dev/null "etc/systemd/system-generators/$unit" ;;
+        *) ln -s /dev/null "etc/systemd/system/$unit" ;;
+    esac
+done <"$LAB_SRC/guest/masked"
+cp "$LAB_SRC/guest/coldplug.conf" etc/systemd/system/systemd-udev-trigger.service.d/
 mkdir -p etc/systemd/journald.conf.d
 printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\n' >etc/systemd/journald.conf.d/lab.conf
 echo pve1 >etc/hostname

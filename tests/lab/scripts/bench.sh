@@ -54,7 +54,7 @@ note() { # note NAME MILLISECONDS
 timed() { # timed NAME COMMAND…: from outside, start of the program included
     local name=$1 begin=${EPOCHREALTIME/./} end
     shift
-    "$@" </dev/null >/dev/null 2>&1 || { echo "FAIL: $*" && failures=$((failures + 1)); }
+    "$@" </dev/null >/dev/null 2>"${words:-/dev/null}" || { echo "FAIL: $*" && failures=$((failures + 1)); }
     end=${EPOCHREALTIME/./}
     note "$name" "$(((end - begin) / 1000)).$(((end - begin) / 100 % 10))"
 }
@@ -74,9 +74,9 @@ for ((i = 0; i < rounds; i++)); do
     same "round $i, bare" "$home_drivers$home_modules" "$(all_of driver_of)$(modules)"
     bare there >/dev/null
     note 'home: bare writes, modules by modprobe' "$(bare back modprobe)"
-    timed 'to vfio: gpu-handoff 111 pre-start' $hook 111 pre-start
+    words=/run/there timed 'to vfio: gpu-handoff 111 pre-start' $hook 111 pre-start
     in_no_vm "round $i" $slot1
-    timed 'home: gpu-handoff 111 post-stop' $hook 111 post-stop
+    words=/run/back timed 'home: gpu-handoff 111 post-stop' $hook 111 post-stop
     same "round $i" "$home_drivers$home_modules" "$(all_of driver_of)$(modules)"
 done
 for ((i = 0; i < calls; i++)); do
@@ -93,4 +93,7 @@ for name in 'to vfio: bare writes' 'to vfio: gpu-handoff 111 pre-start' \
     'gpu-handoff --status --json'; do
     row "$name"
 done
+
+printf '\nThe last round in its own words:\n'
+cat /run/there /run/back
 finish

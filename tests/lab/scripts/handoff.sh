@@ -126,7 +126,8 @@ has_no_id() { # has_no_id TEXT DEVICE
     said=$({ echo "10de $2" >"$vfio_driver/remove_id"; } 2>&1)
     is "$1: remove_id of 10de:$2" 'No such device' "${said##*: }"
 }
-opens() { (exec 9<>"$1") 2>/dev/null; }
+# Not for writing: the shell would make a file where there is no node.
+opens() { [ -c "$1" ] && (exec 9<"$1") 2>/dev/null; }
 
 is_home() { # is_home TEXT: every card, in every respect
     local n

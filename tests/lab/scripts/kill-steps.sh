@@ -84,7 +84,7 @@ done
 ok "$steps steps were killed, at least 30" [ "$steps" -ge 30 ]
 
 # ---- asked to end ----
-for n in 1 3 6 9; do
+for n in 1 3 6 8; do
     call env "GPU_HANDOFF_TEST_TERM=before:$n" $hook 111 pre-start
     exits "SIGTERM before step $n of pre-start" 1
     says "SIGTERM before step $n of pre-start" 'asked to end' 'back where it was'

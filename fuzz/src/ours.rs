@@ -1,0 +1,76 @@
+//! What gpu-handoff itself wrote, perhaps another version of it, and what an administrator wrote for it. What is written
+//! is read back.
+
+use crate::machine::Machine;
+use crate::{assert_one_line, parts};
+use gpu_handoff::config::{Config, Home, PATH};
+use gpu_handoff::gpu::inventory::slot_of;
+use gpu_handoff::handoff::journal::Journal;
+use gpu_handoff::handoff::record::{Owner, Record};
+use gpu_handoff::handoff::step::Step;
+use gpu_handoff::handoff::wedge::Wedge;
+use std::time::Duration;
+
+/// The name of the file, then what is in it.
+pub fn record(data: &[u8]) {
+    let [name, text] = parts(data);
+    let owner = std::str::from_utf8(name).ok().and_then(Owner::from_file_name);
+    let owner = owner.unwrap_or(Owner::Vm(111));
+    assert_eq!(Owner::from_file_name(&owner.file_name()), Some(owner.clone()));
+    match Record::parse(owner.clone(), text) {
+        Ok(record) => {
+            assert_eq!(Record::parse(owner, record.to_json().as_bytes()).expect("was written"), record);
+            let mut slots = record.slots();
+            assert!(record.functions.iter().take(100).all(|f| record.home_of(&f.address).is_some()));
+            let all = slots.len();
+            slots.sort_unstable();
+            slots.dedup();
+            assert_eq!(slots.len(), all);
+        }
+        Err(error) => assert_one_line(&format!("{error:#}")),
+    }
+}
+
+pub fn journal(data: &[u8]) {
+    match Journal::parse(data) {
+        Ok(journal) => {
+            assert_eq!(Journal::parse(journal.to_json().as_bytes()).expect("was written"), journal);
+            let slots: Vec<&str> = journal.slots.iter().map(String::as_str).collect();
+            let step = Step::Unload { module: journal.step.clone() };
+            let next = Journal::new(&journal.owner, &slots, &step, journal.worker);
+            assert_eq!(Journal::parse(next.to_json().as_bytes()).expect("was written"), next);
+            assert_eq!(next.slots, journal.slots);
+        }
+        Err(error) => assert_one_line(&format!("{error:#}")),
+    }
+}
+
+pub fn wedge(data: &[u8]) {
+    match Wedge::parse(data) {
+        Ok(wedge) => {
+            assert_eq!(Wedge::parse(wedge.to_json().to_string().as_bytes()).expect("was written"), wedge);
+            assert!(wedge.to_string().contains(&wedge.since));
+        }
+        Err(error) => assert_one_line(&format!("{error:#}")),
+    }
+}
+
+pub fn config(data: &[u8]) {
+    match Config::read(&Machine::default().file(PATH, data)) {
+        Ok(config) => {
+            for time in [config.handoff, config.lock] {
+                assert!(time <= Duration::from_secs(3600));
+            }
+            for (slot, home) in &config.homes {
+                assert_eq!(slot_of(&format!("{slot}.0")), Some(slot.as_str()));
+                if let Home::Driver(driver) = home {
+                    assert!(matches!(driver.as_str(), "nvidia" | "nouveau" | "vfio-pci"), "{driver}");
+                }
+            }
+        }
+        Err(problem) => {
+            assert!(problem.starts_with(PATH));
+            assert_one_line(&problem);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Parsers together: a whole machine, and all of `/run/gpu-handoff`.
+
+use crate::machine::Machine;
+use crate::parts;
+use gpu_handoff::config::Config;
+use gpu_handoff::gpu::inventory::nvidia_slots;
+use gpu_handoff::handoff::Handoff;
+use gpu_handoff::handoff::facts::Facts;
+use gpu_handoff::handoff::plan::{self, Plan};
+use gpu_handoff::handoff::record::{HomeOf, Owner, Progress, Record};
+use gpu_handoff::handoff::step::Step;
+use gpu_handoff::handoff::store::Store;
+use gpu_handoff::report::Story;
+use gpu_handoff::report::status::Status;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+/// Larger machines only take longer.
+const ENOUGH: usize = 16 * 1024;
+
+/// A tree of files as [`Machine::from_text`] reads it: all that is read before a handoff, the plans, the status.
+pub fn machine(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(&data[..data.len().min(ENOUGH)]) else { return };
+    let machine = Machine::from_text(text);
+    let slots = nvidia_slots(&machine);
+    let addresses: Vec<String> = slots.iter().map(|slot| slot.address.clone()).collect();
+    let store = Store::at(PathBuf::from("/nonexistent"));
+    let status = Status::read(&machine, &store, true).expect("there are no records");
+    assert_eq!(status.to_json()["gpus"].as_array().map(Vec::len), Some(slots.len()));
+    status.to_text();
+
+    let (config, story) = (Config::default(), Story::silent());
+    let handoff = Handoff { kernel: &machine, store: &store, config: &config, story: &story };
+    if let Ok(plan) = handoff.plan_leave(&Owner::Vm(111), &addresses, &|_| false) {
+        check(&plan, &addresses);
+    }
+    let homes = slots.iter().flat_map(|slot| &slot.functions).map(|function| HomeOf {
+        slot: slot_of(&function.address),
+        address: function.address.clone(),
+        driver: function.driver.clone(),
+        module: function.module.clone(),
+    });
+    let record = Record {
+        owner: Owner::Vm(111),
+        progress: Progress::Away,
+        functions: homes.collect(),
+        modules: vec!["nvidia".to_string()],
+    };
+    check(&handoff.plan_home(&record), &addresses);
+    let facts = Facts::read(&machine, slots, &["nvidia"], &["nvidia"]);
+    if let Ok(plan) = plan::to_vfio(&facts) {
+        check(&plan, &addresses);
+    }
+}
+
+fn slot_of(address: &str) -> String {
+    address.split('.').next().unwrap_or_default().to_string()
+}
+
+/// A plan touches nothing but its slots, and does nothing twice in a row.
+fn check(plan: &Plan, slots: &[String]) {
+    for (_, step) in plan {
+        assert!(step.slot().is_none_or(|slot| slots.iter().any(|own| own == slot)), "{step}");
+        assert!(!matches!(step, Step::Load { modules } if modules.is_empty()));
+    }
+    assert!(plan.windows(2).all(|pair| pair[0].1 != pair[1].1));
+    plan::to_text("plan", plan);
+}
+
+/// The files of `/run/gpu-handoff`: a VM's record, one by hand, a wedge, the journal, what happened last.
+pub fn store(data: &[u8]) {
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        let folder = std::env::temp_dir().join(format!("gpu-handoff-fuzz-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder can be made");
+        folder
+    });
+    let files: [&[u8]; 5] = parts(data);
+    let names = ["vm-111", "manual-0000:01:00", "wedged-0000:01:00", "journal", "last-0000:01:00"];
+    for (name, text) in names.iter().zip(files) {
+        let path = FOLDER.join(name);
+        if text.is_empty() {
+            let _ = fs::remove_file(path);
+        } else {
+            fs::write(path, text).expect("the folder can be written to");
+        }
+    }
+    let machine = Machine::default()
+        .gpu("0000:01:00.0", "vfio-pci")
+        .file("/proc/812/stat", b"812 (x) D 1 1 1 0 -1 1 1 1 1 1 1 1 1 1 20 0 1 0 4711 1 1 1");
+    let store = Store::at(FOLDER.clone());
+    if let Ok(status) = Status::read(&machine, &store, true) {
+        status.to_json();
+        status.to_text();
+    }
+    let (config, story) = (Config::default(), Story::silent());
+    let handoff = Handoff { kernel: &machine, store: &store, config: &config, story: &story };
+    for record in store.records().unwrap_or_default() {
+        check(&handoff.plan_home(&record), &["0000:01:00".to_string()]);
+    }
+    let _ = handoff.left_behind();
+    let _ = store.journal();
+    let _ = handoff.plan_leave(&Owner::Vm(112), &["0000:01:00".to_string()], &|_| false);
+}
