@@ -185,6 +185,13 @@ impl Bench {
         Ran { end, acts, took }
     }
 
+    /// How many looks at the machine a run without a fault takes.
+    pub fn looks_of(&mut self, ready: &super::setup::Ready) -> usize {
+        self.restore(&ready.before);
+        self.run(&ready.wish, None);
+        self.kernel.looks()
+    }
+
     /// `--status`: the word for each slot, or why it could not be had.
     pub fn status(&self) -> Result<BTreeMap<String, String>, String> {
         let read = catch_unwind(AssertUnwindSafe(|| Status::read(&self.kernel, &self.store, true)));

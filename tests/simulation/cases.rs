@@ -3,6 +3,7 @@
 use super::bench::{Bench, Wish};
 use super::check::{Check, always, ended_well, is_home, reached};
 use super::faults::{Fault, Kind};
+use super::order;
 use super::setup::{Ready, Setup};
 use gpu_handoff::handoff::record::{Owner, Progress};
 use gpu_handoff::sys::Action;
@@ -22,8 +23,9 @@ pub enum Then {
 
 /// # Errors
 /// What does not hold, in words.
-pub fn without_fault(bench: &mut Bench, ready: &Ready) -> Result<Vec<Action>, String> {
+pub fn without_fault(bench: &mut Bench, setup: &Setup, ready: &Ready) -> Result<Vec<Action>, String> {
     bench.restore(&ready.before);
+    plans_are_legal(bench, setup, ready)?;
     let ran = bench.run(&ready.wish, None);
     let acts = bench.kernel.acts.borrow().clone();
     ended_well(bench, &ready.wish, None, &ran, &ready.before, &ready.home)?;
@@ -34,6 +36,7 @@ pub fn without_fault(bench: &mut Bench, ready: &Ready) -> Result<Vec<Action>, St
     if ran.end.code() != Some(0) {
         return Err(format!("without a fault: {:?}", ran.end));
     }
+    plans_are_legal(bench, setup, ready)?;
     // Once more changes nothing.
     let then = bench.world().but_for_time();
     let again = bench.run(&ready.wish, None);
@@ -54,6 +57,18 @@ pub fn with_fault(bench: &mut Bench, setup: &Setup, ready: &Ready, fault: Fault,
     let kind = fault.kind;
     ended_well(bench, &ready.wish, Some(kind), &ran, &ready.before, &ready.home)?;
     always(bench, &ready.home)?;
+    if kind == Kind::Opened {
+        let hangs = !bench.kernel.state.borrow().hung.is_empty();
+        if hangs {
+            leave_wedged_alone(bench, setup, ready, kind)?;
+        }
+        if bench.kernel.close_what_was_opened() {
+            once_more(bench, ready, &Wish::Unfinished, "the worker's last act")?;
+        } else if hangs {
+            // This driver never lets go.
+            return leave_wedged_alone(bench, setup, ready, kind);
+        }
+    }
     if kind.is_hang() {
         leave_wedged_alone(bench, setup, ready, kind)?;
         if !kind.ends() {
@@ -64,6 +79,9 @@ pub fn with_fault(bench: &mut Bench, setup: &Setup, ready: &Ready, fault: Fault,
         }
         once_more(bench, ready, &Wish::Unfinished, "the worker's last act")?;
     }
+    if kind.is_kill() && !kind.is_hang() {
+        plans_are_legal(bench, setup, ready)?;
+    }
     if matches!(kind, Kind::KillBefore { alone: false } | Kind::KillAfter { alone: false }) {
         once_more(bench, ready, &Wish::Unfinished, "the worker's last act")?;
     }
@@ -73,6 +91,45 @@ pub fn with_fault(bench: &mut Bench, setup: &Setup, ready: &Ready, fault: Fault,
     };
     once_more(bench, ready, &wish, "once more")?;
     bring_everything_home(bench, ready)
+}
+
+/// The plan of a run that nothing befalls, spoilt in every way that comes to mind: how many there were, each objected to.
+///
+/// # Errors
+/// The spoilt plan that nobody objected to.
+pub fn spoil(bench: &mut Bench, ready: &Ready) -> Result<usize, String> {
+    bench.restore(&ready.before);
+    let Some(plan) = bench.plan(&ready.wish) else { return Ok(0) };
+    let state = bench.kernel.state.borrow().clone();
+    match &ready.wish {
+        Wish::Leave(_, slots) => order::objections(&plan, &|plan| order::check_leave(&state, plan, slots)),
+        Wish::Home(owner) => {
+            let record = bench.record(owner).ok_or("no record")?;
+            order::objections(&plan, &|plan| order::check_home(&state, plan, &record))
+        }
+        Wish::Reconcile | Wish::Unfinished => Ok(0),
+    }
+}
+
+/// Both ways from here are planned in a legal order.
+///
+/// # Errors
+/// The rule that is broken.
+pub fn plans_are_legal(bench: &mut Bench, setup: &Setup, ready: &Ready) -> Check {
+    let slots = setup.slots();
+    let owner = match &ready.wish {
+        Wish::Leave(owner, _) | Wish::Home(owner) => owner.clone(),
+        Wish::Reconcile | Wish::Unfinished => Owner::Vm(111),
+    };
+    if let Some(plan) = bench.plan(&Wish::Leave(owner.clone(), slots.clone())) {
+        order::check_leave(&bench.kernel.state.borrow(), &plan, &slots)?;
+    }
+    for record in bench.store.records().unwrap_or_default() {
+        if let Some(plan) = bench.plan(&Wish::Home(record.owner.clone())) {
+            order::check_home(&bench.kernel.state.borrow(), &plan, &record)?;
+        }
+    }
+    Ok(())
 }
 
 fn once_more(bench: &mut Bench, ready: &Ready, wish: &Wish, what: &str) -> Check {

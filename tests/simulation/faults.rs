@@ -31,6 +31,8 @@ pub enum Kind {
     /// It hangs past every limit, and is done in the end.
     HangEnds,
     HangForever,
+    /// Everything hangs from here on, for ever.
+    EverythingHangs,
     /// SIGKILL just before. `alone`: the worker's own last act, reconcile, does not come about either.
     KillBefore {
         alone: bool,
@@ -42,6 +44,11 @@ pub enum Kind {
     KillInHang {
         ends: bool,
     },
+    /// SIGKILL at any look at the machine; `at` counts looks.
+    KillAtLook,
+    /// Just before, somebody whom the search for holders did not see opens the first card's node, and keeps it open for
+    /// a while.
+    Opened,
     /// SIGTERM: asked to end from here on.
     Term,
 }
@@ -58,22 +65,25 @@ impl Kind {
             Kind::NoProcess => "no process",
             Kind::HangEnds => "hang that ends",
             Kind::HangForever => "hang for ever",
+            Kind::EverythingHangs => "hangs from here on",
             Kind::KillBefore { alone: true } => "kill before, alone",
             Kind::KillBefore { alone: false } => "kill before",
             Kind::KillAfter { alone: true } => "kill after, alone",
             Kind::KillAfter { alone: false } => "kill after",
             Kind::KillInHang { ends: true } => "kill in a hang that ends",
             Kind::KillInHang { ends: false } => "kill in a hang for ever",
+            Kind::KillAtLook => "kill at any look",
+            Kind::Opened => "opened unseen",
             Kind::Term => "SIGTERM",
         }
     }
 
     pub fn is_hang(self) -> bool {
-        matches!(self, Kind::HangEnds | Kind::HangForever | Kind::KillInHang { .. })
+        matches!(self, Kind::HangEnds | Kind::HangForever | Kind::EverythingHangs | Kind::KillInHang { .. })
     }
 
     pub fn is_kill(self) -> bool {
-        matches!(self, Kind::KillBefore { .. } | Kind::KillAfter { .. } | Kind::KillInHang { .. })
+        matches!(self, Kind::KillBefore { .. } | Kind::KillAfter { .. } | Kind::KillInHang { .. } | Kind::KillAtLook)
     }
 
     /// The hang comes to an end.
@@ -83,7 +93,7 @@ impl Kind {
 
     /// Going back is hindered as well, so it need not succeed within the same run.
     pub fn goes_on(self) -> bool {
-        matches!(self, Kind::EverythingFails | Kind::EverythingLies)
+        matches!(self, Kind::EverythingFails | Kind::EverythingLies | Kind::EverythingHangs)
     }
 }
 
@@ -122,6 +132,7 @@ pub fn kinds_for(action: &Action) -> Vec<Kind> {
         Kind::NoProcess,
         Kind::HangEnds,
         Kind::HangForever,
+        Kind::EverythingHangs,
         Kind::KillBefore { alone: true },
         Kind::KillBefore { alone: false },
         Kind::KillAfter { alone: true },
@@ -130,5 +141,13 @@ pub fn kinds_for(action: &Action) -> Vec<Kind> {
         Kind::KillInHang { ends: false },
         Kind::Term,
     ]);
+    let releases = match action {
+        Action::Write { path, .. } => path == "/sys/bus/pci/drivers/nvidia/unbind",
+        Action::Unload { module } => module.starts_with("nvidia"),
+        _ => false,
+    };
+    if releases {
+        kinds.push(Kind::Opened);
+    }
     kinds
 }

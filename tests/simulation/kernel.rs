@@ -5,7 +5,7 @@ use super::files::Text;
 use super::modules::driver_of_module;
 use super::pci::{Block, Reply};
 use super::sabotage::Sabotage;
-use super::state::{Hung, NodeState, State, Until};
+use super::state::{Hung, NodeState, State, Until, nvidia_number};
 use gpu_handoff::sys::{ActError, Action, DeviceNumber, Kernel, OpenDevice, Process};
 use nix::libc;
 use std::cell::{Cell, RefCell};
@@ -36,6 +36,7 @@ pub struct SimKernel {
     pub acts: RefCell<Vec<Action>>,
     /// The worker of this run.
     worker: Cell<Option<Process>>,
+    looks: Cell<usize>,
     caller: Cell<Option<Process>>,
     pub not_modelled: RefCell<BTreeSet<String>>,
 }
@@ -48,6 +49,7 @@ impl SimKernel {
             sabotage: Cell::new(None),
             acts: RefCell::new(Vec::new()),
             worker: Cell::new(None),
+            looks: Cell::new(0),
             caller: Cell::new(None),
             not_modelled: RefCell::new(BTreeSet::new()),
         }
@@ -59,6 +61,15 @@ impl SimKernel {
         self.acts.borrow_mut().clear();
         self.worker.set(None);
         self.caller.set(None);
+        self.looks.set(0);
+    }
+
+    /// Whoever opened a node unseen closes it. True when a call that hung came back for that.
+    pub fn close_what_was_opened(&self) -> bool {
+        let had = self.state.borrow().hung.len();
+        self.state.borrow_mut().processes.retain(|_, process| process.command != "opener");
+        self.advance(HANG);
+        had > self.state.borrow().hung.len()
     }
 
     /// Whoever runs the program lives as long as the run, and no longer: what it wanted was given up.
@@ -88,6 +99,10 @@ impl SimKernel {
         had > self.state.borrow().hung.len()
     }
 
+    pub fn looks(&self) -> usize {
+        self.looks.get()
+    }
+
     pub fn advance(&self, time: Duration) {
         let mut state = self.state.borrow_mut();
         state.now += time;
@@ -96,6 +111,10 @@ impl SimKernel {
 
     fn look(&self) {
         self.state.borrow_mut().now += LOOK;
+        self.looks.set(self.looks.get() + 1);
+        if self.fault.get() == Some(Fault { at: self.looks.get(), kind: Kind::KillAtLook }) {
+            killed();
+        }
     }
 
     fn note_not_modelled(&self, path: &str) {
@@ -108,7 +127,7 @@ impl SimKernel {
 
     /// The fault that befalls the change which is asked for now.
     fn fault_now(&self) -> Option<Kind> {
-        let fault = self.fault.get()?;
+        let fault = self.fault.get().filter(|fault| fault.kind != Kind::KillAtLook)?;
         let number = self.acts.borrow().len();
         (number == fault.at || (number > fault.at && fault.kind.goes_on())).then_some(fault.kind)
     }
@@ -195,6 +214,10 @@ impl SimKernel {
             _ => ActError::Os(io::Error::from_raw_os_error(libc::EIO)),
         }
     }
+}
+
+fn killed() -> ! {
+    std::panic::resume_unwind(Box::new(Killed))
 }
 
 /// One change, by the kernel's rules.
@@ -329,6 +352,9 @@ impl Kernel for SimKernel {
     fn open_devices(&self) -> Vec<OpenDevice> {
         self.look();
         let state = self.state.borrow();
+        if self.sabotage.get() == Some(Sabotage::VmHidden) {
+            return Vec::new();
+        }
         let of = |(pid, process): (&i32, &super::state::Proc)| {
             let pid = *pid;
             process.open.iter().map(move |number| OpenDevice { pid, number: *number }).collect::<Vec<_>>()
@@ -339,12 +365,18 @@ impl Kernel for SimKernel {
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError> {
         self.acts.borrow_mut().push(action.clone());
         if let Some(Sabotage::NoDeadline) = self.sabotage.get() {
-            self.advance(Duration::from_secs(20));
+            self.advance(Duration::from_secs(70));
         }
         self.advance(ACT);
-        let killed = || std::panic::resume_unwind(Box::new(Killed));
         match self.fault_now() {
-            None | Some(Kind::Term) => self.carry_out(action, limit),
+            None | Some(Kind::Term | Kind::KillAtLook) => self.carry_out(action, limit),
+            Some(Kind::Opened) => {
+                let minor = self.state.borrow().functions.values().find_map(|f| f.minor);
+                if let Some(minor) = minor {
+                    self.state.borrow_mut().start_process("opener", "0::/\n", vec![nvidia_number(minor)]);
+                }
+                self.carry_out(action, limit)
+            }
             Some(Kind::Errno(number)) => Err(ActError::Os(io::Error::from_raw_os_error(number))),
             Some(Kind::Words | Kind::EverythingFails) => Err(SimKernel::refuse(action)),
             Some(Kind::OnlyTheFirst) => {
@@ -360,7 +392,9 @@ impl Kernel for SimKernel {
             }
             Some(Kind::NoProcess) => Err(ActError::Os(io::Error::from_raw_os_error(libc::EAGAIN))),
             Some(Kind::HangEnds) => Err(self.hang(action, self.injected_block(action, true), limit)),
-            Some(Kind::HangForever) => Err(self.hang(action, self.injected_block(action, false), limit)),
+            Some(Kind::HangForever | Kind::EverythingHangs) => {
+                Err(self.hang(action, self.injected_block(action, false), limit))
+            }
             Some(Kind::KillBefore { .. }) => killed(),
             Some(Kind::KillAfter { .. }) => {
                 let _ = self.carry_out(action, limit);

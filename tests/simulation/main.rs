@@ -3,6 +3,8 @@
 //! For every plan that the planner makes, every change that a run asks for meets every fault that the kernel, the worker
 //! or the person at the console can have ready for it. Afterwards one more run must put everything right.
 //!
+//! All of that for the situations that differ in kind; of the others every plan, and one fault at every change.
+//! `SIMULATION_ALL=1` tries everything everywhere, which takes some minutes.
 //! `SIMULATION_ONLY=text` runs only the situations whose description contains the text; `SIMULATION_STORY=1` lets the
 //! runs tell their story.
 
@@ -14,16 +16,20 @@ mod files;
 mod kernel;
 mod machine;
 mod modules;
+mod order;
 mod pci;
 mod sabotage;
+mod scenarios;
 mod setup;
 mod state;
 
 use bench::Bench;
 use cases::Then;
-use faults::Fault;
+use faults::{Fault, Kind};
+use gpu_handoff::sys::Action;
 use setup::{Busy, Setup};
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -38,6 +44,8 @@ struct Tally {
     situations: usize,
     refused: usize,
     plans: BTreeSet<String>,
+    /// Plans with an illegal order, made on purpose, all objected to.
+    spoilt: usize,
     /// By kind of fault: cases, and those that converged.
     cases: BTreeMap<&'static str, (usize, usize)>,
     /// By what went wrong: how often, and the first case in full.
@@ -75,7 +83,22 @@ fn main() -> ExitCode {
             });
         }
     });
-    let tally = tally.into_inner().unwrap();
+    let mut tally = tally.into_inner().unwrap();
+    let mut bench = Bench::new(directory(threads));
+    if let Err(problem) =
+        scenarios::play(&mut bench).map(|number| println!("simulation: {number} scenarios as expected"))
+    {
+        tally.fail(&problem, problem.clone());
+    }
+    for sabotage in sabotage::Sabotage::ALL {
+        match sabotage::caught(&mut bench, sabotage) {
+            Ok(notice) => println!(
+                "simulation: broken on purpose, {sabotage:?}: caught: {}",
+                notice.split(';').next().unwrap_or("")
+            ),
+            Err(problem) => tally.fail(&problem, format!("broken on purpose, {sabotage:?}: {problem}")),
+        }
+    }
     report(&tally);
     println!("simulation: {:.1} s on {threads} threads", begin.elapsed().as_secs_f64());
     if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -95,7 +118,7 @@ fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
         Err(problem) => return tally.lock().unwrap().fail(&problem, format!("{setup}\n{problem}")),
     };
     bench.log.clear();
-    let acts = match cases::without_fault(bench, &ready) {
+    let acts = match cases::without_fault(bench, setup, &ready) {
         Ok(acts) => acts,
         Err(problem) => return tally.lock().unwrap().fail(&problem, dump(bench, setup, "no fault", &problem)),
     };
@@ -110,30 +133,36 @@ fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
             return;
         }
     }
-    if std::env::var_os("SIMULATION_COUNT").is_some() {
-        println!("{} acts: {setup}", acts.len());
-        return;
+    let whole = setup.is_core() || std::env::var_os("SIMULATION_ALL").is_some();
+    match cases::spoil(bench, &ready) {
+        Ok(number) => tally.lock().unwrap().spoilt += number,
+        Err(problem) => tally.lock().unwrap().fail(&problem, dump(bench, setup, "no fault", &problem)),
     }
     let mut cases: BTreeMap<&'static str, (usize, usize)> = BTreeMap::new();
     let mut failures = Vec::new();
-    for (index, act) in acts.iter().enumerate() {
-        for kind in faults::kinds_for(act) {
-            let fault = Fault { at: index + 1, kind };
-            for then in [Then::Again, Then::Else] {
-                if then == Then::Else && kind.is_hang() && !kind.ends() {
-                    continue;
-                }
-                let count = cases.entry(kind.name()).or_default();
-                count.0 += 1;
-                match cases::with_fault(bench, setup, &ready, fault, then) {
-                    Ok(()) => count.1 += 1,
-                    Err(problem) => {
-                        let fault = format!("{fault:?} at {act:?}, then {then:?}");
-                        let text = dump(bench, setup, &fault, &problem);
-                        failures.push((problem, text));
-                    }
-                }
+    let mut attempt = |bench: &mut Bench, fault: Fault, then: Then| {
+        let count = cases.entry(fault.kind.name()).or_default();
+        count.0 += 1;
+        let done = cases::with_fault(bench, setup, &ready, fault, then);
+        match &done {
+            Ok(()) => count.1 += 1,
+            Err(problem) => {
+                let text = dump(bench, setup, &format!("{fault:?}, then {then:?}"), problem);
+                failures.push((problem.clone(), text));
             }
+        }
+    };
+    for (index, act) in acts.iter().enumerate() {
+        for (kind, then) in what_befalls(act, index, whole) {
+            attempt(bench, Fault { at: index + 1, kind }, then);
+        }
+    }
+    if whole {
+        // Not every one: neighbours rarely differ.
+        let looks = bench.looks_of(&ready);
+        for at in (1..=looks).step_by(7) {
+            let then = if at % 2 == 0 { Then::Again } else { Then::Else };
+            attempt(bench, Fault { at, kind: Kind::KillAtLook }, then);
         }
     }
     let mut tally = tally.lock().unwrap();
@@ -145,6 +174,30 @@ fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
     for (problem, text) in failures {
         tally.fail(&problem, text);
     }
+}
+
+/// Of every fault that can befall a change, with both things that can come after it, all; or one that is another for
+/// every change.
+fn what_befalls(act: &Action, index: usize, all: bool) -> Vec<(Kind, Then)> {
+    let mut cases = Vec::new();
+    for (turn, kind) in faults::kinds_for(act).into_iter().enumerate() {
+        // Once the worker's last act has put everything right, one thing after it is as good as the other.
+        let is_settled =
+            kind.is_hang() || matches!(kind, Kind::KillBefore { alone: false } | Kind::KillAfter { alone: false });
+        let thens: &[Then] = match (is_settled, (index + turn) % 2) {
+            (false, _) => &[Then::Again, Then::Else],
+            (true, 0) => &[Then::Again],
+            (true, _) => &[Then::Else],
+        };
+        cases.extend(thens.iter().map(|then| (kind, *then)));
+    }
+    if all {
+        return cases;
+    }
+    let mut hasher = DefaultHasher::new();
+    format!("{index} {act:?}").hash(&mut hasher);
+    let chosen = usize::try_from(hasher.finish() % cases.len() as u64).unwrap_or(0);
+    vec![cases[chosen]]
 }
 
 fn dump(bench: &Bench, setup: &Setup, fault: &str, problem: &str) -> String {
@@ -189,5 +242,6 @@ fn report(tally: &Tally) {
         "simulation: {} situations without a fault, {} of them refused for being busy",
         tally.situations, tally.refused
     );
+    println!("simulation: broken on purpose, {} plans in an illegal order: caught", tally.spoilt);
     println!("simulation: {} plans, {all} cases, {converged} converged, {} failures", tally.plans.len(), tally.failed);
 }

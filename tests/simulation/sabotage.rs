@@ -1,9 +1,15 @@
 //! Kernels that are broken on purpose, to show that the checks notice: each claims what it did not do, also to whoever
 //! reads it back.
 
+use super::bench::{Bench, Wish};
+use super::check::{always, ended_well};
+use super::faults::{Fault, Kind};
 use super::kernel::apply;
+use super::machine::{Home, Machine};
 use super::pci::Reply;
+use super::setup::{Busy, Setup, Way};
 use super::state::State;
+use gpu_handoff::handoff::record::Owner;
 use gpu_handoff::sys::{Action, DeviceNumber};
 use nix::libc;
 
@@ -93,4 +99,40 @@ impl Sabotage {
             _ => apply(state, action),
         }
     }
+}
+
+/// What the checks noticed of it.
+///
+/// # Errors
+/// When they noticed nothing.
+pub fn caught(bench: &mut Bench, sabotage: Sabotage) -> Result<String, String> {
+    let way = match sabotage {
+        Sabotage::NotGiven | Sabotage::NoDeadline | Sabotage::VmHidden | Sabotage::RecordLost => Way::ToVm,
+        _ => Way::FromVmLate,
+    };
+    let homes = (Home::Nvidia, None);
+    let machine =
+        Machine { homes, functions: 2, version: "580.105.08", modeset: false, poller: false, vfio_loaded: true };
+    let setup = Setup { machine, take: vec![1], way, busy: Busy::Nobody };
+    let ready = setup.prepare(bench)?.ok_or("there is no such situation")?;
+    let mut wish = ready.wish.clone();
+    let mut fault = None;
+    if sabotage == Sabotage::VmHidden {
+        bench.run(&wish, None);
+        bench.kernel.state.borrow_mut().start_qemu(111, &setup.slots());
+        wish = Wish::Leave(Owner::Vm(222), setup.slots());
+    }
+    if sabotage == Sabotage::RecordLost {
+        fault = Some(Fault { at: 3, kind: Kind::KillAfter { alone: true } });
+    }
+    bench.kernel.sabotage.set(Some(sabotage));
+    let before = bench.world();
+    let ran = bench.run(&wish, fault);
+    bench.kernel.sabotage.set(None);
+    if sabotage == Sabotage::RecordLost {
+        bench.forget_file("vm-111");
+    }
+    let noticed = ended_well(bench, &wish, fault.map(|fault| fault.kind), &ran, &before, &ready.home)
+        .and_then(|()| always(bench, &ready.home));
+    noticed.err().ok_or_else(|| format!("not noticed: {ran:?}"))
 }

@@ -23,13 +23,15 @@ pub enum Way {
     Takeover,
     /// Another VM's handoff was killed half-way.
     TakeoverHalf,
+    /// Two other VMs' handoffs were killed half-way, one on each card.
+    TwoHalves,
     /// By hand first, then a VM uses it there.
     OverHand,
     /// The VM was given its cards and never started.
     Reconcile,
 }
 
-pub const WAYS: [Way; 9] = [
+pub const WAYS: [Way; 10] = [
     Way::ToVm,
     Way::FromVm,
     Way::FromVmLate,
@@ -37,6 +39,7 @@ pub const WAYS: [Way; 9] = [
     Way::FromHand,
     Way::Takeover,
     Way::TakeoverHalf,
+    Way::TwoHalves,
     Way::OverHand,
     Way::Reconcile,
 ];
@@ -146,22 +149,65 @@ impl Setup {
                 }
                 Wish::Leave(VM, slots.clone())
             }
+            Way::TwoHalves if all.len() == 2 => {
+                for (vmid, slot) in [222, 333].into_iter().zip(all) {
+                    let fault = Fault { at: 3, kind: Kind::KillAfter { alone: true } };
+                    bench.run(&Wish::Leave(Owner::Vm(vmid), vec![slot]), Some(fault));
+                }
+                Wish::Leave(VM, slots.clone())
+            }
             Way::OverHand if slots.len() == 1 => {
                 if !first(bench, &Wish::Leave(by_hand, slots.clone()))? {
                     return Ok(None);
                 }
                 Wish::Leave(VM, slots.clone())
             }
-            Way::ToHand | Way::FromHand | Way::OverHand => return Ok(None),
+            Way::ToHand | Way::FromHand | Way::OverHand | Way::TwoHalves => return Ok(None),
         };
         Ok(Some(Ready { before: bench.world(), wish, home }))
+    }
+
+    /// Situations that differ in kind: here every fault is tried at every change.
+    pub fn is_core(&self) -> bool {
+        use Home::{Mixed, Nouveau, Nvidia, Unbound};
+        use Way::{FromHand, FromVm, FromVmLate, OverHand, Reconcile, Takeover, TakeoverHalf, ToVm, TwoHalves};
+        let machine = &self.machine;
+        if self.busy != Busy::Nobody {
+            return false;
+        }
+        if machine.poller || !machine.vfio_loaded {
+            return machine.homes == (Nvidia, None) && matches!(self.way, FromVm | ToVm);
+        }
+        let holding = (machine.version, machine.modeset) == ("580.95.05", true);
+        let never_ends = machine.version == "595.45.04" && !machine.modeset && self.way == ToVm && machine.cards() == 2;
+        if machine.version != "565.77" && !holding && !never_ends {
+            return false;
+        }
+        match (machine.homes, machine.functions, self.take.as_slice()) {
+            ((Nvidia, None), 2, _) => {
+                let differs =
+                    matches!(self.way, FromVm | FromVmLate | FromHand | Takeover | TakeoverHalf | OverHand | Reconcile);
+                self.way == ToVm || (differs && !holding && !machine.modeset)
+            }
+            ((Nvidia, None), 4, _) | ((Nvidia, Some(Unbound)), 2, [1, 2]) => {
+                matches!(self.way, ToVm | FromVm) && !machine.modeset
+            }
+            ((Nouveau, None), 2, _) => matches!(self.way, ToVm | FromVm),
+            ((Mixed, None), 2, _) => matches!(self.way, ToVm | FromVmLate),
+            ((Unbound, None), 2, _) => self.way == FromVm,
+            ((Nvidia, Some(Nvidia)), 2, [1]) => matches!(self.way, ToVm | FromVm | TakeoverHalf | TwoHalves),
+            ((Nvidia, Some(Nvidia)), 2, [1, 2]) => matches!(self.way, ToVm | FromVm) && !machine.modeset,
+            _ => false,
+        }
     }
 
     /// A card at home without a driver that came home alone is taken when nvidia is loaded for the other card later: no
     /// record names it any more, and nothing may stay set on it.
     fn is_beyond(&self) -> bool {
         let mixed = self.machine.has(Home::Nvidia) && (self.machine.has(Home::Unbound) || self.machine.has(Home::Bare));
-        mixed && matches!(self.way, Way::Takeover | Way::TakeoverHalf) && self.take.len() == 1
+        let alone = matches!(self.way, Way::Takeover | Way::TakeoverHalf | Way::TwoHalves) && self.take.len() == 1;
+        // Whoever polls the nodes loads it as well, at any time.
+        mixed && (alone || self.machine.poller)
     }
 
     /// The VM runs for a while. False when what Proxmox does then changes more than this is about.
@@ -195,7 +241,7 @@ impl Setup {
 }
 
 /// Somebody is busy from the beginning. False when there is nothing to be busy with.
-fn occupy(state: &mut State, busy: Busy) -> bool {
+pub fn occupy(state: &mut State, busy: Busy) -> bool {
     let gpu = |card: usize| format!("{}.0", slot(card));
     let minor = |state: &State, card: usize| state.functions.get(&gpu(card)).and_then(|f| f.minor).map(nvidia_number);
     let control = nvidia_number(CONTROL_MINOR);

@@ -1,0 +1,220 @@
+//! The legal order of a plan's steps, whatever the machine is like when the plan is made. Looks only at the plan and at
+//! the machine it was made for; nothing is carried out.
+
+use super::check::Check;
+use super::modules::driver_of_module;
+use super::state::State;
+use gpu_handoff::handoff::plan::Plan;
+use gpu_handoff::handoff::record::Record;
+use gpu_handoff::handoff::step::Step;
+
+/// Steps in order, with the questions that the rules ask.
+struct Order<'a> {
+    state: &'a State,
+    steps: Vec<&'a Step>,
+}
+
+impl Order<'_> {
+    fn find(&self, wanted: impl Fn(&Step) -> bool) -> Option<usize> {
+        self.steps.iter().position(|step| wanted(step))
+    }
+
+    fn rule(&self, holds: bool, text: impl FnOnce() -> String) -> Check {
+        if holds {
+            return Ok(());
+        }
+        let steps: Vec<String> = self.steps.iter().map(ToString::to_string).collect();
+        Err(format!("order: {} in: {}", text(), steps.join(", ")))
+    }
+
+    fn override_of(&self, address: &str, driver: Option<&str>) -> Option<usize> {
+        self.find(
+            |step| matches!(step, Step::Override { address: a, driver: d } if a == address && d.as_deref() == driver),
+        )
+    }
+
+    fn unbind_of(&self, address: &str) -> Option<usize> {
+        self.find(|step| matches!(step, Step::Unbind { address: a, .. } if a == address))
+    }
+
+    fn probe_of(&self, address: &str) -> Option<usize> {
+        self.find(|step| matches!(step, Step::Probe { address: a, .. } if a == address))
+    }
+
+    /// Where the function loses the driver it has: its own unbind, or unloading its driver's module.
+    fn release_of(&self, address: &str) -> Option<usize> {
+        let driver = self.state.functions.get(address)?.driver;
+        let unloads = |step: &Step| matches!(step, Step::Unload { module } if driver_of_module(module).is_some() && driver_of_module(module) == driver);
+        self.unbind_of(address).or_else(|| self.find(unloads))
+    }
+
+    fn names_only(&self, slots: &[&str]) -> Check {
+        for step in &self.steps {
+            let stranger = step.slot().filter(|slot| !slots.contains(slot));
+            self.rule(stranger.is_none(), || format!("{step} names a card that is not meant"))?;
+        }
+        Ok(())
+    }
+
+    /// Nothing twice, and no driver taken from a function that does not have it.
+    fn makes_sense(&self) -> Check {
+        for (index, step) in self.steps.iter().enumerate() {
+            self.rule(!self.steps[..index].contains(step), || format!("{step} comes twice"))?;
+            if let Step::Unbind { address, driver } = step {
+                let has = self.state.shown_driver(address) == Some(driver);
+                self.rule(has, || format!("{step}, which does not have it"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// # Errors
+/// The rule that a plan towards a VM breaks.
+pub fn check_leave(state: &State, plan: &Plan, slots: &[String]) -> Check {
+    let order = Order { state, steps: plan.iter().map(|(_, step)| step).collect() };
+    let names: Vec<&str> = slots.iter().map(String::as_str).collect();
+    order.names_only(&names)?;
+    order.makes_sense()?;
+    let is_ours = |address: &str| slots.iter().any(|slot| address.starts_with(slot.as_str()));
+    for address in state.functions.keys().filter(|address| is_ours(address)) {
+        let set = order.override_of(address, Some("vfio-pci"));
+        let is_set = state.functions[address].driver_override.as_deref() == Some("vfio-pci");
+        let (released, probed) = (order.release_of(address), order.probe_of(address));
+        let before = |a: Option<usize>, b: Option<usize>| b.is_none_or(|b| a.is_some_and(|a| a < b));
+        order.rule(is_set || before(set, released), || format!("{address} is released before its override is set"))?;
+        order.rule(is_set || before(set, probed), || format!("{address} is probed before its override is set"))?;
+        let has_driver = state.functions[address].driver.is_some();
+        order.rule(!has_driver || before(released, probed), || format!("{address} is probed before it is released"))?;
+        let cleared = order.override_of(address, None);
+        order.rule(cleared.is_none(), || format!("the override of {address} is cleared"))?;
+        let arrives = state.shown_driver(address) == Some("vfio-pci") || probed.is_some();
+        order.rule(arrives, || format!("{address} never gets to vfio-pci"))?;
+    }
+    let first_unbind = order.find(|step| matches!(step, Step::Unbind { .. }));
+    for (index, step) in order.steps.iter().enumerate() {
+        match step {
+            Step::Unload { module } => {
+                let away: Vec<String> = order.steps[..index]
+                    .iter()
+                    .filter_map(|step| if let Step::Unload { module } = step { Some(module.clone()) } else { None })
+                    .collect();
+                let holder = state.holders(module).into_iter().find(|holder| !away.contains(holder));
+                order.rule(holder.is_none(), || format!("{module} is unloaded before {holder:?}"))?;
+                let driver = driver_of_module(module);
+                let other = state.functions.iter().find(|(a, f)| driver.is_some() && f.driver == driver && !is_ours(a));
+                order.rule(other.is_none(), || format!("{module} is unloaded, and {other:?} needs it"))?;
+                order.rule(first_unbind.is_none_or(|first| index < first), || {
+                    format!("unload {module}, which can say no, comes after an unbind, which can hang")
+                })?;
+            }
+            Step::RemoveId { .. } | Step::MakeNodes => {
+                order.rule(false, || format!("{step} on the way to a VM"))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// The rule that a plan towards home breaks.
+pub fn check_home(state: &State, plan: &Plan, record: &Record) -> Check {
+    let order = Order { state, steps: plan.iter().map(|(_, step)| step).collect() };
+    order.names_only(&record.slots())?;
+    order.makes_sense()?;
+    let load = order.find(|step| matches!(step, Step::Load { .. }));
+    let nodes = order.find(|step| matches!(step, Step::MakeNodes));
+    let first_clear = order.find(|step| matches!(step, Step::Override { driver: None, .. }));
+    let last_other = order.steps.iter().rposition(|step| !matches!(step, Step::Override { driver: None, .. }));
+    order.rule(first_clear.is_none_or(|clear| last_other.is_none_or(|other| other < clear)), || {
+        "an override is cleared before everything else is done".to_string()
+    })?;
+    order
+        .rule(nodes.is_none_or(|nodes| load.is_none_or(|load| load < nodes)), || "nodes before modules".to_string())?;
+    for step in &order.steps {
+        let bad = match step {
+            Step::Unload { .. } => true,
+            Step::RemoveId { vendor, device } => state.static_ids.contains(&(*vendor, *device)),
+            _ => false,
+        };
+        order.rule(!bad, || format!("{step} on the way home"))?;
+    }
+    for home in &record.functions {
+        let Some(function) = state.functions.get(&home.address) else { continue };
+        let address = &home.address;
+        let (unbound, probed) = (order.unbind_of(address), order.probe_of(address));
+        if home.driver.as_deref() == Some("vfio-pci") {
+            let touched = unbound.or(probed).or(order.override_of(address, None));
+            order.rule(touched.is_none(), || format!("{address} lives on vfio-pci and is touched"))?;
+            continue;
+        }
+        if let Some(unbind) = unbound {
+            let id = order.find(|step| {
+                matches!(step, Step::RemoveId { vendor, device } if (*vendor, *device) == (function.vendor, function.device))
+            });
+            let is_static = state.static_ids.contains(&(function.vendor, function.device));
+            order.rule(is_static || id.is_some_and(|id| id < unbind), || {
+                format!("{address}: unbind before remove_id")
+            })?;
+            order.rule(load.is_none_or(|load| unbind < load), || format!("{address}: modules before unbind"))?;
+        }
+        if let Some(driver) = home.driver.as_deref() {
+            let set = order.override_of(address, Some(driver));
+            let is_set = function.driver_override.as_deref() == Some(driver);
+            for moment in [unbound, probed].into_iter().flatten() {
+                order.rule(is_set || set.is_some_and(|set| set < moment), || {
+                    format!("{address} is let go before its override says {driver}")
+                })?;
+            }
+            order.rule(probed.is_none_or(|probe| load.is_none_or(|load| load < probe)), || {
+                format!("{address} is probed before its driver is loaded")
+            })?;
+            let is_home = state.shown_driver(address).is_some_and(|now| now != "vfio-pci");
+            order.rule(is_home || probed.is_some(), || format!("{address} never gets home"))?;
+        } else {
+            order.rule(probed.is_none(), || format!("{address} is probed, but has no driver at home"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Plans spoilt on purpose: each of these must break a rule. How many there were.
+///
+/// # Errors
+/// The spoilt plan that nobody objected to.
+pub fn objections(plan: &Plan, check: &dyn Fn(&Plan) -> Check) -> Result<usize, String> {
+    let mut spoilt: Vec<(String, Plan)> = Vec::new();
+    let kinds = |step: &Step| matches!(step, Step::Unbind { .. } | Step::Probe { .. } | Step::Unload { .. });
+    if plan.iter().filter(|(_, step)| kinds(step)).count() > 1 {
+        spoilt.push(("turned round".to_string(), plan.iter().rev().cloned().collect()));
+    }
+    for (index, (phase, step)) in plan.iter().enumerate() {
+        let mut other = plan.clone();
+        match step {
+            Step::Probe { .. } | Step::RemoveId { .. } => drop(other.remove(index)),
+            Step::Override { driver: Some(_), .. } => {
+                let moved = other.remove(index);
+                other.push(moved);
+            }
+            Step::Override { driver: None, .. } => {
+                let moved = other.remove(index);
+                other.insert(0, moved);
+            }
+            Step::Unbind { driver, .. } => {
+                let stranger = Step::Unbind { address: "0000:77:00.0".to_string(), driver: driver.clone() };
+                other[index] = (*phase, stranger);
+            }
+            Step::Load { .. } | Step::Unload { .. } | Step::MakeNodes => continue,
+        }
+        spoilt.push((format!("without or with another place for {step}"), other));
+    }
+    let count = spoilt.len();
+    for (how, plan) in spoilt {
+        if check(&plan).is_ok() {
+            let steps: Vec<String> = plan.iter().map(|(_, step)| step.to_string()).collect();
+            return Err(format!("order: nobody objects to a plan {how}: {}", steps.join(", ")));
+        }
+    }
+    Ok(count)
+}
