@@ -205,6 +205,9 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
     if changes && app.kernel.is_real() && !nix::unistd::geteuid().is_root() {
         return Err(Stop::failed("only root can hand a GPU over; nothing was touched; try again with sudo"));
     }
+    if !changes && !matches!(call, Call::Hook { .. }) {
+        app.kernel.end_with_this_run();
+    }
     match call {
         Call::Hook { id, phase } => hookscript::run(app, *id, phase),
         Call::ToVfio { slot, dry_run: true } => print(&manual::plan_to_vfio(app, slot.as_deref())?),

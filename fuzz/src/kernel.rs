@@ -8,7 +8,7 @@ use gpu_handoff::gpu::inventory::{Function, Slot};
 use gpu_handoff::gpu::{nodes, nvidia, static_ids as ids};
 use gpu_handoff::proxmox::running;
 use gpu_handoff::stop::Code;
-use gpu_handoff::sys::{self, Action, DeviceNumber, Kernel, Node};
+use gpu_handoff::sys::{self, Request, Action, DeviceNumber, Kernel, Node};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
@@ -175,8 +175,8 @@ pub fn locks(data: &[u8]) {
 
 /// What the worker is told: what is understood is understood again, and what is told is understood.
 pub fn message(data: &[u8]) {
-    if let Some(action) = sys::decode(data) {
-        survives_the_pipe(&action);
+    if let Some(request) = sys::decode(data) {
+        assert_eq!(sys::decode(&sys::encode(&request)), Some(request));
     }
     let [path, value] = parts(data);
     let (path, value) = (String::from_utf8_lossy(path).into_owned(), String::from_utf8_lossy(value).into_owned());
@@ -189,7 +189,8 @@ pub fn message(data: &[u8]) {
 }
 
 fn survives_the_pipe(action: &Action) {
-    assert_eq!(sys::decode(&sys::encode(action)).as_ref(), Some(action));
+    let request = Request::Act(action.clone());
+    assert_eq!(sys::decode(&sys::encode(&request)), Some(request));
 }
 
 /// The arguments, apart by NUL, as in `/proc/PID/cmdline`.

@@ -30,9 +30,7 @@ pub fn run(app: &App, id: u32, phase: &str) -> Result<()> {
 fn pre_start(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
     let Some(vm) = read_config(&app.kernel, vmid)? else { return Ok(()) };
-    for warning in vm.warnings.iter().filter(|warning| warning.contains("hostpci")) {
-        app.story.warn(&format!("VM {vmid}: {warning}"));
-    }
+    warn_of_dropped_lines(app, vmid, &vm);
     let slots = nvidia_slots(&app.kernel, vmid, &vm)?;
     if slots.is_empty() {
         // A record from an earlier start, when the configuration still had the GPU.
@@ -56,6 +54,7 @@ fn pre_start(app: &App, vmid: u32) -> Result<()> {
 pub fn plan(app: &App, vmid: u32) -> Result<String> {
     let owner = Owner::Vm(vmid);
     let vm = read_config(&app.kernel, vmid)?.unwrap_or_default();
+    warn_of_dropped_lines(app, vmid, &vm);
     let slots = nvidia_slots(&app.kernel, vmid, &vm)?;
     if slots.is_empty() {
         let stale = if app.store.has_record(&owner) { ", but its record's slots would come home" } else { "" };
@@ -66,6 +65,13 @@ pub fn plan(app: &App, vmid: u32) -> Result<String> {
     let covered = |address: &str| listed.iter().any(|id| covers(id, address));
     let plan = app.handoff(&config).plan_leave(&owner, &slots, &covered)?;
     Ok(plan::to_text(&format!("{} host -> {owner}", slots.join(" ")), &plan))
+}
+
+/// Proxmox drops a line that it cannot read, and starts the VM without what the line was to give it.
+fn warn_of_dropped_lines(app: &App, vmid: u32, vm: &VmConfig) {
+    for warning in vm.warnings.iter().filter(|warning| warning.contains("hostpci")) {
+        app.story.warn(&format!("VM {vmid}: {warning}"));
+    }
 }
 
 /// Every address that the VM's configuration names, itself or by a mapping.
@@ -135,6 +141,13 @@ fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec
 /// Which device a mapping gives is decided by Proxmox after pre-start, so a GPU behind one cannot be made ready yet.
 fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str) -> Result<()> {
     let ids = mapped(kernel, name);
+    if let Some(absent) = ids.iter().find(|id| Slot::read(kernel, &id.slot).is_none()) {
+        return Err(Stop::refused(format!(
+            "VM {vmid}: hostpci{index} uses mapping={name}, which stands for {}, but there is no such device; lspci -D \
+             shows what there is",
+            absent.slot
+        )));
+    }
     let takes_none = |id: &PciId| Slot::read(kernel, &id.slot).is_some_and(|slot| !takes_gpu(&slot, id));
     if !ids.is_empty() && ids.iter().all(takes_none) {
         return Ok(());

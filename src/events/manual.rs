@@ -4,9 +4,10 @@ use crate::App;
 use crate::gpu::inventory::{self, VFIO_PCI, slot_of};
 use crate::gpu::{Slot, inventory::nvidia_slots};
 use crate::handoff::home::Asker;
+use crate::handoff::leave::unknown_home;
+use crate::handoff::plan::{self, Plan};
 use crate::handoff::reconcile::Scope;
 use crate::handoff::record::{Owner, Record};
-use crate::handoff::{Handoff, plan};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 
@@ -37,7 +38,7 @@ pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
 pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
     let slot = choose(&app.kernel, slot)?;
     let config = app.config_for_verb()?;
-    let records = away(app, &slot);
+    let records = away(app, &slot)?;
     if records.is_empty() {
         app.story.say(&already_home(&app.kernel, &slot));
     }
@@ -54,11 +55,12 @@ pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
 pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
     let slot = choose(&app.kernel, slot)?;
     let config = app.config_for_verb()?;
-    let records = away(app, &slot);
+    let records = away(app, &slot)?;
     if records.is_empty() {
         return Ok(format!("{}\n", already_home(&app.kernel, &slot)));
     }
-    records.iter().map(|record| home_to_text(&app.handoff(&config), record)).collect()
+    let handoff = app.handoff(&config);
+    records.iter().map(|record| Ok(home_to_text(record, &handoff.plan_come_home(record)?))).collect()
 }
 
 /// # Errors
@@ -83,25 +85,39 @@ pub fn plan_reconcile(app: &App, scope: Scope) -> Result<String> {
     if records.is_empty() {
         return Ok("nothing was left behind: nothing to do\n".to_string());
     }
-    records.iter().map(|record| home_to_text(&handoff, record)).collect()
+    records.iter().map(|record| Ok(home_to_text(record, &handoff.plan_fetch(record)?))).collect()
 }
 
-fn home_to_text(handoff: &Handoff, record: &Record) -> Result<String> {
-    let title = format!("{} {} -> host", record.slots().join(" "), record.owner);
-    Ok(plan::to_text(&title, &handoff.plan_home(record)?))
+fn home_to_text(record: &Record, plan: &Plan) -> String {
+    plan::to_text(&format!("{} {} -> host", record.slots().join(" "), record.owner), plan)
 }
 
-/// The records that name this slot. One that cannot be read is told and left alone.
-fn away(app: &App, slot: &str) -> Vec<Record> {
+/// The records that name this slot.
+fn away(app: &App, slot: &str) -> Result<Vec<Record>> {
     let mut records = Vec::new();
+    let mut problem = None;
     for record in app.store.each_record() {
         match record {
             Ok(record) if record.slots().contains(&slot) => records.push(record),
             Ok(_) => {}
-            Err(error) => app.story.warn(&format!("{error:#}")),
+            Err(error) => problem = Some(format!("{error:#}")),
         }
     }
-    records
+    // One that cannot be read may be the one that says where this slot is at home.
+    match problem {
+        Some(problem) if records.is_empty() => refuse_unknown_home(&app.kernel, slot, &problem)?,
+        Some(problem) => app.story.warn(&problem),
+        None => {}
+    }
+    Ok(records)
+}
+
+fn refuse_unknown_home(kernel: &dyn Kernel, slot: &str, problem: &str) -> Result<()> {
+    let slot = Slot::read(kernel, slot);
+    match slot.iter().flat_map(|slot| &slot.functions).find(|function| function.is_on(VFIO_PCI)) {
+        Some(away) => Err(unknown_home(&away.address, problem)),
+        None => Ok(()),
+    }
 }
 
 fn already_home(kernel: &dyn Kernel, slot: &str) -> String {

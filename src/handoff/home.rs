@@ -63,9 +63,12 @@ impl Handoff<'_> {
         }
     }
 
+    /// What a person asks for is refused rather than waited for. By hand and with a VM are two records of one slot.
     fn refuse_to_take(&self, record: &Record) -> Result<()> {
         let slot = record.slot();
-        if let Some(id) = record.owner.vmid().filter(|id| is_alive(self.kernel, *id)) {
+        let records = self.store.each_record().into_iter().flatten();
+        let mut owners = records.filter(|other| other.slots().contains(&slot)).filter_map(|other| other.owner.vmid());
+        if let Some(id) = owners.find(|id| is_alive(self.kernel, *id)) {
             return Err(Stop::refused(format!(
                 "{slot} was not touched: VM {id} has it; stop that VM and it comes home by itself: qm stop {id}"
             )));
@@ -143,6 +146,16 @@ impl Handoff<'_> {
     pub(super) fn go_home(&self, locked: &Locked, record: &Record, end: Duration) -> Result<Outcome> {
         let plan = self.plan_home(record)?;
         self.run(locked, record, &plan, OnFailure::GoOn, end)
+    }
+
+    /// What [`Handoff::come_home`] would do for a person now.
+    ///
+    /// # Errors
+    /// Why it would refuse.
+    pub fn plan_come_home(&self, record: &Record) -> Result<Plan> {
+        self.refuse_wedged(&record.slots())?;
+        self.refuse_to_take(record)?;
+        self.plan_home(record)
     }
 
     /// The way home from where things are now.

@@ -136,11 +136,7 @@ impl Handoff<'_> {
     /// A record that cannot be read may be the one that knows where a slot on vfio-pci is at home.
     fn refuse_unknown_homes(&self, slots: &[Slot], problem: &str) -> Result<()> {
         if let Some(away) = slots.iter().flat_map(|slot| &slot.functions).find(|function| function.is_on(VFIO_PCI)) {
-            return Err(Stop::refused(format!(
-                "{} was not touched: it is on {VFIO_PCI}, and the file that may say where it is at home cannot be \
-                 read: {problem}; if it is at home there, remove that file",
-                away.address
-            )));
+            return Err(unknown_home(&away.address, problem));
         }
         self.story.warn(problem);
         Ok(())
@@ -271,6 +267,14 @@ impl Handoff<'_> {
         );
         Err(if failed.out_of_time { Stop::overrun(message) } else { Stop::failed(message) })
     }
+}
+
+/// A function on vfio-pci whose home may stand in a file that cannot be read.
+pub fn unknown_home(address: &str, problem: &str) -> Stop {
+    Stop::refused(format!(
+        "{address} was not touched: it is on {VFIO_PCI}, and the file that may say where it is at home cannot be \
+         read: {problem}; if it is at home there, remove that file"
+    ))
 }
 
 fn add_missing(modules: &mut Vec<String>, more: impl IntoIterator<Item = String>) {

@@ -7,7 +7,7 @@ pub mod check;
 pub mod facts;
 pub mod home;
 pub mod journal;
-mod leave;
+pub mod leave;
 pub mod plan;
 pub mod reconcile;
 pub mod record;

@@ -1,6 +1,7 @@
 //! What a record says is ours and nobody works on or uses any more comes home. What no record names is not touched.
 
 use super::home::TimeBox;
+use super::plan::Plan;
 use super::record::{Owner, Progress, Record};
 use super::store::Locked;
 use super::{Handoff, is_alive};
@@ -54,6 +55,15 @@ impl Handoff<'_> {
             }
         }
         records
+    }
+
+    /// What [`Handoff::reconcile`] would do with a record now.
+    ///
+    /// # Errors
+    /// Why it would leave it alone.
+    pub fn plan_fetch(&self, record: &Record) -> Result<Plan> {
+        self.refuse_wedged(&record.slots())?;
+        self.plan_home(record)
     }
 
     /// A handoff that was killed is put right before another begins, or the other would plan around a half-moved card.

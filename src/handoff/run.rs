@@ -92,15 +92,16 @@ impl Run<'_> {
     fn phase(&self, phase: Phase, steps: &[(Phase, Step)], outcome: &mut Outcome) -> bool {
         let begin = self.kernel.now();
         let mut done: Vec<&Step> = Vec::new();
+        let failed_before = outcome.failures.len();
         let go_on = steps.iter().all(|(_, step)| self.attempt(step, &mut done, outcome));
         let took = self.kernel.now().saturating_sub(begin);
-        if !done.is_empty() || !go_on {
-            let mut told = tell(&done);
-            if !go_on {
-                let gap = if told.is_empty() { "" } else { ", then " };
-                told.push_str(&format!("{gap}{}", outcome.problem()));
-            }
-            self.story.phase(phase.name(), took, &told);
+        let mut told: Vec<String> = Some(tell(&done)).filter(|told| !told.is_empty()).into_iter().collect();
+        told.extend(outcome.failures[failed_before..].iter().map(|(step, reason)| format!("FAILED {step}: {reason}")));
+        if !go_on && outcome.failures.len() == failed_before {
+            told.push(format!("FAILED {}", outcome.problem()));
+        }
+        if !told.is_empty() {
+            self.story.phase(phase.name(), took, &told.join(", "));
         }
         outcome.phases.push((phase.name(), took));
         go_on

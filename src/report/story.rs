@@ -4,6 +4,7 @@
 //! but does not keep their order.
 
 use once_cell::unsync::OnceCell;
+use std::cell::RefCell;
 use std::io::Write;
 use std::time::Duration;
 use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
@@ -12,9 +13,10 @@ const NAME: &str = "gpu-handoff";
 
 pub struct Story {
     /// Opened by the first line, so that a run without one costs nothing. None without a syslog daemon.
-    syslog: OnceCell<Option<std::cell::RefCell<Logger<LoggerBackend, Formatter3164>>>>,
+    syslog: OnceCell<Option<RefCell<Logger<LoggerBackend, Formatter3164>>>>,
     to_syslog: bool,
     to_stderr: bool,
+    warned: RefCell<Vec<String>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,19 +28,25 @@ enum Severity {
 
 impl Story {
     pub fn new(to_syslog: bool) -> Story {
-        Story { syslog: OnceCell::new(), to_syslog, to_stderr: true }
+        Story { syslog: OnceCell::new(), to_syslog, to_stderr: true, warned: RefCell::default() }
     }
 
     /// Tells nobody.
     pub fn silent() -> Story {
-        Story { syslog: OnceCell::new(), to_syslog: false, to_stderr: false }
+        Story { syslog: OnceCell::new(), to_syslog: false, to_stderr: false, warned: RefCell::default() }
     }
 
     pub fn say(&self, text: &str) {
         self.line(Severity::Info, text);
     }
 
+    /// Once per run: what several parts of a run come across is still one problem.
     pub fn warn(&self, text: &str) {
+        let mut warned = self.warned.borrow_mut();
+        if warned.iter().any(|told| told == text) {
+            return;
+        }
+        warned.push(text.to_string());
         self.line(Severity::Warning, &format!("warning: {text}"));
     }
 
@@ -70,7 +78,7 @@ impl Story {
     }
 }
 
-fn open_syslog() -> Option<std::cell::RefCell<Logger<LoggerBackend, Formatter3164>>> {
+fn open_syslog() -> Option<RefCell<Logger<LoggerBackend, Formatter3164>>> {
     let formatter = Formatter3164 {
         facility: Facility::LOG_DAEMON,
         hostname: None,
@@ -83,5 +91,5 @@ fn open_syslog() -> Option<std::cell::RefCell<Logger<LoggerBackend, Formatter316
         LoggerBackend::Unix(socket) => socket.set_nonblocking(true).ok()?,
         _ => return None,
     }
-    Some(std::cell::RefCell::new(logger))
+    Some(RefCell::new(logger))
 }

@@ -25,7 +25,10 @@ impl Linux {
     /// `/`, or the tree that `GPU_HANDOFF_ROOT` names.
     pub fn from_environment() -> Linux {
         match std::env::var_os("GPU_HANDOFF_ROOT") {
-            Some(root) if !root.is_empty() => Linux::at(PathBuf::from(root)),
+            // The worker has another working directory, so a relative path would be another place to it.
+            Some(root) if !root.is_empty() => {
+                Linux::at(std::path::absolute(&root).unwrap_or_else(|_| PathBuf::from(root)))
+            }
             _ => Linux::at(PathBuf::from("/")),
         }
     }

@@ -14,7 +14,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-pub use expendable::{decode, encode};
+pub use expendable::{Request, decode, encode};
 pub use held::flock_is_held;
 pub use linux::Linux;
 pub use lock::Lock;
