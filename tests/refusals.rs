@@ -802,7 +802,7 @@ fn another_handoff_is_under_way() {
     ] {
         refuses_now(&host, call, 5, &format!("{slot} was not touched: {why} {again}"));
     }
-    refuses_now(&host, "reconcile", 5, &format!("{why}: gpu-handoff reconcile"));
+    refuses_now(&host, "reconcile", 5, &format!("{why} try again: gpu-handoff reconcile"));
     // Who only asks need not wait.
     plans(&host, "plan 111", &["0000:01:00 host -> VM 111", "  nothing to do"]);
     plans(&host, "to-vfio 01:00 --dry-run", &["0000:01:00 host -> vfio-pci by hand", "  nothing to do"]);

@@ -4,7 +4,7 @@ use super::home::TimeBox;
 use super::plan::Plan;
 use super::record::{Owner, Progress, Record};
 use super::store::Locked;
-use super::{Handoff, is_alive};
+use super::{Handoff, LOOK_AGAIN, WORKER_GRACE, is_alive};
 use crate::proxmox::running;
 use crate::stop::Result;
 use std::time::Duration;
@@ -33,6 +33,9 @@ impl Handoff<'_> {
         if self.left_behind(scope).is_empty() {
             return Ok(());
         }
+        if scope == Scope::Unfinished {
+            self.let_workers_end();
+        }
         let patience = match scope {
             // By itself, with nobody to try again: let the handoff that is under way end first.
             Scope::Unfinished => self.config.lock + 2 * self.config.handoff,
@@ -45,6 +48,19 @@ impl Handoff<'_> {
             first = first.or(self.fetch(&locked, &record, end).err());
         }
         first.map_or(Ok(()), Err)
+    }
+
+    /// A worker starts this as its last act and may not be gone yet: as long as it is there, its slot counts as wedged,
+    /// and nobody would come back for it.
+    fn let_workers_end(&self) {
+        let is_stuck = |slot: &String| {
+            let wedge = self.store.wedge(slot).ok().flatten();
+            wedge.is_some_and(|wedge| wedge.is_still_stuck(self.kernel) && self.kernel.caller() != Some(wedge.process))
+        };
+        let end = self.kernel.now() + WORKER_GRACE;
+        while self.store.wedged_slots().iter().any(is_stuck) && self.kernel.now() < end {
+            self.kernel.sleep(LOOK_AGAIN);
+        }
     }
 
     /// Every record that [`Handoff::reconcile`] would act on; not one that cannot be read.
