@@ -104,10 +104,11 @@ fn away(app: &App, slot: &str) -> Result<Vec<Record>> {
         }
     }
     // One that cannot be read may be the one that says where this slot is at home.
-    match problem {
-        Some(problem) if records.is_empty() => refuse_unknown_home(&app.kernel, slot, &problem)?,
-        Some(problem) => app.story.warn(&problem),
-        None => {}
+    if let Some(problem) = problem {
+        if records.is_empty() {
+            refuse_unknown_home(&app.kernel, slot, &problem)?;
+        }
+        app.story.warn(&problem);
     }
     Ok(records)
 }

@@ -27,6 +27,9 @@ impl Handoff<'_> {
     /// # Errors
     /// The first that could not be brought home; the others were tried all the same.
     pub fn reconcile(&self, scope: Scope) -> Result<()> {
+        for problem in self.store.each_record().into_iter().filter_map(std::result::Result::err) {
+            self.story.warn(&format!("{problem:#}"));
+        }
         if self.left_behind(scope).is_empty() {
             return Ok(());
         }
@@ -44,17 +47,10 @@ impl Handoff<'_> {
         first.map_or(Ok(()), Err)
     }
 
-    /// Every record that [`Handoff::reconcile`] would act on. One that cannot be read is told and left alone.
+    /// Every record that [`Handoff::reconcile`] would act on; not one that cannot be read.
     pub fn left_behind(&self, scope: Scope) -> Vec<Record> {
-        let mut records = Vec::new();
-        for record in self.store.each_record() {
-            match record {
-                Ok(record) if self.is_left_behind(&record, scope) => records.push(record),
-                Ok(_) => {}
-                Err(error) => self.story.warn(&format!("{error:#}")),
-            }
-        }
-        records
+        let records = self.store.each_record().into_iter().flatten();
+        records.filter(|record| self.is_left_behind(record, scope)).collect()
     }
 
     /// What [`Handoff::reconcile`] would do with a record now.
@@ -70,6 +66,11 @@ impl Handoff<'_> {
     pub(super) fn finish_others(&self, locked: &Locked, owner: &Owner) {
         let end = self.kernel.now() + self.config.handoff / 2;
         for record in self.left_behind(Scope::Unfinished).iter().filter(|record| record.owner != *owner) {
+            // Who wants a wedged slot is told so; it is no business of the others.
+            let slots = record.slots();
+            if self.wedged_among(&slots).len() == slots.len() {
+                continue;
+            }
             if let Err(stop) = self.fetch(locked, record, end) {
                 self.story.warn(&stop.message);
             }
