@@ -95,7 +95,7 @@ impl Handoff<'_> {
             } else {
                 format!("{title} is at home on {VFIO_PCI}: nothing to do")
             });
-            return self.keep_wedged(locked, record);
+            return self.end_record(locked, record, &wedged, time);
         }
         self.story.say(&format!("{title} {owner} -> host"));
         self.story.phase("wait", time.waited, "nobody has it open any more");
@@ -115,9 +115,9 @@ impl Handoff<'_> {
             )))
         } else if outcome.is_complete() {
             self.story.say(&format!("{title} is home after {} ms", took.as_millis()));
-            self.keep_wedged(locked, record)
+            self.end_record(locked, record, &wedged, time)
         } else if outcome.only_stuck() {
-            self.keep_wedged(locked, record)
+            self.end_record(locked, record, &wedged, time)
         } else {
             let slot = rest.slot();
             let message =
@@ -130,14 +130,24 @@ impl Handoff<'_> {
         done
     }
 
-    /// Everything else is home: the record ends, or goes on for what is wedged.
-    pub(super) fn keep_wedged(&self, locked: &Locked, record: &Record) -> Result<()> {
-        let wedged = self.wedged_among(&record.slots());
-        match record.only(&wedged) {
+    /// Everything is home but `left_out` and what is wedged: the record ends, or goes on for those. A call in a slot
+    /// that was left out may have come back since; then that slot comes home as well.
+    pub(super) fn end_record(
+        &self,
+        locked: &Locked,
+        record: &Record,
+        left_out: &[String],
+        time: TimeBox,
+    ) -> Result<()> {
+        let mut left = self.wedged_among(&record.slots());
+        left.extend(left_out.iter().cloned());
+        match record.only(&left) {
             None => Ok(locked.remove(&record.owner)?),
             Some(rest) => {
                 locked.save(&Record { progress: Progress::Returning, ..rest.clone() })?;
-                self.refuse_wedged(&rest.slots())
+                self.refuse_wedged(&rest.slots())?;
+                self.clear_ended_wedges(locked)?;
+                self.bring_home(locked, &rest, time)
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use super::facts::Facts;
 use super::home::unreadable;
+use super::home::TimeBox;
 use super::plan::{self, Plan};
 use super::record::{HomeOf, Owner, Progress, Record};
 use super::run::{OnFailure, Outcome};
@@ -232,7 +233,8 @@ impl Handoff<'_> {
                     Ok(outcome) => {
                         back = outcome;
                         outcomes.push(&back);
-                        self.after_going_back(locked, record, failed, &back).err()
+                        let time = TimeBox { begin, end: begin + self.config.handoff, waited: Duration::ZERO };
+                        self.after_going_back(locked, record, (failed, &back), &wedged, time).err()
                     }
                     Err(stop) => Some(stop),
                 }
@@ -254,9 +256,16 @@ impl Handoff<'_> {
     }
 
     /// Fine when everything is back.
-    fn after_going_back(&self, locked: &Locked, record: &Record, failed: &Outcome, back: &Outcome) -> Result<()> {
+    fn after_going_back(
+        &self,
+        locked: &Locked,
+        record: &Record,
+        (failed, back): (&Outcome, &Outcome),
+        left_out: &[String],
+        time: TimeBox,
+    ) -> Result<()> {
         if back.is_complete() || back.only_stuck() {
-            return self.keep_wedged(locked, record);
+            return self.end_record(locked, record, left_out, time);
         }
         let message = format!(
             "{} is stranded: {}, and on the way back: {}; mend that, then: gpu-handoff to-nvidia {}",

@@ -10,6 +10,7 @@ use gpu_handoff::handoff::reconcile::Scope;
 use gpu_handoff::handoff::record::{Owner, Record};
 use gpu_handoff::handoff::store::Store;
 use gpu_handoff::report::Story;
+use gpu_handoff::sys::Process;
 use gpu_handoff::report::status::Status;
 use std::collections::BTreeMap;
 use std::fs;
@@ -61,6 +62,7 @@ pub struct World {
 impl World {
     /// Without what every run changes: the time, the PIDs, who asked for it.
     pub fn but_for_time(mut self) -> World {
+        self.state.outlived.clear();
         self.state.now = Duration::ZERO;
         self.state.next_pid = 0;
         for bytes in self.files.values_mut() {
@@ -140,15 +142,19 @@ impl Bench {
         self.config.handoff
     }
 
-    /// One run of the program. Proxmox holds the guest's lock around a hook, and lets go of it afterwards.
     pub fn run(&mut self, wish: &Wish, fault: Option<Fault>) -> Ran {
+        self.run_from(wish, fault, None)
+    }
+
+    /// One run of the program, called by Proxmox, by a person, or by a worker that outlived its run. Proxmox holds the guest's lock around a hook, and lets go of it afterwards.
+    fn run_from(&mut self, wish: &Wish, fault: Option<Fault>, caller: Option<Process>) -> Ran {
         let guest = match wish {
             Wish::Leave(Owner::Vm(id), _) | Wish::Home(Owner::Vm(id)) => Some(*id),
             _ => None,
         };
         self.kernel.begin(fault);
         self.kernel.state.borrow_mut().locked_guests.extend(guest);
-        self.kernel.call_from_task();
+        self.kernel.call_from(caller);
         let begin = self.kernel.state.borrow().now;
         let handoff = self.handoff();
         let done = catch_unwind(AssertUnwindSafe(|| match wish {
@@ -172,7 +178,8 @@ impl Bench {
                 },
             },
         };
-        self.kernel.end();
+        let is_alone = fault.is_some_and(|fault| fault.kind.leaves_nobody());
+        self.kernel.end(end == End::Killed && !is_alone);
         let acts = self.kernel.acts.borrow().len();
         let took = self.kernel.state.borrow().now.saturating_sub(begin);
         if let Some(id) = guest {
@@ -183,6 +190,16 @@ impl Bench {
             self.log.push(format!("    {act:?}"));
         }
         Ran { end, acts, took }
+    }
+
+    /// Every worker that outlived its run starts reconcile as its last act. The last run of them, if there was one.
+    pub fn last_acts(&mut self) -> Option<Ran> {
+        let mut last = None;
+        loop {
+            let next = self.kernel.state.borrow_mut().outlived.pop();
+            let Some(worker) = next else { return last };
+            last = Some(self.run_from(&Wish::Unfinished, None, Some(worker)));
+        }
     }
 
     /// How many looks at the machine a run without a fault takes.

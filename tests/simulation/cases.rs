@@ -63,7 +63,7 @@ pub fn with_fault(bench: &mut Bench, setup: &Setup, ready: &Ready, fault: Fault,
             leave_wedged_alone(bench, setup, ready, kind)?;
         }
         if bench.kernel.close_what_was_opened() {
-            once_more(bench, ready, &Wish::Unfinished, "the worker's last act")?;
+            last_acts(bench, ready)?;
         } else if hangs {
             // This driver never lets go.
             return leave_wedged_alone(bench, setup, ready, kind);
@@ -77,13 +77,13 @@ pub fn with_fault(bench: &mut Bench, setup: &Setup, ready: &Ready, fault: Fault,
         if !bench.kernel.let_hangs_end() {
             return Err("the hang did not end".to_string());
         }
-        once_more(bench, ready, &Wish::Unfinished, "the worker's last act")?;
+        last_acts(bench, ready)?;
     }
     if kind.is_kill() && !kind.is_hang() {
         plans_are_legal(bench, setup, ready)?;
     }
     if matches!(kind, Kind::KillBefore { alone: false } | Kind::KillAfter { alone: false }) {
-        once_more(bench, ready, &Wish::Unfinished, "the worker's last act")?;
+        last_acts(bench, ready)?;
     }
     let wish = match then {
         Then::Again => ready.wish.clone(),
@@ -132,6 +132,19 @@ pub fn plans_are_legal(bench: &mut Bench, setup: &Setup, ready: &Ready) -> Check
     Ok(())
 }
 
+/// What the workers do that outlived the run.
+fn last_acts(bench: &mut Bench, ready: &Ready) -> Check {
+    let before = bench.world();
+    let ran = bench.last_acts().ok_or("no worker outlived the run")?;
+    let named = |problem: String| format!("the worker's last act: {problem}");
+    ended_well(bench, &Wish::Unfinished, None, &ran, &before, &ready.home).map_err(named)?;
+    if ran.end.code() != Some(0) {
+        return Err(format!("the worker's last act: {:?}", ran.end));
+    }
+    reached(bench, &Wish::Unfinished, &ready.home).map_err(named)?;
+    always(bench, &ready.home).map_err(named)
+}
+
 fn once_more(bench: &mut Bench, ready: &Ready, wish: &Wish, what: &str) -> Check {
     let before = bench.world();
     let ran = bench.run(wish, None);
@@ -167,6 +180,7 @@ fn bring_everything_home(bench: &mut Bench, ready: &Ready) -> Check {
 /// While a call hangs: its slots are refused at once and untouched, the other card works, the status can be read.
 fn leave_wedged_alone(bench: &mut Bench, setup: &Setup, ready: &Ready, kind: Kind) -> Check {
     bench.status()?;
+    let was_wedged = bench.store.wedged_slots();
     let again = bench.run(&ready.wish, None);
     let concerned = match &ready.wish {
         Wish::Leave(_, slots) => slots.iter().any(|slot| bench.store.wedged_slots().contains(slot)),
@@ -175,13 +189,20 @@ fn leave_wedged_alone(bench: &mut Bench, setup: &Setup, ready: &Ready, kind: Kin
     if !concerned {
         // It was another card's call: this one gets what it wants.
         reached(bench, &ready.wish, &ready.home)?;
-    } else if again.end.code() != Some(4) || again.acts > 0 || again.took > AT_ONCE {
+    } else if again.end.code() != Some(4) || (again.acts == 0 && again.took > AT_ONCE) {
         return Err(format!("wedged, and then: {:?}, {} changes, {:?}", again.end, again.acts, again.took));
     }
     always(bench, &ready.home)?;
     let wedged = bench.store.wedged_slots();
     if wedged.is_empty() {
         return Err("nothing says that a call hangs".to_string());
+    }
+    // What is not wedged may go on; what was wedged before is not touched.
+    for act in bench.kernel.acts.borrow().iter() {
+        let text = format!("{act:?}");
+        if was_wedged.iter().any(|slot| text.contains(slot)) {
+            return Err(format!("wedged, and then: {text}"));
+        }
     }
     for (slot, word) in bench.status()? {
         if wedged.contains(&slot) && word != "wedged" {

@@ -28,7 +28,7 @@ pub fn always(bench: &Bench, home: &AtHome) -> Check {
     for address in state.functions.keys() {
         let slot = &address[..address.len() - 2];
         let is_known = records.iter().any(|record| record.slots().contains(&slot));
-        let moved = home.differences(&state, Some(&[address.clone()]));
+        let moved = home.differences(&state, Some(std::slice::from_ref(address)));
         if !moved.is_empty() && !is_known && !bench.store.wedged_slots().iter().any(|wedged| wedged == slot) {
             problems.push(format!("forgotten: {}", moved.join("; ")));
         }

@@ -86,6 +86,11 @@ impl Kind {
         matches!(self, Kind::KillBefore { .. } | Kind::KillAfter { .. } | Kind::KillInHang { .. } | Kind::KillAtLook)
     }
 
+    /// No worker is left to put things right.
+    pub fn leaves_nobody(self) -> bool {
+        matches!(self, Kind::KillBefore { alone: true } | Kind::KillAfter { alone: true } | Kind::KillAtLook)
+    }
+
     /// The hang comes to an end.
     pub fn ends(self) -> bool {
         matches!(self, Kind::HangEnds | Kind::KillInHang { ends: true })

@@ -73,19 +73,27 @@ impl SimKernel {
     }
 
     /// Whoever runs the program lives as long as the run, and no longer: what it wanted was given up.
-    pub fn call_from_task(&self) {
+    pub fn call_from(&self, caller: Option<Process>) {
+        if caller.is_some() {
+            self.caller.set(caller);
+            return;
+        }
         let mut state = self.state.borrow_mut();
         let pid = state.start_process("task", "0::/system.slice/pvedaemon.service\n", Vec::new());
         self.caller.set(Some(Process { pid, start: state.processes[&pid].start }));
     }
 
-    /// The run is over: a worker that was not left behind in a call ends with it.
-    pub fn end(&self) {
+    /// The run is over: a worker that was not left behind in a call ends with it, or after its last act.
+    pub fn end(&self, is_killed: bool) {
         let mut state = self.state.borrow_mut();
         if let Some(worker) = self.worker.take()
             && !state.hung.iter().any(|hung| hung.process == worker)
         {
-            state.processes.remove(&worker.pid);
+            if is_killed {
+                outlive(&mut state, worker);
+            } else {
+                state.processes.remove(&worker.pid);
+            }
         }
         if let Some(caller) = self.caller.take() {
             state.processes.remove(&caller.pid);
@@ -256,12 +264,18 @@ fn settle(state: &mut State) {
                         state.complete_unbind(address);
                     }
                 }
-                let end = state.now + LINGER;
-                if let Some(process) = state.processes.get_mut(&hung.process.pid) {
-                    process.ends = Some(end);
-                }
+                outlive(state, hung.process);
             }
         }
+    }
+}
+
+/// Its run is gone, so it starts reconcile; then it ends.
+fn outlive(state: &mut State, worker: Process) {
+    let end = state.now + LINGER;
+    if let Some(process) = state.processes.get_mut(&worker.pid) {
+        process.ends = Some(end);
+        state.outlived.push(worker);
     }
 }
 
@@ -344,6 +358,17 @@ impl Kernel for SimKernel {
         Ok((DeviceNumber { major: 0, minor: 0x1a }, vmid))
     }
 
+    fn read_slowly(&self, path: &str, limit: Duration) -> Result<Vec<u8>, ActError> {
+        let text = self.state.borrow().text_of(path);
+        if !matches!(text, Text::NeverReturns) {
+            return self.read(path).map_err(ActError::Os);
+        }
+        let until = Until::Unlocked(path.split('/').nth(5).unwrap_or_default().to_string());
+        let block = Block { until, locks: Vec::new(), modules: Vec::new() };
+        // Loading nothing stands for reading: there is nothing left to do once it comes back.
+        Err(self.hang(&Action::Load { modules: Vec::new() }, block, limit))
+    }
+
     fn vfio_group_busy(&self, group: u32, _: Duration) -> Result<bool, ActError> {
         self.look();
         Ok(self.state.borrow().is_group_taken(group))
@@ -388,7 +413,7 @@ impl Kernel for SimKernel {
             Some(Kind::Lie | Kind::EverythingLies) => Ok(()),
             Some(Kind::DoneUnheard) => {
                 self.carry_out(action, limit)?;
-                Err(ActError::Program("PID 1, which did it, died".to_string()))
+                Err(ActError::Died { pid: 1 })
             }
             Some(Kind::NoProcess) => Err(ActError::Os(io::Error::from_raw_os_error(libc::EAGAIN))),
             Some(Kind::HangEnds) => Err(self.hang(action, self.injected_block(action, true), limit)),

@@ -224,7 +224,7 @@ fn dump(bench: &Bench, setup: &Setup, fault: &str, problem: &str) -> String {
 
 fn report(tally: &Tally) {
     let mut failures: Vec<&(usize, String)> = tally.failures.values().collect();
-    failures.sort_by(|a, b| b.0.cmp(&a.0));
+    failures.sort_by_key(|(times, _)| std::cmp::Reverse(*times));
     for (times, text) in failures.iter().take(TOLD) {
         println!("simulation: FAILED {times} times: {text}");
     }

@@ -42,6 +42,8 @@ pub struct State {
     /// VMs that have a PID file, and the process it names.
     pub pid_files: BTreeMap<u32, i32>,
     pub hung: Vec<Hung>,
+    /// Workers that outlived their run and came back from their last call: each starts reconcile and ends.
+    pub outlived: Vec<Process>,
     /// Somebody looks at `/dev/nvidia0` all the time: a dead node makes the kernel load nvidia.
     pub poller: bool,
     pub next_pid: i32,
@@ -130,6 +132,7 @@ impl State {
             locked_guests: BTreeSet::new(),
             pid_files: BTreeMap::new(),
             hung: Vec::new(),
+            outlived: Vec::new(),
             poller: false,
             next_pid: FIRST_PID,
         }
