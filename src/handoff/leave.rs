@@ -1,8 +1,8 @@
 //! Slots leave the host: to a VM that starts, or to vfio-pci by hand.
 
 use super::facts::Facts;
-use super::home::unreadable;
 use super::home::TimeBox;
+use super::home::unreadable;
 use super::plan::{self, Plan};
 use super::record::{HomeOf, Owner, Progress, Record};
 use super::run::{OnFailure, Outcome};
