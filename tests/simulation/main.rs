@@ -44,6 +44,8 @@ struct Tally {
     situations: usize,
     refused: usize,
     plans: BTreeSet<String>,
+    /// Plans, and whether with every fault.
+    tried: BTreeSet<(bool, String)>,
     /// Plans with an illegal order, made on purpose, all objected to.
     spoilt: usize,
     /// By kind of fault: cases, and those that converged.
@@ -122,18 +124,24 @@ fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
         Ok(acts) => acts,
         Err(problem) => return tally.lock().unwrap().fail(&problem, dump(bench, setup, "no fault", &problem)),
     };
+    let whole = setup.is_core() || std::env::var_os("SIMULATION_ALL").is_some();
     {
         let mut tally = tally.lock().unwrap();
         tally.situations += 1;
         if acts.is_empty() && setup.busy != Busy::Nobody {
             tally.refused += 1;
         }
+        if acts.is_empty() {
+            return;
+        }
         let key = format!("{:?} {} {acts:?}", setup.way, setup.machine.poller);
-        if acts.is_empty() || !tally.plans.insert(key) {
+        // Whichever thread is first, a situation that differs in kind gets its due.
+        let is_new = tally.tried.insert((whole, key.clone()));
+        tally.plans.insert(key);
+        if !is_new {
             return;
         }
     }
-    let whole = setup.is_core() || std::env::var_os("SIMULATION_ALL").is_some();
     match cases::spoil(bench, &ready) {
         Ok(number) => tally.lock().unwrap().spoilt += number,
         Err(problem) => tally.lock().unwrap().fail(&problem, dump(bench, setup, "no fault", &problem)),
