@@ -145,6 +145,7 @@ impl State {
         let one = |name: String, is_there: bool| if is_there { vec![name] } else { Vec::new() };
         Some(match parts.as_slice() {
             ["sys", "bus", "pci", "devices"] => self.functions.keys().cloned().collect(),
+            ["sys", "bus", "pci", "devices", _] => ["class", "device", "vendor"].map(str::to_string).to_vec(),
             ["sys", "bus", "pci", "devices", address, "drm"] => {
                 one("card0".to_string(), self.drm_number(address).is_some())
             }
@@ -197,6 +198,10 @@ impl State {
             ["sys", "bus", "pci", "drivers", driver, "remove_id"] => self.drivers.contains(driver),
             ["sys", "bus", "pci", "devices", address] => self.functions.contains_key(*address),
             ["sys", "bus", "pci", "devices", _, "physfn"] => false,
+            ["sys", "bus", "pci", "devices", address, "sriov_numvfs"] => address.ends_with(".0"),
+            ["proc", "driver", "nvidia", "gpus", address] => {
+                self.is_loaded("nvidia") && self.functions.get(*address).is_some_and(|f| f.minor.is_some())
+            }
             ["dev", ..] => self.nodes.contains_key(path),
             _ => return None,
         })

@@ -185,8 +185,10 @@ pub fn check_home(state: &State, plan: &Plan, record: &Record) -> Check {
 /// The spoilt plan that nobody objected to.
 pub fn objections(plan: &Plan, check: &dyn Fn(&Plan) -> Check) -> Result<usize, String> {
     let mut spoilt: Vec<(String, Plan)> = Vec::new();
-    let kinds = |step: &Step| matches!(step, Step::Unbind { .. } | Step::Probe { .. } | Step::Unload { .. });
-    if plan.iter().filter(|(_, step)| kinds(step)).count() > 1 {
+    let has = |kind: fn(&Step) -> bool| plan.iter().any(|(_, step)| kind(step));
+    if has(|step| matches!(step, Step::Unbind { .. } | Step::Unload { .. }))
+        && has(|step| matches!(step, Step::Probe { .. }))
+    {
         spoilt.push(("turned round".to_string(), plan.iter().rev().cloned().collect()));
     }
     for (index, (phase, step)) in plan.iter().enumerate() {

@@ -204,10 +204,16 @@ impl Setup {
     /// A card at home without a driver that came home alone is taken when nvidia is loaded for the other card later: no
     /// record names it any more, and nothing may stay set on it.
     fn is_beyond(&self) -> bool {
-        let mixed = self.machine.has(Home::Nvidia) && (self.machine.has(Home::Unbound) || self.machine.has(Home::Bare));
+        let mixed = self.mixes_unbound();
         let alone = matches!(self.way, Way::Takeover | Way::TakeoverHalf | Way::TwoHalves) && self.take.len() == 1;
         // Whoever polls the nodes loads it as well, at any time.
         mixed && (alone || self.machine.poller)
+    }
+
+    /// One card is at home on nvidia, the other without a driver. While a call hangs in one of them the other comes home
+    /// alone: beyond, as above.
+    pub fn mixes_unbound(&self) -> bool {
+        self.machine.has(Home::Nvidia) && (self.machine.has(Home::Unbound) || self.machine.has(Home::Bare))
     }
 
     /// The VM runs for a while. False when what Proxmox does then changes more than this is about.
