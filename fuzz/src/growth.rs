@@ -19,7 +19,9 @@ const APART: u8 = 2;
 /// Stands for the number of the repetition.
 const NUMBER: u8 = 1;
 
-const TARGETS: &[(&str, fn(&[u8]))] = &[
+type Target = fn(&[u8]);
+
+const TARGETS: &[(&str, Target)] = &[
     ("vm", crate::vm),
     ("ct", crate::ct),
     ("mapping", crate::mapping),

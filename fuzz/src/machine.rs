@@ -107,8 +107,8 @@ impl Kernel for Machine {
         Ok((DeviceNumber { major: 0, minor: 0x1a }, 1234))
     }
 
-    fn vfio_group_busy(&self, _group: u32) -> bool {
-        false
+    fn vfio_group_busy(&self, _group: u32, _limit: Duration) -> Result<bool, ActError> {
+        Ok(false)
     }
 
     fn open_devices(&self) -> Vec<OpenDevice> {

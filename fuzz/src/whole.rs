@@ -7,6 +7,7 @@ use gpu_handoff::gpu::inventory::nvidia_slots;
 use gpu_handoff::handoff::Handoff;
 use gpu_handoff::handoff::facts::Facts;
 use gpu_handoff::handoff::plan::{self, Plan};
+use gpu_handoff::handoff::reconcile::Scope;
 use gpu_handoff::handoff::record::{HomeOf, Owner, Progress, Record};
 use gpu_handoff::handoff::step::Step;
 use gpu_handoff::handoff::store::Store;
@@ -26,7 +27,7 @@ pub fn machine(data: &[u8]) {
     let slots = nvidia_slots(&machine);
     let addresses: Vec<String> = slots.iter().map(|slot| slot.address.clone()).collect();
     let store = Store::at(PathBuf::from("/nonexistent"));
-    let status = Status::read(&machine, &store, true).expect("there are no records");
+    let status = Status::read(&machine, &store, true);
     assert_eq!(status.to_json()["gpus"].as_array().map(Vec::len), Some(slots.len()));
     status.to_text();
 
@@ -46,10 +47,11 @@ pub fn machine(data: &[u8]) {
         progress: Progress::Away,
         functions: homes.collect(),
         modules: vec!["nvidia".to_string()],
+        caller: None,
     };
-    check(&handoff.plan_home(&record), &addresses);
-    let facts = Facts::read(&machine, slots, &["nvidia"], &["nvidia"]);
-    if let Ok(plan) = plan::to_vfio(&facts) {
+    check(&handoff.plan_home(&record).expect("nothing is stuck"), &addresses);
+    let facts = Facts::read(&machine, slots, &["nvidia"], &["nvidia"]).expect("nothing is stuck");
+    if let Ok(plan) = plan::to_vfio(&facts, &record) {
         check(&plan, &addresses);
     }
 }
@@ -89,16 +91,18 @@ pub fn store(data: &[u8]) {
         .gpu("0000:01:00.0", "vfio-pci")
         .file("/proc/812/stat", b"812 (x) D 1 1 1 0 -1 1 1 1 1 1 1 1 1 1 20 0 1 0 4711 1 1 1");
     let store = Store::at(FOLDER.clone());
-    if let Ok(status) = Status::read(&machine, &store, true) {
-        status.to_json();
-        status.to_text();
-    }
+    let status = Status::read(&machine, &store, true);
+    status.to_json();
+    status.to_text();
     let (config, story) = (Config::default(), Story::silent());
     let handoff = Handoff { kernel: &machine, store: &store, config: &config, story: &story };
     for record in store.records().unwrap_or_default() {
-        check(&handoff.plan_home(&record), &["0000:01:00".to_string()]);
+        let plan = handoff.plan_home(&record);
+        check(&plan.unwrap_or_default(), &["0000:01:00".to_string()]);
     }
-    let _ = handoff.left_behind();
+    for scope in [Scope::All, Scope::Unfinished] {
+        handoff.left_behind(scope);
+    }
     let _ = store.journal();
     let _ = handoff.plan_leave(&Owner::Vm(112), &["0000:01:00".to_string()], &|_| false);
 }
