@@ -4,7 +4,7 @@ use super::bench::{Bench, Wish};
 use super::check::{Check, always, ended_well, is_home, reached};
 use super::faults::{Fault, Kind};
 use super::order;
-use super::setup::{Ready, Setup};
+use super::setup::{Busy, Ready, Setup};
 use gpu_handoff::handoff::record::{Owner, Progress};
 use gpu_handoff::sys::Action;
 use std::time::Duration;
@@ -222,6 +222,10 @@ fn leave_wedged_alone(bench: &mut Bench, setup: &Setup, ready: &Ready, kind: Kin
     let owner = Owner::Vm(333);
     for wish in [Wish::Leave(owner.clone(), vec![other.clone()]), Wish::Home(owner)] {
         let ran = bench.run(&wish, None);
+        // Who uses the other card is refused it all the same.
+        if ran.end.code() == Some(3) && setup.busy != Busy::Nobody {
+            break;
+        }
         if ran.end.code() != Some(0) {
             return Err(format!("{other} is not wedged, and yet: {:?}", ran.end));
         }
