@@ -789,7 +789,9 @@ fn a_mistake_in_the_configuration() {
 fn another_handoff_is_under_way() {
     let taken = |host: Host| host.config(r#"{"time":{"lock_s":0.2}}"#).file("run/gpu-handoff/lock", "");
     let why = "another handoff is under way and did not end within 0.2 s; see gpu-handoff --status, then";
-    let host = taken(settled().card("0000:02:00", "nvidia", "").record("vm-111", "0000:01:00", "away", "nvidia"));
+    let override_of = |n: u32| format!("sys/bus/pci/devices/0000:01:00.{n}/driver_override");
+    let given = settled().file(&override_of(0), "vfio-pci\n").file(&override_of(1), "vfio-pci\n");
+    let host = taken(given.card("0000:02:00", "nvidia", "").record("vm-111", "0000:01:00", "away", "nvidia"));
     let lock = fs::File::open(host.path("run/gpu-handoff/lock")).unwrap();
     lock.lock().unwrap();
     // Also about another card: there is one lock.
