@@ -122,8 +122,8 @@ fn check(value: &Value, path: &mut Vec<String>) -> Result<(), String> {
 fn check_value(value: &Value, kind: &Kind) -> Result<(), String> {
     let (right, expected) = match kind {
         Kind::Seconds => {
-            let right = value.as_f64().is_some_and(|s| s > 0.0 && s <= 3600.0);
-            (right, "seconds above 0, at most 3600".to_string())
+            let right = value.as_f64().is_some_and(|s| (0.1..=3600.0).contains(&s));
+            (right, "seconds from 0.1 to 3600".to_string())
         }
         Kind::Word(words) => (value.as_str().is_some_and(|w| words.contains(&w)), words.join(" or ")),
         Kind::Text => (value.is_string(), "a string".to_string()),

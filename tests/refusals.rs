@@ -757,7 +757,7 @@ fn a_mistake_in_the_configuration() {
     for (json, problem) in [
         (r#"{"time":{"lock":3}}"#, "time.lock: unknown key"),
         (r#"{"tine":{}}"#, "tine: unknown key"),
-        (r#"{"time":{"lock_s":"3"}}"#, "time.lock_s: expected seconds above 0, at most 3600, got \"3\""),
+        (r#"{"time":{"lock_s":"3"}}"#, "time.lock_s: expected seconds from 0.1 to 3600, got \"3\""),
         (
             r#"{"gpus":{"0000:01:00":{"home":"amdgpu"}}}"#,
             "gpus.0000:01:00.home: expected auto or nvidia or nouveau or vfio-pci or none, got \"amdgpu\"",

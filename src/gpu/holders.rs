@@ -213,11 +213,12 @@ fn printable(name: &str) -> String {
 fn place(cgroup: &str) -> Place {
     let Some(path) = cgroup.lines().find_map(|line| line.strip_prefix("0::")) else { return Place::Unknown };
     let parts: Vec<&str> = path.split('/').collect();
-    for pair in parts.windows(2) {
-        if let ("lxc", Ok(id)) = (pair[0], pair[1].parse()) {
+    // Only where Proxmox puts them: below, whoever was given a cgroup of his own names what he likes.
+    if let ["", first, second, ..] = parts[..] {
+        if let ("lxc", Ok(id)) = (first, second.parse()) {
             return Place::Container(id);
         }
-        if let ("qemu.slice", Some(Ok(id))) = (pair[0], pair[1].strip_suffix(".scope").map(str::parse)) {
+        if let ("qemu.slice", Some(Ok(id))) = (first, second.strip_suffix(".scope").map(str::parse)) {
             return Place::Vm(id);
         }
     }
@@ -252,6 +253,7 @@ mod tests {
         assert_eq!(place("0::/user.slice/user-0.slice/session-3.scope"), Place::Unit("session-3.scope".to_string()));
         let unit = Place::Unit("user@1000.service".to_string());
         assert_eq!(place("0::/user.slice/user@1000.service/x; reboot.service"), unit);
+        assert_eq!(place("0::/user.slice/u/qemu.slice/111.scope"), Place::Unit("111.scope".to_string()));
         assert_eq!(place("0::/"), Place::Unknown);
         assert_eq!(place(""), Place::Unknown);
     }
