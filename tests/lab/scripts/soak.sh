@@ -17,11 +17,20 @@ pick() {
     local words=("$@")
     picked=${words[RANDOM % $#]}
 }
-# A handoff and its worker have the same name; either may be hit, or both.
+# Handoffs and their workers, which have the same name, in ${pids[@]}. Without a fork, or
+# the handoff would be over before it is found.
+find_handoffs() {
+    local directory name
+    pids=()
+    for directory in /proc/[0-9]*; do
+        { read -r name <"$directory/comm"; } 2>/dev/null || continue
+        [ "$name" != gpu-handoff ] || pids+=("${directory##*/}")
+    done
+    [ "${#pids[@]}" -gt 0 ]
+}
+# Either may be hit, or both.
 kill_some() {
-    local pids
-    mapfile -t pids < <(pgrep -x gpu-handoff)
-    [ "${#pids[@]}" -gt 0 ] || return 0
+    find_handoffs || return 0
     kills=$((kills + 1))
     if ((RANDOM % 3)); then kill -KILL "${pids[RANDOM % ${#pids[@]}]}" 2>/dev/null
     else kill -KILL "${pids[@]}" 2>/dev/null; fi
@@ -39,8 +48,8 @@ for ((i = 1; i <= operations; i++)); do
     killed=
     if ((RANDOM % 2)); then
         # From when a handoff is at it: most of an operation is Proxmox's own.
-        within 3 pgrep -x gpu-handoff >/dev/null || true
-        printf -v after '0.%02d' $((RANDOM % 70))
+        within 3 find_handoffs || true
+        printf -v after '0.%03d' $((RANDOM % 250))
         sleep "$after"
         kill_some
         killed=" (SIGKILL after $after s)"
