@@ -1,0 +1,346 @@
+use super::*;
+
+// Our own files
+
+/// Files that are no record, and what is wrong with them.
+pub const NO_RECORDS: [(&str, &str, &str); 7] = [
+    ("vm-111", "", "EOF while parsing a value at line 1 column 0"),
+    ("vm-111", "{}", "schema: not a number"),
+    ("vm-111", r#"{"schema":2}"#, "schema 2: written by a newer gpu-handoff; install that version again"),
+    ("vm-111", r#"{"schema":1,"progress":"lost"}"#, r#"progress: "lost" is unknown"#),
+    ("vm-111", r#"{"schema":1,"progress":"away","functions":[{}],"modules":[]}"#, "slot: missing"),
+    ("vm-112", "", "EOF while parsing a value at line 1 column 0"),
+    ("manual-0000:01:00", "", "EOF while parsing a value at line 1 column 0"),
+];
+
+/// A tree with such a file, and the line that names it.
+pub fn with_no_record(host: Host, name: &str, text: &str, problem: &str) -> (Host, String) {
+    let file = format!("run/gpu-handoff/{name}");
+    let line = format!("{}: {problem}", host.path(&file).display());
+    (host.file(&file, text), line)
+}
+
+/// It may be the one that knows where a card on vfio-pci is at home.
+#[test]
+fn a_record_that_is_not_understood_and_a_card_that_is_away() {
+    for (name, text, problem) in NO_RECORDS {
+        let (host, line) = with_no_record(settled(), name, text, problem);
+        let error = format!(
+            "error: 0000:01:00.0 was not touched: it is on vfio-pci, and the file that may say where it is at \
+             home cannot be read: {line}; if it is at home there, remove that file"
+        );
+        let before = host.snapshot().without_lock();
+        for call in ["111 pre-start", "plan 111", "to-vfio", "to-vfio --dry-run"] {
+            let run = host.run(call);
+            assert_eq!((run.code, run.out.as_str()), (Some(3), ""), "{call}: {}", run.err);
+            let told = told(&run);
+            let (last, warnings) = told.split_last().unwrap();
+            assert_eq!(*last, error, "{call}");
+            assert!(warnings.iter().all(|warning| *warning == format!("warning: {line}")), "{call}: {warnings:?}");
+            assert_eq!(host.snapshot().without_lock().changes_since(&before), NOTHING, "{call}");
+        }
+    }
+}
+
+/// One that has a driver of the host is at home: the run goes on.
+#[test]
+fn a_record_that_is_not_understood_and_a_card_at_home() {
+    for (name, text, problem) in NO_RECORDS {
+        let (host, line) = with_no_record(host(), name, text, problem);
+        for call in ["plan 111", "to-vfio --dry-run"] {
+            let Run { code, out, err } = host.run(call);
+            assert_eq!((code, err), (Some(0), format!("gpu-handoff: warning: {line}\n")), "{call}");
+            assert!(out.ends_with("  bind      bind to vfio-pci 0000:01:00.1\n"), "{out}");
+        }
+        let at_home = format!("warning: {line}\ngpu-handoff: 0000:01:00 is at home on nvidia: nothing to do");
+        assert_eq!(host.run("to-nvidia"), success(&at_home));
+        let told = told(&host.run("111 pre-start"));
+        assert_eq!(told[0], format!("warning: {line}"));
+        let end = "error: 0000:01:00 is back where it was: unload nvidia: not done under GPU_HANDOFF_ROOT; then \
+                   start VM 111 again: qm start 111";
+        assert_eq!(told.last().unwrap(), end);
+    }
+}
+
+#[test]
+fn a_record_that_is_not_understood_when_its_vm_stops() {
+    for (name, text, problem) in NO_RECORDS.iter().filter(|(name, ..)| *name == "vm-111") {
+        for host in [host(), settled()] {
+            let (host, line) = with_no_record(host, name, text, problem);
+            refuses(&host, "111 post-stop", 1, &line);
+            // No reason to keep a VM from starting that wants no GPU any more.
+            let host = host.vm(111, "cores: 2");
+            let before = host.snapshot();
+            assert_eq!(host.run("111 pre-start"), success(&format!("warning: {line}")));
+            assert_eq!(host.snapshot().changes_since(&before), NOTHING);
+        }
+    }
+}
+
+/// Left alone: nobody knows what it is about.
+#[test]
+fn a_record_that_is_not_understood_and_reconcile() {
+    for (name, text, problem) in NO_RECORDS {
+        let (host, line) = with_no_record(settled(), name, text, problem);
+        let before = host.snapshot();
+        assert_eq!(host.run("reconcile"), success(&format!("warning: {line}")), "{name}");
+        assert_eq!(host.run("reconcile --unfinished"), success(&format!("warning: {line}")), "{name}");
+        assert_eq!(host.snapshot().changes_since(&before), NOTHING, "{name}");
+    }
+}
+
+/// Nobody knows then whether a handoff of ours put the card there.
+#[test]
+fn a_record_that_is_not_understood_and_a_card_to_bring_home() {
+    for (name, text, problem) in NO_RECORDS {
+        let (host, line) = with_no_record(settled(), name, text, problem);
+        let run = host.run("to-nvidia");
+        assert!(run.err.contains(&line), "{}", run.err);
+        assert_ne!(run.code, Some(0), "{}", run.err);
+        assert!(!run.err.contains("no handoff of ours put it there"), "{}", run.err);
+    }
+}
+
+#[test]
+fn a_problem_is_told_once() {
+    for call in ["111 pre-start", "to-vfio", "to-nvidia", "reconcile"] {
+        for host in [host(), settled()] {
+            let (host, line) = with_no_record(host, "vm-112", "{}", "schema: not a number");
+            let Run { err, .. } = host.run(call);
+            assert_eq!(err.matches(&line).count(), 1, "{call}: {err}");
+        }
+    }
+    let host = settled().record("vm-112", "0000:01:00", "leaving", "nvidia").wedged("0000:01:00", PID).alive(PID);
+    for call in ["111 pre-start", "to-vfio"] {
+        let Run { err, .. } = host.run(call);
+        assert_eq!(err.matches("0000:01:00 is wedged").count(), 1, "{call}: {err}");
+    }
+}
+
+#[test]
+fn a_mistake_in_the_configuration() {
+    for (json, problem) in [
+        (r#"{"time":{"lock":3}}"#, "time.lock: unknown key"),
+        (r#"{"tine":{}}"#, "tine: unknown key"),
+        (r#"{"time":{"lock_s":"3"}}"#, "time.lock_s: expected seconds from 0.1 to 3600, got \"3\""),
+        (
+            r#"{"gpus":{"0000:01:00":{"home":"amdgpu"}}}"#,
+            "gpus.0000:01:00.home: expected auto or nvidia or nouveau or vfio-pci or none, got \"amdgpu\"",
+        ),
+        (r#"{"policy":{"containers":{"web":"stop"}}}"#, "policy.containers.web: unknown key"),
+        ("{\n  \"time\": }", "expected value at line 2 column 11"),
+    ] {
+        let problem = format!("/etc/gpu-handoff/config.json: {problem}");
+        for call in ["to-vfio", "to-vfio 01:00", "handoff vfio", "to-nvidia", "plan 111"] {
+            refuses_now(&settled().config(json), call, 2, &problem);
+        }
+        for call in ["to-vfio --dry-run", "to-nvidia --dry-run", "reconcile --dry-run"] {
+            refuses_now(&settled().config(json), call, 2, &problem);
+        }
+        // It runs by itself too, so it goes on as a hook does.
+        let warned = success(&format!("warning: {problem}; going on with the defaults"));
+        assert_eq!(settled().config(json).run("reconcile"), warned);
+        // A VM's start goes on, one without a GPU does not even look.
+        let host = settled().config(json);
+        let Run { code, out, err } = host.run("111 pre-start");
+        assert_eq!((code, out), (Some(0), String::new()), "{json}");
+        let warning = format!("gpu-handoff: warning: {problem}; going on with the defaults\n{}", ready().err);
+        assert_eq!(err, warning);
+        ignores(&settled().config(json).vm(111, "cores: 2"), "111 pre-start");
+    }
+}
+
+#[test]
+fn another_handoff_is_under_way() {
+    let taken = |host: Host| host.config(r#"{"time":{"lock_s":0.2}}"#).file("run/gpu-handoff/lock", "");
+    let why = "another handoff is under way and did not end within 0.2 s; see gpu-handoff --status, then";
+    let override_of = |n: u32| format!("sys/bus/pci/devices/0000:01:00.{n}/driver_override");
+    let given = settled().file(&override_of(0), "vfio-pci\n").file(&override_of(1), "vfio-pci\n");
+    let host = taken(given.card("0000:02:00", "nvidia", "").record("vm-111", "0000:01:00", "away", "nvidia"));
+    let lock = fs::File::open(host.path("run/gpu-handoff/lock")).unwrap();
+    lock.lock().unwrap();
+    // Also about another card: there is one lock.
+    for (call, slot, again) in [
+        ("111 pre-start", "0000:01:00", "start VM 111 again: qm start 111"),
+        ("111 post-stop", "0000:01:00", "try again: gpu-handoff to-nvidia 0000:01:00"),
+        ("to-vfio 02:00", "0000:02:00", "try again: gpu-handoff to-vfio 0000:02:00"),
+        ("to-vfio 01:00", "0000:01:00", "try again: gpu-handoff to-vfio 0000:01:00"),
+        ("to-nvidia 01:00", "0000:01:00", "try again: gpu-handoff to-nvidia 0000:01:00"),
+    ] {
+        refuses_now(&host, call, 5, &format!("{slot} was not touched: {why} {again}"));
+    }
+    refuses_now(&host, "reconcile", 5, &format!("{why} try again: gpu-handoff reconcile"));
+    // Who only asks need not wait.
+    plans(&host, "plan 111", &["0000:01:00 host -> VM 111", "  nothing to do"]);
+    plans(&host, "to-vfio 01:00 --dry-run", &["0000:01:00 host -> vfio-pci by hand", "  nothing to do"]);
+    ignores(&taken(host).vm(111, "cores: 2").without("run/gpu-handoff/vm-111"), "111 pre-start");
+}
+
+#[test]
+fn a_lock_that_is_released_in_time() {
+    let host = settled().file("run/gpu-handoff/lock", "");
+    let lock = fs::File::open(host.path("run/gpu-handoff/lock")).unwrap();
+    lock.lock().unwrap();
+    let waiting = host.command("111 pre-start").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert!(!host.path("run/gpu-handoff/vm-111").exists());
+    drop(lock);
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), ready().err);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+pub const WEDGED: &str = "0000:01:00 is wedged and left alone: unbind from nvidia 0000:01:00.0 has not come back since \
+                      2026-11-20T12:00:00Z (PID 5000001)";
+pub const COMES_HOME: &str = "the card comes home by itself when the call ends; if it never does, only a reboot frees it; \
+                          other cards keep working";
+
+#[test]
+fn a_wedged_slot() {
+    let message = format!("{WEDGED}; {COMES_HOME}");
+    let wedged = || settled().wedged("0000:01:00", PID).alive(PID);
+    for call in ["111 pre-start", "to-vfio"] {
+        refuses(&wedged(), call, 4, &message);
+    }
+    let recorded = wedged().record("vm-111", "0000:01:00", "leaving", "nvidia");
+    refuses(&recorded, "111 pre-start", 4, &message);
+    for call in ["111 post-stop", "to-nvidia", "reconcile", "reconcile --unfinished"] {
+        refuses_now(&recorded, call, 4, &message);
+    }
+}
+
+#[test]
+fn a_wedged_slot_told_beforehand() {
+    let host = settled().wedged("0000:01:00", PID).alive(PID).record("vm-111", "0000:01:00", "away", "nvidia");
+    for call in ["to-nvidia", "reconcile"] {
+        refuses(&host, call, 4, &format!("{WEDGED}; {COMES_HOME}"));
+    }
+}
+
+#[test]
+fn what_to_do_about_a_wedged_slot() {
+    let wedged = || with_drm_node(host()).wedged("0000:01:00", PID).alive(PID);
+    let held = |host: Host| host.process(PID + 1, "ffmpeg", "/lxc/101/ns", &[NULL]);
+    let holder = "PID 5000002 (ffmpeg, container 101) has /dev/dri/card0 open; end it (pct stop 101)";
+    refuses(&held(wedged()), "111 pre-start", 4, &format!("{WEDGED}; {holder}; {COMES_HOME}"));
+    let driver = |version: &str| {
+        let line = format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  Wed Nov 19 00:00:00 UTC 2026\n");
+        wedged().file("proc/driver/nvidia/version", &line)
+    };
+    let never = "with this version of the driver the call never ends: reboot the host when you can; other cards keep \
+                 working";
+    refuses(&driver("590.48.01"), "111 pre-start", 4, &format!("{WEDGED}; {COMES_HOME}"));
+    refuses(&driver("595.45.04"), "111 pre-start", 4, &format!("{WEDGED}; {never}"));
+    refuses(&held(driver("595.45.04")), "111 pre-start", 4, &format!("{WEDGED}; {holder}; {never}"));
+}
+
+#[test]
+fn a_wedge_that_has_ended() {
+    let wedged = || settled().wedged("0000:01:00", PID);
+    for call in ["111 pre-start", "to-vfio"] {
+        for (what, host) in [
+            ("no such process", wedged()),
+            ("a zombie", wedged().stat(PID, 'Z', START)),
+            ("a later process", wedged().stat(PID, 'D', START + 1)),
+        ] {
+            assert_eq!(host.run(call), ready(), "{call}: {what}");
+            assert!(!host.has_own_file("wedged-0000:01:00"), "{call}: {what}");
+        }
+    }
+    // Another slot's is none of this one's business, and stays.
+    let host = settled().wedged("0000:02:00", PID).alive(PID);
+    accepts(&host, "another slot");
+    assert!(host.has_own_file("wedged-0000:02:00"));
+}
+
+/// Nobody knows then whether the call ended, so the slot is left alone.
+#[test]
+fn a_wedge_that_is_not_understood() {
+    for (text, problem) in [
+        ("", "EOF while parsing a value at line 1 column 0"),
+        ("{", "EOF while parsing an object at line 1 column 1"),
+        ("[]", "step: no string"),
+        (r#"{"step":"unbind","since":"2026-11-20T12:00:00Z"}"#, "pid, start: no numbers"),
+        // As it was written before the start was.
+        (r#"{"step":"unbind","pid":5000001,"since":"2026-11-20T12:00:00Z"}"#, "pid, start: no numbers"),
+        (r#"{"step":"unbind","pid":"1","start":1,"since":"2026-11-20T12:00:00Z"}"#, "pid, start: no numbers"),
+        (r#"{"step":"unbind","pid":1,"start":1}"#, "since: no string"),
+    ] {
+        let file = "run/gpu-handoff/wedged-0000:01:00";
+        let host = settled().file(file, text);
+        let line = format!("{}: {problem}", host.path(file).display());
+        let message = format!("0000:01:00 may be wedged and was not touched: {line}; a reboot clears that");
+        for call in ["111 pre-start", "to-vfio"] {
+            refuses(&host, call, 4, &message);
+        }
+        let before = host.snapshot();
+        let Run { code, out, err } = host.run("--status --json");
+        assert_eq!((code, err), (Some(0), format!("gpu-handoff: warning: {line}\n")));
+        let gpu = serde_json::from_str::<Value>(&out).unwrap()["gpus"][0].clone();
+        assert_eq!(gpu["owner"], json!({"kind": "wedged", "vmid": null}), "{text}");
+        assert_eq!(gpu["wedged"], Value::Null, "{text}");
+        assert_eq!(host.snapshot().changes_since(&before), NOTHING);
+        let host = host.record("vm-111", "0000:01:00", "away", "nvidia");
+        for call in ["111 post-stop", "to-nvidia", "reconcile"] {
+            refuses_now(&host, call, 4, &message);
+        }
+        // It is another slot's.
+        let host = settled().file("run/gpu-handoff/wedged-0000:02:00", text);
+        accepts(&host, text);
+        assert!(host.has_own_file("wedged-0000:02:00"));
+    }
+}
+
+// What a killed handoff left
+
+#[test]
+fn a_journal_whose_worker_has_ended() {
+    for host in [settled(), settled().stat(PID, 'Z', START), settled().stat(PID, 'S', START + 1)] {
+        let host = host.journal("0000:01:00", PID);
+        accepts(&host, "ended");
+        assert!(!host.has_own_file("journal"));
+        assert!(!host.has_own_file("wedged-0000:01:00"));
+    }
+}
+
+/// It is given a moment; then its call counts as stuck, and only its slot is refused.
+#[test]
+fn a_journal_whose_worker_is_still_at_it() {
+    let left = || settled().config(r#"{"time":{"handoff_s":0.4}}"#).journal("0000:01:00", PID).alive(PID);
+    let host = left();
+    let Run { code, out, err } = host.run("111 pre-start");
+    assert_eq!((code, out.as_str()), (Some(4), ""), "{err}");
+    let wedge = host.own_file("wedged-0000:01:00");
+    let since = wedge["since"].as_str().unwrap();
+    assert_eq!(
+        err,
+        format!(
+            "gpu-handoff: error: 0000:01:00 is wedged and left alone: unbind from nvidia 0000:01:00.0 has not come back since {since} \
+             (PID 5000001); {COMES_HOME}\n"
+        )
+    );
+    let step = "unbind from nvidia 0000:01:00.0";
+    assert_eq!(wedge, json!({"step": step, "pid": PID, "start": START, "since": since}));
+    assert!(!host.has_own_file("journal"));
+    let host = left().card("0000:02:00", "vfio-pci", "vfio-pci");
+    let expected = success("0000:02:00 is already on vfio-pci: nothing to do");
+    assert_eq!(host.run("to-vfio 02:00"), expected);
+    assert!(host.has_own_file("wedged-0000:01:00"));
+}
+
+#[test]
+fn a_journal_that_is_not_understood() {
+    for (text, problem) in [
+        ("", "EOF while parsing a value at line 1 column 0"),
+        ("{}", "schema: expected 1"),
+        (r#"{"schema":1,"owner":"x","slots":[],"step":"","pid":1,"start":1}"#, "owner: unknown"),
+    ] {
+        let host = settled().file("run/gpu-handoff/journal", text);
+        let path = host.path("run/gpu-handoff/journal");
+        let warning = format!("gpu-handoff: warning: {}: {problem}; going on without it\n", path.display());
+        let Run { code, out, err } = host.run("111 pre-start");
+        assert_eq!((code, out.as_str()), (Some(0), ""));
+        assert_eq!(err, format!("{warning}{}", ready().err));
+        assert!(!path.exists());
+    }
+}

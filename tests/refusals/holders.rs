@@ -1,0 +1,170 @@
+use super::*;
+
+// Who has the GPU
+
+#[test]
+fn an_unknown_module_holds_the_driver() {
+    let message = "0000:01:00 was not touched: module gdrdrv holds nvidia and is none that gpu-handoff may unload; \
+                   unload it first: modprobe -r gdrdrv";
+    let holder = |of: &str| host().file(&format!("sys/module/{of}/holders/gdrdrv/refcnt"), "0\n");
+    refuses(&holder("nvidia"), "111 pre-start", 3, message);
+    refuses(&holder("nvidia"), "to-vfio", 3, message);
+    let deeper = holder("nvidia_uvm").file("sys/module/nvidia/holders/nvidia_uvm/refcnt", "1\n");
+    refuses(&deeper, "111 pre-start", 3, message);
+}
+
+/// Opening the card's DRM node is what makes it in use here.
+pub fn with_drm_node(host: Host) -> Host {
+    host.file(&format!("{}/drm/card0/dev", device("0000:01:00.0")), NULL_NUMBER)
+}
+
+#[test]
+fn somebody_uses_the_gpu() {
+    for (command, cgroup, who, remedy) in [
+        ("ffmpeg", "/lxc/101/ns/system.slice/jellyfin.service", "ffmpeg, container 101", "pct stop 101"),
+        ("kvm", "/qemu.slice/112.scope", "kvm, VM 112", "qm stop 112"),
+        ("ollama", "/system.slice/ollama.service", "ollama, ollama.service", "systemctl stop ollama.service"),
+        ("python3", "/user.slice/user-0.slice/session-3.scope", "python3, session-3.scope", "kill 5000001"),
+        ("X", "/", "X", "kill 5000001"),
+    ] {
+        let host = with_drm_node(host()).process(PID, command, cgroup, &["/dev/zero", NULL]);
+        let busy = format!(
+            "0000:01:00 was not touched, it is in use: PID 5000001 ({who}) has /dev/dri/card0 open; end it ({remedy}), \
+             then"
+        );
+        refuses(&host, "111 pre-start", 3, &format!("{busy} start VM 111 again: qm start 111"));
+        refuses(&host, "to-vfio", 3, &format!("{busy} try again: gpu-handoff to-vfio 0000:01:00"));
+    }
+}
+
+#[test]
+fn many_users_are_counted() {
+    let mut host = with_drm_node(host());
+    for pid in PID..PID + 7 {
+        host = host.process(pid, "cuda", "/lxc/101/ns", &[NULL]);
+    }
+    let who: Vec<String> =
+        (PID..PID + 5).map(|pid| format!("PID {pid} (cuda, container 101) has /dev/dri/card0 open")).collect();
+    let message = format!(
+        "0000:01:00 was not touched, it is in use: {}, 2 more; end it (pct stop 101), then start VM 111 again: qm \
+         start 111",
+        who.join(", ")
+    );
+    refuses(&host, "111 pre-start", 3, &message);
+}
+
+#[test]
+fn other_open_devices_and_the_vm_itself_are_no_users() {
+    let other = with_drm_node(settled()).process(PID, "cat", "/", &["/dev/zero", "/proc/version", "/no/such/file"]);
+    accepts(&other, "another device");
+    accepts(&with_drm_node(settled()).process(PID, "kvm", "/qemu.slice/111.scope", &[NULL]), "the VM itself");
+}
+
+#[test]
+fn another_vm_has_the_gpu() {
+    let recorded = || settled().record("vm-112", "0000:01:00", "away", "nvidia");
+    let taken = || recorded().running(112, PID);
+    let starting = || recorded().flock("var/lock/qemu-server/lock-112.conf");
+    // Whoever asked for the start still lives.
+    let asked_for = || settled().record_by(112, "0000:01:00", "nvidia", PID).alive(PID);
+    let has_it = "0000:01:00 was not touched: VM 112 has it; stop that VM (qm stop 112), or if it does not run: \
+                  gpu-handoff to-nvidia 0000:01:00; then";
+    let for_vm = format!("{has_it} start VM 111 again: qm start 111");
+    for host in [taken(), starting(), asked_for()] {
+        refuses(&host, "111 pre-start", 3, &for_vm);
+        refuses(&host, "to-vfio", 3, &format!("{has_it} try again: gpu-handoff to-vfio 0000:01:00"));
+    }
+    let stays = "0000:01:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm stop 112";
+    for host in [taken(), starting()] {
+        refuses_now(&host, "to-nvidia", 3, stays);
+    }
+    // Of a VM's several cards each is taken.
+    let second = taken().card("0000:02:00", "vfio-pci", "vfio-pci").vm(111, "hostpci0: 02:00\nhostpci1: 01:00");
+    refuses(&second, "111 pre-start", 3, &for_vm);
+}
+
+#[test]
+fn another_vm_has_the_gpu_told_beforehand() {
+    let host = settled().record("vm-112", "0000:01:00", "away", "nvidia").running(112, PID);
+    let stays = "0000:01:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm stop 112";
+    refuses(&host, "to-nvidia", 3, stays);
+}
+
+/// The way out that the refusal names: a shell that lives on does not keep a card from coming home.
+#[test]
+fn a_start_that_was_given_up_can_be_ended_by_hand() {
+    let host = settled().record_by(112, "0000:01:00", "vfio-pci", PID).alive(PID);
+    assert_eq!(host.run("to-nvidia"), success("0000:01:00 is at home on vfio-pci: nothing to do"));
+    assert!(!host.has_own_file("vm-112"));
+}
+
+/// What is with vfio-pci by hand may be used by a VM, and stays there when the VM stops.
+#[test]
+fn a_card_by_hand_serves_a_vm() {
+    let host = settled().record("manual-0000:01:00", "0000:01:00", "away", "nvidia");
+    let by_hand = host.own_file("manual-0000:01:00");
+    accepts(&host, "by hand");
+    assert_eq!(host.own_file("vm-111")["functions"][0]["driver"], json!("vfio-pci"));
+    assert_eq!(host.own_file("vm-111")["functions"][1]["driver"], json!("vfio-pci"));
+    let stays = "0000:01:00 stays on vfio-pci, as asked by hand, until: gpu-handoff to-nvidia 0000:01:00";
+    assert_eq!(host.run("111 post-stop"), success(stays));
+    assert!(!host.has_own_file("vm-111"));
+    assert_eq!(host.own_file("manual-0000:01:00"), by_hand);
+}
+
+#[test]
+fn a_card_by_hand_that_a_vm_has() {
+    let host = settled()
+        .record("manual-0000:01:00", "0000:01:00", "away", "nvidia")
+        .record("vm-112", "0000:01:00", "away", "vfio-pci")
+        .running(112, PID);
+    let stays = "0000:01:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm stop 112";
+    refuses_now(&host, "to-nvidia", 3, stays);
+}
+
+/// The record outlived its VM: the next one takes the slot over, with the home that the record knew.
+#[test]
+fn a_vm_that_is_gone_has_nothing() {
+    let given = || {
+        let override_of = |n: u32| format!("sys/bus/pci/devices/0000:01:00.{n}/driver_override");
+        settled().file(&override_of(0), "vfio-pci\n").file(&override_of(1), "vfio-pci\n")
+    };
+    let left = || given().record("vm-112", "0000:01:00", "away", "nvidia");
+    let pid_file = format!("{PID}\n");
+    let qemu = format!("proc/{PID}/cmdline");
+    for (what, host) in [
+        ("no pid file", left()),
+        ("no such process", left().file("run/qemu-server/112.pid", &pid_file)),
+        ("another program", left().file("run/qemu-server/112.pid", &pid_file).file(&qemu, "/usr/bin/tail\0-f\0")),
+        ("another VM", left().running(113, PID).file("run/qemu-server/112.pid", &pid_file)),
+        ("another lock", left().flock("var/lock/qemu-server/lock-113.conf")),
+        ("a caller that has ended", given().record_by(112, "0000:01:00", "nvidia", PID)),
+        ("a zombie", given().record_by(112, "0000:01:00", "nvidia", PID).stat(PID, 'Z', START)),
+        ("a later process", given().record_by(112, "0000:01:00", "nvidia", PID).stat(PID, 'S', START + 1)),
+    ] {
+        accepts(&host, what);
+        let inherited = host.own_file("vm-111");
+        let driver = |n: usize| inherited["functions"][n]["driver"].clone();
+        assert_eq!((driver(0), driver(1)), (json!("nvidia"), json!("snd_hda_intel")), "{what}");
+        assert!(!host.has_own_file("vm-112"), "{what}");
+    }
+}
+
+/// Until QEMU runs, only that tells a start that goes on from one that was given up.
+#[test]
+fn who_asked_for_it_is_on_record() {
+    let caller = std::process::id();
+    let host = settled().vm(112, "hostpci0: 01:00").alive(caller);
+    accepts(&host, "the first");
+    assert_eq!(host.own_file("vm-111")["caller"], json!({"pid": caller, "start": START}));
+    assert_eq!(status(&host)["gpus"][0]["owner"], json!({"kind": "vm", "vmid": 111}));
+    let message = "0000:01:00 was not touched: VM 111 has it; stop that VM (qm stop 111), or if it does not run: \
+                   gpu-handoff to-nvidia 0000:01:00; then start VM 112 again: qm start 112";
+    refuses(&host, "112 pre-start", 3, message);
+    // It may try again itself.
+    accepts(&host, "again");
+    let host = host.without(&format!("proc/{caller}"));
+    assert_eq!(status(&host)["gpus"][0]["owner"]["vmid"], Value::Null);
+    assert_eq!(host.run("112 pre-start"), ready());
+    assert!(!host.has_own_file("vm-111"));
+}

@@ -1,0 +1,314 @@
+use super::*;
+
+// Status
+
+/// What `--status --json` says; it reads only.
+#[track_caller]
+pub fn status(host: &Host) -> Value {
+    let before = host.snapshot();
+    let Run { code, out, err } = host.run("--status --json");
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert_eq!(host.snapshot().changes_since(&before), NOTHING);
+    assert_eq!(host.run("status --json").out, out);
+    assert!(out.ends_with("}\n") && out.lines().count() == 1, "{out}");
+    serde_json::from_str(&out).unwrap()
+}
+
+/// Only root may see every process, so only to root an empty list means that there is no user.
+pub fn users(users: Value) -> Value {
+    if nix::unistd::geteuid().is_root() { users } else { Value::Null }
+}
+
+/// A user of which one of `ctid`, `vmid` and `unit` is known.
+pub fn user(pid: u32, command: &str, via: &str, known: &str, what: Value) -> Value {
+    let mut user = json!({"pid": pid, "command": command, "via": via, "ctid": null, "vmid": null, "unit": null});
+    user[known] = what;
+    user
+}
+
+#[test]
+fn status_has_every_key() {
+    let host = with_drm_node(host())
+        .function("0000:41:00.0", "030200", "10de:2330", "vfio-pci", 65)
+        .function("0000:21:00.0", "030000", "10de:2204", "", 33)
+        .function("0000:02:00.0", "030000", "1002:744c", "amdgpu", 2)
+        .without(&format!("{}/iommu_group", device("0000:21:00.0")))
+        .file(&format!("{}/driver_override", device("0000:41:00.0")), "vfio-pci\n")
+        .process(PID, "ffmpeg", "/lxc/101/ns", &[NULL])
+        .process(PID + 1, "Xorg", "/system.slice/lightdm.service", &[NULL])
+        .process(PID + 2, "sleep", "/", &[NULL])
+        .file(&format!("{}/vfio-dev/vfio0/dev", device("0000:41:00.0")), "1:5\n")
+        .process(PID + 3, "kvm", "/qemu.slice/112.scope", &["/dev/zero"])
+        .file(
+            "run/gpu-handoff/last-0000:01:00",
+            r#"{"direction":"home","vmid":111,"exit":0,"ms":84,"phases":[{"name":"wait","ms":10}]}"#,
+        )
+        .file("run/reboot-required.pkgs", "linux-base\ngpu-handoff\n");
+    let expected = json!({"schema": 1, "gpus": [
+        {
+            "slot": "0000:01:00",
+            "owner": {"kind": "host", "vmid": null},
+            "functions": [
+                {"address": "0000:01:00.0", "class": "030000", "id": "10de:2684", "driver": "nvidia",
+                 "home": "nvidia", "override": null, "iommu_group": 1},
+                {"address": "0000:01:00.1", "class": "040300", "id": "10de:22ba", "driver": "snd_hda_intel",
+                 "home": "snd_hda_intel", "override": null, "iommu_group": 1},
+            ],
+            "users": users(json!([
+                user(PID, "ffmpeg", "/dev/dri/card0", "ctid", json!(101)),
+                user(PID + 1, "Xorg", "/dev/dri/card0", "unit", json!("lightdm.service")),
+                user(PID + 2, "sleep", "/dev/dri/card0", "unit", Value::Null),
+            ])),
+            "wedged": null,
+            "last": {"direction": "home", "vmid": 111, "exit": 0, "ms": 84, "phases": [{"name": "wait", "ms": 10}]},
+        },
+        {
+            "slot": "0000:21:00",
+            "owner": {"kind": "none", "vmid": null},
+            "functions": [
+                {"address": "0000:21:00.0", "class": "030000", "id": "10de:2204", "driver": null,
+                 "home": null, "override": null, "iommu_group": null},
+            ],
+            "users": users(json!([])),
+            "wedged": null,
+            "last": null,
+        },
+        {
+            "slot": "0000:41:00",
+            "owner": {"kind": "vm", "vmid": 112},
+            "functions": [
+                {"address": "0000:41:00.0", "class": "030200", "id": "10de:2330", "driver": "vfio-pci",
+                 "home": "vfio-pci", "override": "vfio-pci", "iommu_group": 65},
+            ],
+            "users": users(json!([user(PID + 3, "kvm", "/dev/vfio/devices/vfio0", "vmid", json!(112))])),
+            "wedged": null,
+            "last": null,
+        },
+    ], "setup": {"reboot_required": true, "error": null}});
+    assert_eq!(status(&host), expected);
+}
+
+#[test]
+fn status_without_a_gpu() {
+    let host = Host::new().function("0000:02:00.0", "030000", "1002:744c", "amdgpu", 2);
+    assert_eq!(status(&host), json!({"schema": 1, "gpus": [], "setup": {"reboot_required": false, "error": null}}));
+    let text = Run { code: Some(0), out: "no NVIDIA GPU in this host\n".to_string(), err: String::new() };
+    assert_eq!(host.run("--status"), text);
+}
+
+#[test]
+fn status_tells_who_has_it() {
+    let recorded = |progress: &str| settled().record("vm-111", "0000:01:00", progress, "nvidia");
+    let by_hand = |progress: &str| settled().record("manual-0000:01:00", "0000:01:00", progress, "nvidia");
+    let asked_for = || settled().record_by(111, "0000:01:00", "nvidia", PID);
+    let unmoved = |progress: &str| host().record("vm-111", "0000:01:00", progress, "nvidia");
+    let lock = "run/gpu-handoff/lock";
+    let vm = json!(111);
+    for (what, host, kind, vmid) in [
+        ("on its driver", host(), "host", Value::Null),
+        ("on nouveau", Host::new().card("0000:01:00", "nouveau", ""), "host", Value::Null),
+        ("on vfio-pci", settled(), "none", Value::Null),
+        ("on pci-stub", Host::new().card("0000:01:00", "pci-stub", ""), "none", Value::Null),
+        ("without a driver", Host::new().card("0000:01:00", "", ""), "none", Value::Null),
+        ("with a running VM", recorded("away").running(111, PID), "vm", vm.clone()),
+        ("with a VM in its start", recorded("away").flock("var/lock/qemu-server/lock-111.conf"), "vm", vm.clone()),
+        ("with a VM whose caller lives", asked_for().alive(PID), "vm", vm.clone()),
+        ("with a VM whose caller does not", asked_for(), "stranded", vm.clone()),
+        ("with a VM whose caller is another now", asked_for().stat(PID, 'S', START + 1), "stranded", vm.clone()),
+        ("on its way there", recorded("leaving").flock(lock), "moving", vm.clone()),
+        ("on its way home", recorded("returning").flock(lock), "moving", vm.clone()),
+        ("on its way by hand", by_hand("leaving").flock(lock), "moving", Value::Null),
+        ("another card on its way", recorded("away").running(111, PID).flock(lock), "vm", vm.clone()),
+        ("with a VM that is gone", recorded("away"), "stranded", vm.clone()),
+        ("left on its way there", recorded("leaving").running(111, PID), "stranded", vm.clone()),
+        ("left on its way home", recorded("returning").file(lock, ""), "stranded", vm.clone()),
+        ("left before anything was moved", unmoved("leaving"), "host", Value::Null),
+        ("left when all was home", unmoved("returning"), "host", Value::Null),
+        ("by hand", by_hand("away"), "manual", Value::Null),
+        ("left by hand", by_hand("returning"), "stranded", Value::Null),
+        ("a wedge that has ended", settled().wedged("0000:01:00", PID), "none", Value::Null),
+        ("a wedge's PID again", settled().wedged("0000:01:00", PID).stat(PID, 'D', START + 1), "none", Value::Null),
+        ("another card's record", host().record("vm-111", "0000:02:00", "away", "nvidia"), "host", Value::Null),
+    ] {
+        let gpu = &status(&host)["gpus"][0];
+        assert_eq!(gpu["owner"], json!({"kind": kind, "vmid": vmid}), "{what}");
+        assert_eq!(gpu["wedged"], Value::Null, "{what}");
+    }
+}
+
+#[test]
+fn status_tells_where_home_is() {
+    let host = settled().record("vm-111", "0000:01:00", "away", "nvidia").running(111, PID);
+    let functions = &status(&host)["gpus"][0]["functions"];
+    assert_eq!((&functions[0]["driver"], &functions[0]["home"]), (&json!("vfio-pci"), &json!("nvidia")));
+}
+
+#[test]
+fn status_of_a_wedged_slot() {
+    let wedged = |host: Host| host.wedged("0000:01:00", PID).alive(PID);
+    let gpu = status(&wedged(host()))["gpus"][0].clone();
+    assert_eq!(gpu["owner"], json!({"kind": "wedged", "vmid": null}));
+    let step = "unbind from nvidia 0000:01:00.0";
+    assert_eq!(gpu["wedged"], json!({"step": step, "pid": PID, "start": START, "since": "2026-11-20T12:00:00Z"}));
+    let of_vm = wedged(host()).record("vm-111", "0000:01:00", "leaving", "nvidia");
+    assert_eq!(status(&of_vm)["gpus"][0]["owner"], json!({"kind": "wedged", "vmid": 111}));
+}
+
+#[test]
+fn status_leaves_virtual_functions_out() {
+    let status = status(&with_virtual_functions(host()));
+    assert_eq!(status["gpus"].as_array().unwrap().len(), 1);
+    assert_eq!(status["gpus"][0]["slot"], json!("0000:01:00"));
+}
+
+#[test]
+fn status_does_not_need_the_configuration() {
+    assert_eq!(status(&host().config("nonsense")), status(&host()));
+}
+
+/// A VM that draws on the host's GPU (`vga: virtio-gl`) is a user of it, no owner.
+#[test]
+fn status_of_a_gpu_that_a_vm_draws_on() {
+    let host = with_drm_node(host()).process(PID, "kvm", "/qemu.slice/112.scope", &[NULL]);
+    let gpu = status(&host)["gpus"][0].clone();
+    assert_eq!(gpu["owner"], json!({"kind": "host", "vmid": null}));
+    assert_eq!(gpu["users"], users(json!([user(PID, "kvm", "/dev/dri/card0", "vmid", json!(112))])));
+}
+
+/// The other card can still be told about; that one file cannot be read is said beside it.
+#[test]
+fn status_with_a_record_that_is_not_understood() {
+    let host = host().file("run/gpu-handoff/vm-333", "{");
+    let run = host.run("--status --json");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.err.contains("run/gpu-handoff/vm-333"), "{}", run.err);
+    let status: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!(status["gpus"][0]["slot"], json!("0000:01:00"));
+}
+
+/// As nobody, when there is somebody else to be: without root the users are not known.
+#[test]
+fn status_without_root() {
+    let host = with_drm_node(host()).process(PID, "ffmpeg", "/lxc/101/ns", &[NULL]);
+    let nobody = |call: &str| -> Option<String> {
+        let mut command: Command = host.command(call);
+        if nix::unistd::geteuid().is_root() {
+            command.uid(65534).gid(65534);
+        }
+        match command.output() {
+            Ok(output) => Some(String::from_utf8(output.stdout).unwrap()),
+            // The build directory is below root's home.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let Some(out) = nobody("--status --json") else { return };
+    let status: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(status["gpus"][0]["users"], Value::Null);
+    assert_eq!(status["gpus"][0]["slot"], json!("0000:01:00"));
+    let text = nobody("--status").unwrap();
+    assert!(text.contains("\n  used by  unknown: only root may see that\n"), "{text}");
+}
+
+#[test]
+fn status_for_people() {
+    let host = settled()
+        .function("0000:41:00.0", "030200", "10de:2330", "nvidia", 65)
+        .record("vm-111", "0000:01:00", "away", "nvidia")
+        .running(111, PID)
+        .file(&format!("{}/vfio-dev/vfio0/dev", device("0000:01:00.0")), NULL_NUMBER)
+        .process(PID, "kvm", "/qemu.slice/111.scope", &[NULL])
+        .file(
+            "run/gpu-handoff/last-0000:01:00",
+            r#"{"direction":"vfio","vmid":111,"exit":0,"ms":84,
+                "phases":[{"name":"release","ms":20},{"name":"bind","ms":64}]}"#,
+        )
+        .file(
+            "run/gpu-handoff/last-0000:41:00",
+            r#"{"direction":"home","vmid":null,"exit":1,"ms":7,"phases":[{"name":"wait","ms":7}]}"#,
+        )
+        .wedged("0000:41:00", PID)
+        .alive(PID)
+        .file("run/reboot-required.pkgs", "gpu-handoff\n");
+    let user = match nix::unistd::geteuid().is_root() {
+        true => ["PID 5000001 (kvm, VM 111) has /dev/vfio/devices/vfio0 open\n", ""],
+        false => ["unknown: only root may see that\n", "  used by  unknown: only root may see that\n"],
+    };
+    let expected = format!(
+        "0000:01:00  VM 111\n  \
+           .0  display  10de:2684  group 1    vfio-pci       home nvidia\n  \
+           .1  audio    10de:22ba  group 1    vfio-pci       home snd_hda_intel\n  \
+           used by  {}  \
+           last     host -> VM 111 in 84 ms (release 20, bind 64)\n\
+         0000:41:00  wedged\n  \
+           .0  3D       10de:2330  group 65   nvidia\n\
+         {}  \
+           wedged   unbind from nvidia 0000:41:00.0 has not come back since 2026-11-20T12:00:00Z (PID 5000001)\n  \
+           last     vfio-pci -> host in 7 ms (wait 7), failed with exit code 1\n\
+         reboot required: the host preparation takes effect with the next boot\n",
+        user[0], user[1]
+    );
+    assert_eq!(host.run("--status"), Run { code: Some(0), out: expected, err: String::new() });
+}
+
+// Who listens
+
+/// Neither a reader that went away nor descriptors that were never open change what a run does.
+#[test]
+fn nobody_listens() {
+    for (call, code) in [
+        ("--status", 0),
+        ("--status --json", 0),
+        ("--help", 0),
+        ("--version", 0),
+        ("frobnicate", 2),
+        ("999 pre-start", 2),
+        // Gets as far as unloading a module, which is not done here, and goes back.
+        ("111 pre-start", 1),
+        ("111 post-stop", 0),
+        ("to-nvidia", 0),
+        ("plan 111", 0),
+        ("plan 999", 2),
+        ("to-vfio --dry-run", 0),
+        ("reconcile", 0),
+    ] {
+        let host = host();
+        assert_eq!(host.run(call).code, Some(code), "{call}, heard");
+
+        let broken = || Stdio::from(io::pipe().unwrap().1);
+        let status = host.command(call).stdout(broken()).stderr(broken()).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{call}, broken pipes");
+
+        let program = host.command(call);
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-c").arg(r#"exec "$0" "$@" <&- >&- 2>&-"#).arg(program.get_program()).args(program.get_args());
+        shell.env_clear().env("GPU_HANDOFF_ROOT", host.path(""));
+        assert_eq!(shell.status().unwrap().code(), Some(code), "{call}, closed");
+        // A closed descriptor's number is given to the next file that is opened.
+        if let Ok(lock) = fs::read_to_string(host.path("run/gpu-handoff/lock")) {
+            assert_eq!(lock, "", "{call}");
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_told() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = host().command("--status --json").stdout(full).output().unwrap();
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "gpu-handoff: error: standard output: No space left on device (os error 28)\n"
+    );
+    assert_eq!(output.status.code(), Some(1));
+}
+
+/// The process that does what may block leaves the working directory; it must not leave the tree with it.
+#[test]
+fn a_root_that_is_relative() {
+    let host = settled().file(&format!("{}/driver_override", device("0000:01:00.0")), "vfio-pci\n");
+    let root = host.path("");
+    let relative = root.file_name().unwrap();
+    let mut command = host.command("--status --json");
+    let output = command.current_dir(root.parent().unwrap()).env("GPU_HANDOFF_ROOT", relative).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), host.run("--status --json").out);
+}
