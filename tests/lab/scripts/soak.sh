@@ -17,6 +17,16 @@ pick() {
     local words=("$@")
     picked=${words[RANDOM % $#]}
 }
+# Mostly what has something to do as things are, or few kills would hit a handoff; now and
+# then anything at all.
+pick_operation() {
+    local leave=('qm start 111' 'qm start 111' "$hook 111 pre-start" 'gpu-handoff to-vfio')
+    local come=("$hook 111 post-stop" 'gpu-handoff to-nvidia' 'gpu-handoff reconcile' 'qm start 111')
+    if ((RANDOM % 5 == 0)); then pick "${leave[@]}" "${come[@]}" 'qm stop 111'
+    elif runs_in_qemu; then picked='qm stop 111'
+    elif is_at_home; then pick "${leave[@]}"
+    else pick "${come[@]}"; fi
+}
 # Handoffs and their workers, which have the same name, in ${pids[@]}. Without a fork, or
 # the handoff would be over before it is found.
 find_handoffs() {
@@ -36,12 +46,12 @@ kill_some() {
     else kill -KILL "${pids[@]}" 2>/dev/null; fi
     return 0
 }
+runs_in_qemu() { [ "$(qm status 111)" = 'status: running' ]; }
 is_at_home() { [ "$(all_of driver_of)" = "$home_drivers" ]; }
 nobody_at_it() { ! pgrep -x gpu-handoff >/dev/null; }
 
 for ((i = 1; i <= operations; i++)); do
-    pick 'qm start 111' 'qm stop 111' 'qm start 111' 'qm stop 111' "$hook 111 pre-start" "$hook 111 post-stop" \
-        'gpu-handoff to-vfio' 'gpu-handoff to-nvidia' 'gpu-handoff reconcile'
+    pick_operation
     operation=$picked
     timeout 120 $operation </dev/null >/run/soak.out 2>&1 &
     job=$!
@@ -49,7 +59,7 @@ for ((i = 1; i <= operations; i++)); do
     if ((RANDOM % 2)); then
         # From when a handoff is at it: most of an operation is Proxmox's own.
         within 3 find_handoffs || true
-        printf -v after '0.%03d' $((RANDOM % 250))
+        printf -v after '0.%03d' $((RANDOM % 500))
         sleep "$after"
         kill_some
         killed=" (SIGKILL after $after s)"
