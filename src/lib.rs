@@ -16,5 +16,6 @@ pub mod report;
 pub mod stop;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod systemd;
 
 pub use app::App;

@@ -115,6 +115,10 @@ impl Kernel for Machine {
         self.open.clone()
     }
 
+    fn program(&self, path: &str, _arguments: &[&str], _limit: Duration) -> Result<String, ActError> {
+        Err(ActError::Program(format!("{path} is not installed")))
+    }
+
     fn act(&self, action: &Action, _limit: Duration) -> Result<(), ActError> {
         panic!("reading alone led to {action:?}");
     }

@@ -1,7 +1,7 @@
 //! The kernel this program runs on, or a tree of files that stands for one (`GPU_HANDOFF_ROOT`).
 
-use super::expendable::{self, LastAct, Request, Worker};
-use super::{ActError, Action, DeviceNumber, Kernel, Node, OpenDevice, Process, failpoints, terminate};
+use super::expendable::{LastAct, Request, Worker};
+use super::{ActError, Action, DeviceNumber, Kernel, Node, OpenDevice, Process, failpoints, program, terminate};
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use std::cell::{Cell, RefCell};
@@ -149,6 +149,13 @@ impl Kernel for Linux {
         self.ask(&Request::Act(action.clone()), limit).map(|_| ())
     }
 
+    fn program(&self, path: &str, arguments: &[&str], limit: Duration) -> Result<String, ActError> {
+        if !self.exists(path) {
+            return Err(ActError::Program(format!("{path} is not installed")));
+        }
+        program::run(&self.path(path), arguments, Some(limit))
+    }
+
     fn worker(&self) -> Option<Process> {
         // Not below the root: the worker is a process of this machine.
         let alive = |worker: &Worker| {
@@ -214,7 +221,7 @@ fn act(root: &Path, action: &Action) -> Result<(), ActError> {
                 return Err(ActError::Program("modprobe is not installed".to_string()));
             };
             let arguments: Vec<&str> = ["-a", "--"].into_iter().chain(modules.iter().map(String::as_str)).collect();
-            expendable::program(&program, &arguments)
+            program::run(&program, &arguments, None).map(|_| ())
         }
         Action::Unload { .. } | Action::MakeNode(_) if root != Path::new("/") => {
             Err(ActError::Program("not done under GPU_HANDOFF_ROOT".to_string()))

@@ -8,6 +8,7 @@ pub mod failpoints;
 mod held;
 mod linux;
 mod lock;
+mod program;
 mod terminate;
 
 use std::fmt;
@@ -168,6 +169,12 @@ pub trait Kernel {
     /// Every character device that any process has open, in all namespaces. Needs root to see all of them.
     fn open_devices(&self) -> Vec<OpenDevice>;
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError>;
+    /// Runs a program of the host, by its absolute path, and gives back its standard output. One that takes longer than
+    /// `limit` is ended.
+    ///
+    /// # Errors
+    /// [`ActError::Program`] with its own words, or that it is not installed.
+    fn program(&self, path: &str, arguments: &[&str], limit: Duration) -> Result<String, ActError>;
     /// The process that will carry out the next action.
     fn worker(&self) -> Option<Process>;
     /// The process that called this program: Proxmox's task, or somebody's shell.

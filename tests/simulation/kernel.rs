@@ -387,6 +387,10 @@ impl Kernel for SimKernel {
         state.living().flat_map(of).collect()
     }
 
+    fn program(&self, path: &str, _arguments: &[&str], _limit: Duration) -> Result<String, ActError> {
+        Err(ActError::Program(format!("{path} is not installed")))
+    }
+
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError> {
         self.acts.borrow_mut().push(action.clone());
         if let Some(Sabotage::NoDeadline) = self.sabotage.get() {
