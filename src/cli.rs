@@ -3,6 +3,7 @@
 use crate::App;
 use crate::events::{hookscript, manual};
 use crate::handoff::reconcile::Scope;
+use crate::handoff::resume;
 use crate::report::status::Status;
 use crate::stop::{Result, Stop};
 use lexopt::Arg;
@@ -18,6 +19,7 @@ pub enum Call {
     ToNvidia { slot: Option<String>, dry_run: bool },
     Plan { vmid: u32 },
     Reconcile { scope: Scope, dry_run: bool },
+    Resume,
     Help,
     Version,
 }
@@ -54,6 +56,11 @@ const RECONCILE: Verb = Verb {
     arguments: "[--unfinished] [--dry-run]",
     about: "bring home what a VM that does not run, or (--unfinished) only what a killed handoff left behind",
 };
+const RESUME: Verb = Verb {
+    names: &[resume::VERB],
+    arguments: "",
+    about: "start again what was stopped for a handoff that is over; runs by itself",
+};
 const STATUS: Verb = Verb {
     names: &["--status", "status"],
     arguments: "[--json]",
@@ -61,7 +68,7 @@ const STATUS: Verb = Verb {
 };
 const HELP: Verb = Verb { names: &["--help", "-h", "help"], arguments: "", about: "this text" };
 const VERSION: Verb = Verb { names: &["--version", "-V"], arguments: "", about: "the version" };
-const VERBS: [&Verb; 8] = [&STATUS, &TO_VFIO, &TO_NVIDIA, &HANDOFF, &PLAN, &RECONCILE, &HELP, &VERSION];
+const VERBS: [&Verb; 9] = [&STATUS, &TO_VFIO, &TO_NVIDIA, &HANDOFF, &PLAN, &RECONCILE, &RESUME, &HELP, &VERSION];
 
 impl Verb {
     fn is(&self, word: &str) -> bool {
@@ -124,7 +131,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
                 *scope = Scope::Unfinished;
             }
         }
-        Call::Hook { .. } | Call::Plan { .. } | Call::Help | Call::Version => {}
+        Call::Hook { .. } | Call::Plan { .. } | Call::Resume | Call::Help | Call::Version => {}
     }
     // A flag that is still set here belongs to no such verb.
     match (json, dry_run, unfinished) {
@@ -167,6 +174,7 @@ fn call(words: &[&str]) -> Result<Call> {
     }
     let call = [
         (&RECONCILE, Call::Reconcile { scope: Scope::All, dry_run: false }),
+        (&RESUME, Call::Resume),
         (&STATUS, Call::Status { json: false }),
         (&HELP, Call::Help),
         (&VERSION, Call::Version),
@@ -201,6 +209,7 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::ToVfio { dry_run: false, .. }
             | Call::ToNvidia { dry_run: false, .. }
             | Call::Reconcile { dry_run: false, .. }
+            | Call::Resume
     );
     if changes && app.kernel.is_real() && !nix::unistd::geteuid().is_root() {
         return Err(Stop::failed("only root can hand a GPU over; nothing was touched; try again with sudo"));
@@ -217,6 +226,7 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::Plan { vmid } => print(&hookscript::plan(app, *vmid)?),
         Call::Reconcile { scope, dry_run: true } => print(&manual::plan_reconcile(app, *scope)?),
         Call::Reconcile { scope, dry_run: false } => manual::reconcile(app, *scope),
+        Call::Resume => manual::resume(app),
         Call::Status { json } => status(app, *json),
         Call::Help => print(&help()),
         Call::Version => print(concat!("gpu-handoff ", env!("CARGO_PKG_VERSION"), "\n")),

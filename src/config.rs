@@ -17,6 +17,52 @@ pub struct Config {
     pub handoff: Duration,
     /// `time.lock_s`: how long to wait for another handoff to end.
     pub lock: Duration,
+    /// `time.stop_s`: what stopping all that uses a GPU may take, before the handoff's own time begins.
+    pub stop: Duration,
+    pub policy: Policy,
+}
+
+/// What becomes of those who use a GPU when a VM takes it: `policy`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// `policy.process` is `kill`.
+    pub kill_processes: bool,
+    /// `policy.unit` is `stop`.
+    pub stop_units: bool,
+    /// `policy.nvidia_services` is `stop`.
+    pub stop_nvidia_services: bool,
+    container: ForContainer,
+    containers: BTreeMap<u32, ForContainer>,
+}
+
+impl Policy {
+    /// `policy.containers.CTID`, else `policy.container`.
+    pub fn for_container(&self, ctid: u32) -> ForContainer {
+        self.containers.get(&ctid).copied().unwrap_or(self.container)
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            kill_processes: false,
+            stop_units: false,
+            stop_nvidia_services: true,
+            container: ForContainer::Refuse,
+            containers: BTreeMap::new(),
+        }
+    }
+}
+
+/// What becomes of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForContainer {
+    /// One that uses the GPU keeps it; one that could is frozen for the moment in which the GPU changes hands.
+    Refuse,
+    /// One that uses the GPU is stopped, and started again when the GPU is back; one that could is frozen as above.
+    Stop,
+    /// As `Refuse`, but never frozen.
+    Leave,
 }
 
 /// A GPU's home as configured; `auto`, whatever it had, is the absence of an entry.
@@ -28,7 +74,13 @@ pub enum Home {
 
 impl Default for Config {
     fn default() -> Config {
-        Config { homes: BTreeMap::new(), handoff: Duration::from_secs(60), lock: Duration::from_secs(10) }
+        Config {
+            homes: BTreeMap::new(),
+            handoff: Duration::from_secs(60),
+            lock: Duration::from_secs(10),
+            stop: Duration::from_secs(90),
+            policy: Policy::default(),
+        }
     }
 }
 
@@ -74,7 +126,9 @@ impl Config {
         }
     }
 
-    fn parse(bytes: &[u8]) -> Result<Config, String> {
+    /// # Errors
+    /// What is wrong, by its path or line.
+    pub fn parse(bytes: &[u8]) -> Result<Config, String> {
         let value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         check(&value, &mut Vec::new())?;
         let defaults = Config::default();
@@ -93,7 +147,34 @@ impl Config {
             homes,
             handoff: seconds("/time/handoff_s", defaults.handoff),
             lock: seconds("/time/lock_s", defaults.lock),
+            stop: seconds("/time/stop_s", defaults.stop),
+            policy: policy(&value),
         })
+    }
+}
+
+fn policy(document: &Value) -> Policy {
+    let defaults = Policy::default();
+    let word = |key: &str| document.pointer(&format!("/policy/{key}")).and_then(Value::as_str);
+    let is = |key: &str, wanted: &str, default: bool| word(key).map_or(default, |word| word == wanted);
+    let containers = document.pointer("/policy/containers").and_then(Value::as_object).into_iter().flatten();
+    Policy {
+        kill_processes: is("process", "kill", defaults.kill_processes),
+        stop_units: is("unit", "stop", defaults.stop_units),
+        stop_nvidia_services: is("nvidia_services", "stop", defaults.stop_nvidia_services),
+        container: word("container").and_then(for_container).unwrap_or(defaults.container),
+        containers: containers
+            .filter_map(|(id, word)| Some((id.parse().ok()?, for_container(word.as_str()?)?)))
+            .collect(),
+    }
+}
+
+fn for_container(word: &str) -> Option<ForContainer> {
+    match word {
+        "refuse" => Some(ForContainer::Refuse),
+        "stop" => Some(ForContainer::Stop),
+        "leave" => Some(ForContainer::Leave),
+        _ => None,
     }
 }
 
@@ -143,7 +224,7 @@ fn begins(pattern: &str, path: &[String]) -> bool {
     path.len() <= parts.len()
         && path.iter().enumerate().all(|(i, key)| match (parts[i], i.checked_sub(1).map(|j| parts[j])) {
             ("*", Some("gpus")) => slot_of(&format!("{key}.0")) == Some(key),
-            ("*", _) => !key.is_empty() && key.bytes().all(|b| b.is_ascii_digit()),
+            ("*", _) => key.bytes().all(|b| b.is_ascii_digit()) && key.parse::<u32>().is_ok(),
             (part, _) => part == key,
         })
 }
@@ -161,7 +242,7 @@ mod tests {
         let text = r#"{"gpus":{"0000:01:00":{"home":"auto"}},
             "time":{"handoff_s":60,"lock_s":10,"stop_s":90},
             "policy":{"process":"refuse","unit":"refuse","nvidia_services":"stop","container":"refuse",
-              "containers":{"101":"stop"},"backup":"idle","ct_without_gpu":"start"},
+              "containers":{},"backup":"idle","ct_without_gpu":"start"},
             "driver":{"runfile":null,"runfile_url":null,"sha256":null,"dkms":false,"module":"auto"},
             "cuda":{"package":"cuda-toolkit-12-8","repo":null}}"#;
         assert_eq!(Config::parse(text.as_bytes()).unwrap(), Config::default());
@@ -180,12 +261,30 @@ mod tests {
     }
 
     #[test]
+    fn a_container_has_its_own_policy_or_that_of_all() {
+        let text = br#"{"policy":{"process":"kill","unit":"stop","nvidia_services":"refuse","container":"leave",
+            "containers":{"101":"stop","102":"refuse"}},"time":{"stop_s":5}}"#;
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.stop, Duration::from_secs(5));
+        let policy = config.policy;
+        assert_eq!(policy.for_container(101), ForContainer::Stop);
+        assert_eq!(policy.for_container(102), ForContainer::Refuse);
+        assert_eq!(policy.for_container(103), ForContainer::Leave);
+        assert!(policy.kill_processes && policy.stop_units && !policy.stop_nvidia_services);
+        assert_eq!(Policy::default().for_container(101), ForContainer::Refuse);
+    }
+
+    #[test]
     fn mistakes_are_named_by_their_path() {
         assert_eq!(problem(r#"{"time":{"lock":3}}"#), "time.lock: unknown key");
         assert_eq!(problem(r#"{"gpus":{"01:00":{"home":"none"}}}"#), "gpus.01:00: unknown key");
         assert!(problem(r#"{"gpus":{"0000:01:00":{"home":"amdgpu"}}}"#).starts_with("gpus.0000:01:00.home: expected"));
         assert!(problem(r#"{"time":{"lock_s":"3"}}"#).contains("time.lock_s: expected seconds"));
         assert!(problem(r#"{"time":{"lock_s":-1}}"#).contains("time.lock_s: expected seconds"));
+        assert_eq!(
+            problem(r#"{"policy":{"containers":{"99999999999":"stop"}}}"#),
+            "policy.containers.99999999999: unknown key"
+        );
         assert!(problem(r#"{"policy":7}"#).contains("policy: expected an object"));
         assert_eq!(problem(r#"{"a\nb":1}"#), r"a\nb: unknown key");
         assert!(problem("[]").contains("the document: expected an object"));

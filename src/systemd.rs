@@ -24,45 +24,55 @@ pub fn state(kernel: &dyn Kernel, unit: &str) -> Option<String> {
     Some(text.trim().to_string())
 }
 
-/// Stops a unit and waits until it has; its state is what counts, not what systemctl says of it.
+/// Whether a unit of the host's has processes, read from its cgroup: quicker than asking systemd.
+pub fn has_processes(kernel: &dyn Kernel, unit: &str) -> bool {
+    let events = kernel.text(&format!("/sys/fs/cgroup/system.slice/{unit}/cgroup.events")).unwrap_or_default();
+    events.lines().any(|line| line == "populated 1")
+}
+
+/// Asks for a unit to be stopped; its state tells when it is.
 ///
 /// # Errors
-/// systemctl's words when the unit is not stopped in the end.
-pub fn stop(kernel: &dyn Kernel, unit: &str, limit: Duration) -> Result<(), ActError> {
-    let said = kernel.program(SYSTEMCTL, &["stop", "--", unit], limit);
-    match state(kernel, unit).as_deref() {
-        Some("inactive" | "failed") => Ok(()),
-        state => Err(said.err().unwrap_or_else(|| {
-            ActError::Program(format!("{unit} is {} after systemctl stop", state.unwrap_or("in an unknown state")))
-        })),
-    }
+/// systemctl's words.
+pub fn stop(kernel: &dyn Kernel, unit: &str) -> Result<(), ActError> {
+    kernel.program(SYSTEMCTL, &["stop", "--no-block", "--", unit], ANSWER).map(|_| ())
 }
 
+/// Asks for a unit to be started; its state tells when it runs.
+///
 /// # Errors
-/// systemctl's words when the unit does not run in the end.
-pub fn start(kernel: &dyn Kernel, unit: &str, limit: Duration) -> Result<(), ActError> {
-    let said = kernel.program(SYSTEMCTL, &["start", "--", unit], limit);
-    match state(kernel, unit).as_deref() {
-        Some("active" | "activating" | "reloading") => Ok(()),
-        state => Err(said.err().unwrap_or_else(|| {
-            ActError::Program(format!("{unit} is {} after systemctl start", state.unwrap_or("in an unknown state")))
-        })),
-    }
+/// systemctl's words.
+pub fn start(kernel: &dyn Kernel, unit: &str) -> Result<(), ActError> {
+    kernel.program(SYSTEMCTL, &["start", "--no-block", "--", unit], ANSWER).map(|_| ())
 }
 
-/// Lets this program run once more with these arguments, in a transient unit of its own that outlives this run.
-/// A unit of that name that is there already is left to do its work.
+/// As [`start`], and one that runs is stopped before; its state tells when it runs; its state tells when it does.
+///
+/// # Errors
+/// systemctl's words.
+pub fn restart(kernel: &dyn Kernel, unit: &str) -> Result<(), ActError> {
+    kernel.program(SYSTEMCTL, &["restart", "--no-block", "--", unit], ANSWER).map(|_| ())
+}
+
+/// Runs a program in a transient unit, which outlives this run. Under a unit of that name that is already at work,
+/// nothing is started.
+///
+/// # Errors
+/// systemd-run's words.
+pub fn run_transient(kernel: &dyn Kernel, unit: &str, program: &[&str]) -> Result<(), ActError> {
+    if matches!(state(kernel, unit).as_deref(), Some("active" | "activating")) {
+        return Ok(());
+    }
+    let name = format!("--unit={unit}");
+    let line = [&["--quiet", "--collect", "--no-block", &name, "--"], program].concat();
+    kernel.program(SYSTEMD_RUN, &line, ANSWER).map(|_| ())
+}
+
+/// Lets this program run once more with these arguments, as [`run_transient`] does.
 ///
 /// # Errors
 /// systemd-run's words.
 pub fn run_later(kernel: &dyn Kernel, unit: &str, arguments: &[&str]) -> Result<(), ActError> {
-    if matches!(state(kernel, unit).as_deref(), Some("active" | "activating")) {
-        return Ok(());
-    }
     let program = std::env::current_exe().map_err(ActError::Os)?;
-    let program = program.to_string_lossy();
-    let name = format!("--unit={unit}");
-    let mut line = vec!["--quiet", "--collect", "--no-block", &name, "--", &program];
-    line.extend(arguments);
-    kernel.program(SYSTEMD_RUN, &line, ANSWER).map(|_| ())
+    run_transient(kernel, unit, &[&[&*program.to_string_lossy()], arguments].concat())
 }

@@ -1,6 +1,6 @@
 //! A machine in memory: every path has the bytes that the fuzzer chose. Nothing on it can be changed.
 
-use gpu_handoff::sys::{ActError, Action, DeviceNumber, Kernel, OpenDevice, Process};
+use gpu_handoff::sys::{ActError, Action, DeviceNumber, End, Kernel, OpenDevice, Process};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::time::Duration;
@@ -125,6 +125,10 @@ impl Kernel for Machine {
 
     fn worker(&self) -> Option<Process> {
         None
+    }
+
+    fn end(&self, _: Process, _: End) -> io::Result<()> {
+        Ok(())
     }
 
     fn is_asked_to_end(&self) -> bool {

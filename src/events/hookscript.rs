@@ -6,7 +6,6 @@
 use crate::App;
 use crate::gpu::Slot;
 use crate::handoff::home::Asker;
-use crate::handoff::plan;
 use crate::handoff::record::Owner;
 use crate::proxmox::mapping;
 use crate::proxmox::pci_id::PciId;
@@ -63,8 +62,7 @@ pub fn plan(app: &App, vmid: u32) -> Result<String> {
     let listed = listed(&app.kernel, &vm);
     let config = app.config_for_verb()?;
     let covered = |address: &str| listed.iter().any(|id| covers(id, address));
-    let plan = app.handoff(&config).plan_leave(&owner, &slots, &covered)?;
-    Ok(plan::to_text(&format!("{} host -> {owner}", slots.join(" ")), &plan))
+    app.handoff(&config).plan_leave(&owner, &slots, &covered)
 }
 
 /// Proxmox drops a line that it cannot read, and starts the VM without what the line was to give it.

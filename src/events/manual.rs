@@ -27,8 +27,7 @@ pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
     let slot = choose(&app.kernel, slot)?;
     let config = app.config_for_verb()?;
     let owner = Owner::Manual(slot.clone());
-    let title = format!("{slot} host -> {owner}");
-    Ok(plan::to_text(&title, &app.handoff(&config).plan_leave(&owner, &[slot], &|_| false)?))
+    app.handoff(&config).plan_leave(&owner, &[slot], &|_| false)
 }
 
 /// Home, whatever home is.
@@ -72,6 +71,12 @@ pub fn reconcile(app: &App, scope: Scope) -> Result<()> {
         app.kernel.end_with_this_run();
     }
     app.handoff(&config).reconcile(scope)
+}
+
+/// # Errors
+/// As [`reconcile`].
+pub fn resume(app: &App) -> Result<()> {
+    app.handoff(&app.config_for_hook()).resume()
 }
 
 /// What [`reconcile`] would do now, a line each.

@@ -142,7 +142,10 @@ impl Handoff<'_> {
         let mut left = self.wedged_among(&record.slots());
         left.extend(left_out.iter().cloned());
         match record.only(&left) {
-            None => Ok(locked.remove(&record.owner)?),
+            None => {
+                self.start_again(locked, &record.slots(), &record.stopped);
+                Ok(locked.remove(&record.owner)?)
+            }
             Some(rest) => {
                 locked.save(&Record { progress: Progress::Returning, ..rest.clone() })?;
                 self.refuse_wedged(&rest.slots())?;

@@ -1,17 +1,22 @@
 //! Slots leave the host: to a VM that starts, or to vfio-pci by hand.
 
 use super::facts::Facts;
+use super::halt;
 use super::home::TimeBox;
 use super::home::unreadable;
 use super::plan::{self, Plan};
-use super::record::{HomeOf, Owner, Progress, Record};
+use super::policy::{self, Halt};
+use super::record::{HomeOf, Owner, Progress, Record, Stopped};
 use super::run::{OnFailure, Outcome};
+use super::step::Step;
 use super::store::Locked;
 use super::{Direction, Handoff, Last, again, check, is_with};
-use crate::config::Home;
-use crate::gpu::holders::{Place, Reach, Watched};
+use crate::config::{ForContainer, Home};
+use crate::gpu::containers;
+use crate::gpu::holders::{Holder, Place, Reach, Watched};
 use crate::gpu::inventory::{self, Function, Slot, VFIO_PCI};
 use crate::stop::{Code, Result, Stop};
+use crate::systemd;
 use std::time::Duration;
 
 /// More holders than this are counted, not named.
@@ -21,13 +26,25 @@ const NAMED_HOLDERS: usize = 5;
 const WAY_THERE: (u32, u32) = (2, 3);
 
 /// All that is known before anything is touched.
-struct Intent {
+pub struct Intent {
     /// As it is written before the first step.
     record: Record,
     /// Earlier records, of owners that need these slots no more.
     abandoned: Vec<Record>,
     facts: Facts,
-    plan: Plan,
+    /// Who is stopped before.
+    halts: Vec<Halt>,
+    watched: Watched,
+    pub plan: Plan,
+}
+
+impl Intent {
+    /// For people: who is stopped, and the steps.
+    fn to_text(&self, title: &str) -> String {
+        let halts = self.halts.iter().map(|halt| (halt::PHASE, halt.to_string()));
+        let steps = self.plan.iter().map(|(phase, step)| (phase.name(), step.to_string()));
+        plan::lines(title, halts.chain(steps))
+    }
 }
 
 impl Handoff<'_> {
@@ -40,11 +57,11 @@ impl Handoff<'_> {
         let locked = self.lock(self.config.lock, &names, &again(owner))?;
         self.finish_others(&locked, owner);
         let begin = self.kernel.now();
-        let Intent { record, abandoned, facts, plan } = self.intend(owner, slots, listed)?;
+        let Intent { mut record, abandoned, facts, halts, watched, plan } = self.intend(owner, slots, listed)?;
         let title = slots.join(" ");
-        let settled = Record { progress: Progress::Away, ..record.clone() };
+        add_missing(&mut record.stopped, self.take_to_start(&locked, &names)?);
         if plan.is_empty() {
-            locked.save(&settled)?;
+            locked.save(&settled(&record))?;
             forget(&locked, &abandoned, slots)?;
             self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do"));
             return Ok(());
@@ -56,13 +73,23 @@ impl Handoff<'_> {
         self.kernel.worker();
         locked.save(&record)?;
         forget(&locked, &abandoned, slots)?;
+        let decide = |holders: &[Holder]| self.decide(owner, &facts, holders);
+        let way = self.make_way(&locked, &mut record, halts, &watched, &decide);
+        // That has a time of its own.
+        let begin_of_steps = begin + way.took.unwrap_or_default();
         let budget = self.config.handoff * WAY_THERE.0 / WAY_THERE.1;
-        let mut outcome = self.run(&locked, &record, &plan, OnFailure::Stop, begin + budget)?;
-        outcome.phases.insert(0, ("check", checked));
+        let mut outcome = match way.problem {
+            None => self.run(&locked, &record, &plan, OnFailure::Stop, begin_of_steps + budget)?,
+            Some(problem) => Outcome::prevented(problem),
+        };
+        let before = [("check", Some(checked)), (halt::PHASE, way.took)];
+        outcome.phases.splice(0..0, before.into_iter().filter_map(|(name, took)| Some((name, took?))));
         if !outcome.is_complete() {
-            return Err(self.go_back(&locked, &record, &outcome, begin));
+            let end = begin_of_steps + self.config.handoff;
+            return Err(self.go_back(&locked, &record, &outcome, TimeBox { begin, end, waited: Duration::ZERO }));
         }
-        locked.save(&settled)?;
+        locked.save(&settled(&record))?;
+        self.start_what_serves_others(&locked, &record, &facts);
         let took = self.kernel.now().saturating_sub(begin);
         let last = Last { direction: Direction::Vfio, vmid: owner.vmid(), exit: 0, took, outcomes: &[&outcome] };
         self.note_last(&locked, &record.slots(), &last);
@@ -74,17 +101,20 @@ impl Handoff<'_> {
     ///
     /// # Errors
     /// Why it would refuse.
-    pub fn plan_leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<Plan> {
-        Ok(self.intend(owner, slots, listed)?.plan)
+    pub fn plan_leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<String> {
+        Ok(self.intend(owner, slots, listed)?.to_text(&format!("{} host -> {owner}", slots.join(" "))))
     }
 
     /// Everything that can say no says so here. Reads only.
-    fn intend(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<Intent> {
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn intend(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<Intent> {
         let names: Vec<&str> = slots.iter().map(String::as_str).collect();
         self.refuse_wedged(&names)?;
         let slots = self.read_slots(slots)?;
         let earlier = self.earlier_records(owner, &slots)?;
-        let record = self.record_for(owner, &slots, &earlier);
+        let mut record = self.record_for(owner, &slots, &earlier);
         let abandoned = earlier.into_iter().filter(|r| r.owner != *owner && r.owner.vmid().is_some()).collect();
         let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
         let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(&names, &error))?;
@@ -92,8 +122,47 @@ impl Handoff<'_> {
         let refuse = |reason: String| Stop::refused(format!("{} was not touched: {reason}", names.join(" ")));
         check::check(&facts, listed).map_err(refuse)?;
         let plan = plan::to_vfio(&facts, &record).map_err(refuse)?;
-        self.refuse_busy(owner, &facts, &plan)?;
-        Ok(Intent { record, abandoned, facts, plan })
+        let watched = self.watched(&facts, &plan);
+        let holders = watched.holders(self.kernel);
+        let halts = self.decide(owner, &facts, &holders).map_err(|keepers| busy(owner, &names, &keepers))?;
+        add_missing(&mut record.frozen, self.to_freeze(&facts, &halts));
+        let plan = if record.frozen.is_empty() { plan } else { plan::to_vfio(&facts, &record).map_err(refuse)? };
+        Ok(Intent { record, abandoned, facts, halts, watched, plan })
+    }
+
+    /// Who must go, by the policy; the error is who keeps the GPU.
+    fn decide(&self, owner: &Owner, facts: &Facts, holders: &[Holder]) -> std::result::Result<Vec<Halt>, Vec<Holder>> {
+        // The VM itself may have its GPU already: then there is nothing left to do.
+        let is_own = |holder: &Holder| owner.vmid().is_some_and(|id| holder.place == Place::Vm(id));
+        let holders: Vec<Holder> = holders.iter().filter(|holder| !is_own(holder)).cloned().collect();
+        let services = match facts.functions().any(|function| function.is_on("nvidia")) {
+            true => policy::nvidia_services().filter(|unit| systemd::has_processes(self.kernel, unit)).collect(),
+            false => Vec::new(),
+        };
+        policy::decide(&self.config.policy, &holders, &services)
+    }
+
+    /// Containers that could open the GPU while it changes hands.
+    fn to_freeze(&self, facts: &Facts, halts: &[Halt]) -> Vec<u32> {
+        if !facts.functions().any(|f| f.is_nvidia_gpu() && f.driver.as_deref().is_some_and(|driver| driver != VFIO_PCI))
+        {
+            return Vec::new();
+        }
+        let mut containers = containers::with_gpu(self.kernel);
+        containers.retain(|ctid| {
+            let is_left = self.config.policy.for_container(*ctid) == ForContainer::Leave;
+            !is_left && !halts.contains(&Halt::Stop(Stopped::Container(*ctid)))
+        });
+        containers
+    }
+
+    /// NVIDIA's services serve the cards that stay as well.
+    fn start_what_serves_others(&self, locked: &Locked, record: &Record, facts: &Facts) {
+        if facts.gpu_drivers.get("nvidia").is_some_and(|driver| !driver.elsewhere.is_empty()) {
+            let is_service = |what: &&Stopped| matches!(what, Stopped::Unit(unit) if policy::is_nvidia_service(unit));
+            let services: Vec<Stopped> = record.stopped.iter().filter(is_service).cloned().collect();
+            self.start_again(locked, &record.slots(), &services);
+        }
     }
 
     fn read_slots(&self, addresses: &[String]) -> Result<Vec<Slot>> {
@@ -161,14 +230,25 @@ impl Handoff<'_> {
                 functions.push(home);
             }
         }
+        let (mut stopped, mut frozen) = (Vec::new(), Vec::new());
         for record in known {
+            add_missing(&mut stopped, record.stopped.iter().cloned());
+            add_missing(&mut frozen, record.frozen.iter().copied());
             // An own record may name slots that the configuration no longer does: they come home with the rest.
             let own = record.owner == *owner;
             let extra = record.functions.iter().filter(|f| own && !slots.iter().any(|slot| slot.address == f.slot));
             functions.extend(extra.cloned());
             add_missing(&mut modules, record.modules.iter().cloned());
         }
-        Record { owner: owner.clone(), progress: Progress::Leaving, functions, modules, caller: self.kernel.caller() }
+        Record {
+            owner: owner.clone(),
+            progress: Progress::Leaving,
+            functions,
+            modules,
+            stopped,
+            frozen,
+            caller: self.kernel.caller(),
+        }
     }
 
     fn home_now(&self, slot: &Slot, function: &Function, by_hand: bool) -> HomeOf {
@@ -192,35 +272,19 @@ impl Handoff<'_> {
         order
     }
 
-    fn refuse_busy(&self, owner: &Owner, facts: &Facts, plan: &Plan) -> Result<()> {
-        let unloads = |name: &str| {
-            plan.iter().any(|(_, step)| matches!(step, super::step::Step::Unload { module } if module == name))
-        };
+    fn watched(&self, facts: &Facts, plan: &Plan) -> Watched {
+        let unloads =
+            |name: &str| plan.iter().any(|(_, step)| matches!(step, Step::Unload { module } if module == name));
         let reach = if unloads("nvidia") { Reach::Unloading } else { Reach::Unbinding };
         let mut watched = Watched::of_slots(self.kernel, &facts.slots, reach);
         if unloads("nvidia_drm") {
             watched.add_all_drm(self.kernel, &inventory::functions_of_driver(self.kernel, "nvidia"));
         }
-        let mut holders = watched.holders(self.kernel);
-        // The VM itself may have its GPU already: then there is nothing left to do.
-        holders.retain(|holder| owner.vmid().is_none_or(|id| holder.place != Place::Vm(id)));
-        let Some(first) = holders.first() else { return Ok(()) };
-        let mut who: Vec<String> = holders.iter().take(NAMED_HOLDERS).map(ToString::to_string).collect();
-        if holders.len() > NAMED_HOLDERS {
-            who.push(format!("{} more", holders.len() - NAMED_HOLDERS));
-        }
-        let slots: Vec<&str> = facts.slots.iter().map(|slot| slot.address.as_str()).collect();
-        Err(Stop::refused(format!(
-            "{} was not touched, it is in use: {}; end it ({}), then {}",
-            slots.join(" "),
-            who.join(", "),
-            first.remedy(),
-            again(owner)
-        )))
+        watched
     }
 
     /// The way there failed: the GPU goes back to where it was, all of it but what is wedged.
-    fn go_back(&self, locked: &Locked, record: &Record, failed: &Outcome, begin: Duration) -> Stop {
+    fn go_back(&self, locked: &Locked, record: &Record, failed: &Outcome, time: TimeBox) -> Stop {
         let slots = record.slots();
         let wedged = self.wedged_among(&slots);
         let mut outcomes = vec![failed];
@@ -229,11 +293,10 @@ impl Handoff<'_> {
             None => self.refuse_wedged(&slots).err(),
             Some(rest) => {
                 self.story.warn(&format!("{}; going back", failed.problem()));
-                match self.go_home(locked, &rest, begin + self.config.handoff) {
+                match self.go_home(locked, &rest, time.end) {
                     Ok(outcome) => {
                         back = outcome;
                         outcomes.push(&back);
-                        let time = TimeBox { begin, end: begin + self.config.handoff, waited: Duration::ZERO };
                         self.after_going_back(locked, record, (failed, &back), &wedged, time).err()
                     }
                     Err(stop) => Some(stop),
@@ -248,7 +311,7 @@ impl Handoff<'_> {
                 message: format!("{title} is back where it was: {}; then {}", failed.problem(), again(&record.owner)),
             }
         });
-        let took = self.kernel.now().saturating_sub(begin);
+        let took = self.kernel.now().saturating_sub(time.begin);
         let vmid = record.owner.vmid();
         let last = Last { direction: Direction::Vfio, vmid, exit: stop.code as u8, took, outcomes: &outcomes };
         self.note_last(locked, &slots, &last);
@@ -286,12 +349,31 @@ pub fn unknown_home(address: &str, problem: &str) -> Stop {
     ))
 }
 
-fn add_missing(modules: &mut Vec<String>, more: impl IntoIterator<Item = String>) {
-    for module in more {
-        if !modules.contains(&module) {
-            modules.push(module);
+fn busy(owner: &Owner, slots: &[&str], keepers: &[Holder]) -> Stop {
+    let mut who: Vec<String> = keepers.iter().take(NAMED_HOLDERS).map(ToString::to_string).collect();
+    if keepers.len() > NAMED_HOLDERS {
+        who.push(format!("{} more", keepers.len() - NAMED_HOLDERS));
+    }
+    let remedy = keepers.first().map(Holder::remedy).unwrap_or_default();
+    Stop::refused(format!(
+        "{} was not touched, it is in use: {}; end it ({remedy}), then {}",
+        slots.join(" "),
+        who.join(", "),
+        again(owner)
+    ))
+}
+
+fn add_missing<T: PartialEq>(list: &mut Vec<T>, more: impl IntoIterator<Item = T>) {
+    for entry in more {
+        if !list.contains(&entry) {
+            list.push(entry);
         }
     }
+}
+
+/// The GPU is with its owner.
+fn settled(record: &Record) -> Record {
+    Record { progress: Progress::Away, frozen: Vec::new(), ..record.clone() }
 }
 
 fn for_whom(owner: &Owner) -> String {

@@ -5,12 +5,15 @@
 
 pub mod check;
 pub mod facts;
+pub mod halt;
 pub mod home;
 pub mod journal;
 pub mod leave;
 pub mod plan;
+pub mod policy;
 pub mod reconcile;
 pub mod record;
+pub mod resume;
 pub mod run;
 pub mod step;
 pub mod store;

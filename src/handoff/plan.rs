@@ -57,6 +57,11 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
             plan.push((Phase::Prepare, override_to(&function.address, Some(VFIO_PCI))));
         }
     }
+    let releases = |function: &Function| function.driver.as_deref().is_some_and(|driver| driver != VFIO_PCI);
+    let freezes = facts.functions().any(releases);
+    if freezes {
+        plan.extend(record.frozen.iter().map(|ctid| (Phase::Release, Step::Freeze { ctid: *ctid })));
+    }
     let mut reload_drm = false;
     // Unloading a module in use fails and changes nothing; unbinding one would hang. So what can fail comes first.
     for (driver, modules) in &facts.gpu_drivers {
@@ -77,6 +82,9 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
             plan.push((Phase::Release, unbind(&function.address, driver)));
         }
     }
+    if freezes {
+        plan.extend(thaw(record));
+    }
     for function in facts.functions().filter(|f| !f.is_on(VFIO_PCI)) {
         plan.push((Phase::Bind, probe(&function.address, VFIO_PCI)));
     }
@@ -88,14 +96,15 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
 
 /// A plan for people: a line per step, under the phases that a run would log.
 pub fn to_text(title: &str, plan: &Plan) -> String {
-    let mut text = format!("{title}\n");
-    for (phase, step) in plan {
-        text.push_str(&format!("  {:<9} {step}\n", phase.name()));
-    }
-    if plan.is_empty() {
+    lines(title, plan.iter().map(|(phase, step)| (phase.name(), step.to_string())))
+}
+
+pub fn lines(title: &str, steps: impl Iterator<Item = (&'static str, String)>) -> String {
+    let mut text: String = steps.map(|(phase, step)| format!("  {phase:<9} {step}\n")).collect();
+    if text.is_empty() {
         text.push_str("  nothing to do\n");
     }
-    text
+    format!("{title}\n{text}")
 }
 
 /// How a GPU leaves its driver.
@@ -126,7 +135,7 @@ fn is_unloaded(plan: &Plan, function: &Function) -> bool {
 
 /// Every function of the record back to its home, what was loaded before loaded again, every trace removed.
 pub fn to_home(facts: &Facts, record: &Record) -> Plan {
-    let mut plan = Plan::new();
+    let mut plan: Plan = thaw(record).collect();
     let functions: Vec<(&Function, &HomeOf)> =
         facts.functions().filter_map(|f| Some((f, record.home_of(&f.address)?))).collect();
     // A function that lives on vfio-pci never left; one that somebody gave another driver is home enough.
@@ -204,6 +213,10 @@ fn modules_to_load(
         }
     }
     modules
+}
+
+fn thaw(record: &Record) -> impl Iterator<Item = (Phase, Step)> {
+    record.frozen.iter().map(|ctid| (Phase::Release, Step::Thaw { ctid: *ctid }))
 }
 
 fn load(modules: &[&str]) -> Step {

@@ -30,6 +30,7 @@ impl Handoff<'_> {
         for problem in self.store.each_record().into_iter().filter_map(std::result::Result::err) {
             self.story.warn(&format!("{problem:#}"));
         }
+        self.resume_what_was_forgotten();
         if self.left_behind(scope).is_empty() {
             return Ok(());
         }

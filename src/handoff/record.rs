@@ -70,8 +70,46 @@ pub struct Record {
     pub functions: Vec<HomeOf>,
     /// Modules of the GPU's driver that were loaded, in the order in which they must be loaded again.
     pub modules: Vec<String>,
+    /// What was stopped for it and is to run again when the GPU is home, in the order in which it was stopped.
+    pub stopped: Vec<Stopped>,
+    /// Containers that are frozen while the GPU changes hands.
+    pub frozen: Vec<u32>,
     /// Who asked for it: while that process lives, the start that it belongs to may still be under way.
     pub caller: Option<Process>,
+}
+
+/// Something that ran and was stopped, so that it can be started again.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stopped {
+    Container(u32),
+    Unit(String),
+}
+
+impl Stopped {
+    pub fn to_json(&self) -> Value {
+        match self {
+            Stopped::Container(id) => json!({"container": id}),
+            Stopped::Unit(name) => json!({"unit": name}),
+        }
+    }
+
+    /// None when it is neither.
+    pub fn from_json(value: &Value) -> Option<Stopped> {
+        match (value.get("container"), value.get("unit")) {
+            (Some(id), None) => Some(Stopped::Container(id.as_u64()?.try_into().ok()?)),
+            (None, Some(name)) => Some(Stopped::Unit(name.as_str()?.to_string())),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Stopped::Container(id) => write!(f, "container {id}"),
+            Stopped::Unit(name) => f.write_str(name),
+        }
+    }
 }
 
 /// Where one function was when it was first handed over.
@@ -126,6 +164,8 @@ impl Record {
             "progress": progress_word(self.progress),
             "functions": functions,
             "modules": self.modules,
+            "stopped": self.stopped.iter().map(Stopped::to_json).collect::<Vec<_>>(),
+            "frozen": self.frozen,
             "caller": self.caller.map(|caller| json!({"pid": caller.pid, "start": caller.start})),
         })
         .to_string()
@@ -148,9 +188,18 @@ impl Record {
             .iter()
             .map(|m| m.as_str().map(str::to_string).context("modules: not a string"))
             .collect::<Result<_>>()?;
+        let stopped = later_list(&value, "stopped", Stopped::from_json)?;
+        let frozen = later_list(&value, "frozen", |id| id.as_u64()?.try_into().ok())?;
         let caller = value.get("caller").and_then(journal::process);
-        Ok(Record { owner, progress, functions, modules, caller })
+        Ok(Record { owner, progress, functions, modules, stopped, frozen, caller })
     }
+}
+
+/// A list that the first versions did not write.
+fn later_list<T>(value: &Value, name: &str, parse: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>> {
+    let Some(list) = value.get(name) else { return Ok(Vec::new()) };
+    let list = list.as_array().with_context(|| format!("{name}: no list"))?;
+    list.iter().map(|entry| parse(entry).with_context(|| format!("{name}: {entry} is not understood"))).collect()
 }
 
 fn parse_function(value: &Value) -> Result<HomeOf> {
@@ -201,6 +250,8 @@ mod tests {
                 module: None,
             }],
             modules: vec!["nvidia".to_string(), "nvidia_uvm".to_string()],
+            stopped: vec![Stopped::Container(101), Stopped::Unit("nvidia-persistenced.service".to_string())],
+            frozen: vec![102],
             caller: Some(Process { pid: 812, start: 4711 }),
         }
     }
@@ -208,6 +259,13 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         assert_eq!(Record::parse(Owner::Vm(111), record().to_json().as_bytes()).unwrap(), record());
+    }
+
+    #[test]
+    fn what_an_older_version_wrote_is_read() {
+        let text = r#"{"schema":1,"progress":"away","functions":[],"modules":[],"caller":null}"#;
+        let record = Record::parse(Owner::Vm(1), text.as_bytes()).unwrap();
+        assert_eq!((record.stopped, record.frozen), (Vec::new(), Vec::new()));
     }
 
     #[test]
@@ -225,6 +283,7 @@ mod tests {
         assert!(problem(&record().to_json().replace(r#""schema":1"#, r#""schema":2"#)).contains("schema 2"));
         assert!(problem(&record().to_json().replace("away", "lost")).contains(r#"progress: "lost" is unknown"#));
         assert!(problem(&record().to_json().replace(r#""nvidia","#, "7,")).contains("expected a string, got 7"));
+        assert!(problem(&record().to_json().replace(r#"{"container":101}"#, "101")).contains("stopped: 101 is not"));
         assert!(problem("{}").contains("schema"));
         assert!(problem("").contains("EOF"));
     }

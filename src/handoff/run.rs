@@ -26,11 +26,21 @@ pub struct Outcome {
     pub out_of_time: bool,
     /// Somebody asked the run to end.
     pub interrupted: bool,
+    /// Why the plan was not begun.
+    pub prevented: Option<String>,
 }
 
 impl Outcome {
+    pub fn prevented(problem: String) -> Outcome {
+        Outcome { prevented: Some(problem), ..Outcome::default() }
+    }
+
     pub fn is_complete(&self) -> bool {
-        self.failures.is_empty() && self.stuck.is_empty() && !self.out_of_time && !self.interrupted
+        self.prevented.is_none()
+            && self.failures.is_empty()
+            && self.stuck.is_empty()
+            && !self.out_of_time
+            && !self.interrupted
     }
 
     /// All went well but for what is stuck.
@@ -40,6 +50,9 @@ impl Outcome {
 
     /// The first thing that went wrong, in words.
     pub fn problem(&self) -> String {
+        if let Some(problem) = &self.prevented {
+            return problem.clone();
+        }
         if let Some((step, process)) = self.stuck.first() {
             return format!("{step} does not come back (PID {} is stuck in it)", process.pid);
         }

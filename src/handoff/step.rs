@@ -1,7 +1,7 @@
 //! One step of a handoff: what it asks of the kernel and how to see that it holds.
 
 use crate::gpu::inventory::{attribute, read_override, slot_of};
-use crate::gpu::nodes;
+use crate::gpu::{containers, nodes};
 use crate::sys::{ActError, Action, Kernel};
 use std::fmt;
 use std::time::Duration;
@@ -38,6 +38,13 @@ pub enum Step {
     },
     /// Makes the NVIDIA driver's device nodes that are missing or wrong.
     MakeNodes,
+    /// Keeps a container from opening the GPU while it changes hands.
+    Freeze {
+        ctid: u32,
+    },
+    Thaw {
+        ctid: u32,
+    },
 }
 
 impl Step {
@@ -55,6 +62,8 @@ impl Step {
             Step::Probe { address, .. } => write("/sys/bus/pci/drivers_probe".to_string(), address),
             Step::RemoveId { vendor, device } => write(REMOVE_ID.to_string(), &format!("{vendor:04x} {device:04x}")),
             Step::MakeNodes => nodes::missing(kernel).into_iter().map(Action::MakeNode).collect(),
+            Step::Freeze { ctid } => write(containers::freezer(*ctid), "1"),
+            Step::Thaw { ctid } => write(containers::freezer(*ctid), "0"),
         }
     }
 
@@ -74,6 +83,9 @@ impl Step {
             // The kernel has no list of dynamic ids: asking to remove one is how to see that there is none.
             Step::RemoveId { .. } => !kernel.exists(REMOVE_ID),
             Step::MakeNodes => nodes::missing(kernel).is_empty(),
+            // One that has ended meanwhile opens nothing, and needs no thawing.
+            Step::Freeze { ctid } => kernel.text(&containers::freezer(*ctid)).is_none_or(|text| text == "1"),
+            Step::Thaw { ctid } => kernel.text(&containers::freezer(*ctid)).is_none_or(|text| text == "0"),
         })
     }
 
@@ -81,7 +93,11 @@ impl Step {
     pub fn share(&self, handoff: Duration) -> Duration {
         match self {
             // Each is milliseconds of work, unless the kernel's lock on the device is held by something stuck.
-            Step::Override { .. } | Step::RemoveId { .. } | Step::MakeNodes => handoff / 6,
+            Step::Override { .. }
+            | Step::RemoveId { .. }
+            | Step::MakeNodes
+            | Step::Freeze { .. }
+            | Step::Thaw { .. } => handoff / 6,
             Step::Unbind { .. } | Step::Unload { .. } => handoff / 3,
             // Starting a GPU takes the driver seconds.
             Step::Load { .. } | Step::Probe { .. } => handoff * 2 / 3,
@@ -94,7 +110,12 @@ impl Step {
             Step::Override { address, .. } | Step::Unbind { address, .. } | Step::Probe { address, .. } => {
                 slot_of(address)
             }
-            Step::Load { .. } | Step::Unload { .. } | Step::RemoveId { .. } | Step::MakeNodes => None,
+            Step::Load { .. }
+            | Step::Unload { .. }
+            | Step::RemoveId { .. }
+            | Step::MakeNodes
+            | Step::Freeze { .. }
+            | Step::Thaw { .. } => None,
         }
     }
 
@@ -109,6 +130,8 @@ impl Step {
             Step::Probe { driver, .. } => format!("bind to {driver}"),
             Step::RemoveId { .. } => "remove_id".to_string(),
             Step::MakeNodes => "device nodes".to_string(),
+            Step::Freeze { .. } => "freeze container".to_string(),
+            Step::Thaw { .. } => "thaw container".to_string(),
         }
     }
 
@@ -122,6 +145,7 @@ impl Step {
             }
             Step::RemoveId { vendor, device } => format!("{vendor:04x}:{device:04x}"),
             Step::MakeNodes => String::new(),
+            Step::Freeze { ctid } | Step::Thaw { ctid } => ctid.to_string(),
         }
     }
 }

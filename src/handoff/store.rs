@@ -2,6 +2,7 @@
 
 use super::journal::Journal;
 use super::record::{Owner, Record};
+use super::resume::ToStart;
 use super::wedge::Wedge;
 use crate::sys::{Kernel, Lock};
 use anyhow::{Context, Result};
@@ -15,6 +16,7 @@ use std::time::Duration;
 pub const DIRECTORY: &str = "/run/gpu-handoff";
 pub const LOCK: &str = "lock";
 const JOURNAL: &str = "journal";
+const TO_START: &str = "to-start";
 
 /// Reads by anybody.
 #[derive(Debug, Clone)]
@@ -100,6 +102,16 @@ impl Store {
         Wedge::parse(&bytes).map(Some).with_context(|| path.display().to_string())
     }
 
+    /// What was stopped for a handoff that is over, and does not run again yet.
+    ///
+    /// # Errors
+    /// Names the file when it cannot be read or understood.
+    pub fn to_start(&self) -> Result<Vec<ToStart>> {
+        let Some(bytes) = self.read(TO_START)? else { return Ok(Vec::new()) };
+        let path = self.directory.join(TO_START);
+        ToStart::parse_all(&bytes).with_context(|| path.display().to_string())
+    }
+
     /// Whether a call may be under way in this slot, so that what waits for its devices' locks must not even be read.
     /// A file that cannot be read tells nothing to the contrary.
     pub fn has_call(&self, kernel: &dyn Kernel, slot: &str) -> bool {
@@ -177,6 +189,12 @@ impl Locked<'_> {
     /// As [`Locked::remove`].
     pub fn end_journal(&self) -> Result<()> {
         self.unlink(JOURNAL)
+    }
+
+    /// # Errors
+    /// As [`Locked::save`].
+    pub fn set_to_start(&self, entries: &[ToStart]) -> Result<()> {
+        if entries.is_empty() { self.unlink(TO_START) } else { self.write(TO_START, &ToStart::to_json(entries)) }
     }
 
     /// # Errors

@@ -1,13 +1,14 @@
 //! The kernel this program runs on, or a tree of files that stands for one (`GPU_HANDOFF_ROOT`).
 
 use super::expendable::{LastAct, Request, Worker};
-use super::{ActError, Action, DeviceNumber, Kernel, Node, OpenDevice, Process, failpoints, program, terminate};
+use super::{ActError, Action, DeviceNumber, End, Kernel, Node, OpenDevice, Process, failpoints, program, terminate};
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -173,6 +174,37 @@ impl Kernel for Linux {
         let process = alive(&worker);
         *slot = Some(worker);
         process
+    }
+
+    fn end(&self, process: Process, how: End) -> io::Result<()> {
+        if !self.is_real() {
+            return Err(io::Error::other("not done under GPU_HANDOFF_ROOT"));
+        }
+        let signal = match how {
+            End::Ask => libc::SIGTERM,
+            End::Kill => libc::SIGKILL,
+        };
+        // SAFETY: pidfd_open takes two numbers and gives a descriptor that nobody else has.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
+        if fd < 0 {
+            let error = io::Error::last_os_error();
+            return if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
+        }
+        // SAFETY: as above.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        // Whoever has that PID now has kept it since the descriptor was made.
+        if self.process(process.pid) != Some(process) {
+            return Ok(());
+        }
+        // SAFETY: without a siginfo nothing is read from memory.
+        let sent = unsafe {
+            let none = std::ptr::null::<libc::siginfo_t>();
+            libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0)
+        };
+        match io::Error::last_os_error() {
+            error if sent < 0 && error.raw_os_error() != Some(libc::ESRCH) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn caller(&self) -> Option<Process> {

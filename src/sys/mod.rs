@@ -134,6 +134,12 @@ impl Process {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Ask,
+    Kill,
+}
+
 /// One device node that a process has open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenDevice {
@@ -177,6 +183,11 @@ pub trait Kernel {
     fn program(&self, path: &str, arguments: &[&str], limit: Duration) -> Result<String, ActError>;
     /// The process that will carry out the next action.
     fn worker(&self) -> Option<Process>;
+    /// Asks a process to end (SIGTERM) or ends it (SIGKILL); nothing when it has gone.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn end(&self, process: Process, how: End) -> io::Result<()>;
     /// The process that called this program: Proxmox's task, or somebody's shell.
     fn caller(&self) -> Option<Process> {
         None

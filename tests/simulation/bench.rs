@@ -81,7 +81,7 @@ pub struct Bench {
     pub kernel: SimKernel,
     pub store: Store,
     directory: PathBuf,
-    config: Config,
+    pub config: Config,
     story: Story,
     /// What was run since the last restore, for whoever must understand it.
     pub log: Vec<String>,
@@ -178,6 +178,9 @@ impl Bench {
                 },
             },
         };
+        if end != End::Killed {
+            self.resume();
+        }
         let is_alone = fault.is_some_and(|fault| fault.kind.leaves_nobody());
         self.kernel.end(end == End::Killed && !is_alone);
         let acts = self.kernel.acts.borrow().len();
@@ -190,6 +193,18 @@ impl Bench {
             self.log.push(format!("    {act:?}"));
         }
         Ran { end, acts, took }
+    }
+
+    /// systemd starts what was asked for.
+    fn resume(&mut self) {
+        while std::mem::take(&mut self.kernel.state.borrow_mut().hosted.resume) {
+            let took_place = self.kernel.fault_is_set(None);
+            let resumed = self.handoff().resume();
+            self.kernel.fault_is_set(took_place);
+            if let Err(stop) = resumed {
+                self.log.push(format!("resume: {}", stop.message));
+            }
+        }
     }
 
     /// Every worker that outlived its run starts reconcile as its last act. The last run of them, if there was one.
@@ -230,7 +245,7 @@ impl Bench {
 
     pub fn plan(&self, wish: &Wish) -> Option<gpu_handoff::handoff::plan::Plan> {
         match wish {
-            Wish::Leave(owner, slots) => self.handoff().plan_leave(owner, slots, &|_| false).ok(),
+            Wish::Leave(owner, slots) => self.handoff().intend(owner, slots, &|_| false).ok().map(|intent| intent.plan),
             Wish::Home(owner) => self.handoff().plan_home(&self.record(owner)?).ok(),
             Wish::Reconcile | Wish::Unfinished => None,
         }

@@ -33,6 +33,8 @@ impl State {
             ["proc", pid, file] if pid.parse::<i32>().is_ok() => self.proc_file(pid, file),
             ["lib", "modules", RELEASE, "modules.dep"] => Some("kernel/drivers/vfio/pci/vfio-pci.ko.xz:\n".to_string()),
             ["etc", "modprobe.d", MODPROBE_FILE] => Some(self.modprobe_file()),
+            ["sys", "fs", "cgroup", rest @ ..] => self.cgroup_file(rest),
+            ["etc", "pve", "lxc", file] => self.container_config(file),
             ["run", "qemu-server", file] => {
                 let vmid = file.strip_suffix(".pid").and_then(|id| id.parse().ok());
                 vmid.and_then(|id: u32| Some(format!("{}\n", self.pid_files.get(&id)?)))
@@ -166,6 +168,7 @@ impl State {
                 let inside = self.functions.iter().filter(|(_, f)| f.group.to_string() == *group);
                 inside.map(|(address, _)| address.clone()).collect()
             }
+            ["sys", "fs", "cgroup", "lxc"] => self.container_cgroups(),
             ["sys", "module", module, "holders"] => self.holders(module),
             ["proc", "driver", "nvidia", "gpus"] => {
                 self.functions.iter().filter(|(_, f)| f.minor.is_some()).map(|(a, _)| a.clone()).collect()

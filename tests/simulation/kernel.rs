@@ -6,7 +6,7 @@ use super::modules::driver_of_module;
 use super::pci::{Block, Reply};
 use super::sabotage::Sabotage;
 use super::state::{Hung, NodeState, State, Until, nvidia_number};
-use gpu_handoff::sys::{ActError, Action, DeviceNumber, Kernel, OpenDevice, Process};
+use gpu_handoff::sys::{ActError, Action, DeviceNumber, End, Kernel, OpenDevice, Process};
 use nix::libc;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -62,6 +62,11 @@ impl SimKernel {
         self.worker.set(None);
         self.caller.set(None);
         self.looks.set(0);
+    }
+
+    /// Puts another fault, or none, in the way; what was there before.
+    pub fn fault_is_set(&self, fault: Option<Fault>) -> Option<Fault> {
+        self.fault.replace(fault)
     }
 
     /// Whoever opened a node unseen closes it. True when a call that hung came back for that.
@@ -387,8 +392,14 @@ impl Kernel for SimKernel {
         state.living().flat_map(of).collect()
     }
 
-    fn program(&self, path: &str, _arguments: &[&str], _limit: Duration) -> Result<String, ActError> {
-        Err(ActError::Program(format!("{path} is not installed")))
+    fn program(&self, path: &str, arguments: &[&str], _limit: Duration) -> Result<String, ActError> {
+        self.look();
+        self.advance(ACT);
+        let said = self.state.borrow_mut().program(path, arguments);
+        if said.is_none() {
+            self.note_not_modelled(&format!("{path} {}", arguments.join(" ")));
+        }
+        said.unwrap_or_else(|| Err(format!("{path} is not installed"))).map_err(ActError::Program)
     }
 
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError> {
@@ -443,6 +454,14 @@ impl Kernel for SimKernel {
             self.worker.set(Some(Process { pid, start: state.processes[&pid].start }));
         }
         self.worker.get()
+    }
+
+    fn end(&self, process: Process, _: End) -> io::Result<()> {
+        self.look();
+        if self.process(process.pid) == Some(process) {
+            self.state.borrow_mut().end_process(process.pid);
+        }
+        Ok(())
     }
 
     fn caller(&self) -> Option<Process> {

@@ -1,5 +1,6 @@
 //! The machines that handoffs are tried on, and what they look like at home.
 
+use super::hosted::Running;
 use super::state::{NodeState, Pci, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -159,6 +160,7 @@ pub struct AtHome {
     /// Loaded modules but for vfio_pci, which stays once it is needed.
     pub modules: BTreeSet<String>,
     pub vfio_ids: BTreeSet<(u16, u16)>,
+    pub running: Running,
 }
 
 impl AtHome {
@@ -171,6 +173,7 @@ impl AtHome {
             functions: functions.collect(),
             modules: state.modules.iter().filter(|m| *m != "vfio_pci").cloned().collect(),
             vfio_ids: state.vfio_ids.iter().copied().collect(),
+            running: state.running(),
         }
     }
 
@@ -191,6 +194,7 @@ impl AtHome {
         if now.modules != self.modules {
             lines.push(format!("modules are {:?}, at home {:?}", now.modules, self.modules));
         }
+        lines.extend(now.running.difference(&self.running));
         // Without vfio-pci there are no ids; once it is loaded, the administrator's are there.
         let administrators: BTreeSet<(u16, u16)> = state.static_ids.iter().copied().collect();
         if state.drivers.contains(&"vfio-pci") && now.vfio_ids != administrators {

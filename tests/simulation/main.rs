@@ -13,6 +13,7 @@ mod cases;
 mod check;
 mod faults;
 mod files;
+mod hosted;
 mod kernel;
 mod machine;
 mod modules;

@@ -92,6 +92,15 @@ pub fn check_leave(state: &State, plan: &Plan, slots: &[String]) -> Check {
         order.rule(arrives, || format!("{address} never gets to vfio-pci"))?;
     }
     let first_unbind = order.find(|step| matches!(step, Step::Unbind { .. }));
+    let first_release = order.find(|step| matches!(step, Step::Unload { .. } | Step::Unbind { .. }));
+    let first_probe = order.find(|step| matches!(step, Step::Probe { .. }));
+    for (index, step) in order.steps.iter().enumerate() {
+        let Step::Freeze { ctid } = step else { continue };
+        let thawed = order.find(|step| matches!(step, Step::Thaw { ctid: other } if other == ctid));
+        order.rule(first_release.is_some_and(|release| index < release), || format!("{step} comes too late"))?;
+        let in_time = thawed.is_some_and(|thawed| index < thawed && first_probe.is_none_or(|probe| thawed < probe));
+        order.rule(in_time, || format!("{step} outlasts the release"))?;
+    }
     for (index, step) in order.steps.iter().enumerate() {
         match step {
             Step::Unload { module } => {
@@ -207,7 +216,8 @@ pub fn objections(plan: &Plan, check: &dyn Fn(&Plan) -> Check) -> Result<usize, 
                 let stranger = Step::Unbind { address: "0000:77:00.0".to_string(), driver: driver.clone() };
                 other[index] = (*phase, stranger);
             }
-            Step::Load { .. } | Step::Unload { .. } | Step::MakeNodes => continue,
+            Step::Thaw { .. } => drop(other.remove(index)),
+            Step::Load { .. } | Step::Unload { .. } | Step::MakeNodes | Step::Freeze { .. } => continue,
         }
         spoilt.push((format!("without or with another place for {step}"), other));
     }

@@ -100,6 +100,11 @@ impl State {
         {
             return self.write_override(address, data);
         }
+        if let Some(ctid) =
+            path.strip_prefix("/sys/fs/cgroup/lxc/").and_then(|rest| rest.strip_suffix("/cgroup.freeze"))
+        {
+            return if self.freeze(ctid, data) { Reply::Done } else { Reply::Errno(libc::ENOENT) };
+        }
         match path.strip_prefix("/sys/bus/pci/") {
             Some("drivers_probe") => self.probe(data),
             Some("drivers/vfio-pci/remove_id") if self.drivers.contains(&"vfio-pci") => self.remove_id(data),

@@ -4,6 +4,7 @@ use super::bench::{Bench, Wish, World};
 use super::faults::{Fault, Kind};
 use super::machine::{AtHome, Home, Machine, slot};
 use super::state::{CONTROL_MINOR, State, nvidia_number};
+use gpu_handoff::config::{Config, Policy};
 use gpu_handoff::handoff::record::Owner;
 use std::fmt;
 use std::time::Duration;
@@ -59,6 +60,18 @@ pub enum Busy {
     SecondNode,
     /// Has nvidiactl open and nothing else.
     Control,
+    /// Units, containers and a program that the policy has stopped.
+    Everybody,
+}
+
+impl Busy {
+    fn policy(self) -> Policy {
+        let text: &[u8] = match self {
+            Busy::Everybody => br#"{"policy":{"process":"kill","unit":"stop","container":"stop"}}"#,
+            _ => b"{}",
+        };
+        Config::parse(text).unwrap_or_default().policy
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -95,10 +108,11 @@ impl Setup {
     /// When what leads there did not go as it must.
     pub fn prepare(&self, bench: &mut Bench) -> Result<Option<Ready>, String> {
         let mut state = self.machine.build();
-        let home = AtHome::of(&state);
         if !occupy(&mut state, self.busy) {
             return Ok(None);
         }
+        let home = AtHome::of(&state);
+        bench.config.policy = self.busy.policy();
         if self.is_beyond() {
             return Ok(None);
         }
@@ -172,6 +186,12 @@ impl Setup {
         use Home::{Mixed, Nouveau, Nvidia, Unbound};
         use Way::{FromHand, FromVm, FromVmLate, OverHand, Reconcile, Takeover, TakeoverHalf, ToVm, TwoHalves};
         let machine = &self.machine;
+        if self.busy == Busy::Everybody {
+            let plain = machine.functions == 2 && !machine.modeset && !machine.poller && machine.vfio_loaded;
+            let alone = (machine.homes, machine.version) == ((Nvidia, None), "565.77");
+            let beside = (machine.homes, machine.version) == ((Nvidia, Some(Nvidia)), "580.105.08") && self.take == [1];
+            return plain && (alone || beside);
+        }
         if self.busy != Busy::Nobody {
             return false;
         }
@@ -259,6 +279,7 @@ pub fn occupy(state: &mut State, busy: Busy) -> bool {
         Busy::Second => minor(state, 2).map(|node| vec![node, control, state.uvm_number()]),
         Busy::SecondNode => minor(state, 2).map(|node| vec![node]),
         Busy::Control => minor(state, 1).map(|_| vec![control]),
+        Busy::Everybody => return state.host_everybody(),
     };
     let Some(open) = open else { return false };
     state.start_process("user", "0::/system.slice/user.service\n", open);
@@ -322,6 +343,9 @@ pub fn setups() -> Vec<Setup> {
                 for way in [Way::ToVm, Way::ToHand] {
                     setups.push(Setup { machine, take: take.to_vec(), way, busy });
                 }
+            }
+            for way in [Way::ToVm, Way::FromVm, Way::Takeover, Way::TakeoverHalf, Way::Reconcile] {
+                setups.push(Setup { machine, take: take.to_vec(), way, busy: Busy::Everybody });
             }
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Time is virtual. Everything can be cloned, so that a case begins from exactly the machine that another began from.
 
+use super::hosted::Hosted;
 use gpu_handoff::sys::{Action, DeviceNumber, Process};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -46,6 +47,7 @@ pub struct State {
     pub outlived: Vec<Process>,
     /// Somebody looks at `/dev/nvidia0` all the time: a dead node makes the kernel load nvidia.
     pub poller: bool,
+    pub hosted: Hosted,
     pub next_pid: i32,
 }
 
@@ -134,6 +136,7 @@ impl State {
             hung: Vec::new(),
             outlived: Vec::new(),
             poller: false,
+            hosted: Hosted::default(),
             next_pid: FIRST_PID,
         }
     }

@@ -1,0 +1,163 @@
+//! Makes way for a handoff: units and containers are stopped, processes ended, until nobody uses the GPU any more.
+//!
+//! What is stopped is on record before it is stopped. Whether it has stopped is judged by how things are: under HA a
+//! container's stop is only queued, whatever the command says.
+
+use super::policy::Halt;
+use super::record::{Record, Stopped};
+use super::store::Locked;
+use super::{Handoff, LOOK_AGAIN};
+use crate::gpu::containers;
+use crate::gpu::holders::{Holder, Watched};
+use crate::sys::End;
+use crate::systemd;
+use std::time::Duration;
+
+/// Who is stopped may have been watched by something that starts another: so often it is tried.
+const ROUNDS: usize = 4;
+
+/// A process that is asked to end has this long before it is killed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A container that does not shut down by itself is stopped hard when this much of the time is left.
+const FORCE: Duration = Duration::from_secs(10);
+
+/// The phase's name in the log.
+pub(super) const PHASE: &str = "stop";
+
+pub(super) const PCT: &str = "/usr/sbin/pct";
+
+/// Who must go, given who uses the GPU at that moment; the error is who keeps it.
+type Decide<'a> = &'a dyn Fn(&[Holder]) -> Result<Vec<Halt>, Vec<Holder>>;
+
+/// How making way went.
+#[derive(Debug, Default)]
+pub(super) struct Way {
+    /// None when nobody had to go.
+    pub took: Option<Duration>,
+    /// Why somebody still uses the GPU.
+    pub problem: Option<String>,
+}
+
+impl Handoff<'_> {
+    /// Until two looks one after the other find nobody. What was stopped is on record, whatever comes of it.
+    pub(super) fn make_way(
+        &self,
+        locked: &Locked,
+        record: &mut Record,
+        mut halts: Vec<Halt>,
+        watched: &Watched,
+        decide: Decide,
+    ) -> Way {
+        if halts.is_empty() {
+            return Way::default();
+        }
+        let begin = self.kernel.now();
+        let end = begin + self.config.stop;
+        let mut done = Vec::new();
+        let mut rounds = || -> Result<(), String> {
+            for _ in 0..ROUNDS {
+                self.halt_all(locked, record, &halts, end, &mut done)?;
+                halts = self.who_is_left(watched, decide)?;
+                if halts.is_empty() {
+                    // Somebody who was between two calls at the first look is there at the second.
+                    self.kernel.sleep(LOOK_AGAIN);
+                    halts = self.who_is_left(watched, decide)?;
+                }
+                if halts.is_empty() {
+                    return Ok(());
+                }
+            }
+            Err("others take the place of who was stopped".to_string())
+        };
+        let problem = rounds().err();
+        done.extend(problem.as_ref().map(|problem| format!("FAILED {problem}")));
+        let took = self.kernel.now().saturating_sub(begin);
+        self.story.phase(PHASE, took, &done.join(", "));
+        Way { took: Some(took), problem }
+    }
+
+    fn who_is_left(&self, watched: &Watched, decide: Decide) -> Result<Vec<Halt>, String> {
+        decide(&watched.holders(self.kernel)).map_err(|keepers| {
+            let who: Vec<String> = keepers.iter().map(ToString::to_string).collect();
+            format!("meanwhile {}", who.join(", "))
+        })
+    }
+
+    fn halt_all(
+        &self,
+        locked: &Locked,
+        record: &mut Record,
+        halts: &[Halt],
+        end: Duration,
+        done: &mut Vec<String>,
+    ) -> Result<(), String> {
+        for halt in halts {
+            match halt {
+                Halt::Stop(what) => {
+                    if !record.stopped.contains(what) {
+                        record.stopped.push(what.clone());
+                    }
+                    locked.save(record).map_err(|error| format!("{error:#}"))?;
+                    self.stop(what, end)?;
+                    done.push(what.to_string());
+                }
+                Halt::Kill { pid, command } => {
+                    self.kill(*pid, command, end)?;
+                    done.push(format!("PID {pid} ({command})"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stop(&self, what: &Stopped, end: Duration) -> Result<(), String> {
+        let left = end.saturating_sub(self.kernel.now());
+        // Both go on by themselves: a run that is killed meanwhile leaves nothing half asked for.
+        let asked = match what {
+            Stopped::Unit(unit) => systemd::stop(self.kernel, unit),
+            Stopped::Container(ctid) => {
+                let timeout = left.saturating_sub(FORCE).as_secs().max(1).to_string();
+                let id = ctid.to_string();
+                let line = [PCT, "shutdown", &id, "--forceStop", "1", "--timeout", &timeout];
+                systemd::run_transient(self.kernel, &format!("gpu-handoff-stop-{ctid}"), &line)
+            }
+        };
+        asked.map_err(|error| format!("{what} does not stop: {error}"))?;
+        self.wait_until(end, || match what {
+            Stopped::Unit(unit) => matches!(systemd::state(self.kernel, unit).as_deref(), Some("inactive" | "failed")),
+            Stopped::Container(ctid) => !containers::runs(self.kernel, *ctid),
+        })
+        .map_err(|why| format!("{what} does not stop ({why})"))
+    }
+
+    /// Asked first; killed when that does not help.
+    fn kill(&self, pid: i32, command: &str, end: Duration) -> Result<(), String> {
+        let Some(process) = self.kernel.process(pid) else { return Ok(()) };
+        for how in [End::Ask, End::Kill] {
+            self.kernel.end(process, how).map_err(|error| format!("PID {pid} ({command}) does not end: {error}"))?;
+            let enough = end.min(self.kernel.now() + GRACE);
+            let gone = self.wait_until(enough, || self.kernel.process(pid) != Some(process));
+            if gone.is_ok() {
+                return Ok(());
+            }
+        }
+        Err(format!("PID {pid} ({command}) does not end"))
+    }
+
+    fn wait_until(&self, end: Duration, is_so: impl Fn() -> bool) -> Result<(), String> {
+        let begin = self.kernel.now();
+        loop {
+            if is_so() {
+                return Ok(());
+            }
+            if self.kernel.is_asked_to_end() {
+                return Err("asked to end".to_string());
+            }
+            if self.kernel.now() >= end {
+                return Err(format!("after {} s", self.kernel.now().saturating_sub(begin).as_secs()));
+            }
+            self.kernel.sleep(LOOK_AGAIN);
+        }
+    }
+}
