@@ -58,8 +58,7 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
         }
     }
     let releases = |function: &Function| function.driver.as_deref().is_some_and(|driver| driver != VFIO_PCI);
-    let freezes = facts.functions().any(releases);
-    if freezes {
+    if facts.functions().any(releases) {
         plan.extend(record.frozen.iter().map(|ctid| (Phase::Release, Step::Freeze { ctid: *ctid })));
     }
     let mut reload_drm = false;
@@ -82,9 +81,8 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
             plan.push((Phase::Release, unbind(&function.address, driver)));
         }
     }
-    if freezes {
-        plan.extend(thaw(record));
-    }
+    // Also one that a handoff which was killed had frozen.
+    plan.extend(thaw(record));
     for function in facts.functions().filter(|f| !f.is_on(VFIO_PCI)) {
         plan.push((Phase::Bind, probe(&function.address, VFIO_PCI)));
     }

@@ -178,9 +178,7 @@ impl Bench {
                 },
             },
         };
-        if end != End::Killed {
-            self.resume();
-        }
+        self.resume();
         let is_alone = fault.is_some_and(|fault| fault.kind.leaves_nobody());
         self.kernel.end(end == End::Killed && !is_alone);
         let acts = self.kernel.acts.borrow().len();

@@ -200,6 +200,8 @@ pub fn objections(plan: &Plan, check: &dyn Fn(&Plan) -> Check) -> Result<usize, 
     {
         spoilt.push(("turned round".to_string(), plan.iter().rev().cloned().collect()));
     }
+    // Thawing what an earlier handoff left frozen may be needless.
+    let has_frozen = |ctid: u32| plan.iter().any(|(_, step)| *step == Step::Freeze { ctid });
     for (index, (phase, step)) in plan.iter().enumerate() {
         let mut other = plan.clone();
         match step {
@@ -216,8 +218,10 @@ pub fn objections(plan: &Plan, check: &dyn Fn(&Plan) -> Check) -> Result<usize, 
                 let stranger = Step::Unbind { address: "0000:77:00.0".to_string(), driver: driver.clone() };
                 other[index] = (*phase, stranger);
             }
-            Step::Thaw { .. } => drop(other.remove(index)),
-            Step::Load { .. } | Step::Unload { .. } | Step::MakeNodes | Step::Freeze { .. } => continue,
+            Step::Thaw { ctid } if has_frozen(*ctid) => drop(other.remove(index)),
+            Step::Load { .. } | Step::Unload { .. } | Step::MakeNodes | Step::Freeze { .. } | Step::Thaw { .. } => {
+                continue;
+            }
         }
         spoilt.push((format!("without or with another place for {step}"), other));
     }
