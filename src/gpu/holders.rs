@@ -45,7 +45,7 @@ impl Holder {
         match &self.place {
             Place::Container(id) => format!("pct stop {id}"),
             Place::Vm(id) => format!("qm stop {id}"),
-            Place::Unit(name) if name.ends_with(".service") => format!("systemctl stop {name}"),
+            Place::Unit(name) if is_service(name) => format!("systemctl stop {name}"),
             _ => format!("kill {}", self.pid),
         }
     }
@@ -226,10 +226,21 @@ fn place(cgroup: &str) -> Place {
     if let Some(Ok(id)) = parts.iter().find_map(|part| part.strip_prefix("lxc.payload.")).map(str::parse) {
         return Place::Container(id);
     }
-    match parts.iter().rev().find(|part| is_unit(part)) {
+    // The outermost is systemd's; below it is what that unit makes of its cgroup.
+    match parts.iter().find(|part| is_unit(part)) {
         Some(unit) => Place::Unit((*unit).to_string()),
         None => Place::Unknown,
     }
+}
+
+/// Units in which others' processes run: stopping one would end far more than what uses the GPU, down to the very task
+/// that starts the VM. What uses the GPU there counts as a mere process.
+const MACHINERY: [&str; 9] =
+    ["pve", "qmeventd", "spiceproxy", "ssh", "user@", "systemd-", "dbus", "getty@", "serial-getty@"];
+
+/// One that systemd can stop and start again: a scope, such as a login session, is gone for good when it is stopped.
+pub fn is_service(unit: &str) -> bool {
+    unit.ends_with(".service") && !MACHINERY.iter().any(|begin| unit.starts_with(begin))
 }
 
 /// Somebody who was given a cgroup may name those below it as he likes: what systemd could not have named is no unit
@@ -251,6 +262,8 @@ mod tests {
         let unit = Place::Unit("nvidia-persistenced.service".to_string());
         assert_eq!(place("1:name=x:/\n0::/system.slice/nvidia-persistenced.service"), unit);
         assert_eq!(place("0::/user.slice/user-0.slice/session-3.scope"), Place::Unit("session-3.scope".to_string()));
+        let docker = "0::/system.slice/docker.service/x/inner.service";
+        assert_eq!(place(docker), Place::Unit("docker.service".to_string()));
         let unit = Place::Unit("user@1000.service".to_string());
         assert_eq!(place("0::/user.slice/user@1000.service/x; reboot.service"), unit);
         assert_eq!(place("0::/user.slice/u/qemu.slice/111.scope"), Place::Unit("111.scope".to_string()));

@@ -2,7 +2,7 @@
 
 use super::record::Stopped;
 use crate::config::{ForContainer, Policy};
-use crate::gpu::holders::{Holder, Place};
+use crate::gpu::holders::{Holder, Place, is_service};
 use std::fmt;
 
 /// One that must go.
@@ -37,11 +37,6 @@ const NVIDIA_SERVICES: [&str; 11] = [
     "nvidia-powerd",
     "nvidia-persistenced",
 ];
-
-/// Units in which others' processes run: stopping one would end far more than what uses the GPU, down to the very task
-/// that starts the VM. What uses the GPU there counts as a mere process.
-const MACHINERY: [&str; 9] =
-    ["pve", "qmeventd", "spiceproxy", "ssh", "user@", "systemd-", "dbus", "getty@", "serial-getty@"];
 
 pub fn is_nvidia_service(unit: &str) -> bool {
     unit.strip_suffix(".service").is_some_and(|name| NVIDIA_SERVICES.contains(&name))
@@ -93,11 +88,6 @@ fn halt(policy: &Policy, holder: &Holder) -> Option<Halt> {
         }
         Place::Unit(_) | Place::Unknown => kill(),
     }
-}
-
-/// One that systemd can start again: a scope, such as a login session, is gone for good when it is stopped.
-fn is_service(unit: &str) -> bool {
-    unit.ends_with(".service") && !MACHINERY.iter().any(|begin| unit.starts_with(begin))
 }
 
 fn rank(halt: &Halt) -> usize {

@@ -159,16 +159,20 @@ impl Record {
             .iter()
             .map(|f| json!({"slot": f.slot, "address": f.address, "driver": f.driver, "module": f.module}))
             .collect();
-        json!({
+        let mut document = json!({
             "schema": SCHEMA,
             "progress": progress_word(self.progress),
             "functions": functions,
             "modules": self.modules,
-            "stopped": self.stopped.iter().map(Stopped::to_json).collect::<Vec<_>>(),
-            "frozen": self.frozen,
             "caller": self.caller.map(|caller| json!({"pid": caller.pid, "start": caller.start})),
-        })
-        .to_string()
+        });
+        if !self.stopped.is_empty() {
+            document["stopped"] = self.stopped.iter().map(Stopped::to_json).collect();
+        }
+        if !self.frozen.is_empty() {
+            document["frozen"] = json!(self.frozen);
+        }
+        document.to_string()
     }
 
     /// # Errors
@@ -195,7 +199,7 @@ impl Record {
     }
 }
 
-/// A list that the first versions did not write.
+/// A list that is not written when it is empty.
 fn later_list<T>(value: &Value, name: &str, parse: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>> {
     let Some(list) = value.get(name) else { return Ok(Vec::new()) };
     let list = list.as_array().with_context(|| format!("{name}: no list"))?;
@@ -262,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_older_version_wrote_is_read() {
+    fn lists_that_are_not_there_are_empty() {
         let text = r#"{"schema":1,"progress":"away","functions":[],"modules":[],"caller":null}"#;
         let record = Record::parse(Owner::Vm(1), text.as_bytes()).unwrap();
         assert_eq!((record.stopped, record.frozen), (Vec::new(), Vec::new()));

@@ -10,6 +10,7 @@ mod by_hand;
 mod files;
 mod guests;
 mod holders;
+mod policy;
 mod runs;
 mod status;
 
