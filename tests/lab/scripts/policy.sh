@@ -1,0 +1,118 @@
+#!/bin/bash
+# Who uses the card is refused or stopped, as the policy says; what was stopped runs again when the card is home.
+# lab: --timeout 900
+# lab: --gpus 2 --timeout 900
+# shellcheck source-path=SCRIPTDIR source=handoff.sh
+. "${0%/*}/handoff.sh"
+
+remember_home
+at_home=$(snapshot)
+mkdir -p "${config%/*}"
+
+# service NAME NODE…: a unit that has the nodes open and takes a moment to stop
+service() {
+    local name=$1
+    shift
+    cat >"/run/systemd/system/$name.service" <<END
+[Service]
+ExecStart=/usr/bin/perl -e 'for (@ARGV) { open my \$f, "<", \$_ or exit 9; push @f, \$f } \$SIG{TERM} = sub { select undef, undef, undef, 0.2; exit 0 }; sleep 10000' $*
+END
+    begin "$name" "$1"
+}
+begin() { # begin NAME NODE: again, after its file was changed
+    systemctl daemon-reload
+    systemctl restart "$1"
+    within 10 has_open "$(pid_of "$1")" "$2" 2>/dev/null
+}
+pid_of() { systemctl show --value -p MainPID "$1"; }
+state() { systemctl is-active "$1"; }
+runs() { [ "$(state "$1")" = active ]; }
+policy() { printf '{"policy":%s,"time":{"stop_s":30}}\n' "$1" >"$config"; }
+# A program in a scope of its own, as in a login session.
+program() { # program NODE
+    systemd-run --quiet --scope --unit=session-9 perl -e 'open F, "<", shift; open O, ">", "/run/held"; sleep 10000' "$1" \
+        </dev/null >/dev/null 2>&1 &
+    within 10 test -e /run/held
+    rm -f /run/held
+    program=$(pgrep -f 'open F, "<", shift; open O')
+}
+
+# ---- NVIDIA's services are stopped by default, also one that does not have the card open at this moment ----
+service nvidia-persistenced /dev/nvidiactl /dev/nvidia0
+service nvidia-powerd /dev/null
+works 'services: plan' gpu-handoff plan 111
+ok 'the plan says so' grep -q 'stop  *stop nvidia-persistenced.service' /run/call.out
+policy '{"nvidia_services":"refuse"}'
+call $hook 111 pre-start
+exits 'services refused' 3
+quick 'services refused' 1500
+says 'services refused' 'nvidia-persistenced.service' 'systemctl stop nvidia-persistenced.service'
+untouched 'services refused' "$at_home"
+is 'services refused: still' active "$(state nvidia-persistenced)"
+rm "$config"
+persistenced=$(pid_of nvidia-persistenced)
+works 'services: qm start' qm start 111
+in_vm 'services' $slot1 111
+says 'services' ' stop ' 'nvidia-powerd.service, nvidia-persistenced.service'
+if [ "$LAB_GPUS" = 1 ]; then
+    is 'services: with the VM' inactive "$(state nvidia-persistenced)"
+else # they serve the card that stays
+    ok 'services: with the VM, for the other card' within 20 runs nvidia-persistenced
+fi
+works 'services: qm stop' qm stop 111
+is_home 'services'
+ok 'services: persistenced runs again' within 30 runs nvidia-persistenced
+ok 'services: powerd runs again' within 30 runs nvidia-powerd
+ok 'services: it is another process' [ "$(pid_of nvidia-persistenced)" != "$persistenced" ]
+ok 'services: nothing waits to be started' within 30 test ! -e $records/to-start
+systemctl stop nvidia-persistenced nvidia-powerd
+
+# ---- another unit, a program, and both ----
+service ollama /dev/nvidia0 /dev/nvidia-uvm
+program /dev/nvidia0
+policy '{"unit":"stop"}'
+call $hook 111 pre-start
+exits 'a program keeps it' 3
+says 'a program keeps it' "PID $program (perl, session-9.scope)" "kill $program"
+is 'a program keeps it: nobody is stopped' active "$(state ollama)"
+untouched 'a program keeps it' "$at_home"
+policy '{"unit":"stop","process":"kill"}'
+works 'unit and program: pre-start' $hook 111 pre-start
+in_no_vm 'unit and program' $slot1
+ok 'the program has ended' has_gone "$program"
+is 'the unit has stopped' inactive "$(state ollama)"
+works 'unit and program: post-stop' $hook 111 post-stop
+is_home 'unit and program'
+ok 'the unit runs again' within 30 runs ollama
+ok 'and has the card' within 10 has_open "$(pid_of ollama)" /dev/nvidia0
+
+# ---- the handoff fails after all: what was stopped runs again ----
+service deaf /dev/nvidia0
+sed -i 's/sub {.*exit 0 }/"IGNORE"/; s/\[Service\]/[Service]\nTimeoutStopSec=60/' /run/systemd/system/deaf.service
+begin deaf /dev/nvidia0
+printf '{"policy":{"unit":"stop"},"time":{"stop_s":3}}\n' >"$config"
+call $hook 111 pre-start
+exits 'one does not stop' 1
+quick 'one does not stop' 15000
+says 'one does not stop' 'deaf.service does not stop (after ' "$slot1 is back where it was"
+systemctl kill -s KILL deaf
+is_home 'one does not stop'
+ok 'the other unit runs again' within 30 runs ollama
+systemctl stop deaf
+policy '{"unit":"stop"}'
+
+# ---- killed in the middle of stopping: who comes next finishes it ----
+service slow /dev/nvidia0
+sed -i 's/undef, 0.2/undef, 3/' /run/systemd/system/slow.service
+begin slow /dev/nvidia0
+$hook 111 pre-start </dev/null >/dev/null 2>&1 &
+job=$!
+ok 'one is being stopped' within 20 grep -q slow.service $records/vm-111
+kill -KILL $job
+ok 'killed: the record knows what was stopped' grep -q slow.service $records/vm-111
+ok 'killed: home by itself' within 30 test ! -e $records/vm-111
+is_home 'killed'
+ok 'killed: the unit runs again' within 30 runs slow
+ok 'killed: the other unit runs again' within 30 runs ollama
+systemctl stop slow ollama
+finish
