@@ -1,7 +1,7 @@
 //! A person asks: `to-vfio` and `to-nvidia`. What is done by hand lasts until the opposite call or a reboot.
 
 use crate::App;
-use crate::gpu::inventory::{self, VFIO_PCI, slot_of};
+use crate::gpu::inventory::{self, VFIO_PCI, long_form, slot_of};
 use crate::gpu::{Slot, inventory::nvidia_slots};
 use crate::handoff::home::Asker;
 use crate::handoff::leave::unknown_home;
@@ -143,8 +143,7 @@ fn choose(kernel: &dyn Kernel, named: Option<&str>) -> Result<String> {
             }
         };
     };
-    let long = if named.matches(':').count() == 1 { format!("0000:{named}") } else { named.to_string() };
-    let long = long.to_ascii_lowercase();
+    let long = long_form(named);
     let with_function = if long.contains('.') { long } else { format!("{long}.0") };
     let address = slot_of(&with_function)
         .ok_or_else(|| Stop::usage(format!("{named} is no slot; a slot is written like 0000:01:00")))?;

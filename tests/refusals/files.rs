@@ -127,6 +127,14 @@ fn a_mistake_in_the_configuration() {
             r#"{"gpus":{"0000:01:00":{"home":"amdgpu"}}}"#,
             "gpus.0000:01:00.home: expected auto or nvidia or nouveau or vfio-pci or none, got \"amdgpu\"",
         ),
+        (
+            r#"{"gpus":{"0000:01:00.1":{"home":"none"}}}"#,
+            "gpus.0000:01:00.1: no slot; a slot is written like 0000:01:00",
+        ),
+        (
+            r#"{"gpus":{"01:00":{"home":"none"},"0000:01:00":{"home":"none"}}}"#,
+            "gpus.01:00: the same slot as 0000:01:00",
+        ),
         (r#"{"policy":{"containers":{"web":"stop"}}}"#, "policy.containers.web: unknown key"),
         ("{\n  \"time\": }", "expected value at line 2 column 11"),
     ] {
