@@ -106,12 +106,15 @@ impl Handoff<'_> {
 
     /// Records that know something of these slots.
     fn earlier_records(&self, owner: &Owner, slots: &[Slot]) -> Result<Vec<Record>> {
+        self.refuse_unreadable(owner, slots)?;
         let mut earlier = Vec::new();
         for record in self.store.each_record() {
             let record = match record {
                 Ok(record) => record,
                 Err(error) => {
-                    self.refuse_unknown_homes(slots, &format!("{error:#}"))?;
+                    let problem = format!("{error:#}");
+                    refuse_unknown_homes(slots, &problem)?;
+                    self.story.warn(&problem);
                     continue;
                 }
             };
@@ -134,13 +137,18 @@ impl Handoff<'_> {
         Ok(earlier)
     }
 
-    /// A record that cannot be read may be the one that knows where a slot on vfio-pci is at home.
-    fn refuse_unknown_homes(&self, slots: &[Slot], problem: &str) -> Result<()> {
-        if let Some(away) = slots.iter().flat_map(|slot| &slot.functions).find(|function| function.is_on(VFIO_PCI)) {
-            return Err(unknown_home(&away.address, problem));
-        }
-        self.story.warn(problem);
-        Ok(())
+    /// The owner's own record would be written over: what stands in it must not be lost.
+    fn refuse_unreadable(&self, owner: &Owner, slots: &[Slot]) -> Result<()> {
+        let Err(error) = self.store.record(owner) else { return Ok(()) };
+        let problem = format!("{error:#}");
+        refuse_unknown_homes(slots, &problem)?;
+        let titles: Vec<&str> = slots.iter().map(|slot| slot.address.as_str()).collect();
+        Err(Stop::refused(format!(
+            "{} was not touched: an earlier record of {owner} cannot be read: {problem}; if gpu-handoff --status shows \
+             the card at home, remove that file; then {}",
+            titles.join(" "),
+            again(owner)
+        )))
     }
 
     /// Where every function is at home: what an earlier record says, else what the configuration says, else here.
@@ -275,6 +283,14 @@ impl Handoff<'_> {
             record.slot()
         );
         Err(if failed.out_of_time { Stop::overrun(message) } else { Stop::failed(message) })
+    }
+}
+
+/// A record that cannot be read may be the one that knows where a slot on vfio-pci is at home.
+fn refuse_unknown_homes(slots: &[Slot], problem: &str) -> Result<()> {
+    match slots.iter().flat_map(|slot| &slot.functions).find(|function| function.is_on(VFIO_PCI)) {
+        Some(away) => Err(unknown_home(&away.address, problem)),
+        None => Ok(()),
     }
 }
 
