@@ -3,6 +3,7 @@
 use crate::App;
 use crate::gpu::inventory::{self, VFIO_PCI, long_form, slot_of};
 use crate::gpu::{Slot, inventory::nvidia_slots};
+use crate::handoff::attempt::Direction;
 use crate::handoff::home::Asker;
 use crate::handoff::leave::unknown_home;
 use crate::handoff::plan::{self, Plan};
@@ -38,7 +39,9 @@ pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
 pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
     let slot = choose(&app.kernel, slot)?;
     let config = app.config_for_verb()?;
-    let records = away(app, &slot)?;
+    let by_hand = Owner::Manual(slot.clone());
+    let records = away(app, &slot)
+        .inspect_err(|stop| app.handoff(&config).note_refused(Direction::Home, &by_hand, &[&slot], stop))?;
     if records.is_empty() {
         app.story.say(&already_home(&app.kernel, &slot));
     }

@@ -1,5 +1,6 @@
 //! Slots leave the host: to a VM that starts, or to vfio-pci by hand.
 
+use super::attempt::{Attempt, Direction};
 use super::facts::Facts;
 use super::home::TimeBox;
 use super::home::unreadable;
@@ -7,7 +8,7 @@ use super::plan::{self, Plan};
 use super::record::{HomeOf, Owner, Progress, Record};
 use super::run::{OnFailure, Outcome};
 use super::store::Locked;
-use super::{Direction, Handoff, Last, again, check, is_with};
+use super::{Handoff, again, check, is_with};
 use crate::config::Home;
 use crate::gpu::holders::{Place, Reach, Watched};
 use crate::gpu::inventory::{self, Function, Slot, VFIO_PCI};
@@ -37,15 +38,30 @@ impl Handoff<'_> {
     /// Refused with nothing touched, or failed and rolled back, or wedged.
     pub fn leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<()> {
         let names: Vec<&str> = slots.iter().map(String::as_str).collect();
-        let locked = self.lock(self.config.lock, &names, &again(owner))?;
+        let locked = self.lock(self.config.lock, &names, &again(owner));
+        let locked = locked.inspect_err(|stop| self.note_refused(Direction::Vfio, owner, &names, stop))?;
         self.finish_others(&locked, owner);
-        let begin = self.kernel.now();
+        let mut attempt = Attempt::new(Direction::Vfio, owner, &names, self.kernel.now());
+        let done = self.leave_locked(&locked, &mut attempt, owner, slots, listed);
+        self.note(Some(&locked), attempt, done.as_ref().err());
+        done
+    }
+
+    fn leave_locked(
+        &self,
+        locked: &Locked,
+        attempt: &mut Attempt,
+        owner: &Owner,
+        slots: &[String],
+        listed: &dyn Fn(&str) -> bool,
+    ) -> Result<()> {
+        let begin = attempt.begin;
         let Intent { record, abandoned, facts, plan } = self.intend(owner, slots, listed)?;
         let title = slots.join(" ");
         let settled = Record { progress: Progress::Away, ..record.clone() };
         if plan.is_empty() {
             locked.save(&settled)?;
-            forget(&locked, &abandoned, slots)?;
+            forget(locked, &abandoned, slots)?;
             self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do"));
             return Ok(());
         }
@@ -55,17 +71,17 @@ impl Handoff<'_> {
         // Before the record says so: a worker that is there puts right what is cut short from now on.
         self.kernel.worker();
         locked.save(&record)?;
-        forget(&locked, &abandoned, slots)?;
+        forget(locked, &abandoned, slots)?;
+        attempt.is_about(&record.slots());
+        attempt.phase("check", checked);
         let budget = self.config.handoff * WAY_THERE.0 / WAY_THERE.1;
-        let mut outcome = self.run(&locked, &record, &plan, OnFailure::Stop, begin + budget)?;
-        outcome.phases.insert(0, ("check", checked));
+        let outcome = self.run(locked, &record, &plan, OnFailure::Stop, begin + budget)?;
+        attempt.add(&outcome);
         if !outcome.is_complete() {
-            return Err(self.go_back(&locked, &record, &outcome, begin));
+            return Err(self.go_back(locked, attempt, &record, &outcome));
         }
         locked.save(&settled)?;
-        let took = self.kernel.now().saturating_sub(begin);
-        let last = Last { direction: Direction::Vfio, vmid: owner.vmid(), exit: 0, took, outcomes: &[&outcome] };
-        self.note_last(&locked, &record.slots(), &last);
+        let took = attempt.took(self.kernel.now());
         self.story.say(&format!("{title} is on {VFIO_PCI}{} after {} ms", for_whom(owner), took.as_millis()));
         Ok(())
     }
@@ -228,19 +244,17 @@ impl Handoff<'_> {
     }
 
     /// The way there failed: the GPU goes back to where it was, all of it but what is wedged.
-    fn go_back(&self, locked: &Locked, record: &Record, failed: &Outcome, begin: Duration) -> Stop {
+    fn go_back(&self, locked: &Locked, attempt: &mut Attempt, record: &Record, failed: &Outcome) -> Stop {
+        let begin = attempt.begin;
         let slots = record.slots();
         let wedged = self.wedged_among(&slots);
-        let mut outcomes = vec![failed];
-        let back;
         let stop = match record.without(&wedged) {
             None => self.refuse_wedged(&slots).err(),
             Some(rest) => {
                 self.story.warn(&format!("{}; going back", failed.problem()));
                 match self.go_home(locked, &rest, begin + self.config.handoff) {
-                    Ok(outcome) => {
-                        back = outcome;
-                        outcomes.push(&back);
+                    Ok(back) => {
+                        attempt.add(&back);
                         let time = TimeBox { begin, end: begin + self.config.handoff, waited: Duration::ZERO };
                         self.after_going_back(locked, record, (failed, &back), &wedged, time).err()
                     }
@@ -248,19 +262,14 @@ impl Handoff<'_> {
                 }
             }
         };
-        let stop = stop.unwrap_or_else(|| {
+        stop.unwrap_or_else(|| {
             let code = if failed.out_of_time { Code::Overrun } else { Code::Failed };
             let title = slots.join(" ");
             Stop {
                 code,
                 message: format!("{title} is back where it was: {}; then {}", failed.problem(), again(&record.owner)),
             }
-        });
-        let took = self.kernel.now().saturating_sub(begin);
-        let vmid = record.owner.vmid();
-        let last = Last { direction: Direction::Vfio, vmid, exit: stop.code as u8, took, outcomes: &outcomes };
-        self.note_last(locked, &slots, &last);
-        stop
+        })
     }
 
     /// Fine when everything is back.

@@ -1,5 +1,6 @@
 //! `gpu-handoff --status`: every NVIDIA slot, who has it, who uses it, how its last handoff went. Reads only.
 
+use super::history::way;
 use crate::config::{Config, Home};
 use crate::gpu::holders::{Holder, Place, Reach, Watched};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI, nvidia_slots};
@@ -296,11 +297,6 @@ fn user_to_json(user: &Holder) -> Value {
 /// `VM 111 -> host in 84 ms (wait 10, release 20, bind 54)`
 fn describe_last(last: &Value) -> String {
     let number = |value: &Value, name: &str| value.get(name).and_then(Value::as_u64).unwrap_or(0);
-    let who = last.get("vmid").and_then(Value::as_u64).map_or_else(|| VFIO_PCI.to_string(), |id| format!("VM {id}"));
-    let way = match last.get("direction").and_then(Value::as_str) {
-        Some("home") => format!("{who} -> host"),
-        _ => format!("host -> {who}"),
-    };
     let phases: Vec<String> = last
         .get("phases")
         .and_then(Value::as_array)
@@ -312,5 +308,5 @@ fn describe_last(last: &Value) -> String {
         0 => String::new(),
         exit => format!(", failed with exit code {exit}"),
     };
-    format!("{way} in {} ms ({}){end}", number(last, "ms"), phases.join(", "))
+    format!("{} in {} ms ({}){end}", way(last), number(last, "ms"), phases.join(", "))
 }

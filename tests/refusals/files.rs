@@ -88,9 +88,9 @@ fn a_record_that_is_not_understood_when_its_vm_stops() {
             refuses(&host, "111 post-stop", 1, &line);
             // No reason to keep a VM from starting that wants no GPU any more.
             let host = host.vm(111, "cores: 2");
-            let before = host.snapshot();
+            let before = host.snapshot().without_lock();
             assert_eq!(host.run("111 pre-start"), success(&format!("warning: {line}")));
-            assert_eq!(host.snapshot().changes_since(&before), NOTHING);
+            assert_eq!(host.snapshot().without_lock().changes_since(&before), NOTHING);
         }
     }
 }

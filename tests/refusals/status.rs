@@ -288,6 +288,8 @@ fn nobody_listens() {
     for (call, code) in [
         ("--status", 0),
         ("--status --json", 0),
+        ("history", 0),
+        ("history --json", 0),
         ("--help", 0),
         ("--version", 0),
         ("frobnicate", 2),
