@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::handoff::Handoff;
+use crate::handoff::history::{self, History};
 use crate::handoff::store::{self, Store};
 use crate::report::Story;
 use crate::stop::{Result, Stop};
@@ -16,7 +17,8 @@ pub struct App {
 impl App {
     pub fn from_environment() -> App {
         let kernel = Linux::from_environment();
-        let store = Store::at(kernel.path(store::DIRECTORY));
+        let history = History::at(kernel.path(history::PATH));
+        let store = Store::at(kernel.path(store::DIRECTORY)).with_history(history);
         let story = Story::new(kernel.is_real());
         App { kernel, store, story }
     }

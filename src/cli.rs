@@ -2,8 +2,10 @@
 
 use crate::App;
 use crate::events::{hookscript, manual};
+use crate::handoff::history::History;
 use crate::handoff::reconcile::Scope;
 use crate::handoff::resume;
+use crate::report::history;
 use crate::report::status::Status;
 use crate::stop::{Result, Stop};
 use lexopt::Arg;
@@ -15,6 +17,7 @@ use std::io::{ErrorKind, Write};
 pub enum Call {
     Hook { id: u32, phase: String },
     Status { json: bool },
+    History { json: bool },
     ToVfio { slot: Option<String>, dry_run: bool },
     ToNvidia { slot: Option<String>, dry_run: bool },
     Plan { vmid: u32 },
@@ -66,9 +69,15 @@ const STATUS: Verb = Verb {
     arguments: "[--json]",
     about: "every NVIDIA GPU: functions, drivers, owner, users, last handoff",
 };
+const HISTORY: Verb = Verb {
+    names: &["history"],
+    arguments: "[--json]",
+    about: "past handoffs and refusals, the newest last: when, which way, how long, with what result",
+};
 const HELP: Verb = Verb { names: &["--help", "-h", "help"], arguments: "", about: "this text" };
 const VERSION: Verb = Verb { names: &["--version", "-V"], arguments: "", about: "the version" };
-const VERBS: [&Verb; 9] = [&STATUS, &TO_VFIO, &TO_NVIDIA, &HANDOFF, &PLAN, &RECONCILE, &RESUME, &HELP, &VERSION];
+const VERBS: &[&Verb] =
+    &[&STATUS, &HISTORY, &TO_VFIO, &TO_NVIDIA, &HANDOFF, &PLAN, &RECONCILE, &RESUME, &HELP, &VERSION];
 
 impl Verb {
     fn is(&self, word: &str) -> bool {
@@ -121,7 +130,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let mut call = call(&words)?;
     match &mut call {
-        Call::Status { json: wanted } => *wanted = std::mem::take(&mut json),
+        Call::Status { json: wanted } | Call::History { json: wanted } => *wanted = std::mem::take(&mut json),
         Call::ToVfio { dry_run: wanted, .. } | Call::ToNvidia { dry_run: wanted, .. } => {
             *wanted = std::mem::take(&mut dry_run);
         }
@@ -135,7 +144,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
     }
     // A flag that is still set here belongs to no such verb.
     match (json, dry_run, unfinished) {
-        (true, _, _) => Err(usage("--json goes with --status")),
+        (true, _, _) => Err(usage("--json goes with --status and history")),
         (_, true, _) => Err(usage("--dry-run goes with a verb that changes something; for a VM, see plan")),
         (_, _, true) => Err(usage("--unfinished goes with reconcile")),
         _ => Ok(call),
@@ -176,6 +185,7 @@ fn call(words: &[&str]) -> Result<Call> {
         (&RECONCILE, Call::Reconcile { scope: Scope::All, dry_run: false }),
         (&RESUME, Call::Resume),
         (&STATUS, Call::Status { json: false }),
+        (&HISTORY, Call::History { json: false }),
         (&HELP, Call::Help),
         (&VERSION, Call::Version),
     ]
@@ -228,6 +238,7 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::Reconcile { scope, dry_run: false } => manual::reconcile(app, *scope),
         Call::Resume => manual::resume(app),
         Call::Status { json } => status(app, *json),
+        Call::History { json } => past(app, *json),
         Call::Help => print(&help()),
         Call::Version => print(concat!("gpu-handoff ", env!("CARGO_PKG_VERSION"), "\n")),
     }
@@ -239,6 +250,14 @@ fn status(app: &App, json: bool) -> Result<()> {
         app.story.warn(problem);
     }
     if json { print(&format!("{}\n", status.to_json())) } else { print(&status.to_text()) }
+}
+
+fn past(app: &App, json: bool) -> Result<()> {
+    let past = app.store.history().map(History::read).transpose()?.unwrap_or_default();
+    for problem in &past.problems {
+        app.story.warn(problem);
+    }
+    print(&if json { history::to_json(&past) } else { history::to_text(&past) })
 }
 
 /// A reader that has seen enough is no failure.
@@ -265,6 +284,8 @@ mod tests {
             assert_eq!(parsed(line), Ok(Call::Status { json: false }));
             assert_eq!(parsed(&format!("{line} --json")), Ok(Call::Status { json: true }));
         }
+        assert_eq!(parsed("history"), Ok(Call::History { json: false }));
+        assert_eq!(parsed("history --json"), Ok(Call::History { json: true }));
         for line in ["to-vfio", "to_vfio", "handoff vfio"] {
             assert_eq!(parsed(line), Ok(Call::ToVfio { slot: None, dry_run: false }));
             assert_eq!(
@@ -294,10 +315,12 @@ mod tests {
             ("handoff", "handoff needs vfio or nvidia"),
             ("frobnicate", "frobnicate is unknown"),
             ("--status now", "now is too much"),
-            ("to-vfio --json", "--json goes with --status"),
+            ("to-vfio --json", "--json goes with --status and history"),
             ("111 pre-start --dry-run", "--dry-run goes with a verb"),
             ("--status --dry-run", "--dry-run goes with a verb"),
             ("--status --unfinished", "--unfinished goes with reconcile"),
+            ("history 111", "111 is too much"),
+            ("history --dry-run", "--dry-run goes with a verb"),
             ("plan", "plan needs the id of a VM"),
             ("plan gpu", "gpu is no guest id"),
         ] {

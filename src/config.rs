@@ -1,6 +1,6 @@
 //! `/etc/gpu-handoff/config.json`: policy for this node. Absent is normal, every key has a default.
 
-use crate::gpu::inventory::slot_of;
+use crate::gpu::inventory::{long_form, slot_of};
 use crate::sys::Kernel;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -137,10 +137,11 @@ impl Config {
         };
         let mut homes = BTreeMap::new();
         for (slot, entry) in value.get("gpus").and_then(Value::as_object).into_iter().flatten() {
+            let slot = slot_from(slot).unwrap_or_default();
             match entry.get("home").and_then(Value::as_str) {
                 None | Some("auto") => {}
-                Some("none") => drop(homes.insert(slot.clone(), Home::None)),
-                Some(driver) => drop(homes.insert(slot.clone(), Home::Driver(driver.to_string()))),
+                Some("none") => drop(homes.insert(slot, Home::None)),
+                Some(driver) => drop(homes.insert(slot, Home::Driver(driver.to_string()))),
             }
         }
         Ok(Config {
@@ -192,12 +193,25 @@ fn check(value: &Value, path: &mut Vec<String>) -> Result<(), String> {
         let place = if path.is_empty() { "the document".to_string() } else { at(path) };
         return Err(format!("{place}: expected an object, got {value}"));
     };
+    let mut slots = BTreeMap::new();
     for (key, inner) in entries {
         path.push(key.clone());
+        if path.len() == 2 && path[0] == "gpus" {
+            let slot =
+                slot_from(key).ok_or_else(|| format!("{}: no slot; a slot is written like 0000:01:00", at(path)))?;
+            if let Some(other) = slots.insert(slot, key) {
+                return Err(format!("{}: the same slot as {other}", at(path)));
+            }
+        }
         check(inner, path)?;
         path.pop();
     }
     Ok(())
+}
+
+/// `0000:0a:00` of `0A:00`; none for what is no slot.
+fn slot_from(key: &str) -> Option<String> {
+    slot_of(&format!("{}.0", long_form(key))).map(str::to_string)
 }
 
 fn check_value(value: &Value, kind: &Kind) -> Result<(), String> {
@@ -223,7 +237,7 @@ fn begins(pattern: &str, path: &[String]) -> bool {
     let parts: Vec<&str> = pattern.split('.').collect();
     path.len() <= parts.len()
         && path.iter().enumerate().all(|(i, key)| match (parts[i], i.checked_sub(1).map(|j| parts[j])) {
-            ("*", Some("gpus")) => slot_of(&format!("{key}.0")) == Some(key),
+            ("*", Some("gpus")) => true,
             ("*", _) => key.bytes().all(|b| b.is_ascii_digit()) && key.parse::<u32>().is_ok(),
             (part, _) => part == key,
         })
@@ -277,7 +291,6 @@ mod tests {
     #[test]
     fn mistakes_are_named_by_their_path() {
         assert_eq!(problem(r#"{"time":{"lock":3}}"#), "time.lock: unknown key");
-        assert_eq!(problem(r#"{"gpus":{"01:00":{"home":"none"}}}"#), "gpus.01:00: unknown key");
         assert!(problem(r#"{"gpus":{"0000:01:00":{"home":"amdgpu"}}}"#).starts_with("gpus.0000:01:00.home: expected"));
         assert!(problem(r#"{"time":{"lock_s":"3"}}"#).contains("time.lock_s: expected seconds"));
         assert!(problem(r#"{"time":{"lock_s":-1}}"#).contains("time.lock_s: expected seconds"));
@@ -289,5 +302,23 @@ mod tests {
         assert_eq!(problem(r#"{"a\nb":1}"#), r"a\nb: unknown key");
         assert!(problem("[]").contains("the document: expected an object"));
         assert!(problem("{").contains("line 1"));
+    }
+
+    #[test]
+    fn a_slot_is_the_same_in_every_spelling() {
+        for key in ["0000:0a:00", "0000:0A:00", "0a:00", "0A:00"] {
+            let config = Config::parse(format!(r#"{{"gpus":{{"{key}":{{"home":"none"}}}}}}"#).as_bytes()).unwrap();
+            assert_eq!(config.homes.into_iter().collect::<Vec<_>>(), [("0000:0a:00".to_string(), Home::None)], "{key}");
+        }
+        let twice = problem(r#"{"gpus":{"0A:00":{"home":"none"},"0000:0a:00":{"home":"auto"}}}"#);
+        assert_eq!(twice, "gpus.0A:00: the same slot as 0000:0a:00");
+    }
+
+    #[test]
+    fn what_is_no_slot_is_named() {
+        for key in ["gpu", "0a", "0000:0a:00.0", "0a:00.1", "0a:00.", "0000:0a:00:00", "", "0000:0a:0x"] {
+            let found = problem(&format!(r#"{{"gpus":{{"{key}":{{"home":"none"}}}}}}"#));
+            assert_eq!(found, format!("gpus.{key}: no slot; a slot is written like 0000:01:00"));
+        }
     }
 }

@@ -1,21 +1,24 @@
 //! Parsers together: a whole machine, and all of `/run/gpu-handoff`.
 
 use crate::machine::Machine;
-use crate::parts;
+use crate::{assert_one_line, parts};
 use gpu_handoff::config::Config;
 use gpu_handoff::gpu::inventory::nvidia_slots;
 use gpu_handoff::handoff::Handoff;
 use gpu_handoff::handoff::facts::Facts;
+use gpu_handoff::handoff::history::History;
 use gpu_handoff::handoff::plan::{self, Plan};
 use gpu_handoff::handoff::reconcile::Scope;
 use gpu_handoff::handoff::record::{HomeOf, Owner, Progress, Record};
 use gpu_handoff::handoff::step::Step;
 use gpu_handoff::handoff::store::Store;
-use gpu_handoff::report::Story;
+use gpu_handoff::report::{Story, history};
 use gpu_handoff::report::status::Status;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
+
+const HISTORY: &str = "history.jsonl";
 
 /// Larger machines only take longer.
 const ENOUGH: usize = 16 * 1024;
@@ -70,15 +73,15 @@ fn check(plan: &Plan, slots: &[String]) {
     plan::to_text("plan", plan);
 }
 
-/// The files of `/run/gpu-handoff`: a VM's record, one by hand, a wedge, the journal, what happened last.
+/// The files of `/run/gpu-handoff`: a VM's record, one by hand, a wedge, the journal, what happened last; and the history.
 pub fn store(data: &[u8]) {
     static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
         let folder = std::env::temp_dir().join(format!("gpu-handoff-fuzz-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder can be made");
         folder
     });
-    let files: [&[u8]; 5] = parts(data);
-    let names = ["vm-111", "manual-0000:01:00", "wedged-0000:01:00", "journal", "last-0000:01:00"];
+    let files: [&[u8]; 6] = parts(data);
+    let names = ["vm-111", "manual-0000:01:00", "wedged-0000:01:00", "journal", "last-0000:01:00", HISTORY];
     for (name, text) in names.iter().zip(files) {
         let path = FOLDER.join(name);
         if text.is_empty() {
@@ -90,6 +93,10 @@ pub fn store(data: &[u8]) {
     let machine = Machine::default()
         .gpu("0000:01:00.0", "vfio-pci")
         .file("/proc/812/stat", b"812 (x) D 1 1 1 0 -1 1 1 1 1 1 1 1 1 1 20 0 1 0 4711 1 1 1");
+    let past = History::at(FOLDER.join(HISTORY)).read().expect("the folder can be read");
+    assert_eq!(history::to_json(&past).lines().count(), past.entries.len());
+    assert_eq!(history::to_text(&past).lines().count(), past.entries.len().max(1));
+    past.problems.iter().for_each(|problem| assert_one_line(problem));
     let store = Store::at(FOLDER.clone());
     let status = Status::read(&machine, &store, true);
     status.to_json();

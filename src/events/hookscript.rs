@@ -4,7 +4,9 @@
 //! costs one read of its configuration.
 
 use crate::App;
+use crate::config::Config;
 use crate::gpu::Slot;
+use crate::handoff::attempt::Direction;
 use crate::handoff::home::Asker;
 use crate::handoff::record::Owner;
 use crate::proxmox::mapping;
@@ -30,7 +32,9 @@ fn pre_start(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
     let Some(vm) = read_config(&app.kernel, vmid)? else { return Ok(()) };
     warn_of_dropped_lines(app, vmid, &vm);
-    let slots = nvidia_slots(&app.kernel, vmid, &vm)?;
+    let slots = nvidia_slots(&app.kernel, vmid, &vm).inspect_err(|stop| {
+        app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], stop);
+    })?;
     if slots.is_empty() {
         // A record from an earlier start, when the configuration still had the GPU.
         if app.store.has_record(&owner)

@@ -1,8 +1,9 @@
 //! A person asks: `to-vfio` and `to-nvidia`. What is done by hand lasts until the opposite call or a reboot.
 
 use crate::App;
-use crate::gpu::inventory::{self, VFIO_PCI, slot_of};
+use crate::gpu::inventory::{self, VFIO_PCI, long_form, slot_of};
 use crate::gpu::{Slot, inventory::nvidia_slots};
+use crate::handoff::attempt::Direction;
 use crate::handoff::home::Asker;
 use crate::handoff::leave::unknown_home;
 use crate::handoff::plan::{self, Plan};
@@ -37,7 +38,9 @@ pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
 pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
     let slot = choose(&app.kernel, slot)?;
     let config = app.config_for_verb()?;
-    let records = away(app, &slot)?;
+    let by_hand = Owner::Manual(slot.clone());
+    let records = away(app, &slot)
+        .inspect_err(|stop| app.handoff(&config).note_refused(Direction::Home, &by_hand, &[&slot], stop))?;
     if records.is_empty() {
         app.story.say(&already_home(&app.kernel, &slot));
     }
@@ -148,8 +151,7 @@ fn choose(kernel: &dyn Kernel, named: Option<&str>) -> Result<String> {
             }
         };
     };
-    let long = if named.matches(':').count() == 1 { format!("0000:{named}") } else { named.to_string() };
-    let long = long.to_ascii_lowercase();
+    let long = long_form(named);
     let with_function = if long.contains('.') { long } else { format!("{long}.0") };
     let address = slot_of(&with_function)
         .ok_or_else(|| Stop::usage(format!("{named} is no slot; a slot is written like 0000:01:00")))?;

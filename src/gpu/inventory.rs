@@ -189,6 +189,12 @@ pub fn slot_of(address: &str) -> Option<&str> {
     (hexadecimal && long_enough && parts.next().is_none()).then_some(slot)
 }
 
+/// An address, with a function or without, as people write it, in the kernel's spelling: `0000:0a:00` for `0A:00`.
+pub fn long_form(address: &str) -> String {
+    let domain = if address.matches(':').count() == 1 { "0000:" } else { "" };
+    format!("{domain}{address}").to_ascii_lowercase()
+}
+
 /// # Errors
 /// [`ActError::Stuck`] when it did not come back.
 pub fn read_override(kernel: &dyn Kernel, address: &str, limit: Duration) -> Result<Option<String>, ActError> {
@@ -244,6 +250,19 @@ mod tests {
             "0000:001:00.0",
         ] {
             assert_eq!(slot_of(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn the_long_form_of_an_address() {
+        for (written, long) in [
+            ("0000:01:00", "0000:01:00"),
+            ("0A:00", "0000:0a:00"),
+            ("01:00.1", "0000:01:00.1"),
+            ("10000:E1:00", "10000:e1:00"),
+            ("gpu", "gpu"),
+        ] {
+            assert_eq!(long_form(written), long);
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Slots come home: after their VM stopped, or by hand.
 
+use super::attempt::{Attempt, Direction};
 use super::facts::Facts;
 use super::plan::{self, Plan};
 use super::record::{Owner, Progress, Record};
 use super::run::{OnFailure, Outcome};
 use super::store::Locked;
-use super::{Direction, Handoff, LOOK_AGAIN, Last, is_alive};
+use super::{Handoff, LOOK_AGAIN, is_alive};
 use crate::gpu::holders::Watched;
 use crate::gpu::inventory::{Slot, VFIO_PCI};
 use crate::stop::{Result, Stop};
@@ -38,22 +39,43 @@ impl Handoff<'_> {
     pub fn come_home(&self, owner: &Owner, asker: Asker) -> Result<()> {
         let begin = self.kernel.now();
         let mut time = TimeBox { begin, end: begin + self.config.handoff, waited: Duration::ZERO };
+        let mut attempt = Attempt::new(Direction::Home, owner, &[], begin);
+        let (locked, record) = match self.turn(owner, asker, &mut attempt, &mut time) {
+            Ok(Some(turn)) => turn,
+            Ok(None) => return Ok(()),
+            Err(stop) => {
+                self.note(None, attempt, Some(&stop));
+                return Err(stop);
+            }
+        };
+        let done = self.bring_home(&locked, &record, time);
+        self.finish_others(&locked, owner);
+        done
+    }
+
+    /// The lock and what there is to bring home, once nobody uses it any more; none without a record.
+    fn turn(
+        &self,
+        owner: &Owner,
+        asker: Asker,
+        attempt: &mut Attempt,
+        time: &mut TimeBox,
+    ) -> Result<Option<(Locked<'_>, Record)>> {
         loop {
-            let Some(record) = self.store.record(owner)? else { return Ok(()) };
+            let Some(record) = self.store.record(owner)? else { return Ok(None) };
+            attempt.is_about(&record.slots());
             let locked = self.lock(
                 self.config.lock,
                 &record.slots(),
                 &format!("try again: gpu-handoff to-nvidia {}", record.slot()),
             )?;
             // Somebody else may have brought it home, or handed it on, before the lock was ours.
-            let Some(record) = self.store.record(owner)? else { return Ok(()) };
+            let Some(record) = self.store.record(owner)? else { return Ok(None) };
             if asker == Asker::Person {
                 self.refuse_to_take(&record)?;
             }
             if !self.is_in_use(&record, time.end)? {
-                let done = self.bring_home(&locked, &record, time);
-                self.finish_others(&locked, owner);
-                return done;
+                return Ok(Some((locked, record)));
             }
             // On record before waiting: whoever comes after this run, if it is killed or gives up, goes on from here.
             self.save(&locked, &Record { progress: Progress::Returning, ..record.clone() });
@@ -84,6 +106,19 @@ impl Handoff<'_> {
 
     /// Brings home all of a record but what is wedged.
     pub(super) fn bring_home(&self, locked: &Locked, record: &Record, time: TimeBox) -> Result<()> {
+        let mut attempt = Attempt::new(Direction::Home, &record.owner, &record.slots(), time.begin);
+        let done = self.bring_home_what_is_free(locked, &mut attempt, record, time);
+        self.note(Some(locked), attempt, done.as_ref().err());
+        done
+    }
+
+    fn bring_home_what_is_free(
+        &self,
+        locked: &Locked,
+        attempt: &mut Attempt,
+        record: &Record,
+        time: TimeBox,
+    ) -> Result<()> {
         let owner = &record.owner;
         let wedged = self.wedged_among(&record.slots());
         let Some(rest) = record.without(&wedged) else { return self.refuse_wedged(&record.slots()) };
@@ -103,10 +138,12 @@ impl Handoff<'_> {
         self.kernel.worker();
         self.save(locked, &Record { progress: Progress::Returning, ..record.clone() });
         let gone = self.gone(&rest);
-        let mut outcome = self.go_home(locked, &rest, time.end)?;
-        outcome.phases.insert(0, ("wait", time.waited));
-        let took = self.kernel.now().saturating_sub(time.begin);
-        let done = if let Some(address) = gone.filter(|_| outcome.is_complete()) {
+        let outcome = self.go_home(locked, &rest, time.end)?;
+        attempt.is_about(&rest.slots());
+        attempt.phase("wait", time.waited);
+        attempt.add(&outcome);
+        let took = attempt.took(self.kernel.now());
+        if let Some(address) = gone.filter(|_| outcome.is_complete()) {
             // Its home stays on record, for when it comes back.
             Err(Stop::failed(format!(
                 "{address} is gone: there is no such device any more; if the card is still there: echo 1 > \
@@ -123,11 +160,7 @@ impl Handoff<'_> {
             let message =
                 format!("{title} is stranded: {}; mend that, then: gpu-handoff to-nvidia {slot}", outcome.problem());
             Err(if outcome.out_of_time { Stop::overrun(message) } else { Stop::failed(message) })
-        };
-        let exit = done.as_ref().map_or_else(|stop: &Stop| stop.code as u8, |()| 0);
-        let last = Last { direction: Direction::Home, vmid: owner.vmid(), exit, took, outcomes: &[&outcome] };
-        self.note_last(locked, &rest.slots(), &last);
-        done
+        }
     }
 
     /// Everything is home but `left_out` and what is wedged: the record ends, or goes on for those. A call in a slot

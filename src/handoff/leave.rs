@@ -1,5 +1,6 @@
 //! Slots leave the host: to a VM that starts, or to vfio-pci by hand.
 
+use super::attempt::{Attempt, Direction};
 use super::facts::Facts;
 use super::halt;
 use super::home::TimeBox;
@@ -10,7 +11,7 @@ use super::record::{HomeOf, Owner, Progress, Record, Stopped};
 use super::run::{OnFailure, Outcome};
 use super::step::Step;
 use super::store::Locked;
-use super::{Direction, Handoff, Last, again, check, is_with};
+use super::{Handoff, again, check, is_with};
 use crate::config::{ForContainer, Home};
 use crate::gpu::containers;
 use crate::gpu::holders::{Holder, Place, Reach, Watched};
@@ -54,15 +55,31 @@ impl Handoff<'_> {
     /// Refused with nothing touched, or failed and rolled back, or wedged.
     pub fn leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<()> {
         let names: Vec<&str> = slots.iter().map(String::as_str).collect();
-        let locked = self.lock(self.config.lock, &names, &again(owner))?;
+        let locked = self.lock(self.config.lock, &names, &again(owner));
+        let locked = locked.inspect_err(|stop| self.note_refused(Direction::Vfio, owner, &names, stop))?;
         self.finish_others(&locked, owner);
-        let begin = self.kernel.now();
+        let mut attempt = Attempt::new(Direction::Vfio, owner, &names, self.kernel.now());
+        let done = self.leave_locked(&locked, &mut attempt, owner, slots, listed);
+        self.note(Some(&locked), attempt, done.as_ref().err());
+        done
+    }
+
+    fn leave_locked(
+        &self,
+        locked: &Locked,
+        attempt: &mut Attempt,
+        owner: &Owner,
+        slots: &[String],
+        listed: &dyn Fn(&str) -> bool,
+    ) -> Result<()> {
+        let begin = attempt.begin;
+        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
         let Intent { mut record, abandoned, facts, halts, watched, plan } = self.intend(owner, slots, listed)?;
         let title = slots.join(" ");
-        add_missing(&mut record.stopped, self.take_to_start(&locked, &names)?);
+        add_missing(&mut record.stopped, self.take_to_start(locked, &names)?);
         if plan.is_empty() {
             locked.save(&settled(&record))?;
-            forget(&locked, &abandoned, slots)?;
+            forget(locked, &abandoned, slots)?;
             self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do"));
             return Ok(());
         }
@@ -72,27 +89,30 @@ impl Handoff<'_> {
         // Before the record says so: a worker that is there puts right what is cut short from now on.
         self.kernel.worker();
         locked.save(&record)?;
-        forget(&locked, &abandoned, slots)?;
+        forget(locked, &abandoned, slots)?;
+        attempt.is_about(&record.slots());
+        attempt.phase("check", checked);
         let decide = |holders: &[Holder]| self.decide(owner, &facts, holders);
-        let way = self.make_way(&locked, &mut record, halts, &watched, &decide);
+        let way = self.make_way(locked, &mut record, halts, &watched, &decide);
+        if let Some(took) = way.took {
+            attempt.phase(halt::PHASE, took);
+        }
         // That has a time of its own.
         let begin_of_steps = begin + way.took.unwrap_or_default();
         let budget = self.config.handoff * WAY_THERE.0 / WAY_THERE.1;
-        let mut outcome = match way.problem {
-            None => self.run(&locked, &record, &plan, OnFailure::Stop, begin_of_steps + budget)?,
+        let outcome = match way.problem {
+            None => self.run(locked, &record, &plan, OnFailure::Stop, begin_of_steps + budget)?,
             Some(problem) => Outcome::prevented(problem),
         };
-        let before = [("check", Some(checked)), (halt::PHASE, way.took)];
-        outcome.phases.splice(0..0, before.into_iter().filter_map(|(name, took)| Some((name, took?))));
+        attempt.add(&outcome);
         if !outcome.is_complete() {
             let end = begin_of_steps + self.config.handoff;
-            return Err(self.go_back(&locked, &record, &outcome, TimeBox { begin, end, waited: Duration::ZERO }));
+            let time = TimeBox { begin, end, waited: Duration::ZERO };
+            return Err(self.go_back(locked, attempt, &record, &outcome, time));
         }
         locked.save(&settled(&record))?;
-        self.start_what_serves_others(&locked, &record, &facts);
-        let took = self.kernel.now().saturating_sub(begin);
-        let last = Last { direction: Direction::Vfio, vmid: owner.vmid(), exit: 0, took, outcomes: &[&outcome] };
-        self.note_last(&locked, &record.slots(), &last);
+        self.start_what_serves_others(locked, &record, &facts);
+        let took = attempt.took(self.kernel.now());
         self.story.say(&format!("{title} is on {VFIO_PCI}{} after {} ms", for_whom(owner), took.as_millis()));
         Ok(())
     }
@@ -175,12 +195,15 @@ impl Handoff<'_> {
 
     /// Records that know something of these slots.
     fn earlier_records(&self, owner: &Owner, slots: &[Slot]) -> Result<Vec<Record>> {
+        self.refuse_unreadable(owner, slots)?;
         let mut earlier = Vec::new();
         for record in self.store.each_record() {
             let record = match record {
                 Ok(record) => record,
                 Err(error) => {
-                    self.refuse_unknown_homes(slots, &format!("{error:#}"))?;
+                    let problem = format!("{error:#}");
+                    refuse_unknown_homes(slots, &problem)?;
+                    self.story.warn(&problem);
                     continue;
                 }
             };
@@ -203,13 +226,18 @@ impl Handoff<'_> {
         Ok(earlier)
     }
 
-    /// A record that cannot be read may be the one that knows where a slot on vfio-pci is at home.
-    fn refuse_unknown_homes(&self, slots: &[Slot], problem: &str) -> Result<()> {
-        if let Some(away) = slots.iter().flat_map(|slot| &slot.functions).find(|function| function.is_on(VFIO_PCI)) {
-            return Err(unknown_home(&away.address, problem));
-        }
-        self.story.warn(problem);
-        Ok(())
+    /// The owner's own record would be written over: what stands in it must not be lost.
+    fn refuse_unreadable(&self, owner: &Owner, slots: &[Slot]) -> Result<()> {
+        let Err(error) = self.store.record(owner) else { return Ok(()) };
+        let problem = format!("{error:#}");
+        refuse_unknown_homes(slots, &problem)?;
+        let titles: Vec<&str> = slots.iter().map(|slot| slot.address.as_str()).collect();
+        Err(Stop::refused(format!(
+            "{} was not touched: an earlier record of {owner} cannot be read: {problem}; if gpu-handoff --status shows \
+             the card at home, remove that file; then {}",
+            titles.join(" "),
+            again(owner)
+        )))
     }
 
     /// Where every function is at home: what an earlier record says, else what the configuration says, else here.
@@ -284,38 +312,37 @@ impl Handoff<'_> {
     }
 
     /// The way there failed: the GPU goes back to where it was, all of it but what is wedged.
-    fn go_back(&self, locked: &Locked, record: &Record, failed: &Outcome, time: TimeBox) -> Stop {
+    fn go_back(
+        &self,
+        locked: &Locked,
+        attempt: &mut Attempt,
+        record: &Record,
+        failed: &Outcome,
+        time: TimeBox,
+    ) -> Stop {
         let slots = record.slots();
         let wedged = self.wedged_among(&slots);
-        let mut outcomes = vec![failed];
-        let back;
         let stop = match record.without(&wedged) {
             None => self.refuse_wedged(&slots).err(),
             Some(rest) => {
                 self.story.warn(&format!("{}; going back", failed.problem()));
                 match self.go_home(locked, &rest, time.end) {
-                    Ok(outcome) => {
-                        back = outcome;
-                        outcomes.push(&back);
+                    Ok(back) => {
+                        attempt.add(&back);
                         self.after_going_back(locked, record, (failed, &back), &wedged, time).err()
                     }
                     Err(stop) => Some(stop),
                 }
             }
         };
-        let stop = stop.unwrap_or_else(|| {
+        stop.unwrap_or_else(|| {
             let code = if failed.out_of_time { Code::Overrun } else { Code::Failed };
             let title = slots.join(" ");
             Stop {
                 code,
                 message: format!("{title} is back where it was: {}; then {}", failed.problem(), again(&record.owner)),
             }
-        });
-        let took = self.kernel.now().saturating_sub(time.begin);
-        let vmid = record.owner.vmid();
-        let last = Last { direction: Direction::Vfio, vmid, exit: stop.code as u8, took, outcomes: &outcomes };
-        self.note_last(locked, &slots, &last);
-        stop
+        })
     }
 
     /// Fine when everything is back.
@@ -338,6 +365,14 @@ impl Handoff<'_> {
             record.slot()
         );
         Err(if failed.out_of_time { Stop::overrun(message) } else { Stop::failed(message) })
+    }
+}
+
+/// A record that cannot be read may be the one that knows where a slot on vfio-pci is at home.
+fn refuse_unknown_homes(slots: &[Slot], problem: &str) -> Result<()> {
+    match slots.iter().flat_map(|slot| &slot.functions).find(|function| function.is_on(VFIO_PCI)) {
+        Some(away) => Err(unknown_home(&away.address, problem)),
+        None => Ok(()),
     }
 }
 

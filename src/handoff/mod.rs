@@ -3,9 +3,11 @@
 //! There is no undo list. A plan is made from how things are and how they shall be, so undoing, finishing what was
 //! killed and coming home are one and the same: plan the way home from here, carry it out, verify each step.
 
+pub mod attempt;
 pub mod check;
 pub mod facts;
 pub mod halt;
+pub mod history;
 pub mod home;
 pub mod journal;
 pub mod leave;
@@ -30,7 +32,6 @@ use journal::Journal;
 use plan::Plan;
 use record::{Owner, Progress, Record};
 use run::{OnFailure, Outcome, Run};
-use serde_json::{Value, json};
 use std::time::Duration;
 use step::Step;
 use store::{Locked, Store};
@@ -48,21 +49,6 @@ pub struct Handoff<'a> {
     pub store: &'a Store,
     pub config: &'a Config,
     pub story: &'a Story,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
-    Vfio,
-    Home,
-}
-
-/// How a handoff went, for `--status`.
-struct Last<'a> {
-    direction: Direction,
-    vmid: Option<u32>,
-    exit: u8,
-    took: Duration,
-    outcomes: &'a [&'a Outcome],
 }
 
 impl Handoff<'_> {
@@ -196,28 +182,6 @@ impl Handoff<'_> {
             "{}; other cards keep working",
             [holder.as_deref(), Some(then)].map(Option::unwrap_or_default).join("; ").trim_start_matches("; ")
         )
-    }
-
-    /// Notes how it went; for `--status` alone, so that failing to is no failure.
-    fn note_last(&self, locked: &Locked, slots: &[&str], last: &Last) {
-        let phases: Vec<Value> = last
-            .outcomes
-            .iter()
-            .flat_map(|outcome| &outcome.phases)
-            .map(|(name, took)| json!({"name": name, "ms": took.as_millis() as u64}))
-            .collect();
-        let document = json!({
-            "direction": match last.direction { Direction::Vfio => "vfio", Direction::Home => "home" },
-            "vmid": last.vmid,
-            "exit": last.exit,
-            "ms": last.took.as_millis() as u64,
-            "phases": phases,
-        });
-        for slot in slots {
-            if let Err(error) = locked.set_last(slot, &document) {
-                self.story.warn(&format!("{error:#}"));
-            }
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a record says is ours and nobody works on or uses any more comes home. What no record names is not touched.
 
+use super::attempt::{Attempt, Direction};
 use super::home::TimeBox;
 use super::plan::Plan;
 use super::record::{Owner, Progress, Record};
@@ -106,7 +107,10 @@ impl Handoff<'_> {
 
     fn fetch(&self, locked: &Locked, record: &Record, end: Duration) -> Result<()> {
         let begin = self.kernel.now();
-        let waited = self.wait_until_free(record, end.min(begin + LETTING_GO))?;
+        let waited = self.wait_until_free(record, end.min(begin + LETTING_GO)).inspect_err(|stop| {
+            let attempt = Attempt::new(Direction::Home, &record.owner, &record.slots(), begin);
+            self.note(Some(locked), attempt, Some(stop));
+        })?;
         self.bring_home(locked, record, TimeBox { begin, end, waited })
     }
 }

@@ -1,5 +1,6 @@
 //! `/run/gpu-handoff`: records, the journal, what is wedged and what happened last. Written only by the holder of the lock.
 
+use super::history::History;
 use super::journal::Journal;
 use super::record::{Owner, Record};
 use super::resume::ToStart;
@@ -22,6 +23,8 @@ const TO_START: &str = "to-start";
 #[derive(Debug, Clone)]
 pub struct Store {
     directory: PathBuf,
+    /// Not below `directory`: it outlives a reboot.
+    history: Option<History>,
 }
 
 /// Writes by the holder of the lock.
@@ -33,7 +36,17 @@ pub struct Locked<'a> {
 impl Store {
     /// `directory` is [`DIRECTORY`], below whatever root there is.
     pub fn at(directory: PathBuf) -> Store {
-        Store { directory }
+        Store { directory, history: None }
+    }
+
+    #[must_use]
+    pub fn with_history(self, history: History) -> Store {
+        Store { history: Some(history), ..self }
+    }
+
+    /// None when none is kept.
+    pub fn history(&self) -> Option<&History> {
+        self.history.as_ref()
     }
 
     /// # Errors

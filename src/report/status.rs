@@ -1,7 +1,9 @@
 //! `gpu-handoff --status`: every NVIDIA slot, who has it, who uses it, how its last handoff went. Reads only.
 
+use super::history::way;
+use crate::config::{Config, Home};
 use crate::gpu::holders::{Holder, Place, Reach, Watched};
-use crate::gpu::inventory::{Slot, VFIO_PCI, nvidia_slots};
+use crate::gpu::inventory::{Function, Slot, VFIO_PCI, nvidia_slots};
 use crate::handoff::is_with;
 use crate::handoff::record::{Owner, Progress, Record};
 use crate::handoff::store::{self, Store};
@@ -58,7 +60,7 @@ pub struct Status {
 struct Gpu {
     slot: Slot,
     has: Has,
-    /// By function: its home, as recorded or, without a record, where it is.
+    /// By function: its home, as recorded or, without a record, as configured, else where it is.
     homes: Vec<Option<String>>,
     /// None when this process may not see who uses it.
     users: Option<Vec<Holder>>,
@@ -78,10 +80,15 @@ impl Status {
                 Err(error) => problems.push(format!("{error:#}")),
             }
         }
+        let config = Config::read(kernel).unwrap_or_else(|problem| {
+            problems.push(format!("{problem}; going on with the defaults"));
+            Config::default()
+        });
         let open = kernel.open_devices();
         let users = sees_all.then_some(open.as_slice());
         let slots = nvidia_slots(kernel);
-        let gpus = slots.into_iter().map(|slot| Gpu::read(kernel, store, &records, slot, users, &mut problems));
+        let gpus =
+            slots.into_iter().map(|slot| Gpu::read(kernel, store, &config, &records, slot, users, &mut problems));
         Status {
             gpus: gpus.collect(),
             reboot_required: kernel
@@ -124,6 +131,7 @@ impl Gpu {
     fn read(
         kernel: &dyn Kernel,
         store: &Store,
+        config: &Config,
         records: &[Record],
         mut slot: Slot,
         open: Option<&[OpenDevice]>,
@@ -139,7 +147,7 @@ impl Gpu {
         let homes = slot.functions.iter().map(|function| {
             match ours.iter().find_map(|record| record.home_of(&function.address)) {
                 Some(home) => home.driver.clone(),
-                None => function.driver.clone(),
+                None => home_without_record(config, &slot, function),
             }
         });
         let homes = homes.collect();
@@ -227,6 +235,15 @@ impl Gpu {
     }
 }
 
+/// Where a function would be at home if it were handed over now.
+fn home_without_record(config: &Config, slot: &Slot, function: &Function) -> Option<String> {
+    match config.homes.get(&slot.address).filter(|_| function.is_nvidia_gpu()) {
+        Some(Home::Driver(driver)) => Some(driver.clone()),
+        Some(Home::None) => None,
+        None => function.driver.clone(),
+    }
+}
+
 fn vmid(records: &[&Record]) -> Option<u32> {
     records.iter().find_map(|record| record.owner.vmid())
 }
@@ -280,11 +297,6 @@ fn user_to_json(user: &Holder) -> Value {
 /// `VM 111 -> host in 84 ms (wait 10, release 20, bind 54)`
 fn describe_last(last: &Value) -> String {
     let number = |value: &Value, name: &str| value.get(name).and_then(Value::as_u64).unwrap_or(0);
-    let who = last.get("vmid").and_then(Value::as_u64).map_or_else(|| VFIO_PCI.to_string(), |id| format!("VM {id}"));
-    let way = match last.get("direction").and_then(Value::as_str) {
-        Some("home") => format!("{who} -> host"),
-        _ => format!("host -> {who}"),
-    };
     let phases: Vec<String> = last
         .get("phases")
         .and_then(Value::as_array)
@@ -296,5 +308,5 @@ fn describe_last(last: &Value) -> String {
         0 => String::new(),
         exit => format!(", failed with exit code {exit}"),
     };
-    format!("{way} in {} ms ({}){end}", number(last, "ms"), phases.join(", "))
+    format!("{} in {} ms ({}){end}", way(last), number(last, "ms"), phases.join(", "))
 }

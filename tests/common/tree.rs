@@ -209,6 +209,13 @@ impl Host {
         self.path(&format!("run/gpu-handoff/{name}")).exists()
     }
 
+    /// What `history --json` says.
+    pub fn history(&self) -> Vec<Value> {
+        let Run { code, out, err } = self.run("history --json");
+        assert_eq!((code, err.as_str()), (Some(0), ""));
+        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
     /// The program with these arguments, which are separated by one blank each.
     pub fn command(&self, call: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-handoff"));
@@ -269,14 +276,15 @@ impl Snapshot {
             .collect()
     }
 
-    /// The lock may have been taken to find out: that is no trace of a handoff.
+    /// The lock may have been taken to find out, and the history tells of refusals: neither is a trace of a handoff.
     pub fn without_lock(mut self) -> Snapshot {
-        self.0.remove("run/gpu-handoff/lock");
-        let is_empty = !self.0.keys().any(|name| name.starts_with("run/gpu-handoff/"));
-        if is_empty {
-            self.0.remove("run/gpu-handoff");
-            if !self.0.keys().any(|name| name.starts_with("run/")) {
-                self.0.remove("run");
+        for file in ["run/gpu-handoff/lock", "var/lib/gpu-handoff/history.jsonl"] {
+            self.0.remove(file);
+            // Nor are directories that were made for it.
+            for (end, _) in file.rmatch_indices('/') {
+                if !self.0.keys().any(|name| name.starts_with(&file[..=end])) {
+                    self.0.remove(&file[..end]);
+                }
             }
         }
         self

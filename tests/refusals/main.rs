@@ -9,6 +9,7 @@ mod tree;
 mod by_hand;
 mod files;
 mod guests;
+mod history;
 mod holders;
 mod policy;
 mod runs;

@@ -161,9 +161,38 @@ fn status_leaves_virtual_functions_out() {
     assert_eq!(status["gpus"][0]["slot"], json!("0000:01:00"));
 }
 
+/// Without a record it is where the configuration says; only of the GPU, and in whatever spelling.
+#[test]
+fn status_tells_where_home_will_be() {
+    let homes = |host: &Host| {
+        let functions = &status(host)["gpus"][0]["functions"];
+        [functions[0]["home"].clone(), functions[1]["home"].clone()]
+    };
+    let configured = |slot: &str, home: &str| format!(r#"{{"gpus":{{"{slot}":{{"home":"{home}"}}}}}}"#);
+    for (slot, home, expected) in [
+        ("0000:0a:00", "nouveau", json!("nouveau")),
+        ("0000:0A:00", "nouveau", json!("nouveau")),
+        ("0A:00", "vfio-pci", json!("vfio-pci")),
+        ("0a:00", "none", Value::Null),
+        ("0a:00", "auto", json!("nvidia")),
+        ("0b:00", "none", json!("nvidia")),
+    ] {
+        let host = Host::new().card("0000:0a:00", "nvidia", "snd_hda_intel").config(&configured(slot, home));
+        assert_eq!(homes(&host), [expected, json!("snd_hda_intel")], "{slot}: {home}");
+    }
+    let text = host().config(&configured("01:00", "nouveau")).run("--status").out;
+    assert!(text.contains("  .0  display  10de:2684  group 1    nvidia         home nouveau\n"), "{text}");
+    // A record knows better.
+    let host = settled().record("vm-111", "0000:01:00", "away", "nvidia").config(&configured("01:00", "none"));
+    assert_eq!(homes(&host.running(111, PID)), [json!("nvidia"), json!("snd_hda_intel")]);
+}
+
 #[test]
 fn status_does_not_need_the_configuration() {
-    assert_eq!(status(&host().config("nonsense")), status(&host()));
+    let Run { code, out, err } = host().config("{").run("--status --json");
+    let problem = "/etc/gpu-handoff/config.json: EOF while parsing an object at line 1 column 1";
+    assert_eq!((code, err), (Some(0), format!("gpu-handoff: warning: {problem}; going on with the defaults\n")));
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap(), status(&host()));
 }
 
 /// A VM that draws on the host's GPU (`vga: virtio-gl`) is a user of it, no owner.
@@ -259,6 +288,8 @@ fn nobody_listens() {
     for (call, code) in [
         ("--status", 0),
         ("--status --json", 0),
+        ("history", 0),
+        ("history --json", 0),
         ("--help", 0),
         ("--version", 0),
         ("frobnicate", 2),

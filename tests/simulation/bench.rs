@@ -5,6 +5,7 @@ use super::kernel::{Killed, SimKernel, Stalled};
 use super::state::State;
 use gpu_handoff::config::Config;
 use gpu_handoff::handoff::Handoff;
+use gpu_handoff::handoff::history::History;
 use gpu_handoff::handoff::home::Asker;
 use gpu_handoff::handoff::reconcile::Scope;
 use gpu_handoff::handoff::record::{Owner, Record};
@@ -17,6 +18,11 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
+
+const HISTORY: &str = "history.jsonl";
+
+/// A disk that takes nothing.
+const FULL: &str = "/dev/full";
 
 /// What somebody wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +129,7 @@ impl Bench {
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name != "lock" && !name.starts_with("last-") {
+            if name != "lock" && !name.starts_with("last-") && !name.starts_with(HISTORY) {
                 files.insert(name, fs::read(entry.path()).unwrap_or_default());
             }
         }
@@ -146,12 +152,20 @@ impl Bench {
         self.run_from(wish, fault, None)
     }
 
+    /// How the handoffs of the last run ended, by its history; a run with a fault had nowhere to write one.
+    pub fn history(&self) -> Vec<serde_json::Value> {
+        self.store.history().and_then(|history| history.read().ok()).unwrap_or_default().entries
+    }
+
     /// One run of the program, called by Proxmox, by a person, or by a worker that outlived its run. Proxmox holds the guest's lock around a hook, and lets go of it afterwards.
     fn run_from(&mut self, wish: &Wish, fault: Option<Fault>, caller: Option<Process>) -> Ran {
         let guest = match wish {
             Wish::Leave(Owner::Vm(id), _) | Wish::Home(Owner::Vm(id)) => Some(*id),
             _ => None,
         };
+        self.forget_file(HISTORY);
+        let history = if fault.is_some() { PathBuf::from(FULL) } else { self.directory.join(HISTORY) };
+        self.store = self.store.clone().with_history(History::at(history));
         self.kernel.begin(fault);
         self.kernel.state.borrow_mut().locked_guests.extend(guest);
         self.kernel.call_from(caller);

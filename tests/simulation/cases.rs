@@ -1,7 +1,7 @@
 //! One case: a run with a fault in its way, and what comes after it until everything is as somebody wants it.
 
 use super::bench::{Bench, Wish};
-use super::check::{Check, always, ended_well, is_home, reached};
+use super::check::{Check, always, ended_well, history_tells, is_home, reached};
 use super::faults::{Fault, Kind};
 use super::order;
 use super::setup::{Busy, Ready, Setup};
@@ -28,6 +28,7 @@ pub fn without_fault(bench: &mut Bench, setup: &Setup, ready: &Ready) -> Result<
     plans_are_legal(bench, setup, ready)?;
     let ran = bench.run(&ready.wish, None);
     let acts = bench.kernel.acts.borrow().clone();
+    history_tells(bench, &ready.wish, &ran)?;
     ended_well(bench, &ready.wish, None, &ran, &ready.before, &ready.home)?;
     always(bench, &ready.home)?;
     if ran.end.code() == Some(3) {

@@ -7,6 +7,7 @@ use super::machine::AtHome;
 use super::state::State;
 use gpu_handoff::handoff::record::{Owner, Progress};
 use gpu_handoff::proxmox::running;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -178,4 +179,25 @@ pub fn is_home(bench: &Bench, home: &AtHome) -> Check {
     let mut problems = home.differences(&bench.kernel.state.borrow(), None);
     problems.extend(bench.files().keys().map(|name| format!("{name} is left")));
     all(problems)
+}
+
+/// What a run did is in its history, and what it did not do is not.
+pub fn history_tells(bench: &Bench, wish: &Wish, ran: &Ran) -> Check {
+    let End::Exit(code, message) = &ran.end else { return Ok(()) };
+    let lines = bench.history();
+    let (owner, direction) = match wish {
+        Wish::Leave(owner, _) => (owner, "vfio"),
+        Wish::Home(owner) => (owner, "home"),
+        Wish::Reconcile | Wish::Unfinished => return Ok(()),
+    };
+    let mine = lines.iter().filter(|line| line["direction"] == direction && line["vmid"] == json!(owner.vmid()));
+    let mine: Vec<&Value> = mine.collect();
+    let is_told = match mine.as_slice() {
+        // Others' handoffs may have been put right on the way.
+        [] => *code == 0 && (ran.acts == 0 || !lines.is_empty()),
+        [line] if *code == 0 => ran.acts > 0 && line["exit"] == 0 && line["reason"].is_null(),
+        [line] => line["exit"] == *code && line["reason"] == json!(message),
+        _ => false,
+    };
+    if is_told { Ok(()) } else { Err(format!("the history of exit {code} after {} changes is {lines:?}", ran.acts)) }
 }

@@ -9,6 +9,9 @@ same 'home' "$slot1.0 nvidia"$'\n'"$slot1.1 snd_hda_intel" "$(all_of driver_of)"
 remember_home
 at_home=$(snapshot)
 is_home 'before'
+works 'history of nothing' gpu-handoff history
+is 'history of nothing' 'no handoff yet' "$out"
+past() { gpu-handoff history --json; }
 
 # ---- Proxmox starts and stops the VM ----
 for trip in {1..20}; do
@@ -25,6 +28,15 @@ for trip in {1..20}; do
     echo "# trip $trip: qm start $started ms, qm stop $ms ms"
     is_home "trip $trip"
 done
+
+# ---- each of them is in the history, in order ----
+expected=$(for trip in {1..20}; do printf '%s\n' '"direction":"vfio","exit":0' '"direction":"home","exit":0'; done)
+same 'history of the trips' "$expected" "$(past | sed -n 's/^{\("direction":"[a-z]*","exit":[0-9]*\),.*"vmid":111}$/\1/p')"
+is 'history: phases of the last' 'wait release bind clear' \
+    "$(past | tail -n 1 | grep -o '"name":"[a-z]*"' | cut -d'"' -f4 | grep -vx complete | paste -sd' ')"
+works 'history' gpu-handoff history
+is 'history: lines' 40 "$(wc -l <<<"$out")"
+is 'history: the last' "VM 111 -> host $slot1 done" "$(awk 'END { print $2, $3, $4, $5, $6, $NF }' <<<"$out")"
 
 # ---- the hook by hand: each direction twice, the second time for nothing ----
 works 'pre-start' $hook 111 pre-start
@@ -92,4 +104,21 @@ same 'no field is missing' '' "$(grep MISSING <<<"$missing")"
 is 'card in the status' "$slot1.0 030000 10de:2684 nvidia nvidia null" \
     "$(status $slot1 functions.0.address functions.0.class functions.0.id functions.0.driver functions.0.home functions.0.override)"
 is 'last handoff in the status' 'home null 0' "$(status $slot1 last.direction last.vmid last.exit)"
+
+# ---- what was refused is in the history, what was only asked about is not ----
+before=$(past)
+works 'plan' gpu-handoff plan 111
+works 'to-vfio --dry-run' gpu-handoff to-vfio --dry-run
+works 'to-nvidia at home' gpu-handoff to-nvidia
+same 'history of no handoff' "$before" "$(past)"
+hold /dev/nvidia0
+call qm start 111
+release
+ok 'qm start while busy fails' [ "$rc" != 0 ]
+is 'history while busy: new lines' 1 "$(past | tail -n +$(($(wc -l <<<"$before") + 1)) | wc -l)"
+refused=$(past | tail -n 1)
+ok 'history while busy: exit code' grep -q '"direction":"vfio","exit":3,' <<<"$refused"
+ok 'history while busy: who' grep -q "PID $holder (perl" <<<"$refused"
+is 'history while busy: for people' "refused" "$(gpu-handoff history | awk 'END { print $9 }')"
+is 'mode of the history' '644 755' "$(stat -c %a /var/lib/gpu-handoff/history.jsonl /var/lib/gpu-handoff | paste -sd' ')"
 finish

@@ -1,0 +1,125 @@
+//! One handoff from its beginning to its end, for who asks later: `--status` about the last of a slot, `history` about all.
+
+use super::history;
+use super::record::Owner;
+use super::run::Outcome;
+use super::store::Locked;
+use super::{Handoff, utc};
+use crate::stop::Stop;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Vfio,
+    Home,
+}
+
+/// A handoff that somebody wants: refused, or done as far as it went.
+pub struct Attempt {
+    direction: Direction,
+    vmid: Option<u32>,
+    slots: Vec<String>,
+    /// A time of [`crate::sys::Kernel::now`].
+    pub begin: Duration,
+    took: Option<Duration>,
+    phases: Vec<(&'static str, Duration)>,
+}
+
+impl Attempt {
+    pub fn new(direction: Direction, owner: &Owner, slots: &[&str], begin: Duration) -> Attempt {
+        let vmid = owner.vmid();
+        let mut attempt = Attempt { direction, vmid, slots: Vec::new(), begin, took: None, phases: Vec::new() };
+        attempt.is_about(slots);
+        attempt
+    }
+
+    pub fn is_about(&mut self, slots: &[&str]) {
+        self.slots = slots.iter().map(ToString::to_string).collect();
+    }
+
+    pub fn phase(&mut self, name: &'static str, took: Duration) {
+        self.phases.push((name, took));
+    }
+
+    pub fn add(&mut self, outcome: &Outcome) {
+        self.phases.extend(&outcome.phases);
+    }
+
+    /// What all of it took; the first to ask decides when it was over.
+    pub fn took(&mut self, now: Duration) -> Duration {
+        *self.took.get_or_insert(now.saturating_sub(self.begin))
+    }
+
+    /// Not refused, and there was something to do.
+    fn has_begun(&self) -> bool {
+        !self.phases.is_empty()
+    }
+
+    fn to_json(&self, time: &str, took: Duration, stop: Option<&Stop>) -> Value {
+        let phases: Vec<Value> =
+            self.phases.iter().map(|(name, took)| json!({"name": name, "ms": took.as_millis() as u64})).collect();
+        json!({
+            "schema": history::SCHEMA,
+            "time": time,
+            "direction": match self.direction { Direction::Vfio => "vfio", Direction::Home => "home" },
+            "vmid": self.vmid,
+            "slots": self.slots,
+            "exit": stop.map_or(0, |stop| stop.code as u8),
+            "ms": took.as_millis() as u64,
+            "phases": phases,
+            "reason": stop.map(|stop| &stop.message),
+        })
+    }
+}
+
+impl Handoff<'_> {
+    /// Writes down how it ended. Only for being asked about later, so that failing to is no failure.
+    pub(super) fn note(&self, locked: Option<&Locked>, mut attempt: Attempt, stop: Option<&Stop>) {
+        if stop.is_none() && !attempt.has_begun() {
+            return;
+        }
+        let took = attempt.took(self.kernel.now());
+        let document = attempt.to_json(&utc(self.kernel.unix_time()), took, stop);
+        let warn = |done: anyhow::Result<()>| {
+            if let Err(error) = done {
+                self.story.warn(&format!("{error:#}"));
+            }
+        };
+        if let Some(locked) = locked.filter(|_| attempt.has_begun()) {
+            attempt.slots.iter().for_each(|slot| warn(locked.set_last(slot, &document)));
+        }
+        if let Some(history) = self.store.history() {
+            let for_this = if locked.is_none() { self.store.lock(Duration::ZERO).ok().flatten() } else { None };
+            warn(history.append(&document, locked.or(for_this.as_ref())));
+        }
+    }
+
+    /// As [`Handoff::note`], of one that was refused before anybody took the lock for it.
+    pub fn note_refused(&self, direction: Direction, owner: &Owner, slots: &[&str], stop: &Stop) {
+        self.note(None, Attempt::new(direction, owner, slots, self.kernel.now()), Some(stop));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document() {
+        let mut attempt = Attempt::new(Direction::Vfio, &Owner::Vm(111), &["0000:01:00"], Duration::from_secs(5));
+        attempt.phase("check", Duration::from_micros(7900));
+        assert_eq!(attempt.took(Duration::from_millis(5084)), Duration::from_millis(84));
+        assert_eq!(attempt.took(Duration::from_secs(9)), Duration::from_millis(84));
+        let time = "2026-11-20T12:00:00Z";
+        let expected = json!({"schema": 1, "time": time, "direction": "vfio", "vmid": 111, "slots": ["0000:01:00"],
+            "exit": 0, "ms": 84, "phases": [{"name": "check", "ms": 7}], "reason": null});
+        assert_eq!(attempt.to_json(time, Duration::from_millis(84), None), expected);
+        let by_hand = Owner::Manual("0000:01:00".to_string());
+        let attempt = Attempt::new(Direction::Home, &by_hand, &["0000:01:00"], Duration::ZERO);
+        let refused = attempt.to_json(time, Duration::ZERO, Some(&Stop::refused("busy")));
+        let expected = json!({"schema": 1, "time": time, "direction": "home", "vmid": null, "slots": ["0000:01:00"],
+            "exit": 3, "ms": 0, "phases": [], "reason": "busy"});
+        assert_eq!(refused, expected);
+    }
+}

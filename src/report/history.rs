@@ -1,0 +1,99 @@
+//! `gpu-handoff history`: past handoffs, a line each, the newest last. Reads only.
+
+use crate::gpu::inventory::VFIO_PCI;
+use crate::handoff::history::Past;
+use serde_json::Value;
+use std::fmt::Write;
+
+/// One JSON object per line, as it is kept.
+pub fn to_json(past: &Past) -> String {
+    past.entries.iter().fold(String::new(), |text, entry| text + &format!("{entry}\n"))
+}
+
+pub fn to_text(past: &Past) -> String {
+    let rows: Vec<[String; 6]> = past.entries.iter().map(row).collect();
+    if rows.is_empty() {
+        return "no handoff yet\n".to_string();
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths = [width(0), width(1), width(2), width(3), width(4)];
+    let mut text = String::new();
+    for [time, way, slots, ms, result, reason] in &rows {
+        let [a, b, c, d, e] = widths;
+        let line = format!("{time:<a$}  {way:<b$}  {slots:<c$}  {ms:>d$} ms  {result:<e$}  {reason}");
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text
+}
+
+fn row(entry: &Value) -> [String; 6] {
+    let text = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default().to_string();
+    let slots = entry.get("slots").and_then(Value::as_array).into_iter().flatten();
+    let slots: Vec<&str> = slots.filter_map(Value::as_str).collect();
+    let slots = if slots.is_empty() { "-".to_string() } else { slots.join(" ") };
+    let ms = entry.get("ms").and_then(Value::as_u64).unwrap_or(0).to_string();
+    [text("time"), way(entry), slots, ms, result(entry).to_string(), text("reason")].map(|cell| one_line(&cell))
+}
+
+fn result(entry: &Value) -> &'static str {
+    match entry.get("exit").and_then(Value::as_u64) {
+        Some(0) => "done",
+        Some(1) => "failed",
+        Some(2 | 3) => "refused",
+        Some(4) => "overrun",
+        Some(5) => "locked",
+        _ => "?",
+    }
+}
+
+/// `VM 111 -> host`
+pub fn way(entry: &Value) -> String {
+    let who = entry.get("vmid").and_then(Value::as_u64).map_or_else(|| VFIO_PCI.to_string(), |id| format!("VM {id}"));
+    match entry.get("direction").and_then(Value::as_str) {
+        Some("home") => format!("{who} -> host"),
+        _ => format!("host -> {who}"),
+    }
+}
+
+/// A reason may quote what others wrote.
+fn one_line(cell: &str) -> String {
+    cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn past() -> Past {
+        let entries = vec![
+            json!({"schema": 1, "time": "2026-11-20T12:00:00Z", "direction": "vfio", "vmid": 111,
+                "slots": ["0000:01:00", "0000:02:00"], "exit": 0, "ms": 1318,
+                "phases": [{"name": "check", "ms": 9}], "reason": null}),
+            json!({"schema": 1, "time": "2026-11-20T13:00:00Z", "direction": "home", "vmid": null,
+                "slots": ["0000:01:00"], "exit": 4, "ms": 60017, "phases": [], "reason": "is\nstranded"}),
+            json!({"schema": 1, "direction": "vfio", "vmid": 9, "slots": [], "exit": 3, "more": 1}),
+        ];
+        Past { entries, problems: Vec::new() }
+    }
+
+    #[test]
+    fn for_people() {
+        assert_eq!(
+            to_text(&past()),
+            "2026-11-20T12:00:00Z  host -> VM 111    0000:01:00 0000:02:00   1318 ms  done\n\
+             2026-11-20T13:00:00Z  vfio-pci -> host  0000:01:00             60017 ms  overrun  is?stranded\n                      \
+             host -> VM 9      -                          0 ms  refused\n"
+        );
+        assert_eq!(to_text(&Past::default()), "no handoff yet\n");
+    }
+
+    #[test]
+    fn for_programs() {
+        let text = to_json(&past());
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines, past().entries);
+        assert_eq!(to_json(&Past::default()), "");
+    }
+}
