@@ -8,7 +8,7 @@ use gpu_handoff::gpu::inventory::{Function, Slot};
 use gpu_handoff::gpu::{nodes, nvidia, static_ids as ids};
 use gpu_handoff::proxmox::running;
 use gpu_handoff::stop::Code;
-use gpu_handoff::sys::{self, Action, DeviceNumber, Kernel, Node, Request};
+use gpu_handoff::sys::{self, Action, DeviceNumber, Kernel, Mapped, Node, Request};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
@@ -111,11 +111,11 @@ pub fn holders(data: &[u8]) {
         .file("/proc/7/comm", command);
     for path in [&format!("/sys/bus/pci/devices/{GPU}/drm/card0/dev"), "/sys/class/vfio/5/dev"] {
         if let Some(number) = machine.text(path).and_then(|text| text.parse().ok()) {
-            machine = machine.open(7, number);
+            machine = machine.open(7, number, data.len() % 2 == 1);
         }
     }
     // In any case.
-    machine = machine.open(7, DeviceNumber { major: 195, minor: 255 });
+    machine = machine.open(7, DeviceNumber { major: 195, minor: 255 }, false);
     let slots: Vec<Slot> = Slot::read(&machine, "0000:01:00").into_iter().collect();
     assert!(slots[0].functions.iter().all(Function::is_nvidia_gpu));
     let found = Watched::of_slots(&machine, &slots, Reach::Unbinding).holders(&machine);
@@ -124,6 +124,18 @@ pub fn holders(data: &[u8]) {
     assert!(found[0].remedy().bytes().all(|b| b.is_ascii_alphanumeric() || b" :-_.\\@".contains(&b)));
     if let Place::Unit(name) = &found[0].place {
         assert!(name.ends_with(".service") || name.ends_with(".scope"), "{name}");
+    }
+}
+
+/// A line of `/proc/PID/maps`: what is looked at is in `map_files` and nowhere else.
+pub fn maps(data: &[u8]) {
+    if let Some(mapped) = Mapped::parse(data) {
+        let name = mapped.name();
+        assert!(name.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') && name.matches('-').count() == 1, "{name}");
+        assert!(data.ends_with(mapped.file));
+        // What comes after the inode, however odd, says nothing about where it is mapped.
+        let again = [data, b" (deleted)"].concat();
+        assert_eq!(Mapped::parse(&again).map(|mapped| mapped.name()).as_ref(), Some(&name));
     }
 }
 
@@ -180,7 +192,8 @@ pub fn message(data: &[u8]) {
     let [path, value] = parts(data);
     let (path, value) = (String::from_utf8_lossy(path).into_owned(), String::from_utf8_lossy(value).into_owned());
     let modules = value.split('\0').map(str::to_string).collect();
-    for request in [Request::Read(path.clone()), Request::TryOpen(path.clone())] {
+    let except = value.bytes().map(i32::from).collect();
+    for request in [Request::Read(path.clone()), Request::TryOpen(path.clone()), Request::Mapped { except }] {
         assert_eq!(sys::decode(&sys::encode(&request)), Some(request));
     }
     survives_the_pipe(&Action::Write { path: path.clone(), data: value.clone() });

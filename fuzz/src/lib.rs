@@ -10,7 +10,7 @@ mod proxmox;
 mod whole;
 
 pub use growth::growth;
-pub use kernel::{command_line, device_number, driver, holders, locks, message, modules, process, static_ids};
+pub use kernel::{command_line, device_number, driver, holders, locks, maps, message, modules, process, static_ids};
 pub use ours::{config, journal, record, wedge};
 pub use proxmox::{ct, mapping, pci_id, property, vm};
 pub use whole::{machine, store};

@@ -26,10 +26,10 @@ impl Machine {
         self
     }
 
-    /// A process has this device open.
+    /// A process has this device open, or only mapped.
     #[must_use]
-    pub fn open(mut self, pid: i32, number: DeviceNumber) -> Machine {
-        self.open.push(OpenDevice { pid, number });
+    pub fn open(mut self, pid: i32, number: DeviceNumber, mapped: bool) -> Machine {
+        self.open.push(OpenDevice { pid, number, mapped });
         self
     }
 

@@ -1,4 +1,5 @@
-//! Who has a GPU open: a look by device number over every descriptor of every process, in all namespaces.
+//! Who has a GPU open: a look by device number over every descriptor and every mapping of every process, in all
+//! namespaces.
 
 use super::inventory::{Slot, VFIO_PCI};
 use super::nodes::{CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
@@ -6,6 +7,26 @@ use super::nvidia;
 use crate::sys::{DeviceNumber, Kernel, OpenDevice};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
+
+/// How long to wait before looking once more whether anything changes.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Devices that all NVIDIA GPUs share, by the name of their major in `/proc/devices` and their minor. As long as one is
+/// open, the module that has it cannot be unloaded.
+const SHARED: [(&str, u64, &str); 4] = [
+    ("nvidia-uvm", 0, "/dev/nvidia-uvm"),
+    ("nvidia-uvm", 1, "/dev/nvidia-uvm-tools"),
+    ("nvidia-nvlink", 0, "/dev/nvidia-nvlink"),
+    ("nvidia-nvswitch", 255, "/dev/nvidia-nvswitchctl"),
+];
+
+/// The same with many minors, with which their paths end.
+const FAMILIES: [(&str, &str); 3] = [
+    ("nvidia-caps", "/dev/nvidia-caps/nvidia-cap"),
+    ("nvidia-caps-imex-channels", "/dev/nvidia-caps-imex-channels/channel"),
+    ("nvidia-nvswitch", "/dev/nvidia-nvswitch"),
+];
 
 /// A process that has a device of the slot open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +35,8 @@ pub struct Holder {
     pub command: String,
     /// The usual path of the device that it has open; its own path to it may be another.
     pub via: String,
+    /// It has the device in its memory and may have closed the descriptor.
+    pub mapped: bool,
     pub place: Place,
 }
 
@@ -35,7 +58,7 @@ impl fmt::Display for Holder {
             Place::Unit(name) => write!(f, ", {name}")?,
             Place::Unknown => {}
         }
-        write!(f, ") has {} open", self.via)
+        write!(f, ") has {} {}", self.via, if self.mapped { "mapped" } else { "open" })
     }
 }
 
@@ -72,6 +95,8 @@ pub struct Watched {
     shared: BTreeMap<DeviceNumber, String>,
     /// Nodes of GPUs that stay where they are.
     elsewhere: Vec<DeviceNumber>,
+    /// Majors with many minors, what their paths begin with, and whether they are held or shared.
+    families: Vec<(u64, &'static str, bool)>,
 }
 
 impl Watched {
@@ -104,10 +129,15 @@ impl Watched {
         for (minor, path) in [(CONTROL_MINOR, "/dev/nvidiactl"), (MODESET_MINOR, "/dev/nvidia-modeset")] {
             into.insert(DeviceNumber { major: NVIDIA_MAJOR, minor }, path.to_string());
         }
-        if let Some(major) = nvidia::major(kernel, "nvidia-uvm") {
-            let into = if reach == Reach::Unloading { &mut watched.held } else { &mut watched.shared };
-            into.insert(DeviceNumber { major, minor: 0 }, "/dev/nvidia-uvm".to_string());
-            into.insert(DeviceNumber { major, minor: 1 }, "/dev/nvidia-uvm-tools".to_string());
+        let into = if reach == Reach::Unloading { &mut watched.held } else { &mut watched.shared };
+        for (name, minor, path) in SHARED {
+            if let Some(major) = nvidia::major(kernel, name) {
+                into.insert(DeviceNumber { major, minor }, path.to_string());
+            }
+        }
+        for (name, path) in FAMILIES {
+            let major = nvidia::major(kernel, name);
+            watched.families.extend(major.map(|major| (major, path, reach == Reach::Unloading)));
         }
         watched
     }
@@ -155,6 +185,11 @@ impl Watched {
         for name in kernel.list(&drm) {
             self.add_attribute(kernel, &format!("{drm}/{name}/dev"), &format!("/dev/dri/{name}"));
         }
+        // The framebuffer that a DRM driver makes of it, for the console and for whoever opens it.
+        let graphics = format!("/sys/bus/pci/devices/{address}/graphics");
+        for name in kernel.list(&graphics) {
+            self.add_attribute(kernel, &format!("{graphics}/{name}/dev"), &format!("/dev/{name}"));
+        }
     }
 
     fn add_vfio_device(&mut self, kernel: &dyn Kernel, address: &str) {
@@ -177,29 +212,59 @@ impl Watched {
 
     /// As [`Watched::holders`], for who asks more than once about the same moment.
     pub fn holders_among(&self, kernel: &dyn Kernel, open: &[OpenDevice]) -> Vec<Holder> {
-        let mut by_pid: BTreeMap<i32, Vec<DeviceNumber>> = BTreeMap::new();
+        let mut by_pid: BTreeMap<i32, Vec<&OpenDevice>> = BTreeMap::new();
         for open in open {
-            by_pid.entry(open.pid).or_default().push(open.number);
+            by_pid.entry(open.pid).or_default().push(open);
         }
         by_pid.remove(&(std::process::id() as i32));
         by_pid
             .iter()
-            .filter_map(|(pid, numbers)| {
-                let held = numbers.iter().find_map(|number| self.held.get(number));
-                let uses_another = numbers.iter().any(|number| self.elsewhere.contains(number));
-                let shared = numbers.iter().find_map(|number| self.shared.get(number)).filter(|_| !uses_another);
-                let via = held.or(shared)?;
-                Some(describe(kernel, *pid, via))
+            .filter_map(|(pid, open)| {
+                let held = open.iter().find_map(|device| Some((self.held(device.number)?, device.mapped)));
+                let uses_another = open.iter().any(|device| self.elsewhere.contains(&device.number));
+                let shared = || open.iter().find_map(|device| Some((self.shared(device.number)?, device.mapped)));
+                let (via, mapped) = held.or_else(|| if uses_another { None } else { shared() })?;
+                Some(describe(kernel, *pid, via, mapped))
             })
             .collect()
     }
+
+    fn held(&self, number: DeviceNumber) -> Option<String> {
+        self.held.get(&number).cloned().or_else(|| self.family(number, true))
+    }
+
+    fn shared(&self, number: DeviceNumber) -> Option<String> {
+        self.shared.get(&number).cloned().or_else(|| self.family(number, false))
+    }
+
+    fn family(&self, DeviceNumber { major, minor }: DeviceNumber, held: bool) -> Option<String> {
+        let (_, path, _) = self.families.iter().find(|family| (family.0, family.2) == (major, held))?;
+        Some(format!("{path}{minor}"))
+    }
+
+    /// As [`Watched::holders`], once nobody comes or goes any more: two looks in a row saw the same, or `limit` is over.
+    /// For when somebody was stopped: what ends has its children and helpers end after it, or start anew.
+    pub fn holders_settled(&self, kernel: &dyn Kernel, limit: Duration) -> Vec<Holder> {
+        let end = kernel.now() + limit;
+        let mut before = self.holders(kernel);
+        while kernel.now() < end {
+            kernel.sleep(LOOK_AGAIN);
+            let now = self.holders(kernel);
+            if now == before {
+                break;
+            }
+            before = now;
+        }
+        before
+    }
 }
 
-fn describe(kernel: &dyn Kernel, pid: i32, via: &str) -> Holder {
+fn describe(kernel: &dyn Kernel, pid: i32, via: String, mapped: bool) -> Holder {
     Holder {
         pid,
         command: kernel.text(&format!("/proc/{pid}/comm")).map_or_else(|| "?".to_string(), |name| printable(&name)),
-        via: via.to_string(),
+        via,
+        mapped,
         place: place(&kernel.text(&format!("/proc/{pid}/cgroup")).unwrap_or_default()),
     }
 }
@@ -253,6 +318,9 @@ fn is_unit(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::{ActError, Action, End, Process};
+    use std::cell::Cell;
+    use std::io;
 
     #[test]
     fn the_place_of_a_process() {
@@ -269,6 +337,92 @@ mod tests {
         assert_eq!(place("0::/user.slice/u/qemu.slice/111.scope"), Place::Unit("111.scope".to_string()));
         assert_eq!(place("0::/"), Place::Unknown);
         assert_eq!(place(""), Place::Unknown);
+    }
+
+    /// A machine on which each look sees another number of processes, until they are the same.
+    struct Restless {
+        looks: Cell<usize>,
+        users: Vec<i32>,
+    }
+
+    impl Kernel for Restless {
+        fn open_devices(&self) -> Vec<OpenDevice> {
+            let look = self.looks.replace(self.looks.get() + 1);
+            let users = *self.users.get(look).or(self.users.last()).unwrap();
+            (1..=users).map(|pid| OpenDevice { pid, number: NODE, mapped: pid % 2 == 0 }).collect()
+        }
+
+        fn now(&self) -> Duration {
+            LOOK_AGAIN * u32::try_from(self.looks.get()).unwrap()
+        }
+
+        fn sleep(&self, _: Duration) {}
+
+        fn read(&self, _: &str) -> io::Result<Vec<u8>> {
+            Err(io::ErrorKind::NotFound.into())
+        }
+
+        fn link_name(&self, _: &str) -> io::Result<String> {
+            Err(io::ErrorKind::NotFound.into())
+        }
+
+        fn list(&self, _: &str) -> Vec<String> {
+            Vec::new()
+        }
+
+        fn exists(&self, _: &str) -> bool {
+            false
+        }
+
+        fn device_number(&self, _: &str) -> io::Result<DeviceNumber> {
+            unreachable!()
+        }
+
+        fn file_id(&self, _: &str) -> io::Result<(DeviceNumber, u64)> {
+            unreachable!()
+        }
+
+        fn vfio_group_busy(&self, _: u32, _: Duration) -> Result<bool, ActError> {
+            unreachable!()
+        }
+
+        fn program(&self, _: &str, _: &[&str], _: Duration) -> Result<String, ActError> {
+            unreachable!()
+        }
+        fn end(&self, _: Process, _: End) -> io::Result<()> {
+            unreachable!()
+        }
+        fn act(&self, _: &Action, _: Duration) -> Result<(), ActError> {
+            unreachable!()
+        }
+
+        fn worker(&self) -> Option<Process> {
+            unreachable!()
+        }
+
+        fn is_asked_to_end(&self) -> bool {
+            false
+        }
+
+        fn unix_time(&self) -> u64 {
+            0
+        }
+    }
+
+    const NODE: DeviceNumber = DeviceNumber { major: 195, minor: 0 };
+
+    #[test]
+    fn who_comes_and_goes_is_waited_for() {
+        let settled = |users: &[i32], limit: u32| {
+            let kernel = Restless { looks: Cell::new(0), users: users.to_vec() };
+            let watched = Watched { held: BTreeMap::from([(NODE, "/dev/nvidia0".to_string())]), ..Watched::default() };
+            let found = watched.holders_settled(&kernel, LOOK_AGAIN * limit);
+            (found.iter().map(|holder| holder.mapped).collect::<Vec<_>>(), kernel.looks.get())
+        };
+        assert_eq!(settled(&[0], 100), (vec![], 2));
+        assert_eq!(settled(&[3, 1, 0, 2, 2, 0], 100), (vec![false, true], 5));
+        assert_eq!(settled(&[2, 1, 2, 1, 2, 1, 2], 4), (vec![false], 4), "the time is up");
+        assert_eq!(settled(&[1, 0], 0), (vec![false], 1), "no time at all");
     }
 
     #[test]

@@ -58,12 +58,7 @@ impl Handoff<'_> {
         let mut rounds = || -> Result<(), String> {
             for _ in 0..ROUNDS {
                 self.halt_all(locked, record, &halts, end, &mut done)?;
-                halts = self.who_is_left(watched, decide)?;
-                if halts.is_empty() {
-                    // Somebody who was between two calls at the first look is there at the second.
-                    self.kernel.sleep(LOOK_AGAIN);
-                    halts = self.who_is_left(watched, decide)?;
-                }
+                halts = self.who_is_left(watched, end, decide)?;
                 if halts.is_empty() {
                     return Ok(());
                 }
@@ -77,8 +72,9 @@ impl Handoff<'_> {
         Way { took: Some(took), problem }
     }
 
-    fn who_is_left(&self, watched: &Watched, decide: Decide) -> Result<Vec<Halt>, String> {
-        decide(&watched.holders(self.kernel)).map_err(|keepers| {
+    fn who_is_left(&self, watched: &Watched, end: Duration, decide: Decide) -> Result<Vec<Halt>, String> {
+        let limit = end.saturating_sub(self.kernel.now());
+        decide(&watched.holders_settled(self.kernel, limit)).map_err(|keepers| {
             let who: Vec<String> = keepers.iter().map(ToString::to_string).collect();
             format!("meanwhile {}", who.join(", "))
         })

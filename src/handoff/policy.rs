@@ -107,7 +107,7 @@ mod tests {
     use crate::config::Config;
 
     fn holder(pid: i32, place: Place) -> Holder {
-        Holder { pid, command: "x".to_string(), via: "/dev/nvidia0".to_string(), place }
+        Holder { pid, command: "x".to_string(), via: "/dev/nvidia0".to_string(), mapped: false, place }
     }
 
     fn unit(name: &str) -> Place {

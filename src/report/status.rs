@@ -84,9 +84,9 @@ impl Status {
             problems.push(format!("{problem}; going on with the defaults"));
             Config::default()
         });
-        let open = kernel.open_devices();
-        let users = sees_all.then_some(open.as_slice());
         let slots = nvidia_slots(kernel);
+        let open = if sees_all && !slots.is_empty() { kernel.open_devices() } else { Vec::new() };
+        let users = sees_all.then_some(open.as_slice());
         let gpus =
             slots.into_iter().map(|slot| Gpu::read(kernel, store, &config, &records, slot, users, &mut problems));
         Status {
@@ -291,7 +291,7 @@ fn user_to_json(user: &Holder) -> Value {
         Place::Unit(name) => (None, None, Some(name)),
         Place::Unknown => (None, None, None),
     };
-    json!({"pid": user.pid, "command": user.command, "via": user.via, "ctid": ctid, "vmid": vmid, "unit": unit})
+    json!({"pid": user.pid, "command": user.command, "via": user.via, "mapped": user.mapped, "ctid": ctid, "vmid": vmid, "unit": unit})
 }
 
 /// `VM 111 -> host in 84 ms (wait 10, release 20, bind 54)`

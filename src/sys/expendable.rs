@@ -7,7 +7,7 @@
 //! A worker whose parent goes without saying goodbye (killed, or it gave the worker up) starts
 //! `gpu-handoff reconcile --unfinished` as its last act, so that a handoff cut short and a call that came back late are put right by themselves.
 
-use super::{ActError, Action, failpoints, terminate};
+use super::{ActError, Action, failpoints, scan, terminate};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -31,6 +31,10 @@ pub enum Request {
     Read(String),
     /// Opens for reading and writing, and closes again.
     TryOpen(String),
+    /// Every character device that a process has mapped, but for these processes.
+    Mapped {
+        except: Vec<i32>,
+    },
 }
 
 /// What a worker does when its parent is gone without a goodbye.
@@ -82,8 +86,25 @@ impl Worker {
     /// What the kernel or a program said; [`ActError::Stuck`] when `limit` passed first: then this worker must be given
     /// up by [`Worker::abandon`]; [`ActError::Died`]: then it must be taken away by [`Worker::dismiss`].
     pub fn ask(&mut self, request: &Request, limit: Duration) -> Result<Vec<u8>, ActError> {
+        self.tell(request)?;
+        self.answer(limit)
+    }
+
+    /// The first half of [`Worker::ask`]: it begins, and this process may do something else.
+    ///
+    /// # Errors
+    /// [`ActError::Died`]
+    pub fn tell(&mut self, request: &Request) -> Result<(), ActError> {
         let died = |_| ActError::Died { pid: self.pid.as_raw() };
-        write_block(&mut self.commands, &encode(request)).map_err(died)?;
+        write_block(&mut self.commands, &encode(request)).map_err(died)
+    }
+
+    /// The second half. When it took longer than `limit`, more may be waited for.
+    ///
+    /// # Errors
+    /// As [`Worker::ask`].
+    pub fn answer(&mut self, limit: Duration) -> Result<Vec<u8>, ActError> {
+        let died = |_| ActError::Died { pid: self.pid.as_raw() };
         if !readable(&self.answers, limit) {
             return Err(ActError::Stuck { pid: self.pid() });
         }
@@ -105,6 +126,11 @@ impl Worker {
 
     /// It is stuck: it stays behind with its call. Closing the pipes tells it so, once the call has come back.
     pub fn abandon(self) {}
+
+    /// Ends it wherever it is, unless not even that can be.
+    pub fn kill(self) {
+        let _ = nix::sys::signal::kill(self.pid, nix::sys::signal::Signal::SIGKILL);
+    }
 }
 
 /// True when the parent said goodbye.
@@ -174,6 +200,7 @@ pub fn encode(request: &Request) -> Vec<u8> {
         Request::Act(Action::MakeNode(node)) => (b'N', "", &*node.to_text()),
         Request::Read(path) => (b'R', path.as_str(), ""),
         Request::TryOpen(path) => (b'O', path.as_str(), ""),
+        Request::Mapped { except } => (b'M', "", &*scan::pids_to_text(except)),
     };
     [&[kind], first.as_bytes(), &[0], second.as_bytes()].concat()
 }
@@ -190,6 +217,7 @@ pub fn decode(block: &[u8]) -> Option<Request> {
         b'N' => Request::Act(Action::MakeNode(super::Node::from_text(&second)?)),
         b'R' => Request::Read(first),
         b'O' => Request::TryOpen(first),
+        b'M' => Request::Mapped { except: scan::pids_from_text(&second)? },
         _ => return None,
     })
 }
@@ -300,6 +328,8 @@ mod tests {
             Request::Act(Action::MakeNode(node)),
             Request::Read("/sys/x".to_string()),
             Request::TryOpen("/dev/vfio/5".to_string()),
+            Request::Mapped { except: Vec::new() },
+            Request::Mapped { except: vec![1, 4_194_304] },
         ] {
             assert_eq!(decode(&encode(&request)), Some(request));
         }

@@ -1,6 +1,7 @@
 //! The kernel this program runs on, or a tree of files that stands for one (`GPU_HANDOFF_ROOT`).
 
 use super::expendable::{LastAct, Request, Worker};
+use super::scan::{self, Mappings};
 use super::{ActError, Action, DeviceNumber, End, Kernel, Node, OpenDevice, Process, failpoints, program, terminate};
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
@@ -9,7 +10,6 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,6 +19,7 @@ pub struct Linux {
     begin: Instant,
     /// Started by the first change.
     worker: RefCell<Option<Worker>>,
+    mappings: RefCell<Mappings>,
     last_act: Cell<LastAct>,
 }
 
@@ -35,7 +36,13 @@ impl Linux {
     }
 
     pub fn at(root: PathBuf) -> Linux {
-        Linux { root, begin: Instant::now(), worker: RefCell::new(None), last_act: Cell::new(LastAct::Reconcile) }
+        Linux {
+            root,
+            begin: Instant::now(),
+            worker: RefCell::new(None),
+            mappings: RefCell::default(),
+            last_act: Cell::new(LastAct::Reconcile),
+        }
     }
 
     /// False for a tree of files: then no system call that changes the machine is made.
@@ -126,23 +133,14 @@ impl Kernel for Linux {
     }
 
     fn open_devices(&self) -> Vec<OpenDevice> {
-        let mut found = Vec::new();
         if failpoints::is_blind() {
-            return found;
+            return Vec::new();
         }
-        for name in self.list("/proc") {
-            let Ok(pid) = name.parse::<i32>() else { continue };
-            // A process that ended meanwhile, or that we may not look into, has nothing to list.
-            let Ok(descriptors) = fs::read_dir(self.path(&format!("/proc/{pid}/fd"))) else { continue };
-            let before = found.len();
-            for entry in descriptors.flatten() {
-                let Some(number) = open_device(&entry.path()) else { continue };
-                let device = OpenDevice { pid, number };
-                if !found[before..].contains(&device) {
-                    found.push(device);
-                }
-            }
-        }
+        let mut mappings = self.mappings.borrow_mut();
+        // Both at the same time, where there is more than one processor.
+        mappings.begin(&self.root, work);
+        let mut found = scan::open(&self.path("/proc"));
+        found.extend(mappings.end(&self.root, work));
         found
     }
 
@@ -241,6 +239,7 @@ fn work(root: &Path, request: &Request) -> Result<Vec<u8>, ActError> {
             let open = fs::OpenOptions::new().read(true).write(true).open(below(root, path));
             open.map(|_| Vec::new()).map_err(ActError::Os)
         }
+        Request::Mapped { except } => Ok(scan::to_bytes(&scan::mapped(&below(root, "/proc"), except))),
     }
 }
 
@@ -287,21 +286,6 @@ fn make_node(path: &Path, node: &Node) -> io::Result<()> {
     std::os::unix::fs::chown(&beside, Some(node.uid), Some(node.gid))?;
     fs::set_permissions(&beside, fs::Permissions::from_mode(node.mode))?;
     fs::rename(&beside, path)
-}
-
-/// The device that a descriptor in `/proc/PID/fd` is open on. The link is followed, because its text is that of the
-/// process's own namespaces; but no file system is asked for news of the file, because one of a server that is away
-/// would not answer.
-fn open_device(descriptor: &Path) -> Option<DeviceNumber> {
-    let path = CString::new(descriptor.as_os_str().as_bytes()).ok()?;
-    let flags = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
-    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the path ends with a NUL, and the kernel writes no more than one statx.
-    let done = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_TYPE, found.as_mut_ptr()) };
-    // SAFETY: zeroed memory is a valid statx, whatever of it was written.
-    let found = unsafe { found.assume_init() };
-    let is_device = done == 0 && u32::from(found.stx_mode) & libc::S_IFMT == libc::S_IFCHR;
-    is_device.then(|| DeviceNumber { major: found.stx_rdev_major.into(), minor: found.stx_rdev_minor.into() })
 }
 
 fn number(device: u64) -> DeviceNumber {

@@ -8,7 +8,9 @@ pub mod failpoints;
 mod held;
 mod linux;
 mod lock;
+mod maps;
 mod program;
+mod scan;
 mod terminate;
 
 use std::fmt;
@@ -19,6 +21,7 @@ pub use expendable::{Request, decode, encode};
 pub use held::flock_is_held;
 pub use linux::Linux;
 pub use lock::Lock;
+pub use maps::Mapped;
 pub use terminate::heed as heed_termination;
 
 /// One change to the machine. Each may block in the kernel, so each is carried out under a time limit.
@@ -145,6 +148,8 @@ pub enum End {
 pub struct OpenDevice {
     pub pid: i32,
     pub number: DeviceNumber,
+    /// It is seen in the process's memory: the descriptor may be closed by now, the device is not.
+    pub mapped: bool,
 }
 
 /// The machine. Paths are absolute, as in `/sys/bus/pci/devices`; [`Linux`] puts `GPU_HANDOFF_ROOT` before them.
@@ -172,7 +177,8 @@ pub trait Kernel {
     /// # Errors
     /// [`ActError::Stuck`] when it took longer than `limit`.
     fn vfio_group_busy(&self, group: u32, limit: Duration) -> Result<bool, ActError>;
-    /// Every character device that any process has open, in all namespaces. Needs root to see all of them.
+    /// Every character device that any process has open, in all namespaces, and after them those that one has mapped.
+    /// Needs root to see all of them.
     fn open_devices(&self) -> Vec<OpenDevice>;
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError>;
     /// Runs a program of the host, by its absolute path, and gives back its standard output. One that takes longer than

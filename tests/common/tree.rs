@@ -137,6 +137,17 @@ impl Host {
         self
     }
 
+    /// A line of the process's maps, and the file of the real machine that is mapped there.
+    pub fn maps(self, pid: u32, line: &str, name: &str, file: &str) -> Host {
+        let maps = format!("proc/{pid}/maps");
+        let before = fs::read_to_string(self.path(&maps)).unwrap_or_default();
+        let link = format!("proc/{pid}/map_files/{name}");
+        let host = self.file(&maps, &format!("{before}{line}\n"));
+        fs::create_dir_all(host.path(&link).parent().unwrap()).unwrap();
+        symlink(file, host.path(&link)).unwrap();
+        host
+    }
+
     /// QEMU runs this VM: a pid file, and the process whose command line names it.
     pub fn running(self, vmid: u32, pid: u32) -> Host {
         self.file(&format!("run/qemu-server/{vmid}.pid"), &format!("{pid}\n")).file(

@@ -53,6 +53,110 @@ fn many_users_are_counted() {
     refuses(&host, "111 pre-start", 3, &message);
 }
 
+/// One line for somebody who uses the card in a way of his own.
+fn busy(how: &str) -> String {
+    format!(
+        "0000:01:00 was not touched, it is in use: PID 5000001 (cuda, job.scope) has {how}; end it (kill 5000001), then \
+         start VM 111 again: qm start 111"
+    )
+}
+
+#[test]
+fn a_mapping_without_a_descriptor() {
+    let process = || with_drm_node(host()).process(PID, "cuda", "/job.scope", &["/dev/zero"]);
+    for (line, name) in [
+        ("7f00000000-7f00001000 rw-s 00000000 00:06 312                        /dev/nvidia0", "7f00000000-7f00001000"),
+        ("00400000-00401000 r--p 00000000 00:2e 7 /run/my\\012own gpu (deleted)", "400000-401000"),
+        ("7f00-8000 rw-s 00000000 fd:01 8 ", "7f00-8000"),
+    ] {
+        let usual = |host: Host| {
+            host.maps(PID, "00200000-00201000 r-xp 00000000 fd:01 17 /usr/bin/cuda", "200000-201000", "/proc/version")
+        };
+        let mapped = usual(process()).file(&format!("proc/{PID}/maps"), "55d0-56d0 rw-p 00000000 00:00 0 [heap]\n");
+        let mapped = mapped.maps(PID, line, name, NULL);
+        refuses(&mapped, "111 pre-start", 3, &busy("/dev/dri/card0 mapped"));
+        if nix::unistd::geteuid().is_root() {
+            assert_eq!(status(&mapped)["gpus"][0]["users"][0]["mapped"], json!(true));
+        }
+    }
+    let both =
+        with_drm_node(host()).process(PID, "cuda", "/job.scope", &[NULL]).maps(PID, "1-2 r 0 0:6 3", "1-2", NULL);
+    refuses(&both, "111 pre-start", 3, &busy("/dev/dri/card0 open"));
+}
+
+#[test]
+fn mappings_of_other_files() {
+    let host = with_drm_node(settled())
+        .process(PID, "cat", "/", &[])
+        .maps(PID, "1-2 rw-s 0 00:06 3 /dev/nvidia0", "1-2", "/dev/zero")
+        .maps(PID, "3-4 rw-s 0 00:06 4 /dev/nvidia0", "3-4", "/no/such/file")
+        .maps(PID, "5-6 rw-s 0 00:00 0", "5-6", NULL)
+        .maps(PID, "no line at all", "7-8", NULL);
+    accepts(&host, "mappings");
+}
+
+/// Each file is looked at once, however many processes have it mapped.
+#[test]
+fn many_mappings_of_one_file() {
+    let line = "1-2 rw-s 0 00:06 312 /dev/nvidia0";
+    let host = with_drm_node(host())
+        .process(PID, "cuda", "/job.scope", &[])
+        .maps(PID, line, "1-2", NULL)
+        .process(PID + 1, "cuda", "/job.scope", &[])
+        .file(&format!("proc/{}/maps", PID + 1), &format!("{line}\n"));
+    let message = busy("/dev/dri/card0 mapped, PID 5000002 (cuda, job.scope) has /dev/dri/card0 mapped");
+    refuses(&host, "111 pre-start", 3, &message);
+}
+
+/// Reading what such a process has mapped waits, for as long as it likes. It is passed over, and others are still seen.
+#[test]
+fn a_process_that_does_not_let_itself_be_looked_at() {
+    let host = with_drm_node(host())
+        .process(PID, "cuda", "/job.scope", &[])
+        .maps(PID, "1-2 rw-s 0 00:06 312 /dev/nvidia0", "1-2", NULL)
+        .process(PID + 1, "stuck", "/", &[]);
+    let fifo = host.path(&format!("proc/{}/maps", PID + 1));
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let begin = std::time::Instant::now();
+    assert_eq!(host.run("111 pre-start"), refusal(3, &busy("/dev/dri/card0 mapped")));
+    assert!(begin.elapsed() < std::time::Duration::from_secs(20));
+    // It is not overlooked for what it has open.
+    let host = host.process(PID + 1, "stuck", "/", &[NULL]);
+    let run = host.run("111 pre-start");
+    assert!(run.err.contains("PID 5000002 (stuck) has /dev/dri/card0 open"), "{}", run.err);
+}
+
+/// What it had stays with the threads that are left.
+#[test]
+fn a_process_whose_first_thread_has_ended() {
+    let thread = PID + 1;
+    let host = with_drm_node(host())
+        .process(PID, "cuda", "/job.scope", &[])
+        .file(&format!("proc/{PID}/task/{PID}/comm"), "cuda\n")
+        .file(&format!("proc/{PID}/task/{thread}/comm"), "cuda\n")
+        .process(thread, "a thread", "/job.scope", &[NULL]);
+    // A real /proc would not list the thread beside its process.
+    let message = busy("/dev/dri/card0 open, PID 5000002 (a thread, job.scope) has /dev/dri/card0 open");
+    refuses(&host, "111 pre-start", 3, &message);
+}
+
+#[test]
+fn other_devices_of_the_driver_and_of_the_card() {
+    let process = |host: Host| host.process(PID, "cuda", "/job.scope", &[NULL]);
+    for (name, path) in [
+        ("nvidia-caps", "/dev/nvidia-caps/nvidia-cap3"),
+        ("nvidia-caps-imex-channels", "/dev/nvidia-caps-imex-channels/channel3"),
+        ("nvidia-nvswitch", "/dev/nvidia-nvswitch3"),
+    ] {
+        let devices = format!("Character devices:\n  1 {name}\n\nBlock devices:\n  7 loop\n");
+        refuses(&process(host().file("proc/devices", &devices)), "111 pre-start", 3, &busy(&format!("{path} open")));
+    }
+    let framebuffer = host().file(&format!("{}/graphics/fb0/dev", device("0000:01:00.0")), NULL_NUMBER);
+    refuses(&process(framebuffer), "111 pre-start", 3, &busy("/dev/fb0 open"));
+    let control = format!("{}/sound/card1/controlC1/dev", device("0000:01:00.1"));
+    refuses(&process(host().file(&control, NULL_NUMBER)), "111 pre-start", 3, &busy("/dev/snd/controlC1 open"));
+}
+
 #[test]
 fn other_open_devices_and_the_vm_itself_are_no_users() {
     let other = with_drm_node(settled()).process(PID, "cat", "/", &["/dev/zero", "/proc/version", "/no/such/file"]);

@@ -21,7 +21,8 @@ pub fn users(users: Value) -> Value {
 
 /// A user of which one of `ctid`, `vmid` and `unit` is known.
 pub fn user(pid: u32, command: &str, via: &str, known: &str, what: Value) -> Value {
-    let mut user = json!({"pid": pid, "command": command, "via": via, "ctid": null, "vmid": null, "unit": null});
+    let mut user =
+        json!({"pid": pid, "command": command, "via": via, "mapped": false, "ctid": null, "vmid": null, "unit": null});
     user[known] = what;
     user
 }

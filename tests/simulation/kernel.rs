@@ -387,7 +387,11 @@ impl Kernel for SimKernel {
         }
         let of = |(pid, process): (&i32, &super::state::Proc)| {
             let pid = *pid;
-            process.open.iter().map(move |number| OpenDevice { pid, number: *number }).collect::<Vec<_>>()
+            process
+                .open
+                .iter()
+                .map(move |number| OpenDevice { pid, number: *number, mapped: false })
+                .collect::<Vec<_>>()
         };
         state.living().flat_map(of).collect()
     }

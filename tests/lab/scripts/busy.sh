@@ -10,16 +10,8 @@ at_home=$(snapshot)
 
 # refused VIA PID COMMAND WORD…: the hook says who has VIA open, and does nothing
 refused() {
-    local via=$1 pid=$2 command=$3
-    shift 3
-    call $hook 111 pre-start
-    exits "$via" 3
-    quick "$via: refusing" 3000
-    one_line "$via"
-    says "$via" "$slot1" "PID $pid ($command" "$via open" "$@"
-    is "$via: standard output" '' "$out"
-    is "$via: in the status" "host $pid $command" "$(status $slot1 owner.kind users.0.pid users.0.command)"
-    untouched "$via" "$at_home"
+    in_use "$1" open "${@:2}"
+    is "$1: owner in the status" host "$(status $slot1 owner.kind)"
 }
 held() { # held NODE WORD…: by a process of the host
     hold "$1"

@@ -166,6 +166,24 @@ in_no_vm() { # in_no_vm TEXT SLOT: on vfio-pci, ready for one
 untouched() { # untouched TEXT SNAPSHOT
     same "$1: drivers, overrides, modules, nodes, records" "$2" "$(snapshot)"
 }
+# in_use VIA HOW PID COMMAND WORD…: VM 111 is refused within a second, as PID has VIA "open" or "mapped", and nothing
+# is touched. $at_home is how things were. The fastest of three tries counts: the machine is emulated and shared.
+in_use() {
+    local via=$1 how=$2 pid=$3 command=$4 text="$1 $2" best=''
+    shift 4
+    for _ in 1 2 3; do
+        call $hook 111 pre-start
+        [ -n "$best" ] && [ "$best" -le "$ms" ] || best=$ms
+    done
+    ms=$best
+    exits "$text" 3
+    quick "$text: refusing" 1000
+    one_line "$text"
+    says "$text" "$slot1" "PID $pid ($command" "has $via $how" "$@"
+    is "$text: standard output" '' "$out"
+    is "$text: in the status" "$pid $command $via" "$(status $slot1 users.0.pid users.0.command users.0.via)"
+    untouched "$text" "${at_home:?}"
+}
 guest() { # guest VMID HOSTPCI…: a VM's configuration
     local n=0 id=$1
     shift

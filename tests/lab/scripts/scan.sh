@@ -1,0 +1,81 @@
+#!/bin/bash
+# The look for who uses the card on a host with 200, 1,000 and 5,000 processes that have 50 descriptors each: how long
+# it takes, beside what fuser needs for the same nodes, in one boot. It must find the one that matters among them, grow
+# with their number and no faster, and take no longer than fuser.
+# lab: --timeout 900
+# lab-env: LAB_MEMORY=4096
+# shellcheck source-path=SCRIPTDIR source=handoff.sh
+. "${0%/*}/handoff.sh"
+
+# crowd NUMBER: processes that have only what they inherit, until their parent is told to end, which is $crowd
+crowd() {
+    coproc crowd_ {
+        exec perl -e '
+            my ($count) = @ARGV;
+            my (@open, @children);
+            while (!@open || fileno $open[-1] < 49) {
+                my ($kind, $file) = (@open % 5);
+                if ($kind == 0) { open $file, "<", "/dev/null" }
+                elsif ($kind == 1) { open $file, "<", "/etc/passwd" }
+                elsif ($kind == 2) { socket $file, 1, 1, 0 }
+                elsif ($kind == 3) { pipe $file, my $other; push @open, $other }
+                else { open $file, "<", "/proc/version" }
+                push @open, $file;
+            }
+            for (1 .. $count) {
+                my $pid = fork // die "fork: $!\n";
+                if (!$pid) { sleep 10000; exit }
+                push @children, $pid;
+            }
+            $| = 1;
+            print scalar @children, "\n";
+            <STDIN>;
+            kill "KILL", @children;
+            waitpid $_, 0 for @children;
+            print "gone\n"' "$1"
+    }
+    # shellcheck disable=SC2154 # coproc sets it
+    said='' && read -r -t 300 -u "${crowd_[0]}" said
+    is "processes" "$1" "$said"
+}
+disperse() {
+    echo >&"${crowd_[1]}" && read -r -t 300 -u "${crowd_[0]}" said
+    is "$1 processes are" gone "$said"
+    wait
+}
+fastest() { # fastest COMMAND…: milliseconds, of three times
+    local best=''
+    for _ in 1 2 3; do
+        call "$@"
+        [ -n "$best" ] && [ "$best" -le "$ms" ] || best=$ms
+    done
+    echo "$best"
+}
+nodes=(/dev/nvidia* /dev/dri/* /dev/snd/*)
+
+# As many as one likes, and not only as many as systemd lets a service have.
+echo $$ >/sys/fs/cgroup/cgroup.procs
+remember_home
+rows='' idle=$(fastest gpu-handoff --status)
+declare -A scan
+for count in 200 1000 5000; do
+    crowd $count
+    hold /dev/nvidia0
+    call $hook 111 pre-start
+    exits "$count processes: one of them has the card" 3
+    says "$count processes" "PID $holder (perl" '/dev/nvidia0 open'
+    release
+    scan[$count]=$(($(fastest gpu-handoff --status) - idle))
+    fuser=$(fastest fuser "${nodes[@]}")
+    rows+=$(printf '%10s %14s %10s' "$count" "${scan[$count]}" "$fuser")$'\n'
+    ok "$count processes: not longer than fuser" test "${scan[$count]}" -le "$fuser"
+    disperse $count
+done
+# Five times as many, and something for what is not quiet about an emulated machine.
+ok 'the time grows as the number of processes does' test "${scan[5000]}" -lt $((8 * scan[1000]))
+is_home 'in the end'
+
+echo
+echo "Milliseconds, the fastest of three; --status without them, $idle ms, is subtracted"
+printf '%10s %14s %10s\n%s' processes gpu-handoff fuser "$rows"
+finish
