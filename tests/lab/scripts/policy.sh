@@ -107,7 +107,7 @@ sed -i 's/undef, 0.2/undef, 3/' /run/systemd/system/slow.service
 begin slow /dev/nvidia0
 $hook 111 pre-start </dev/null >/dev/null 2>&1 &
 job=$!
-ok 'one is being stopped' within 20 grep -q slow.service $records/vm-111
+ok 'one is being stopped' within 20 grep -qs slow.service $records/vm-111
 kill -KILL $job
 ok 'killed: the record knows what was stopped' grep -q slow.service $records/vm-111
 ok 'killed: home by itself' within 30 test ! -e $records/vm-111
