@@ -88,7 +88,16 @@ vm_conf 100 plain
 vm_conf 111 gpu-one 0000:01:00,pcie=1,x-vga=1
 [ "$LAB_GPUS" -lt 2 ] || vm_conf 112 gpu-two 0000:02:00,pcie=1,x-vga=1
 chmod 640 etc/pve/nodes/pve1/qemu-server/*.conf
-[ ! -e "$LAB_SRC/guest/qm" ] || install -m 755 "$LAB_SRC/guest/qm" usr/sbin/qm
+install -m 755 "$LAB_SRC"/guest/{qm,pct,lab-ct} usr/sbin/
+cp "$LAB_SRC/guest/proxmox.pl" opt/lab/
+mkdir -p usr/share/lxc/hooks usr/share/lxc/config/{common,userns}.conf.d
+ln -s /usr/sbin/pct usr/share/lxc/pve-container-stop-wrapper
+for phase in pre-start autodev post-stop; do
+    ln -s /usr/sbin/pct "usr/share/lxc/hooks/lxc-pve-${phase/-/}-hook"
+    echo "lxc.hook.$phase = /usr/share/lxc/hooks/lxc-pve-${phase/-/}-hook"
+done >usr/share/lxc/config/common.conf.d/01-pve.conf
+# Unprivileged: everything but what is denied.
+printf 'lxc.cgroup2.devices.%s\n' 'deny =' 'allow =' 'allow = a' >usr/share/lxc/config/userns.conf.d/01-pve.conf
 
 # ---- the binary, as a user would have it ----
 install -m 755 "$LAB_BINARY" usr/sbin/gpu-handoff
