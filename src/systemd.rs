@@ -30,6 +30,27 @@ pub fn has_processes(kernel: &dyn Kernel, unit: &str) -> bool {
     events.lines().any(|line| line == "populated 1")
 }
 
+/// What systemd stops together with a unit because it requires that unit, and what requires those in turn: of all that,
+/// what is active, whatever requires something before that something.
+pub fn stopped_along(kernel: &dyn Kernel, unit: &str) -> Vec<String> {
+    let mut found = vec![unit.to_string()];
+    let mut looked_at = 0;
+    while let Some(unit) = found.get(looked_at) {
+        let asked = ["show", "--property=RequiredBy,BoundBy,ConsistsOf", "--value", "--", unit];
+        let names = kernel.program(SYSTEMCTL, &asked, ANSWER).unwrap_or_default();
+        for name in names.split_whitespace() {
+            let is_new = !found.iter().any(|other| other == name);
+            if is_new && state(kernel, name).as_deref() == Some("active") {
+                found.push(name.to_string());
+            }
+        }
+        looked_at += 1;
+    }
+    found.remove(0);
+    found.reverse();
+    found
+}
+
 /// Asks for a unit to be stopped; its state tells when it is.
 ///
 /// # Errors

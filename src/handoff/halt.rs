@@ -91,8 +91,15 @@ impl Handoff<'_> {
         for halt in halts {
             match halt {
                 Halt::Stop(what) => {
-                    if !record.stopped.contains(what) {
-                        record.stopped.push(what.clone());
+                    let along = match what {
+                        Stopped::Unit(unit) => systemd::stopped_along(self.kernel, unit),
+                        Stopped::Container(_) => Vec::new(),
+                    };
+                    done.extend(along.iter().cloned());
+                    for what in along.into_iter().map(Stopped::Unit).chain([what.clone()]) {
+                        if !record.stopped.contains(&what) {
+                            record.stopped.push(what);
+                        }
                     }
                     locked.save(record).map_err(|error| format!("{error:#}"))?;
                     self.stop(what, end)?;

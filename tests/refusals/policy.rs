@@ -58,7 +58,7 @@ fn a_container_that_could_open_it_is_frozen_meanwhile() {
 fn with_systemd(host: Host) -> Host {
     let systemctl = "#!/bin/sh\nroot=${0%/usr/bin/*}\necho \"systemctl $*\" >>$root/calls\ncase $1 in\n\
                      stop) rm -r $root/proc/5000001 ;;\n\
-                     show) if [ -d $root/proc/5000001 ]; then echo active; else echo inactive; fi ;;\nesac\n";
+                     show) case $2 in *ActiveState) if [ -d $root/proc/5000001 ]; then echo active; else echo inactive; fi ;; esac ;;\nesac\n";
     let run = "#!/bin/sh\necho \"systemd-run $*\" >>${0%/usr/bin/*}/calls\n";
     let host = host.file("usr/bin/systemctl", systemctl).file("usr/bin/systemd-run", run);
     for name in ["systemctl", "systemd-run"] {

@@ -75,7 +75,19 @@ impl State {
             ("/usr/bin/systemctl", ["show", "--property=ActiveState", "--value", "--", _]) => {
                 if self.running().units.contains(name) { "active" } else { "inactive" }.to_string()
             }
+            // Jellyfin requires NVIDIA's service.
+            ("/usr/bin/systemctl", ["show", "--property=RequiredBy,BoundBy,ConsistsOf", "--value", "--", SERVICE]) => {
+                format!("{UNIT}\n\n")
+            }
+            ("/usr/bin/systemctl", ["show", "--property=RequiredBy,BoundBy,ConsistsOf", "--value", "--", _]) => {
+                String::new()
+            }
             ("/usr/bin/systemctl", [verb, "--no-block", "--", _]) if self.hosted.units.contains_key(name) => {
+                // Stopped along; what requires it is gone already when it is stopped for itself.
+                if *verb == "stop" && name == SERVICE {
+                    let pid = self.hosted.units.get(UNIT).copied().flatten();
+                    self.stop_process(pid);
+                }
                 if matches!(*verb, "stop" | "restart") {
                     let pid = self.hosted.units.get(name).copied().flatten();
                     self.stop_process(pid);

@@ -40,6 +40,9 @@ program() { # program NODE
 # ---- NVIDIA's services are stopped by default, also one that does not have the card open at this moment ----
 service nvidia-persistenced /dev/nvidiactl /dev/nvidia0
 service nvidia-powerd /dev/null
+service needs-persistenced /dev/null
+sed -i '1i[Unit]\nRequires=nvidia-persistenced.service\nAfter=nvidia-persistenced.service' /run/systemd/system/needs-persistenced.service
+begin needs-persistenced /dev/null
 works 'services: plan' gpu-handoff plan 111
 ok 'the plan says so' grep -q 'stop  *stop nvidia-persistenced.service' /run/call.out
 policy '{"nvidia_services":"refuse"}'
@@ -53,7 +56,7 @@ rm "$config"
 persistenced=$(pid_of nvidia-persistenced)
 works 'services: qm start' qm start 111
 in_vm 'services' $slot1 111
-says 'services' ' stop ' 'nvidia-powerd.service, nvidia-persistenced.service'
+says 'services' ' stop ' 'nvidia-powerd.service, needs-persistenced.service, nvidia-persistenced.service'
 if [ "$LAB_GPUS" = 1 ]; then
     is 'services: with the VM' inactive "$(state nvidia-persistenced)"
 else # they serve the card that stays
@@ -63,6 +66,7 @@ works 'services: qm stop' qm stop 111
 is_home 'services'
 ok 'services: persistenced runs again' within 30 runs nvidia-persistenced
 ok 'services: powerd runs again' within 30 runs nvidia-powerd
+ok 'services: what requires persistenced runs again' within 30 runs needs-persistenced
 ok 'services: it is another process' [ "$(pid_of nvidia-persistenced)" != "$persistenced" ]
 ok 'services: nothing waits to be started' within 30 test ! -e $records/to-start
 systemctl stop nvidia-persistenced nvidia-powerd
