@@ -36,6 +36,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("holders", crate::holders),
     ("process", crate::process),
     ("locks", crate::locks),
+    ("maps", crate::maps),
     ("message", crate::message),
     ("command_line", crate::command_line),
 ];

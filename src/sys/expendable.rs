@@ -90,7 +90,7 @@ impl Worker {
         self.answer(limit)
     }
 
-    /// The first half of [`Worker::ask`]: it begins, and this process may do something else.
+    /// The first half of [`Worker::ask`].
     ///
     /// # Errors
     /// [`ActError::Died`]

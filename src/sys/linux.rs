@@ -136,11 +136,9 @@ impl Kernel for Linux {
         if failpoints::is_blind() {
             return Vec::new();
         }
-        let mut mappings = self.mappings.borrow_mut();
-        // Both at the same time, where there is more than one processor.
-        mappings.begin(&self.root, work);
         let mut found = scan::open(&self.path("/proc"));
-        found.extend(mappings.end(&self.root, work));
+        // Not at the same time: what is mapped and closed between the two is seen only in this order.
+        found.extend(self.mappings.borrow_mut().look(&self.root, work));
         found
     }
 

@@ -6,7 +6,7 @@
 use super::expendable::{LastAct, Request, Work, Worker};
 use super::{ActError, DeviceNumber, Mapped, OpenDevice};
 use nix::dir::Dir;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::libc;
 use nix::sys::stat::{Mode, fstatat};
 use std::collections::HashMap;
@@ -19,6 +19,9 @@ use std::time::Duration;
 
 /// What is not done with one process after this time is stuck there. On its own, each takes a few milliseconds.
 const STUCK: Duration = Duration::from_secs(1);
+
+/// So many processes may be stuck.
+const TRIES: usize = 5;
 
 /// Every process's descriptors. Nothing here waits for another process.
 pub fn open(proc: &Path) -> Vec<OpenDevice> {
@@ -76,26 +79,31 @@ fn add(found: &mut Vec<OpenDevice>, before: usize, pid: i32, number: Option<Devi
     }
 }
 
-/// Calls `look` with each process's directory. When it says that there is nothing, with those of the process's other
-/// threads, until there is something: the first may have ended before them.
+/// Calls `look` with each process's directory. When the first thread has ended before others, that has nothing: then
+/// with theirs, until it says that there is something.
 fn each_process(proc: &Path, except: &[i32], mut look: impl FnMut(i32, &OwnedFd) -> bool) {
     let Ok(mut proc) = Dir::open(proc, FOLDER, Mode::empty()) else { return };
     for pid in numbers(&mut proc) {
-        let of = |thread: i32| {
-            let allowed = (!except.contains(&thread)).then(|| CString::new(thread.to_string()).ok())??;
-            openat(&proc, allowed.as_c_str(), FOLDER | OFlag::O_PATH, Mode::empty()).ok()
-        };
-        // A process that ended meanwhile, or that we may not look into, has nothing.
-        let Some(process) = of(pid) else { continue };
-        if look(pid, &process) {
+        // Threads of the kernel, which may be most, and zombies have no program; if they have no other thread either,
+        // their list of threads has three links.
+        let has_program = readlinkat(&proc, format!("{pid}/exe").as_str()).is_ok();
+        let task = format!("{pid}/task");
+        let is_alone = || fstatat(&proc, task.as_str(), AtFlags::empty()).is_ok_and(|task| task.st_nlink == 3);
+        if !has_program && is_alone() {
             continue;
         }
-        // Most that have nothing are threads of the kernel: one thread each, so their directory has three links.
-        let alone = fstatat(&process, c"task", AtFlags::empty()).is_ok_and(|task| task.st_nlink == 3);
-        let threads = if alone { None } else { folder(&process, c"task") };
+        let mut look = |thread: &i32| {
+            let allowed = !except.contains(thread);
+            let process = || openat(&proc, thread.to_string().as_str(), FOLDER | OFlag::O_PATH, Mode::empty()).ok();
+            // A process that ended meanwhile, or that we may not look into, has nothing.
+            allowed && process().is_some_and(|process| look(pid, &process))
+        };
+        if look(&pid) || has_program {
+            continue;
+        }
+        let threads = Dir::openat(&proc, task.as_str(), FOLDER, Mode::empty());
         let threads = threads.map(|mut threads| numbers(&mut threads)).unwrap_or_default();
-        let mut others = threads.into_iter().filter(|thread| *thread != pid).filter_map(of);
-        others.any(|thread| look(pid, &thread));
+        threads.iter().filter(|thread| **thread != pid).any(&mut look);
     }
 }
 
@@ -133,44 +141,37 @@ fn device(folder: RawFd, name: &CStr) -> Option<Option<DeviceNumber>> {
 #[derive(Default)]
 pub struct Mappings {
     child: Option<Worker>,
-    /// Processes that are stuck, and are passed over: they were waited for once. If the kernel lets anybody see what they
-    /// have, then it is what they have open.
+    /// Processes that are stuck were waited for once, and are passed over. What they have open is seen all the same.
     stuck: Vec<i32>,
 }
 
 impl Mappings {
-    pub fn begin(&mut self, root: &Path, work: Work) {
-        let mut child = match self.child.take() {
-            Some(child) => child,
-            None => match Worker::start(root, work, LastAct::Nothing) {
-                Ok(child) => child,
-                Err(_) => return,
-            },
-        };
-        if child.tell(&Request::Mapped { except: self.stuck.clone() }).is_ok() {
-            self.child = Some(child);
-        }
-    }
-
-    /// What [`Mappings::begin`] asked for.
-    pub fn end(&mut self, root: &Path, work: Work) -> Vec<OpenDevice> {
-        let mut before = None;
-        while let Some(child) = &mut self.child {
-            match child.answer(STUCK) {
-                Ok(bytes) => return from_bytes(&bytes),
-                Err(ActError::Stuck { .. }) => {}
-                Err(_) => self.child = None,
+    /// What [`mapped`] finds, whatever it meets.
+    pub fn look(&mut self, root: &Path, work: Work) -> Vec<OpenDevice> {
+        for _ in 0..TRIES {
+            let child = self.child.take().map_or_else(|| Worker::start(root, work, LastAct::Nothing), Ok);
+            let Ok(mut child) = child else { return Vec::new() };
+            if child.tell(&Request::Mapped { except: self.stuck.clone() }).is_err() {
+                continue; // somebody ended it
             }
-            let at = self.child.as_ref().and_then(at);
-            if before == Some(at) {
-                if let Some(child) = self.child.take() {
-                    child.kill();
+            let mut before = None;
+            let stuck = loop {
+                match child.answer(STUCK) {
+                    Ok(bytes) => {
+                        self.child = Some(child);
+                        return from_bytes(&bytes);
+                    }
+                    Err(ActError::Stuck { .. }) => {}
+                    Err(_) => break None,
                 }
-                let Some(pid) = at else { break };
-                self.stuck.push(pid);
-                self.begin(root, work);
-            }
-            before = Some(at);
+                let at = at(&child);
+                if before == Some(at) {
+                    break at;
+                }
+                before = Some(at);
+            };
+            child.kill();
+            self.stuck.extend(stuck);
         }
         Vec::new()
     }

@@ -77,13 +77,13 @@ lxc-stop -n 101 -k
 cat >/run/systemd/system/nvidia-persistenced.service <<'END'
 [Service]
 Type=exec
-ExecStart=perl -e '$$0 = "nvidia-persistenced"; for (qw(/dev/nvidiactl /dev/nvidia0)) { sysopen my $$f, $$_, 2 or die; push @f, $$f } open O, ">", "/run/held"; sleep 10000'
+ExecStart=perl -e '$$0 = "nvidia-persistenced"; for (qw(/dev/nvidia0 /dev/nvidiactl)) { sysopen my $$f, $$_, 2 or die; push @f, $$f } open O, ">", "/run/held"; sleep 10000'
 END
 systemctl daemon-reload
 systemctl start nvidia-persistenced.service
 is_held 'nvidia-persistenced runs'
 pid=$(systemctl show --value -p MainPID nvidia-persistenced.service)
-in_use /dev/nvidiactl open "$pid" nvidia-persiste nvidia-persistenced.service 'systemctl stop nvidia-persistenced.service'
+in_use /dev/nvidia0 open "$pid" nvidia-persiste nvidia-persistenced.service 'systemctl stop nvidia-persistenced.service'
 is 'unit in the status' nvidia-persistenced.service "$(status $slot1 users.0.unit)"
 systemctl stop nvidia-persistenced.service
 

