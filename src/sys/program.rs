@@ -8,14 +8,14 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How often a program is asked whether it has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// No program writes more than this that anybody here wants to know.
-const OUTPUT: usize = 64 * 1024;
+const KEPT: usize = 64 * 1024;
 
 /// Runs a program and waits for it, however long it takes or at most for `limit`; its standard output.
 ///
@@ -35,46 +35,62 @@ pub fn run(path: &Path, arguments: &[&str], limit: Option<Duration>) -> Result<S
         .process_group(0)
         .spawn()
         .map_err(failed)?;
-    let status = match limit {
-        None => child.wait().map_err(failed)?,
-        Some(limit) => wait(&mut child, limit).map_err(failed)?.ok_or_else(|| {
-            ActError::Program(format!("{} did not end within {} s", path.display(), limit.as_secs_f32()))
-        })?,
+    let mut output = Output::of(child.stdout.take());
+    let mut complaint = Output::of(child.stderr.take());
+    let end = limit.map(|limit| Instant::now() + limit);
+    let status = loop {
+        // Read after asking, so that all it wrote is there once it has ended; and meanwhile, or a full pipe stops it.
+        let status = child.try_wait().map_err(failed)?;
+        output.read();
+        complaint.read();
+        if let Some(status) = status {
+            break status;
+        }
+        if end.is_some_and(|end| Instant::now() >= end) {
+            // It and what it started, without waiting for a call that may never come back.
+            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
+            let limit = limit.unwrap_or_default().as_secs_f32();
+            return Err(ActError::Program(format!("{} did not end within {limit} s", path.display())));
+        }
+        std::thread::sleep(LOOK_AGAIN);
     };
     if status.success() {
-        return Ok(child.stdout.take().map(what_is_there).unwrap_or_default());
+        return Ok(output.text());
     }
-    let said = child.stderr.take().map(what_is_there).unwrap_or_default();
-    Err(ActError::Program(match said.lines().find(|line| !line.trim().is_empty()) {
+    Err(ActError::Program(match complaint.text().lines().find(|line| !line.trim().is_empty()) {
         Some(line) => line.trim().to_string(),
         None => format!("{} ended with {status}", path.display()),
     }))
 }
 
-/// None when it had to be ended: it and what it started, without waiting for a call that may never come back.
-fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
-    let end = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if Instant::now() >= end {
-            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
-            return Ok(None);
-        }
-        std::thread::sleep(LOOK_AGAIN);
-    }
+/// What has come through a pipe so far. Not to its end: something that the program started may keep it open.
+struct Output<T> {
+    pipe: Option<T>,
+    said: Vec<u8>,
 }
 
-/// Not to its end: something that the program started may keep its output open.
-fn what_is_there(mut output: impl Read + AsFd) -> String {
-    let mut said = vec![0; OUTPUT];
-    let _ = fcntl(output.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
-    let mut length = 0;
-    while let Ok(more @ 1..) = output.read(&mut said[length..]) {
-        length += more;
+impl<T: Read + AsFd> Output<T> {
+    fn of(pipe: Option<T>) -> Output<T> {
+        if let Some(pipe) = &pipe {
+            let _ = fcntl(pipe.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+        }
+        Output { pipe, said: Vec::new() }
     }
-    String::from_utf8_lossy(&said[..length]).into_owned()
+
+    fn read(&mut self) {
+        let Some(pipe) = &mut self.pipe else { return };
+        let mut block = [0; 4096];
+        // Not for ever, should it write without end.
+        for _ in 0..2 * KEPT / block.len() {
+            let Ok(length @ 1..) = pipe.read(&mut block) else { break };
+            let room = KEPT.saturating_sub(self.said.len());
+            self.said.extend_from_slice(&block[..length.min(room)]);
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.said).into_owned()
+    }
 }
 
 #[cfg(test)]
@@ -91,6 +107,16 @@ mod tests {
         assert_eq!(sh("echo the reason >&2; echo what follows >&2; exit 3", None), Err("the reason".to_string()));
         assert_eq!(sh("exit 3", None), Err("/bin/sh ended with exit status: 3".to_string()));
         assert!(run(Path::new("/nowhere"), &[], None).is_err());
+    }
+
+    /// More than a pipe holds.
+    #[test]
+    fn one_that_says_very_much_is_not_stopped_by_that() {
+        for limit in [None, Some(Duration::from_secs(20))] {
+            let said = sh("head -c 1000000 /dev/zero | tr '\\0' x; head -c 1000000 /dev/zero >&2", limit);
+            assert_eq!(said.map(|text| text.len()), Ok(KEPT));
+        }
+        assert!(sh("exec yes", Some(Duration::from_millis(200))).is_err());
     }
 
     #[test]
