@@ -17,6 +17,19 @@ pub struct Config {
     pub handoff: Duration,
     /// `time.lock_s`: how long to wait for another handoff to end.
     pub lock: Duration,
+    pub backup: Backup,
+    /// A GPU is taken only if nobody uses it, whatever else the policy allows. Not a key: see [`Backup::Idle`].
+    pub only_idle: bool,
+}
+
+/// `policy.backup`: whether a VM that is started only to be backed up is given its GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backup {
+    /// If nobody uses it: nothing is stopped for a backup.
+    Idle,
+    Refuse,
+    /// As at any start.
+    Policy,
 }
 
 /// A GPU's home as configured; `auto`, whatever it had, is the absence of an entry.
@@ -28,7 +41,13 @@ pub enum Home {
 
 impl Default for Config {
     fn default() -> Config {
-        Config { homes: BTreeMap::new(), handoff: Duration::from_secs(60), lock: Duration::from_secs(10) }
+        Config {
+            homes: BTreeMap::new(),
+            handoff: Duration::from_secs(60),
+            lock: Duration::from_secs(10),
+            backup: Backup::Idle,
+            only_idle: false,
+        }
     }
 }
 
@@ -93,6 +112,12 @@ impl Config {
             homes,
             handoff: seconds("/time/handoff_s", defaults.handoff),
             lock: seconds("/time/lock_s", defaults.lock),
+            backup: match value.pointer("/policy/backup").and_then(Value::as_str) {
+                Some("refuse") => Backup::Refuse,
+                Some("policy") => Backup::Policy,
+                _ => defaults.backup,
+            },
+            only_idle: defaults.only_idle,
         })
     }
 }
@@ -171,12 +196,15 @@ mod tests {
     #[test]
     fn values_are_taken() {
         let config = Config::parse(
-            br#"{"gpus":{"0000:01:00":{"home":"none"},"0000:02:00":{"home":"nouveau"}},"time":{"lock_s":0.5}}"#,
+            br#"{"gpus":{"0000:01:00":{"home":"none"},"0000:02:00":{"home":"nouveau"}},"time":{"lock_s":0.5},
+                "policy":{"backup":"refuse"}}"#,
         );
         let config = config.unwrap();
         assert_eq!(config.homes["0000:01:00"], Home::None);
         assert_eq!(config.homes["0000:02:00"], Home::Driver("nouveau".to_string()));
         assert_eq!(config.lock, Duration::from_millis(500));
+        assert_eq!(config.backup, Backup::Refuse);
+        assert_eq!(Config::parse(br#"{"policy":{"backup":"policy"}}"#).unwrap().backup, Backup::Policy);
     }
 
     #[test]

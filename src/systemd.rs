@@ -1,20 +1,31 @@
 //! What systemd is asked for: units stopped and started, work that outlives this run, whether the host goes down.
 
-use crate::sys::{ActError, Kernel};
+use crate::sys::{ActError, Kernel, Running};
+use std::cell::{OnceCell, RefCell};
 use std::time::Duration;
 
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
 const SYSTEMD_RUN: &str = "/usr/bin/systemd-run";
 
 /// Asking systemd for something takes it milliseconds, unless it is very busy.
-const ANSWER: Duration = Duration::from_secs(5);
+pub const ANSWER: Duration = Duration::from_secs(5);
 
-/// Whether the host is shutting down or rebooting (`systemctl is-system-running`: `stopping`).
-pub fn is_stopping(kernel: &dyn Kernel) -> bool {
-    // Its exit code says no more than the word, and is a failure for most of them.
-    match kernel.program(SYSTEMCTL, &["show", "--property=SystemState", "--value"], ANSWER) {
-        Ok(state) => state.trim() == "stopping",
-        Err(_) => false,
+/// Whether the host is shutting down or rebooting. Asking goes on beside this run, until somebody wants to know.
+pub struct Shutdown {
+    answer: RefCell<Option<Running>>,
+    is_stopping: OnceCell<bool>,
+}
+
+impl Shutdown {
+    pub fn ask(kernel: &dyn Kernel) -> Shutdown {
+        // Not `is-system-running`, whose exit code is a failure for most of its answers.
+        let answer = kernel.start_program(SYSTEMCTL, &["show", "--property=SystemState", "--value"]).ok();
+        Shutdown { answer: RefCell::new(answer), is_stopping: OnceCell::new() }
+    }
+
+    pub fn has_begun(&self) -> bool {
+        let read = || self.answer.take().and_then(|answer| answer.finish(Some(ANSWER)).ok());
+        *self.is_stopping.get_or_init(|| read().is_some_and(|state| state.trim() == "stopping"))
     }
 }
 
@@ -56,13 +67,29 @@ pub fn start(kernel: &dyn Kernel, unit: &str, limit: Duration) -> Result<(), Act
 /// # Errors
 /// systemd-run's words.
 pub fn run_later(kernel: &dyn Kernel, unit: &str, arguments: &[&str]) -> Result<(), ActError> {
-    if matches!(state(kernel, unit).as_deref(), Some("active" | "activating")) {
-        return Ok(());
+    match begin_later(kernel, unit, arguments).and_then(|running| running.finish(Some(ANSWER))) {
+        // Asked only then: it costs as much as starting the unit.
+        Err(_) if matches!(state(kernel, unit).as_deref(), Some("active" | "activating")) => Ok(()),
+        answer => answer.map(|_| ()),
     }
+}
+
+/// As [`run_later`], without waiting until systemd has been told.
+///
+/// # Errors
+/// When systemd-run could not be started.
+pub fn begin_later(kernel: &dyn Kernel, unit: &str, arguments: &[&str]) -> Result<Running, ActError> {
     let program = std::env::current_exe().map_err(ActError::Os)?;
     let program = program.to_string_lossy();
+    // How the kernel names a file that was replaced since: by an upgrade, while this runs.
+    let program = program.trim_end_matches(" (deleted)");
     let name = format!("--unit={unit}");
-    let mut line = vec!["--quiet", "--collect", "--no-block", &name, "--", &program];
+    let mut line = vec!["--quiet", "--collect", "--no-block", &name];
+    // A worker that is stuck stays behind, and comes back for the card when its call does.
+    line.push("--property=KillMode=process");
+    // What it has to say is in the journal already, by way of syslog.
+    line.push("--property=StandardError=null");
+    line.extend(["--", program]);
     line.extend(arguments);
-    kernel.program(SYSTEMD_RUN, &line, ANSWER).map(|_| ())
+    kernel.start_program(SYSTEMD_RUN, &line)
 }

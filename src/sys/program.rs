@@ -4,11 +4,11 @@ use super::ActError;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How often a program is asked whether it has ended.
@@ -17,12 +17,25 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// No program writes more than this that anybody here wants to know.
 const KEPT: usize = 64 * 1024;
 
+/// A program that was started and goes on by itself, also when this is dropped.
+pub struct Running {
+    path: PathBuf,
+    child: Child,
+    output: Output<ChildStdout>,
+    complaint: Output<ChildStderr>,
+}
+
 /// Runs a program and waits for it, however long it takes or at most for `limit`; its standard output.
 ///
 /// # Errors
 /// The first line of its standard error when it failed: what comes after it tends to follow from it.
 pub fn run(path: &Path, arguments: &[&str], limit: Option<Duration>) -> Result<String, ActError> {
-    let failed = |error: io::Error| ActError::Program(format!("{}: {error}", path.display()));
+    start(path, arguments)?.finish(limit)
+}
+
+/// # Errors
+/// When it could not be started.
+pub fn start(path: &Path, arguments: &[&str]) -> Result<Running, ActError> {
     let mut child = Command::new(path)
         .args(arguments)
         .current_dir("/")
@@ -34,33 +47,51 @@ pub fn run(path: &Path, arguments: &[&str], limit: Option<Duration>) -> Result<S
         .env("LC_ALL", "C")
         .process_group(0)
         .spawn()
-        .map_err(failed)?;
-    let mut output = Output::of(child.stdout.take());
-    let mut complaint = Output::of(child.stderr.take());
-    let end = limit.map(|limit| Instant::now() + limit);
-    let status = loop {
-        // Read after asking, so that all it wrote is there once it has ended; and meanwhile, or a full pipe stops it.
-        let status = child.try_wait().map_err(failed)?;
-        output.read();
-        complaint.read();
-        if let Some(status) = status {
-            break status;
+        .map_err(|error| ActError::Program(format!("{}: {error}", path.display())))?;
+    let (output, complaint) = (Output::of(child.stdout.take()), Output::of(child.stderr.take()));
+    Ok(Running { path: path.to_path_buf(), child, output, complaint })
+}
+
+impl Running {
+    /// Its standard output once it has ended; None while it is still at it.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn outcome(&mut self) -> Result<Option<String>, ActError> {
+        let path = self.path.display();
+        let status = self.child.try_wait().map_err(|error| ActError::Program(format!("{path}: {error}")))?;
+        // After asking, so that all it wrote is there once it has ended; and meanwhile, or a full pipe stops it.
+        self.output.read();
+        self.complaint.read();
+        let Some(status) = status else { return Ok(None) };
+        if status.success() {
+            return Ok(Some(self.output.text()));
         }
-        if end.is_some_and(|end| Instant::now() >= end) {
-            // It and what it started, without waiting for a call that may never come back.
-            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
-            let limit = limit.unwrap_or_default().as_secs_f32();
-            return Err(ActError::Program(format!("{} did not end within {limit} s", path.display())));
-        }
-        std::thread::sleep(LOOK_AGAIN);
-    };
-    if status.success() {
-        return Ok(output.text());
+        Err(ActError::Program(match self.complaint.text().lines().find(|line| !line.trim().is_empty()) {
+            Some(line) => line.trim().to_string(),
+            None => format!("{path} ended with {status}"),
+        }))
     }
-    Err(ActError::Program(match complaint.text().lines().find(|line| !line.trim().is_empty()) {
-        Some(line) => line.trim().to_string(),
-        None => format!("{} ended with {status}", path.display()),
-    }))
+
+    /// Waits for its end, however long it takes or at most for `limit`.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn finish(mut self, limit: Option<Duration>) -> Result<String, ActError> {
+        let end = limit.map(|limit| Instant::now() + limit);
+        loop {
+            if let Some(output) = self.outcome()? {
+                return Ok(output);
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                // It and what it started, without waiting for a call that may never come back.
+                let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
+                let limit = limit.unwrap_or_default().as_secs_f32();
+                return Err(ActError::Program(format!("{} did not end within {limit} s", self.path.display())));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
 }
 
 /// What has come through a pipe so far. Not to its end: something that the program started may keep it open.

@@ -26,6 +26,8 @@ pub enum Wish {
     Reconcile,
     /// What a worker does that outlives its run.
     Unfinished,
+    /// What a watcher does once Proxmox has let go of this VM.
+    Watch(u32),
 }
 
 /// How a run ended.
@@ -162,6 +164,7 @@ impl Bench {
             Wish::Home(owner) => handoff.come_home(owner, asker(owner)),
             Wish::Reconcile => handoff.reconcile(Scope::All),
             Wish::Unfinished => handoff.reconcile(Scope::Unfinished),
+            Wish::Watch(id) => handoff.come_home(&Owner::Vm(*id), Asker::Watcher),
         }));
         let end = match done {
             Ok(Ok(())) => End::Exit(0, String::new()),
@@ -232,7 +235,7 @@ impl Bench {
         match wish {
             Wish::Leave(owner, slots) => self.handoff().plan_leave(owner, slots, &|_| false).ok(),
             Wish::Home(owner) => self.handoff().plan_home(&self.record(owner)?).ok(),
-            Wish::Reconcile | Wish::Unfinished => None,
+            Wish::Reconcile | Wish::Unfinished | Wish::Watch(_) => None,
         }
     }
 }

@@ -29,9 +29,11 @@ pub enum Way {
     OverHand,
     /// The VM was given its cards and never started.
     Reconcile,
+    /// The same, and somebody watched over it.
+    GivenUp,
 }
 
-pub const WAYS: [Way; 10] = [
+pub const WAYS: [Way; 11] = [
     Way::ToVm,
     Way::FromVm,
     Way::FromVmLate,
@@ -42,6 +44,7 @@ pub const WAYS: [Way; 10] = [
     Way::TwoHalves,
     Way::OverHand,
     Way::Reconcile,
+    Way::GivenUp,
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -116,12 +119,18 @@ impl Setup {
         let wish = match self.way {
             Way::ToVm => Wish::Leave(VM, slots.clone()),
             Way::ToHand if slots.len() == 1 => Wish::Leave(by_hand, slots.clone()),
-            Way::FromVm | Way::FromVmLate | Way::Reconcile => {
+            // Whatever the card: it is the way home of the others.
+            Way::GivenUp if self.machine.homes != (Home::Nvidia, None) || self.machine.functions != 2 => {
+                return Ok(None);
+            }
+            Way::FromVm | Way::FromVmLate | Way::Reconcile | Way::GivenUp => {
                 if !first(bench, &Wish::Leave(VM, slots.clone()))? {
                     return Ok(None);
                 }
                 if self.way == Way::Reconcile {
                     Wish::Reconcile
+                } else if self.way == Way::GivenUp {
+                    Wish::Watch(111)
                 } else {
                     if !self.let_vm_run(&mut bench.kernel.state.borrow_mut()) {
                         return Ok(None);
@@ -170,7 +179,9 @@ impl Setup {
     /// Situations that differ in kind: here every fault is tried at every change.
     pub fn is_core(&self) -> bool {
         use Home::{Mixed, Nouveau, Nvidia, Unbound};
-        use Way::{FromHand, FromVm, FromVmLate, OverHand, Reconcile, Takeover, TakeoverHalf, ToVm, TwoHalves};
+        use Way::{
+            FromHand, FromVm, FromVmLate, GivenUp, OverHand, Reconcile, Takeover, TakeoverHalf, ToVm, TwoHalves,
+        };
         let machine = &self.machine;
         if self.busy != Busy::Nobody {
             return false;
@@ -185,8 +196,10 @@ impl Setup {
         }
         match (machine.homes, machine.functions, self.take.as_slice()) {
             ((Nvidia, None), 2, _) => {
-                let differs =
-                    matches!(self.way, FromVm | FromVmLate | FromHand | Takeover | TakeoverHalf | OverHand | Reconcile);
+                let differs = matches!(
+                    self.way,
+                    FromVm | FromVmLate | FromHand | Takeover | TakeoverHalf | OverHand | Reconcile | GivenUp
+                );
                 self.way == ToVm || (differs && !holding && !machine.modeset)
             }
             ((Nvidia, None), 4, _) | ((Nvidia, Some(Unbound)), 2, [1, 2]) => {
