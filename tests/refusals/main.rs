@@ -11,6 +11,7 @@ mod files;
 mod guests;
 mod holders;
 mod runs;
+mod starts;
 mod status;
 
 use guests::*;

@@ -99,7 +99,7 @@ pub fn ended_well(bench: &Bench, wish: &Wish, kind: Option<Kind>, ran: &Ran, bef
             Err(format!("exit 1, but not back where it was: {}", differences.join("; ")))
         }
         (Wish::Home(owner), 1) if bench.record(owner).is_none() => Err("exit 1 without a record".to_string()),
-        (Wish::Home(_) | Wish::Reconcile | Wish::Unfinished | Wish::Watch(_), 1) => Ok(()),
+        (Wish::Home(_) | Wish::Reconcile | Wish::Unfinished | Wish::Watch(_) | Wish::Keep(..), 1) => Ok(()),
         (_, 3) => {
             if bench.world().but_for_time() == before.clone().but_for_time() {
                 Ok(())
@@ -125,6 +125,11 @@ pub fn reached(bench: &Bench, wish: &Wish, home: &AtHome) -> Check {
             }
             always(bench, home)
         }
+        // Or all of it went home with a start that was killed.
+        Wish::Keep(owner, kept) => match bench.record(owner).and_then(|record| record.without(kept)) {
+            Some(more) => Err(format!("exit 0, but {owner} still has {:?}", more.slots())),
+            None => always(bench, home),
+        },
         // A VM that is started again has it.
         Wish::Watch(id) if is_running(&bench.kernel.state.borrow(), *id) => always(bench, home),
         Wish::Watch(id) => reached(bench, &Wish::Home(Owner::Vm(*id)), home),

@@ -87,14 +87,20 @@ sed -i 's/^name: .*/name: lab,no-such-option=1/' $guests/113.conf
 given_up 'QEMU fails' 113 qm start 113
 says 'QEMU fails' 'start failed: QEMU exited with code 1'
 
-# Proxmox waits 5 s for its reservations, with the card on vfio-pci meanwhile, and then
-# as long again to take them back.
-no_reservations() { # no_reservations VMID: from when its card is on vfio-pci
-    { within 30 grep -q '"away"' "$records/vm-$1" && flock /run/qemu-server/pci-id-reservations.lock sleep 6; } 2>/dev/null &
+# Proxmox waits 5 s for its reservations, with the card on vfio-pci meanwhile, and then as
+# long again to take them back.
+no_reservations() {
+    flock /run/qemu-server/pci-id-reservations.lock sleep 1000 &
+    reserver=$!
 }
+reservations() {
+    pkill -P $reserver
+    wait $reserver
+} 2>/dev/null
 guest 113 "$slot1,pcie=1"
-no_reservations 113
+no_reservations
 given_up 'a slow failure' 113 qm start 113
+reservations
 says 'a slow failure' "can't lock file"
 ok 'a slow failure took its time' [ "$ms" -gt 5000 ]
 ok 'no watcher is left' within 10 no_watcher
@@ -118,11 +124,12 @@ is_home 'another VM at once'
 
 # ---- nobody watches: the watcher was killed ----
 guest 113 "$slot1,pcie=1"
-no_reservations 113
+no_reservations
 bg qm start 113
 ok 'it is being started' within 10 grep -q '"away"' $records/vm-113
 systemctl kill --signal=KILL 'gpu-handoff-watch-113-*'
 ok 'that start is given up' within 30 has_gone "$job"
+reservations
 in_no_vm 'without a watcher' $slot1
 is 'without a watcher: owner' 'stranded 113' "$(status $slot1 owner.kind owner.vmid)"
 works 'without a watcher: reconcile' gpu-handoff reconcile
