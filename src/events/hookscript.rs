@@ -16,6 +16,7 @@ use crate::proxmox::{mapping, running};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use crate::systemd::Shutdown;
+use std::cell::OnceCell;
 use std::io::ErrorKind;
 
 const MAPPINGS: &str = "/etc/pve/mapping/pci.cfg";
@@ -31,16 +32,24 @@ pub fn run(app: &App, id: u32, phase: &str) -> Result<()> {
 }
 
 fn pre_start(app: &App, vmid: u32) -> Result<()> {
+    let done = make_ready(app, vmid);
+    // Refused, or half-way: this start is over, and what the VM still has from an earlier one must come home.
+    if done.is_err() && app.store.has_record(&Owner::Vm(vmid)) {
+        watch::begin(app, vmid, After::Start);
+    }
+    done
+}
+
+fn make_ready(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
     let Some(vm) = read_config(&app.kernel, vmid)? else { return Ok(()) };
     warn_of_dropped_lines(app, vmid, &vm);
-    // One that reboots has its GPU already, whatever comes of this start.
-    let has_gpu = app.store.has_record(&owner);
-    let _watcher = has_gpu.then(|| watch::begin(app, vmid, After::Start));
     let slots = nvidia_slots(&app.kernel, vmid, &vm)?;
     if slots.is_empty() {
         // A record from an earlier start, when the configuration still had the GPU.
-        if has_gpu && let Err(stop) = home(app, &owner) {
+        if app.store.has_record(&owner)
+            && let Err(stop) = home(app, &owner)
+        {
             // No reason to keep a VM from starting that does not want the GPU any more.
             app.story.warn(&stop.message);
         }
@@ -49,9 +58,10 @@ fn pre_start(app: &App, vmid: u32) -> Result<()> {
     let listed = listed(&app.kernel, &vm);
     let covered = |address: &str| listed.iter().any(|id| covers(id, address));
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots)?;
-    let _watcher = (!has_gpu).then(|| watch::begin(app, vmid, After::Start));
     let handoff = app.handoff(&config);
-    handoff.leave(&owner, &slots, &covered).map_err(|stop| in_backup(stop, vmid, &vm))?;
+    let watcher = OnceCell::new();
+    let watch = || drop(watcher.set(watch::begin(app, vmid, After::Start)));
+    handoff.leave_watched(&owner, &slots, &covered, &watch).map_err(|stop| in_backup(stop, vmid, &vm))?;
     if let Err(stop) = handoff.come_home_but(&owner, &slots) {
         // It has what it wants, and the rest comes home when it stops.
         app.story.warn(&stop.message);

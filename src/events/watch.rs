@@ -2,8 +2,7 @@
 //! So a watcher, in a transient unit of its own, sees each start through: until QEMU runs, or until Proxmox has let go of
 //! the guest's lock without one. Then the GPU comes home.
 //!
-//! It is started before the GPU moves, so that nothing that is killed meanwhile leaves the GPU unwatched. As long as
-//! Proxmox has the lock it only looks.
+//! As long as Proxmox has the lock it only looks. Starting it goes on beside the start, which does not wait for it.
 
 use crate::App;
 use crate::handoff::home::Asker;
@@ -74,8 +73,7 @@ impl Sight {
     }
 }
 
-/// A watcher that is on its way: starting it goes on beside the handoff. Should it have failed by the end of that, that
-/// is said then.
+/// A watcher that is on its way. Should starting it have failed by the end of the run, that is said; nobody waits for it.
 pub struct Watcher<'a> {
     app: &'a App,
     vmid: u32,

@@ -36,6 +36,21 @@ impl Handoff<'_> {
     /// # Errors
     /// Refused with nothing touched, or failed and rolled back, or wedged.
     pub fn leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<()> {
+        self.leave_watched(owner, slots, listed, &|| {})
+    }
+
+    /// As [`Handoff::leave`]. `watch` is called when nothing can go wrong any more but the record does not say so yet:
+    /// whatever is killed before, what is half-way is put right; whatever is killed later, somebody watches.
+    ///
+    /// # Errors
+    /// As [`Handoff::leave`].
+    pub fn leave_watched(
+        &self,
+        owner: &Owner,
+        slots: &[String],
+        listed: &dyn Fn(&str) -> bool,
+        watch: &dyn Fn(),
+    ) -> Result<()> {
         let names: Vec<&str> = slots.iter().map(String::as_str).collect();
         let locked = self.lock(self.config.lock, &names, &again(owner))?;
         self.finish_others(&locked, owner);
@@ -44,6 +59,7 @@ impl Handoff<'_> {
         let title = slots.join(" ");
         let settled = Record { progress: Progress::Away, ..record.clone() };
         if plan.is_empty() {
+            watch();
             locked.save(&settled)?;
             forget(&locked, &abandoned, slots)?;
             self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do"));
@@ -62,6 +78,7 @@ impl Handoff<'_> {
         if !outcome.is_complete() {
             return Err(self.go_back(&locked, &record, &outcome, begin));
         }
+        watch();
         locked.save(&settled)?;
         let took = self.kernel.now().saturating_sub(begin);
         let last = Last { direction: Direction::Vfio, vmid: owner.vmid(), exit: 0, took, outcomes: &[&outcome] };

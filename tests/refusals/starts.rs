@@ -83,6 +83,19 @@ fn nobody_watches_what_proxmox_does_not_do() {
     }
 }
 
+/// It has its card from before a reboot, and this start is over.
+#[test]
+fn a_refused_start_of_a_vm_that_has_its_card_is_watched() {
+    let refused = || settled().flock(LOCK).vm(111, "hostpci0: 0000:09:00");
+    let host = with_systemd_run(refused().record("vm-111", "0000:01:00", "away", "nvidia"));
+    assert_eq!(host.run("111 pre-start").code, Some(3));
+    assert_eq!(watcher_of(&asked(&host).unwrap()).1, "watch 111");
+    let host = with_systemd_run(refused());
+    assert_eq!(host.run("111 pre-start").code, Some(3));
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!host.path("run/asked").exists());
+}
+
 /// The start goes on.
 #[test]
 fn a_start_that_nobody_can_watch() {
