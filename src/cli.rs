@@ -1,6 +1,7 @@
 //! The command line: one table of verbs makes the parser and `--help`.
 
 use crate::App;
+use crate::events::watch::{self, After};
 use crate::events::{hookscript, manual};
 use crate::handoff::history::History;
 use crate::handoff::reconcile::Scope;
@@ -23,6 +24,7 @@ pub enum Call {
     Plan { vmid: u32 },
     Reconcile { scope: Scope, dry_run: bool },
     Resume,
+    Watch { vmid: u32, after: After },
     Help,
     Version,
 }
@@ -57,7 +59,13 @@ const PLAN: Verb = Verb {
 const RECONCILE: Verb = Verb {
     names: &["reconcile"],
     arguments: "[--unfinished] [--dry-run]",
-    about: "bring home what a VM that does not run, or (--unfinished) only what a killed handoff left behind",
+    about: "bring home what a VM that does not run, or (--unfinished) only what a killed handoff left behind; make \
+            missing device nodes",
+};
+const WATCH: Verb = Verb {
+    names: &["watch"],
+    arguments: "VMID [--reboot]",
+    about: "what pre-start leaves behind: wait until the VM runs, or its start is given up and its GPU must come home",
 };
 const RESUME: Verb = Verb {
     names: &[resume::VERB],
@@ -77,7 +85,7 @@ const HISTORY: Verb = Verb {
 const HELP: Verb = Verb { names: &["--help", "-h", "help"], arguments: "", about: "this text" };
 const VERSION: Verb = Verb { names: &["--version", "-V"], arguments: "", about: "the version" };
 const VERBS: &[&Verb] =
-    &[&STATUS, &HISTORY, &TO_VFIO, &TO_NVIDIA, &HANDOFF, &PLAN, &RECONCILE, &RESUME, &HELP, &VERSION];
+    &[&STATUS, &HISTORY, &TO_VFIO, &TO_NVIDIA, &HANDOFF, &PLAN, &RECONCILE, &RESUME, &WATCH, &HELP, &VERSION];
 
 impl Verb {
     fn is(&self, word: &str) -> bool {
@@ -116,13 +124,14 @@ pub fn help() -> String {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut words: Vec<String> = Vec::new();
-    let (mut json, mut dry_run, mut unfinished) = (false, false, false);
+    let (mut json, mut dry_run, mut unfinished, mut reboot) = (false, false, false, false);
     while let Some(argument) = parser.next().map_err(|e| usage(&e.to_string()))? {
         match argument {
             Arg::Value(word) => words.push(word.to_string_lossy().into_owned()),
             Arg::Long("json") => json = true,
             Arg::Long("dry-run") => dry_run = true,
             Arg::Long("unfinished") => unfinished = true,
+            Arg::Long("reboot") => reboot = true,
             Arg::Long(name) => words.push(format!("--{name}")),
             Arg::Short(name) => words.push(format!("-{name}")),
         }
@@ -140,13 +149,19 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
                 *scope = Scope::Unfinished;
             }
         }
+        Call::Watch { after, .. } => {
+            if std::mem::take(&mut reboot) {
+                *after = After::Reboot;
+            }
+        }
         Call::Hook { .. } | Call::Plan { .. } | Call::Resume | Call::Help | Call::Version => {}
     }
     // A flag that is still set here belongs to no such verb.
-    match (json, dry_run, unfinished) {
-        (true, _, _) => Err(usage("--json goes with --status and history")),
-        (_, true, _) => Err(usage("--dry-run goes with a verb that changes something; for a VM, see plan")),
-        (_, _, true) => Err(usage("--unfinished goes with reconcile")),
+    match (json, dry_run, unfinished, reboot) {
+        (true, _, _, _) => Err(usage("--json goes with --status and history")),
+        (_, true, _, _) => Err(usage("--dry-run goes with a verb that changes something; for a VM, see plan")),
+        (_, _, true, _) => Err(usage("--unfinished goes with reconcile")),
+        (_, _, _, true) => Err(usage("--reboot goes with watch")),
         _ => Ok(call),
     }
 }
@@ -173,11 +188,12 @@ fn call(words: &[&str]) -> Result<Call> {
     if HANDOFF.is(verb) {
         return Err(usage("handoff needs vfio or nvidia"));
     }
-    if PLAN.is(verb) {
-        let id = rest.first().ok_or_else(|| usage("plan needs the id of a VM"))?;
+    if PLAN.is(verb) || WATCH.is(verb) {
+        let id = rest.first().ok_or_else(|| usage(&format!("{verb} needs the id of a VM")))?;
         let vmid = id.parse().map_err(|_| usage(&format!("{id} is no guest id")))?;
         return match rest.get(1) {
-            None => Ok(Call::Plan { vmid }),
+            None if PLAN.is(verb) => Ok(Call::Plan { vmid }),
+            None => Ok(Call::Watch { vmid, after: After::Start }),
             Some(more) => Err(usage(&format!("{more} is too much"))),
         };
     }
@@ -220,6 +236,7 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
             | Call::ToNvidia { dry_run: false, .. }
             | Call::Reconcile { dry_run: false, .. }
             | Call::Resume
+            | Call::Watch { .. }
     );
     if changes && app.kernel.is_real() && !nix::unistd::geteuid().is_root() {
         return Err(Stop::failed("only root can hand a GPU over; nothing was touched; try again with sudo"));
@@ -237,6 +254,7 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::Reconcile { scope, dry_run: true } => print(&manual::plan_reconcile(app, *scope)?),
         Call::Reconcile { scope, dry_run: false } => manual::reconcile(app, *scope),
         Call::Resume => manual::resume(app),
+        Call::Watch { vmid, after } => watch::run(app, *vmid, *after),
         Call::Status { json } => status(app, *json),
         Call::History { json } => past(app, *json),
         Call::Help => print(&help()),
@@ -300,6 +318,8 @@ mod tests {
         assert_eq!(parsed("plan 111"), Ok(Call::Plan { vmid: 111 }));
         assert_eq!(parsed("reconcile --dry-run"), Ok(Call::Reconcile { scope: Scope::All, dry_run: true }));
         assert_eq!(parsed("reconcile --unfinished"), Ok(Call::Reconcile { scope: Scope::Unfinished, dry_run: false }));
+        assert_eq!(parsed("watch 111"), Ok(Call::Watch { vmid: 111, after: After::Start }));
+        assert_eq!(parsed("watch 111 --reboot"), Ok(Call::Watch { vmid: 111, after: After::Reboot }));
         assert_eq!(parsed("-V"), Ok(Call::Version));
     }
 
@@ -323,6 +343,9 @@ mod tests {
             ("history --dry-run", "--dry-run goes with a verb"),
             ("plan", "plan needs the id of a VM"),
             ("plan gpu", "gpu is no guest id"),
+            ("watch", "watch needs the id of a VM"),
+            ("watch 111 112", "112 is too much"),
+            ("reconcile --reboot", "--reboot goes with watch"),
         ] {
             let message = parsed(line).unwrap_err();
             assert!(message.starts_with(problem), "{line}: {message}");

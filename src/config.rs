@@ -20,6 +20,7 @@ pub struct Config {
     /// `time.stop_s`: what stopping all that uses a GPU may take, before the handoff's own time begins.
     pub stop: Duration,
     pub policy: Policy,
+    pub backup: Backup,
 }
 
 /// What becomes of those who use a GPU when a VM takes it: `policy`.
@@ -36,6 +37,12 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// As it is for one who takes the GPU only if nobody uses it; NVIDIA's services do not count as use.
+    #[must_use]
+    pub fn for_idle(&self) -> Policy {
+        Policy { stop_nvidia_services: self.stop_nvidia_services, ..Policy::default() }
+    }
+
     /// `policy.containers.CTID`, else `policy.container`.
     pub fn for_container(&self, ctid: u32) -> ForContainer {
         self.containers.get(&ctid).copied().unwrap_or(self.container)
@@ -65,6 +72,16 @@ pub enum ForContainer {
     Leave,
 }
 
+/// `policy.backup`: whether a VM that is started only to be backed up is given its GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backup {
+    /// If nobody uses it: nothing is stopped for a backup.
+    Idle,
+    Refuse,
+    /// As at any start.
+    Policy,
+}
+
 /// A GPU's home as configured; `auto`, whatever it had, is the absence of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Home {
@@ -80,6 +97,7 @@ impl Default for Config {
             lock: Duration::from_secs(10),
             stop: Duration::from_secs(90),
             policy: Policy::default(),
+            backup: Backup::Idle,
         }
     }
 }
@@ -150,6 +168,11 @@ impl Config {
             lock: seconds("/time/lock_s", defaults.lock),
             stop: seconds("/time/stop_s", defaults.stop),
             policy: policy(&value),
+            backup: match value.pointer("/policy/backup").and_then(Value::as_str) {
+                Some("refuse") => Backup::Refuse,
+                Some("policy") => Backup::Policy,
+                _ => defaults.backup,
+            },
         })
     }
 }
@@ -266,12 +289,15 @@ mod tests {
     #[test]
     fn values_are_taken() {
         let config = Config::parse(
-            br#"{"gpus":{"0000:01:00":{"home":"none"},"0000:02:00":{"home":"nouveau"}},"time":{"lock_s":0.5}}"#,
+            br#"{"gpus":{"0000:01:00":{"home":"none"},"0000:02:00":{"home":"nouveau"}},"time":{"lock_s":0.5},
+                "policy":{"backup":"refuse"}}"#,
         );
         let config = config.unwrap();
         assert_eq!(config.homes["0000:01:00"], Home::None);
         assert_eq!(config.homes["0000:02:00"], Home::Driver("nouveau".to_string()));
         assert_eq!(config.lock, Duration::from_millis(500));
+        assert_eq!(config.backup, Backup::Refuse);
+        assert_eq!(Config::parse(br#"{"policy":{"backup":"policy"}}"#).unwrap().backup, Backup::Policy);
     }
 
     #[test]

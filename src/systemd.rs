@@ -1,20 +1,31 @@
 //! What systemd is asked for: units stopped and started, work that outlives this run, whether the host goes down.
 
-use crate::sys::{ActError, Kernel};
+use crate::sys::{ActError, Kernel, Running};
+use std::cell::{OnceCell, RefCell};
 use std::time::Duration;
 
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
 const SYSTEMD_RUN: &str = "/usr/bin/systemd-run";
 
 /// Asking systemd for something takes it milliseconds, unless it is very busy.
-const ANSWER: Duration = Duration::from_secs(5);
+pub const ANSWER: Duration = Duration::from_secs(5);
 
-/// Whether the host is shutting down or rebooting (`systemctl is-system-running`: `stopping`).
-pub fn is_stopping(kernel: &dyn Kernel) -> bool {
-    // Its exit code says no more than the word, and is a failure for most of them.
-    match kernel.program(SYSTEMCTL, &["show", "--property=SystemState", "--value"], ANSWER) {
-        Ok(state) => state.trim() == "stopping",
-        Err(_) => false,
+/// Whether the host is shutting down or rebooting. Asking goes on beside this run, until somebody wants to know.
+pub struct Shutdown {
+    answer: RefCell<Option<Running>>,
+    is_stopping: OnceCell<bool>,
+}
+
+impl Shutdown {
+    pub fn ask(kernel: &dyn Kernel) -> Shutdown {
+        // Not `is-system-running`, whose exit code is a failure for most of its answers.
+        let answer = kernel.start_program(SYSTEMCTL, &["show", "--property=SystemState", "--value"]).ok();
+        Shutdown { answer: RefCell::new(answer), is_stopping: OnceCell::new() }
+    }
+
+    pub fn has_begun(&self) -> bool {
+        let read = || self.answer.take().and_then(|answer| answer.finish(Some(ANSWER)).ok());
+        *self.is_stopping.get_or_init(|| read().is_some_and(|state| state.trim() == "stopping"))
     }
 }
 
@@ -67,7 +78,7 @@ pub fn start(kernel: &dyn Kernel, unit: &str) -> Result<(), ActError> {
     kernel.program(SYSTEMCTL, &["start", "--no-block", "--", unit], ANSWER).map(|_| ())
 }
 
-/// As [`start`], and one that runs is stopped before; its state tells when it runs; its state tells when it does.
+/// As [`start`], and one that runs is stopped before.
 ///
 /// # Errors
 /// systemctl's words.
@@ -89,11 +100,48 @@ pub fn run_transient(kernel: &dyn Kernel, unit: &str, program: &[&str]) -> Resul
     kernel.program(SYSTEMD_RUN, &line, ANSWER).map(|_| ())
 }
 
-/// Lets this program run once more with these arguments, as [`run_transient`] does.
+/// Lets this program run once more with these arguments, in a transient unit of its own that outlives this run. A unit of
+/// that name that is there already is left to do its work.
 ///
 /// # Errors
 /// systemd-run's words.
 pub fn run_later(kernel: &dyn Kernel, unit: &str, arguments: &[&str]) -> Result<(), ActError> {
+    let line = once_more(unit, arguments)?;
+    let line: Vec<&str> = line.iter().map(String::as_str).collect();
+    match kernel.program(SYSTEMD_RUN, &line, ANSWER) {
+        // Asked only then: it costs as much as starting the unit.
+        Err(_) if matches!(state(kernel, unit).as_deref(), Some("active" | "activating")) => Ok(()),
+        answer => answer.map(|_| ()),
+    }
+}
+
+/// As [`run_later`], without waiting until systemd has been told.
+///
+/// # Errors
+/// When systemd-run could not be started.
+pub fn begin_later(kernel: &dyn Kernel, unit: &str, arguments: &[&str]) -> Result<Running, ActError> {
+    let line = once_more(unit, arguments)?;
+    let line: Vec<&str> = line.iter().map(String::as_str).collect();
+    kernel.start_program(SYSTEMD_RUN, &line)
+}
+
+fn once_more(unit: &str, arguments: &[&str]) -> Result<Vec<String>, ActError> {
     let program = std::env::current_exe().map_err(ActError::Os)?;
-    run_transient(kernel, unit, &[&[&*program.to_string_lossy()], arguments].concat())
+    let program = program.to_string_lossy();
+    // How the kernel names a file that was replaced since: by an upgrade, while this runs.
+    let program = program.trim_end_matches(" (deleted)");
+    let name = format!("--unit={unit}");
+    let options = [
+        "--quiet",
+        "--collect",
+        "--no-block",
+        &name,
+        // A worker that is stuck stays behind, and comes back for the card when its call does.
+        "--property=KillMode=process",
+        // What it has to say is in the journal already, by way of syslog.
+        "--property=StandardError=null",
+        "--",
+        program,
+    ];
+    Ok(options.iter().chain(arguments).map(ToString::to_string).collect())
 }

@@ -3,17 +3,20 @@
 //! Only pre-start can stop what Proxmox is doing, so everything that can say no says so there. A guest without a GPU
 //! costs one read of its configuration.
 
+use super::watch::{self, After};
 use crate::App;
-use crate::config::Config;
+use crate::config::{self, Backup, Config};
 use crate::gpu::Slot;
 use crate::handoff::attempt::Direction;
 use crate::handoff::home::Asker;
-use crate::handoff::record::Owner;
-use crate::proxmox::mapping;
+use crate::handoff::record::{Owner, Progress};
 use crate::proxmox::pci_id::PciId;
 use crate::proxmox::vm::{self, Driver, Hostpci, VmConfig};
+use crate::proxmox::{mapping, running};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
+use crate::systemd::Shutdown;
+use std::cell::OnceCell;
 use std::io::ErrorKind;
 
 const MAPPINGS: &str = "/etc/pve/mapping/pci.cfg";
@@ -29,6 +32,15 @@ pub fn run(app: &App, id: u32, phase: &str) -> Result<()> {
 }
 
 fn pre_start(app: &App, vmid: u32) -> Result<()> {
+    let done = make_ready(app, vmid);
+    // Refused, or half-way: this start is over, and what the VM still has from an earlier one must come home.
+    if done.is_err() && app.store.has_record(&Owner::Vm(vmid)) {
+        watch::begin(app, vmid, After::Start);
+    }
+    done
+}
+
+fn make_ready(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
     let Some(vm) = read_config(&app.kernel, vmid)? else { return Ok(()) };
     warn_of_dropped_lines(app, vmid, &vm);
@@ -46,8 +58,20 @@ fn pre_start(app: &App, vmid: u32) -> Result<()> {
         return Ok(());
     }
     let listed = listed(&app.kernel, &vm);
-    let config = app.config_for_hook();
-    app.handoff(&config).leave(&owner, &slots, &|address| listed.iter().any(|id| covers(id, address)))
+    let covered = |address: &str| listed.iter().any(|id| covers(id, address));
+    let config = for_backup(app.config_for_hook(), vmid, &vm, &slots).inspect_err(|stop| {
+        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
+        app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &names, stop);
+    })?;
+    let handoff = app.handoff(&config);
+    let watcher = OnceCell::new();
+    let watch = || drop(watcher.set(watch::begin(app, vmid, After::Start)));
+    handoff.leave_watched(&owner, &slots, &covered, &watch).map_err(|stop| in_backup(stop, vmid, &vm))?;
+    if let Err(stop) = handoff.come_home_but(&owner, &slots) {
+        // It has what it wants, and the rest comes home when it stops.
+        app.story.warn(&stop.message);
+    }
+    Ok(())
 }
 
 /// What pre-start would do now, a line each.
@@ -64,9 +88,10 @@ pub fn plan(app: &App, vmid: u32) -> Result<String> {
         return Ok(format!("guest {vmid} takes no NVIDIA GPU: nothing to do{stale}\n"));
     }
     let listed = listed(&app.kernel, &vm);
-    let config = app.config_for_verb()?;
+    let config = for_backup(app.config_for_verb()?, vmid, &vm, &slots)?;
     let covered = |address: &str| listed.iter().any(|id| covers(id, address));
-    app.handoff(&config).plan_leave(&owner, &slots, &covered)
+    let plan = app.handoff(&config).plan_leave(&owner, &slots, &covered);
+    plan.map_err(|stop| in_backup(stop, vmid, &vm))
 }
 
 /// Proxmox drops a line that it cannot read, and starts the VM without what the line was to give it.
@@ -84,9 +109,57 @@ fn listed(kernel: &dyn Kernel, vm: &VmConfig) -> Vec<PciId> {
     ids
 }
 
+fn is_backup(vm: &VmConfig) -> bool {
+    vm.lock.as_deref() == Some("backup")
+}
+
+/// A VM that is stopped is started to be backed up, with its GPU and all.
+fn for_backup(config: Config, vmid: u32, vm: &VmConfig, slots: &[String]) -> Result<Config> {
+    match config.backup {
+        Backup::Refuse if is_backup(vm) => Err(Stop::refused(format!(
+            "{} was not touched: VM {vmid} is only started for a backup, and policy.backup is refuse in {}; so this \
+             backup fails; back VM {vmid} up while it runs, or set policy.backup to idle",
+            slots.join(" "),
+            config::PATH
+        ))),
+        Backup::Idle if is_backup(vm) => Ok(Config { policy: config.policy.for_idle(), ..config }),
+        Backup::Idle | Backup::Refuse | Backup::Policy => Ok(config),
+    }
+}
+
+/// What it means that a start was refused, where Proxmox itself only says that the hook failed.
+fn in_backup(stop: Stop, vmid: u32, vm: &VmConfig) -> Stop {
+    if !is_backup(vm) {
+        return stop;
+    }
+    let message = format!("{}; VM {vmid} was only to be started for a backup, which fails with this", stop.message);
+    Stop { message, ..stop }
+}
+
 fn post_stop(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
-    if app.store.has_record(&owner) { home(app, &owner) } else { Ok(()) }
+    if !app.store.has_record(&owner) {
+        return Ok(());
+    }
+    // What is half-way, or cannot be read, is put right or told of.
+    let record = app.store.record(&owner).ok().flatten();
+    let Some(record) = record.filter(|record| record.progress == Progress::Away) else { return home(app, &owner) };
+    let slots = record.slots().join(" ");
+    if running::is_rebooting(&app.kernel, vmid) && watch::begin(app, vmid, After::Reboot).has_begun() {
+        app.story.say(&format!("{slots} stays on vfio-pci: VM {vmid} reboots"));
+        return Ok(());
+    }
+    // The answer is there by the time the VM has let go of the card.
+    let shutdown = Shutdown::ask(&app.kernel);
+    let stays = || {
+        let stays = shutdown.has_begun();
+        if stays {
+            app.story.say(&format!("{slots} stays on vfio-pci: the host is shutting down"));
+        }
+        stays
+    };
+    let config = app.config_for_hook();
+    app.handoff(&config).come_home_unless(&owner, Asker::Proxmox, &stays)
 }
 
 fn home(app: &App, owner: &Owner) -> Result<()> {

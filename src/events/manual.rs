@@ -7,7 +7,7 @@ use crate::handoff::attempt::Direction;
 use crate::handoff::home::Asker;
 use crate::handoff::leave::unknown_home;
 use crate::handoff::plan::{self, Plan};
-use crate::handoff::reconcile::Scope;
+use crate::handoff::reconcile::{Scope, nodes_to_text};
 use crate::handoff::record::{Owner, Record};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
@@ -90,10 +90,16 @@ pub fn plan_reconcile(app: &App, scope: Scope) -> Result<String> {
     let config = app.config_for_verb()?;
     let handoff = app.handoff(&config);
     let records = handoff.left_behind(scope);
-    if records.is_empty() {
+    let missing = handoff.missing_nodes(scope);
+    if records.is_empty() && missing.is_empty() {
         return Ok("nothing was left behind: nothing to do\n".to_string());
     }
-    records.iter().map(|record| Ok(home_to_text(record, &handoff.plan_fetch(record)?))).collect()
+    let plans = records.iter().map(|record| Ok(home_to_text(record, &handoff.plan_fetch(record)?)));
+    let mut text = plans.collect::<Result<String>>()?;
+    if !missing.is_empty() {
+        text.push_str(&format!("missing device nodes\n  {:<9} {}\n", "make", nodes_to_text(&missing)));
+    }
+    Ok(text)
 }
 
 fn home_to_text(record: &Record, plan: &Plan) -> String {

@@ -1,4 +1,5 @@
-//! Events become wishes: Proxmox starts or stops a guest, a person types a verb.
+//! Events become wishes: Proxmox starts or stops a guest, a start is given up, a person types a verb.
 
 pub mod hookscript;
 pub mod manual;
+pub mod watch;

@@ -20,6 +20,8 @@ pub enum Asker {
     Proxmox,
     /// Somebody at a terminal, who would rather be told.
     Person,
+    /// Whoever watched over a start that was given up; unless the VM is being started again meanwhile.
+    Watcher,
 }
 
 /// The time of one way home.
@@ -37,10 +39,18 @@ impl Handoff<'_> {
     /// # Errors
     /// When something could not be brought home: the record is kept, so that the next call goes on from there.
     pub fn come_home(&self, owner: &Owner, asker: Asker) -> Result<()> {
+        self.come_home_unless(owner, asker, &|| false)
+    }
+
+    /// As [`Handoff::come_home`], unless there is a reason to leave it, asked for before anything is changed.
+    ///
+    /// # Errors
+    /// As [`Handoff::come_home`].
+    pub fn come_home_unless(&self, owner: &Owner, asker: Asker, stays: &dyn Fn() -> bool) -> Result<()> {
         let begin = self.kernel.now();
         let mut time = TimeBox { begin, end: begin + self.config.handoff, waited: Duration::ZERO };
         let mut attempt = Attempt::new(Direction::Home, owner, &[], begin);
-        let (locked, record) = match self.turn(owner, asker, &mut attempt, &mut time) {
+        let (locked, record) = match self.turn(owner, asker, stays, &mut attempt, &mut time) {
             Ok(Some(turn)) => turn,
             Ok(None) => return Ok(()),
             Err(stop) => {
@@ -58,6 +68,7 @@ impl Handoff<'_> {
         &self,
         owner: &Owner,
         asker: Asker,
+        stays: &dyn Fn() -> bool,
         attempt: &mut Attempt,
         time: &mut TimeBox,
     ) -> Result<Option<(Locked<'_>, Record)>> {
@@ -71,10 +82,17 @@ impl Handoff<'_> {
             )?;
             // Somebody else may have brought it home, or handed it on, before the lock was ours.
             let Some(record) = self.store.record(owner)? else { return Ok(None) };
-            if asker == Asker::Person {
-                self.refuse_to_take(&record)?;
+            match asker {
+                Asker::Proxmox => {}
+                Asker::Person => self.refuse_to_take(&record)?,
+                Asker::Watcher if owner.vmid().is_some_and(|id| is_alive(self.kernel, id)) => return Ok(None),
+                Asker::Watcher => {}
             }
-            if !self.is_in_use(&record, time.end)? {
+            let in_use = self.is_in_use(&record, time.end)?;
+            if stays() {
+                return Ok(None);
+            }
+            if !in_use {
                 return Ok(Some((locked, record)));
             }
             // On record before waiting: whoever comes after this run, if it is killed or gives up, goes on from here.
@@ -83,6 +101,51 @@ impl Handoff<'_> {
             drop(locked);
             time.waited += self.wait_until_free(&record, time.end)?;
         }
+    }
+
+    /// Brings home what a VM's record names beside `kept`: what its configuration no longer names.
+    ///
+    /// # Errors
+    /// When something could not be brought home: then the record still has it.
+    pub fn come_home_but(&self, owner: &Owner, kept: &[String]) -> Result<()> {
+        let has_more = |record: &Record| record.without(kept).is_some();
+        if !self.store.record(owner)?.is_some_and(|record| has_more(&record)) {
+            return Ok(());
+        }
+        let locked = self.lock(self.config.lock, &[], "see gpu-handoff --status")?;
+        let Some(record) = self.store.record(owner)? else { return Ok(()) };
+        let Some(part) = record.without(kept) else { return Ok(()) };
+        let mut attempt = Attempt::new(Direction::Home, owner, &part.slots(), self.kernel.now());
+        let done = self.bring_part(&locked, &mut attempt, &record, &part);
+        self.note(Some(&locked), attempt, done.as_ref().err());
+        done
+    }
+
+    fn bring_part(&self, locked: &Locked, attempt: &mut Attempt, record: &Record, part: &Record) -> Result<()> {
+        let owner = &record.owner;
+        let title = part.slots().join(" ");
+        self.refuse_wedged(&part.slots())?;
+        let end = attempt.begin + self.config.handoff / 2;
+        let waited = self.wait_until_free(part, end)?;
+        self.story.say(&format!("{title} {owner} -> host: its configuration names it no longer"));
+        self.story.phase("wait", waited, "nobody has it open any more");
+        self.kernel.worker();
+        // Killed meanwhile, all of it comes home: its start is over then, too.
+        self.save(locked, &Record { progress: Progress::Returning, ..record.clone() });
+        let outcome = self.go_home(locked, part, end)?;
+        attempt.phase("wait", waited);
+        attempt.add(&outcome);
+        let gone: Vec<String> = part.slots().iter().map(ToString::to_string).collect();
+        if outcome.is_complete() {
+            let took = attempt.took(self.kernel.now());
+            self.story.say(&format!("{title} is home after {} ms", took.as_millis()));
+            // What was stopped for it may use the slots that stay as well: it runs again when those are home.
+            let rest = record.without(&gone);
+            return Ok(rest.map_or_else(|| locked.remove(owner), |rest| locked.save(&rest))?);
+        }
+        self.save(locked, record);
+        let reason = format!("{title} stays on record for {owner}: {}", outcome.problem());
+        Err(if outcome.out_of_time { Stop::overrun(reason) } else { Stop::failed(reason) })
     }
 
     /// What a person asks for is refused rather than waited for. By hand and with a VM are two records of one slot.

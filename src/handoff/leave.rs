@@ -54,12 +54,27 @@ impl Handoff<'_> {
     /// # Errors
     /// Refused with nothing touched, or failed and rolled back, or wedged.
     pub fn leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<()> {
+        self.leave_watched(owner, slots, listed, &|| {})
+    }
+
+    /// As [`Handoff::leave`]. `watch` is called when nothing can go wrong any more but the record does not say so yet:
+    /// whatever is killed before, what is half-way is put right; whatever is killed later, somebody watches.
+    ///
+    /// # Errors
+    /// As [`Handoff::leave`].
+    pub fn leave_watched(
+        &self,
+        owner: &Owner,
+        slots: &[String],
+        listed: &dyn Fn(&str) -> bool,
+        watch: &dyn Fn(),
+    ) -> Result<()> {
         let names: Vec<&str> = slots.iter().map(String::as_str).collect();
         let locked = self.lock(self.config.lock, &names, &again(owner));
         let locked = locked.inspect_err(|stop| self.note_refused(Direction::Vfio, owner, &names, stop))?;
         self.finish_others(&locked, owner);
         let mut attempt = Attempt::new(Direction::Vfio, owner, &names, self.kernel.now());
-        let done = self.leave_locked(&locked, &mut attempt, owner, slots, listed);
+        let done = self.leave_locked(&locked, &mut attempt, owner, slots, listed, watch);
         self.note(Some(&locked), attempt, done.as_ref().err());
         done
     }
@@ -71,6 +86,7 @@ impl Handoff<'_> {
         owner: &Owner,
         slots: &[String],
         listed: &dyn Fn(&str) -> bool,
+        watch: &dyn Fn(),
     ) -> Result<()> {
         let begin = attempt.begin;
         let names: Vec<&str> = slots.iter().map(String::as_str).collect();
@@ -78,6 +94,7 @@ impl Handoff<'_> {
         let title = slots.join(" ");
         add_missing(&mut record.stopped, self.take_to_start(locked, &names)?);
         if plan.is_empty() {
+            watch();
             locked.save(&settled(&record))?;
             forget(locked, &abandoned, slots)?;
             self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do"));
@@ -110,6 +127,7 @@ impl Handoff<'_> {
             let time = TimeBox { begin, end, waited: Duration::ZERO };
             return Err(self.go_back(locked, attempt, &record, &outcome, time));
         }
+        watch();
         locked.save(&settled(&record))?;
         self.start_what_serves_others(locked, &record, &facts);
         let took = attempt.took(self.kernel.now());

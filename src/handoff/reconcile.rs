@@ -1,13 +1,17 @@
-//! What a record says is ours and nobody works on or uses any more comes home. What no record names is not touched.
+//! What a record says is ours and nobody works on or uses any more comes home. What no record names is not touched: an
+//! override there may be the administrator's, and nothing tells it from one of ours whose record is lost.
 
 use super::attempt::{Attempt, Direction};
 use super::home::TimeBox;
 use super::plan::Plan;
 use super::record::{Owner, Progress, Record};
+use super::step::Step;
 use super::store::Locked;
 use super::{Handoff, LOOK_AGAIN, WORKER_GRACE, is_alive};
+use crate::gpu::nodes;
 use crate::proxmox::running;
-use crate::stop::Result;
+use crate::stop::{Result, Stop};
+use crate::sys::{Action, Node};
 use std::time::Duration;
 
 /// A QEMU that is just ending may take this long to let go.
@@ -32,7 +36,7 @@ impl Handoff<'_> {
             self.story.warn(&format!("{problem:#}"));
         }
         self.resume_what_was_forgotten();
-        if self.left_behind(scope).is_empty() {
+        if self.left_behind(scope).is_empty() && self.missing_nodes(scope).is_empty() {
             return Ok(());
         }
         if scope == Scope::Unfinished {
@@ -49,7 +53,28 @@ impl Handoff<'_> {
             let end = self.kernel.now() + self.config.handoff;
             first = first.or(self.fetch(&locked, &record, end).err());
         }
+        first = first.or(self.make_nodes(&self.missing_nodes(scope)).err());
         first.map_or(Ok(()), Err)
+    }
+
+    /// Device nodes that the NVIDIA driver's loaded modules lack, as after a boot on which nothing has opened a GPU yet.
+    pub fn missing_nodes(&self, scope: Scope) -> Vec<Node> {
+        match scope {
+            Scope::Unfinished => Vec::new(),
+            Scope::All => nodes::missing(self.kernel),
+        }
+    }
+
+    fn make_nodes(&self, missing: &[Node]) -> Result<()> {
+        let limit = Step::MakeNodes.share(self.config.handoff);
+        for node in missing {
+            let made = self.kernel.act(&Action::MakeNode(node.clone()), limit);
+            made.map_err(|error| Stop::failed(format!("{} is missing and was not made: {error}", node.path)))?;
+        }
+        if !missing.is_empty() {
+            self.story.say(&format!("device nodes {}", nodes_to_text(missing)));
+        }
+        Ok(())
     }
 
     /// A worker starts this as its last act and may not be gone yet: as long as it is there, its slot counts as wedged,
@@ -113,4 +138,9 @@ impl Handoff<'_> {
         })?;
         self.bring_home(locked, record, TimeBox { begin, end, waited })
     }
+}
+
+/// `/dev/nvidia0 /dev/nvidiactl`
+pub fn nodes_to_text(nodes: &[Node]) -> String {
+    nodes.iter().map(|node| node.path.as_str()).collect::<Vec<_>>().join(" ")
 }

@@ -110,7 +110,7 @@ impl Handoff<'_> {
             let entry = self.to_start().into_iter().next();
             drop(locked);
             let Some(entry) = entry else { return Ok(()) };
-            if systemd::is_stopping(self.kernel) {
+            if systemd::Shutdown::ask(self.kernel).has_begun() {
                 return Ok(());
             }
             attempts += 1;

@@ -19,3 +19,8 @@ pub fn qemu_pid(kernel: &dyn Kernel, vmid: u32) -> Option<i32> {
 pub fn is_locked(kernel: &dyn Kernel, vmid: u32) -> bool {
     flock_is_held(kernel, &format!("/var/lock/qemu-server/lock-{vmid}.conf"))
 }
+
+/// Whether Proxmox stops a VM only to start it again (PVE::QemuServer::create_reboot_request).
+pub fn is_rebooting(kernel: &dyn Kernel, vmid: u32) -> bool {
+    kernel.exists(&format!("/run/qemu-server/{vmid}.reboot"))
+}

@@ -2,7 +2,9 @@
 
 use super::expendable::{LastAct, Request, Worker};
 use super::scan::{self, Mappings};
-use super::{ActError, Action, DeviceNumber, End, Kernel, Node, OpenDevice, Process, failpoints, program, terminate};
+use super::{
+    ActError, Action, DeviceNumber, End, Kernel, Node, OpenDevice, Process, Running, failpoints, program, terminate,
+};
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use std::cell::{Cell, RefCell};
@@ -147,10 +149,14 @@ impl Kernel for Linux {
     }
 
     fn program(&self, path: &str, arguments: &[&str], limit: Duration) -> Result<String, ActError> {
+        self.start_program(path, arguments)?.finish(Some(limit))
+    }
+
+    fn start_program(&self, path: &str, arguments: &[&str]) -> Result<Running, ActError> {
         if !self.exists(path) {
             return Err(ActError::Program(format!("{path} is not installed")));
         }
-        program::run(&self.path(path), arguments, Some(limit))
+        program::start(&self.path(path), arguments)
     }
 
     fn worker(&self) -> Option<Process> {

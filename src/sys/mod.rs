@@ -22,6 +22,7 @@ pub use held::flock_is_held;
 pub use linux::Linux;
 pub use lock::Lock;
 pub use maps::Mapped;
+pub use program::Running;
 pub use terminate::heed as heed_termination;
 
 /// One change to the machine. Each may block in the kernel, so each is carried out under a time limit.
@@ -187,6 +188,13 @@ pub trait Kernel {
     /// # Errors
     /// [`ActError::Program`] with its own words, or that it is not installed.
     fn program(&self, path: &str, arguments: &[&str], limit: Duration) -> Result<String, ActError>;
+    /// As [`Kernel::program`], but only starts it: it goes on beside this run, and after it.
+    ///
+    /// # Errors
+    /// [`ActError::Program`] when it could not be started.
+    fn start_program(&self, path: &str, _arguments: &[&str]) -> Result<Running, ActError> {
+        Err(ActError::Program(format!("{path} is not installed")))
+    }
     /// The process that will carry out the next action.
     fn worker(&self) -> Option<Process>;
     /// Asks a process to end (SIGTERM) or ends it (SIGKILL); nothing when it has gone.

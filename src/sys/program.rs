@@ -4,25 +4,38 @@ use super::ActError;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How often a program is asked whether it has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// No program writes more than this that anybody here wants to know.
-const OUTPUT: usize = 64 * 1024;
+const KEPT: usize = 64 * 1024;
+
+/// A program that was started and goes on by itself, also when this is dropped.
+pub struct Running {
+    path: PathBuf,
+    child: Child,
+    output: Output<ChildStdout>,
+    complaint: Output<ChildStderr>,
+}
 
 /// Runs a program and waits for it, however long it takes or at most for `limit`; its standard output.
 ///
 /// # Errors
 /// The first line of its standard error when it failed: what comes after it tends to follow from it.
 pub fn run(path: &Path, arguments: &[&str], limit: Option<Duration>) -> Result<String, ActError> {
-    let failed = |error: io::Error| ActError::Program(format!("{}: {error}", path.display()));
+    start(path, arguments)?.finish(limit)
+}
+
+/// # Errors
+/// When it could not be started.
+pub fn start(path: &Path, arguments: &[&str]) -> Result<Running, ActError> {
     let mut child = Command::new(path)
         .args(arguments)
         .current_dir("/")
@@ -34,47 +47,81 @@ pub fn run(path: &Path, arguments: &[&str], limit: Option<Duration>) -> Result<S
         .env("LC_ALL", "C")
         .process_group(0)
         .spawn()
-        .map_err(failed)?;
-    let status = match limit {
-        None => child.wait().map_err(failed)?,
-        Some(limit) => wait(&mut child, limit).map_err(failed)?.ok_or_else(|| {
-            ActError::Program(format!("{} did not end within {} s", path.display(), limit.as_secs_f32()))
-        })?,
-    };
-    if status.success() {
-        return Ok(child.stdout.take().map(what_is_there).unwrap_or_default());
-    }
-    let said = child.stderr.take().map(what_is_there).unwrap_or_default();
-    Err(ActError::Program(match said.lines().find(|line| !line.trim().is_empty()) {
-        Some(line) => line.trim().to_string(),
-        None => format!("{} ended with {status}", path.display()),
-    }))
+        .map_err(|error| ActError::Program(format!("{}: {error}", path.display())))?;
+    let (output, complaint) = (Output::of(child.stdout.take()), Output::of(child.stderr.take()));
+    Ok(Running { path: path.to_path_buf(), child, output, complaint })
 }
 
-/// None when it had to be ended: it and what it started, without waiting for a call that may never come back.
-fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
-    let end = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
+impl Running {
+    /// Its standard output once it has ended; None while it is still at it.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn outcome(&mut self) -> Result<Option<String>, ActError> {
+        let path = self.path.display();
+        let status = self.child.try_wait().map_err(|error| ActError::Program(format!("{path}: {error}")))?;
+        // After asking, so that all it wrote is there once it has ended; and meanwhile, or a full pipe stops it.
+        self.output.read();
+        self.complaint.read();
+        let Some(status) = status else { return Ok(None) };
+        if status.success() {
+            return Ok(Some(self.output.text()));
         }
-        if Instant::now() >= end {
-            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
-            return Ok(None);
+        Err(ActError::Program(match self.complaint.text().lines().find(|line| !line.trim().is_empty()) {
+            Some(line) => line.trim().to_string(),
+            None => format!("{path} ended with {status}"),
+        }))
+    }
+
+    /// Waits for its end, however long it takes or at most for `limit`.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn finish(mut self, limit: Option<Duration>) -> Result<String, ActError> {
+        let end = limit.map(|limit| Instant::now() + limit);
+        loop {
+            if let Some(output) = self.outcome()? {
+                return Ok(output);
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                // It and what it started, without waiting for a call that may never come back.
+                let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
+                let limit = limit.unwrap_or_default().as_secs_f32();
+                return Err(ActError::Program(format!("{} did not end within {limit} s", self.path.display())));
+            }
+            std::thread::sleep(LOOK_AGAIN);
         }
-        std::thread::sleep(LOOK_AGAIN);
     }
 }
 
-/// Not to its end: something that the program started may keep its output open.
-fn what_is_there(mut output: impl Read + AsFd) -> String {
-    let mut said = vec![0; OUTPUT];
-    let _ = fcntl(output.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
-    let mut length = 0;
-    while let Ok(more @ 1..) = output.read(&mut said[length..]) {
-        length += more;
+/// What has come through a pipe so far. Not to its end: something that the program started may keep it open.
+struct Output<T> {
+    pipe: Option<T>,
+    said: Vec<u8>,
+}
+
+impl<T: Read + AsFd> Output<T> {
+    fn of(pipe: Option<T>) -> Output<T> {
+        if let Some(pipe) = &pipe {
+            let _ = fcntl(pipe.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+        }
+        Output { pipe, said: Vec::new() }
     }
-    String::from_utf8_lossy(&said[..length]).into_owned()
+
+    fn read(&mut self) {
+        let Some(pipe) = &mut self.pipe else { return };
+        let mut block = [0; 4096];
+        // Not for ever, should it write without end.
+        for _ in 0..2 * KEPT / block.len() {
+            let Ok(length @ 1..) = pipe.read(&mut block) else { break };
+            let room = KEPT.saturating_sub(self.said.len());
+            self.said.extend_from_slice(&block[..length.min(room)]);
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.said).into_owned()
+    }
 }
 
 #[cfg(test)]
@@ -91,6 +138,16 @@ mod tests {
         assert_eq!(sh("echo the reason >&2; echo what follows >&2; exit 3", None), Err("the reason".to_string()));
         assert_eq!(sh("exit 3", None), Err("/bin/sh ended with exit status: 3".to_string()));
         assert!(run(Path::new("/nowhere"), &[], None).is_err());
+    }
+
+    /// More than a pipe holds.
+    #[test]
+    fn one_that_says_very_much_is_not_stopped_by_that() {
+        for limit in [None, Some(Duration::from_secs(20))] {
+            let said = sh("head -c 1000000 /dev/zero | tr '\\0' x; head -c 1000000 /dev/zero >&2", limit);
+            assert_eq!(said.map(|text| text.len()), Ok(KEPT));
+        }
+        assert!(sh("exec yes", Some(Duration::from_millis(200))).is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod history;
 mod holders;
 mod policy;
 mod runs;
+mod starts;
 mod status;
 
 use guests::*;

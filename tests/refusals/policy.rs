@@ -79,7 +79,7 @@ fn what_was_stopped_starts_again_when_the_handoff_fails() {
     let calls = fs::read_to_string(host.path("calls")).unwrap();
     assert!(calls.contains("systemctl stop --no-block -- ollama.service\n"), "{calls}");
     let later = calls.lines().last().unwrap();
-    assert!(later.starts_with("systemd-run --quiet --collect --no-block --unit=gpu-handoff-resume -- /"), "{calls}");
+    assert!(later.starts_with("systemd-run --quiet --collect --no-block --unit=gpu-handoff-resume "), "{calls}");
     assert!(later.ends_with("gpu-handoff resume"), "{calls}");
     assert!(!host.has_own_file("vm-111"));
     let entries = json!([{"what": {"unit": "ollama.service"}, "slots": ["0000:01:00"]}]);

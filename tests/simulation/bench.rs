@@ -32,6 +32,10 @@ pub enum Wish {
     Reconcile,
     /// What a worker does that outlives its run.
     Unfinished,
+    /// What a start does that has its cards: those that are not named go home.
+    Keep(Owner, Vec<String>),
+    /// What a watcher does once Proxmox has let go of this VM.
+    Watch(u32),
 }
 
 /// How a run ended.
@@ -160,7 +164,7 @@ impl Bench {
     /// One run of the program, called by Proxmox, by a person, or by a worker that outlived its run. Proxmox holds the guest's lock around a hook, and lets go of it afterwards.
     fn run_from(&mut self, wish: &Wish, fault: Option<Fault>, caller: Option<Process>) -> Ran {
         let guest = match wish {
-            Wish::Leave(Owner::Vm(id), _) | Wish::Home(Owner::Vm(id)) => Some(*id),
+            Wish::Leave(Owner::Vm(id), _) | Wish::Home(Owner::Vm(id)) | Wish::Keep(Owner::Vm(id), _) => Some(*id),
             _ => None,
         };
         self.forget_file(HISTORY);
@@ -176,6 +180,8 @@ impl Bench {
             Wish::Home(owner) => handoff.come_home(owner, asker(owner)),
             Wish::Reconcile => handoff.reconcile(Scope::All),
             Wish::Unfinished => handoff.reconcile(Scope::Unfinished),
+            Wish::Keep(owner, kept) => handoff.come_home_but(owner, kept),
+            Wish::Watch(id) => handoff.come_home(&Owner::Vm(*id), Asker::Watcher),
         }));
         let end = match done {
             Ok(Ok(())) => End::Exit(0, String::new()),
@@ -259,7 +265,7 @@ impl Bench {
         match wish {
             Wish::Leave(owner, slots) => self.handoff().intend(owner, slots, &|_| false).ok().map(|intent| intent.plan),
             Wish::Home(owner) => self.handoff().plan_home(&self.record(owner)?).ok(),
-            Wish::Reconcile | Wish::Unfinished => None,
+            Wish::Reconcile | Wish::Unfinished | Wish::Watch(_) | Wish::Keep(..) => None,
         }
     }
 }

@@ -108,7 +108,7 @@ pub fn spoil(bench: &mut Bench, ready: &Ready) -> Result<usize, String> {
             let record = bench.record(owner).ok_or("no record")?;
             order::objections(&plan, &|plan| order::check_home(&state, plan, &record))
         }
-        Wish::Reconcile | Wish::Unfinished => Ok(0),
+        Wish::Reconcile | Wish::Unfinished | Wish::Watch(_) | Wish::Keep(..) => Ok(0),
     }
 }
 
@@ -119,8 +119,8 @@ pub fn spoil(bench: &mut Bench, ready: &Ready) -> Result<usize, String> {
 pub fn plans_are_legal(bench: &mut Bench, setup: &Setup, ready: &Ready) -> Check {
     let slots = setup.slots();
     let owner = match &ready.wish {
-        Wish::Leave(owner, _) | Wish::Home(owner) => owner.clone(),
-        Wish::Reconcile | Wish::Unfinished => Owner::Vm(111),
+        Wish::Leave(owner, _) | Wish::Home(owner) | Wish::Keep(owner, _) => owner.clone(),
+        Wish::Reconcile | Wish::Unfinished | Wish::Watch(_) => Owner::Vm(111),
     };
     if let Some(plan) = bench.plan(&Wish::Leave(owner.clone(), slots.clone())) {
         order::check_leave(&bench.kernel.state.borrow(), &plan, &slots)?;
@@ -162,8 +162,8 @@ fn opposite(setup: &Setup, wish: &Wish, at: usize) -> Wish {
     match wish {
         Wish::Leave(owner, _) if at % 2 == 1 => Wish::Home(owner.clone()),
         Wish::Home(owner) if at % 2 == 1 => Wish::Leave(owner.clone(), setup.slots()),
-        Wish::Reconcile => Wish::Leave(Owner::Vm(111), setup.slots()),
-        Wish::Leave(..) | Wish::Home(_) | Wish::Unfinished => Wish::Reconcile,
+        Wish::Reconcile | Wish::Watch(_) => Wish::Leave(Owner::Vm(111), setup.slots()),
+        Wish::Leave(..) | Wish::Home(_) | Wish::Unfinished | Wish::Keep(..) => Wish::Reconcile,
     }
 }
 

@@ -100,7 +100,7 @@ pub fn ended_well(bench: &Bench, wish: &Wish, kind: Option<Kind>, ran: &Ran, bef
             Err(format!("exit 1, but not back where it was: {}", differences.join("; ")))
         }
         (Wish::Home(owner), 1) if bench.record(owner).is_none() => Err("exit 1 without a record".to_string()),
-        (Wish::Home(_) | Wish::Reconcile | Wish::Unfinished, 1) => Ok(()),
+        (Wish::Home(_) | Wish::Reconcile | Wish::Unfinished | Wish::Watch(_) | Wish::Keep(..), 1) => Ok(()),
         (_, 3) => {
             if bench.world().but_for_time() == before.clone().but_for_time() {
                 Ok(())
@@ -126,6 +126,14 @@ pub fn reached(bench: &Bench, wish: &Wish, home: &AtHome) -> Check {
             }
             always(bench, home)
         }
+        // Or all of it went home with a start that was killed.
+        Wish::Keep(owner, kept) => match bench.record(owner).and_then(|record| record.without(kept)) {
+            Some(more) => Err(format!("exit 0, but {owner} still has {:?}", more.slots())),
+            None => always(bench, home),
+        },
+        // A VM that is started again has it.
+        Wish::Watch(id) if is_running(&bench.kernel.state.borrow(), *id) => always(bench, home),
+        Wish::Watch(id) => reached(bench, &Wish::Home(Owner::Vm(*id)), home),
         Wish::Reconcile | Wish::Unfinished => {
             let left: Vec<String> = bench
                 .store
@@ -186,8 +194,9 @@ pub fn history_tells(bench: &Bench, wish: &Wish, ran: &Ran) -> Check {
     let End::Exit(code, message) = &ran.end else { return Ok(()) };
     let lines = bench.history();
     let (owner, direction) = match wish {
-        Wish::Leave(owner, _) => (owner, "vfio"),
-        Wish::Home(owner) => (owner, "home"),
+        Wish::Leave(owner, _) => (owner.clone(), "vfio"),
+        Wish::Home(owner) | Wish::Keep(owner, _) => (owner.clone(), "home"),
+        Wish::Watch(id) => (Owner::Vm(*id), "home"),
         Wish::Reconcile | Wish::Unfinished => return Ok(()),
     };
     let mine = lines.iter().filter(|line| line["direction"] == direction && line["vmid"] == json!(owner.vmid()));

@@ -51,6 +51,8 @@ pub enum Kind {
     Opened,
     /// SIGTERM: asked to end from here on.
     Term,
+    /// At any look, Proxmox takes VM 111's lock: it is being started. Not a fault, but as inconvenient.
+    StartAtLook,
 }
 
 impl Kind {
@@ -75,6 +77,7 @@ impl Kind {
             Kind::KillAtLook => "kill at any look",
             Kind::Opened => "opened unseen",
             Kind::Term => "SIGTERM",
+            Kind::StartAtLook => "start at any look",
         }
     }
 

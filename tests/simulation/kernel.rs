@@ -128,6 +128,9 @@ impl SimKernel {
         if self.fault.get() == Some(Fault { at: self.looks.get(), kind: Kind::KillAtLook }) {
             killed();
         }
+        if self.fault.get() == Some(Fault { at: self.looks.get(), kind: Kind::StartAtLook }) {
+            self.state.borrow_mut().locked_guests.insert(111);
+        }
     }
 
     fn note_not_modelled(&self, path: &str) {
@@ -413,7 +416,7 @@ impl Kernel for SimKernel {
         }
         self.advance(ACT);
         match self.fault_now() {
-            None | Some(Kind::Term | Kind::KillAtLook) => self.carry_out(action, limit),
+            None | Some(Kind::Term | Kind::KillAtLook | Kind::StartAtLook) => self.carry_out(action, limit),
             Some(Kind::Opened) => {
                 let minor = self.state.borrow().functions.values().find_map(|f| f.minor);
                 if let Some(minor) = minor {

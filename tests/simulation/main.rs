@@ -23,6 +23,7 @@ mod sabotage;
 mod scenarios;
 mod setup;
 mod state;
+mod watch;
 
 use bench::Bench;
 use cases::Then;
@@ -92,6 +93,10 @@ fn main() -> ExitCode {
         scenarios::play(&mut bench).map(|number| println!("simulation: {number} scenarios as expected"))
     {
         tally.fail(&problem, problem.clone());
+    }
+    match watch::play(&mut bench) {
+        Ok(text) => println!("simulation: {text}"),
+        Err(problem) => tally.fail(&problem, format!("a start beside a watcher: {problem}")),
     }
     for sabotage in sabotage::Sabotage::ALL {
         match sabotage::caught(&mut bench, sabotage) {

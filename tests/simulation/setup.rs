@@ -30,9 +30,13 @@ pub enum Way {
     OverHand,
     /// The VM was given its cards and never started.
     Reconcile,
+    /// The VM was given both cards and now names one of them only.
+    OneOfTwo,
+    /// As `Reconcile`, and somebody watched over it.
+    GivenUp,
 }
 
-pub const WAYS: [Way; 10] = [
+pub const WAYS: [Way; 12] = [
     Way::ToVm,
     Way::FromVm,
     Way::FromVmLate,
@@ -43,6 +47,8 @@ pub const WAYS: [Way; 10] = [
     Way::TwoHalves,
     Way::OverHand,
     Way::Reconcile,
+    Way::GivenUp,
+    Way::OneOfTwo,
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -130,12 +136,24 @@ impl Setup {
         let wish = match self.way {
             Way::ToVm => Wish::Leave(VM, slots.clone()),
             Way::ToHand if slots.len() == 1 => Wish::Leave(by_hand, slots.clone()),
-            Way::FromVm | Way::FromVmLate | Way::Reconcile => {
+            // Whatever the card: it is the way home of the others.
+            Way::GivenUp if self.machine.homes != (Home::Nvidia, None) || self.machine.functions != 2 => {
+                return Ok(None);
+            }
+            Way::OneOfTwo if self.machine.functions == 2 && slots.len() == 1 && all.len() == 2 => {
+                if !first(bench, &Wish::Leave(VM, all))? {
+                    return Ok(None);
+                }
+                Wish::Keep(VM, slots.clone())
+            }
+            Way::FromVm | Way::FromVmLate | Way::Reconcile | Way::GivenUp => {
                 if !first(bench, &Wish::Leave(VM, slots.clone()))? {
                     return Ok(None);
                 }
                 if self.way == Way::Reconcile {
                     Wish::Reconcile
+                } else if self.way == Way::GivenUp {
+                    Wish::Watch(111)
                 } else {
                     if !self.let_vm_run(&mut bench.kernel.state.borrow_mut()) {
                         return Ok(None);
@@ -176,7 +194,7 @@ impl Setup {
                 }
                 Wish::Leave(VM, slots.clone())
             }
-            Way::ToHand | Way::FromHand | Way::OverHand | Way::TwoHalves => return Ok(None),
+            Way::ToHand | Way::FromHand | Way::OverHand | Way::TwoHalves | Way::OneOfTwo => return Ok(None),
         };
         Ok(Some(Ready { before: bench.world(), wish, home }))
     }
@@ -184,7 +202,8 @@ impl Setup {
     /// Situations that differ in kind: here every fault is tried at every change.
     pub fn is_core(&self) -> bool {
         use Home::{Mixed, Nouveau, Nvidia, Unbound};
-        use Way::{FromHand, FromVm, FromVmLate, OverHand, Reconcile, Takeover, TakeoverHalf, ToVm, TwoHalves};
+        use Way::{FromHand, FromVm, FromVmLate, GivenUp, OneOfTwo, OverHand};
+        use Way::{Reconcile, Takeover, TakeoverHalf, ToVm, TwoHalves};
         let machine = &self.machine;
         if self.busy == Busy::Everybody {
             let plain = machine.functions == 2 && !machine.modeset && !machine.poller && machine.vfio_loaded;
@@ -205,8 +224,10 @@ impl Setup {
         }
         match (machine.homes, machine.functions, self.take.as_slice()) {
             ((Nvidia, None), 2, _) => {
-                let differs =
-                    matches!(self.way, FromVm | FromVmLate | FromHand | Takeover | TakeoverHalf | OverHand | Reconcile);
+                let differs = matches!(
+                    self.way,
+                    FromVm | FromVmLate | FromHand | Takeover | TakeoverHalf | OverHand | Reconcile | GivenUp
+                );
                 self.way == ToVm || (differs && !holding && !machine.modeset)
             }
             ((Nvidia, None), 4, _) | ((Nvidia, Some(Unbound)), 2, [1, 2]) => {
@@ -215,7 +236,7 @@ impl Setup {
             ((Nouveau, None), 2, _) => matches!(self.way, ToVm | FromVm),
             ((Mixed, None), 2, _) => matches!(self.way, ToVm | FromVmLate),
             ((Unbound, None), 2, _) => self.way == FromVm,
-            ((Nvidia, Some(Nvidia)), 2, [1]) => matches!(self.way, ToVm | FromVm | TakeoverHalf | TwoHalves),
+            ((Nvidia, Some(Nvidia)), 2, [1]) => matches!(self.way, ToVm | FromVm | TakeoverHalf | TwoHalves | OneOfTwo),
             ((Nvidia, Some(Nvidia)), 2, [1, 2]) => matches!(self.way, ToVm | FromVm) && !machine.modeset,
             _ => false,
         }
@@ -225,7 +246,8 @@ impl Setup {
     /// record names it any more, and nothing may stay set on it.
     fn is_beyond(&self) -> bool {
         let mixed = self.mixes_unbound();
-        let alone = matches!(self.way, Way::Takeover | Way::TakeoverHalf | Way::TwoHalves) && self.take.len() == 1;
+        let alone = matches!(self.way, Way::Takeover | Way::TakeoverHalf | Way::TwoHalves | Way::OneOfTwo)
+            && self.take.len() == 1;
         // Whoever polls the nodes loads it as well, at any time.
         mixed && (alone || self.machine.poller)
     }
