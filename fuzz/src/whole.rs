@@ -9,7 +9,7 @@ use gpu_handoff::handoff::facts::Facts;
 use gpu_handoff::handoff::history::History;
 use gpu_handoff::handoff::plan::{self, Plan};
 use gpu_handoff::handoff::reconcile::Scope;
-use gpu_handoff::handoff::record::{HomeOf, Owner, Progress, Record};
+use gpu_handoff::handoff::record::{HomeOf, Owner, Progress, Record, Stopped};
 use gpu_handoff::handoff::step::Step;
 use gpu_handoff::handoff::store::Store;
 use gpu_handoff::report::{Story, history};
@@ -36,8 +36,8 @@ pub fn machine(data: &[u8]) {
 
     let (config, story) = (Config::default(), Story::silent());
     let handoff = Handoff { kernel: &machine, store: &store, config: &config, story: &story };
-    if let Ok(plan) = handoff.plan_leave(&Owner::Vm(111), &addresses, &|_| false) {
-        check(&plan, &addresses);
+    if let Ok(intent) = handoff.intend(&Owner::Vm(111), &addresses, &|_| false) {
+        check(&intent.plan, &addresses);
     }
     let homes = slots.iter().flat_map(|slot| &slot.functions).map(|function| HomeOf {
         slot: slot_of(&function.address),
@@ -50,6 +50,8 @@ pub fn machine(data: &[u8]) {
         progress: Progress::Away,
         functions: homes.collect(),
         modules: vec!["nvidia".to_string()],
+        stopped: vec![Stopped::Container(101)],
+        frozen: vec![102],
         caller: None,
     };
     check(&handoff.plan_home(&record).expect("nothing is stuck"), &addresses);
