@@ -180,7 +180,8 @@ pub fn message(data: &[u8]) {
     let [path, value] = parts(data);
     let (path, value) = (String::from_utf8_lossy(path).into_owned(), String::from_utf8_lossy(value).into_owned());
     let modules = value.split('\0').map(str::to_string).collect();
-    for request in [Request::Read(path.clone()), Request::TryOpen(path.clone())] {
+    let head = Request::ReadHead(path.clone(), data.len().min(4096));
+    for request in [Request::Read(path.clone()), head, Request::TryOpen(path.clone())] {
         assert_eq!(sys::decode(&sys::encode(&request)), Some(request));
     }
     survives_the_pipe(&Action::Write { path: path.clone(), data: value.clone() });

@@ -4,6 +4,7 @@ use crate::machine::Machine;
 use crate::parts;
 use gpu_handoff::config::Config;
 use gpu_handoff::gpu::inventory::nvidia_slots;
+use gpu_handoff::gpu::power::Power;
 use gpu_handoff::handoff::Handoff;
 use gpu_handoff::handoff::facts::Facts;
 use gpu_handoff::handoff::plan::{self, Plan};
@@ -41,12 +42,14 @@ pub fn machine(data: &[u8]) {
         address: function.address.clone(),
         driver: function.driver.clone(),
         module: function.module.clone(),
+        power: Power { control: Some("auto".to_string()), d3cold_allowed: Some("1".to_string()) },
     });
     let record = Record {
         owner: Owner::Vm(111),
         progress: Progress::Away,
         functions: homes.collect(),
         modules: vec!["nvidia".to_string()],
+        console: data.len() % 2 == 0,
         caller: None,
     };
     check(&handoff.plan_home(&record).expect("nothing is stuck"), &addresses);

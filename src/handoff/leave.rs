@@ -11,6 +11,7 @@ use super::{Direction, Handoff, Last, again, check, is_with};
 use crate::config::Home;
 use crate::gpu::holders::{Place, Reach, Watched};
 use crate::gpu::inventory::{self, Function, Slot, VFIO_PCI};
+use crate::gpu::power::Power;
 use crate::stop::{Code, Result, Stop};
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ impl Handoff<'_> {
         self.story.say(&format!("{title} host -> {owner}"));
         let checked = self.kernel.now().saturating_sub(begin);
         self.story.phase("check", checked, &describe(&facts));
+        self.tell_of_firmware(&facts);
         // Before the record says so: a worker that is there puts right what is cut short from now on.
         self.kernel.worker();
         locked.save(&record)?;
@@ -84,11 +86,12 @@ impl Handoff<'_> {
         self.refuse_wedged(&names)?;
         let slots = self.read_slots(slots)?;
         let earlier = self.earlier_records(owner, &slots)?;
-        let record = self.record_for(owner, &slots, &earlier);
+        let mut record = self.record_for(owner, &slots, &earlier);
         let abandoned = earlier.into_iter().filter(|r| r.owner != *owner && r.owner.vmid().is_some()).collect();
         let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
         let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(&names, &error))?;
         let facts = facts.avoiding(&self.store.wedged_slots());
+        record.console |= facts.console.is_attached && facts.console.screen.is_some();
         let refuse = |reason: String| Stop::refused(format!("{} was not touched: {reason}", names.join(" ")));
         check::check(&facts, listed).map_err(refuse)?;
         let plan = plan::to_vfio(&facts, &record).map_err(refuse)?;
@@ -151,6 +154,7 @@ impl Handoff<'_> {
         let known: Vec<&Record> = earlier.iter().filter(|r| r.owner == *owner || r.owner.vmid().is_some()).collect();
         let mut functions = Vec::new();
         let mut modules: Vec<String> = Vec::new();
+        let console = known.iter().any(|record| record.console);
         for slot in slots {
             for function in &slot.functions {
                 let home = known.iter().find_map(|record| record.home_of(&function.address));
@@ -168,7 +172,8 @@ impl Handoff<'_> {
             functions.extend(extra.cloned());
             add_missing(&mut modules, record.modules.iter().cloned());
         }
-        Record { owner: owner.clone(), progress: Progress::Leaving, functions, modules, caller: self.kernel.caller() }
+        let (owner, caller) = (owner.clone(), self.kernel.caller());
+        Record { owner, progress: Progress::Leaving, functions, modules, console, caller }
     }
 
     fn home_now(&self, slot: &Slot, function: &Function, by_hand: bool) -> HomeOf {
@@ -180,7 +185,8 @@ impl Handoff<'_> {
             Some(Home::None) if function.is_nvidia_gpu() => (None, None),
             _ => here(),
         };
-        HomeOf { slot: slot.address.clone(), address: function.address.clone(), driver, module }
+        let power = Power::read(self.kernel, &function.address);
+        HomeOf { slot: slot.address.clone(), address: function.address.clone(), driver, module, power }
     }
 
     /// The modules of a GPU's driver, in the order in which they are loaded.
@@ -217,6 +223,17 @@ impl Handoff<'_> {
             first.remedy(),
             again(owner)
         )))
+    }
+
+    /// The console on a framebuffer of the firmware's goes for good, and who loses it should not have to find out why.
+    fn tell_of_firmware(&self, facts: &Facts) {
+        let goes = |address: &&String| facts.functions().any(|f| f.address == **address && !f.is_on(VFIO_PCI));
+        if let Some(address) = facts.console.firmware.as_ref().filter(goes) {
+            self.story.say(&format!(
+                "  note: {address} has the screen that the firmware set up; vfio-pci takes it, and its console cannot \
+                 come back before the next boot"
+            ));
+        }
     }
 
     /// The way there failed: the GPU goes back to where it was, all of it but what is wedged.

@@ -4,6 +4,7 @@
 //! handoff, so `/run` forgets with it.
 
 use super::journal;
+use crate::gpu::power::Power;
 use crate::sys::Process;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -70,6 +71,8 @@ pub struct Record {
     pub functions: Vec<HomeOf>,
     /// Modules of the GPU's driver that were loaded, in the order in which they must be loaded again.
     pub modules: Vec<String>,
+    /// The framebuffer console was on, and one of the functions had a framebuffer.
+    pub console: bool,
     /// Who asked for it: while that process lives, the start that it belongs to may still be under way.
     pub caller: Option<Process>,
 }
@@ -83,6 +86,8 @@ pub struct HomeOf {
     pub driver: Option<String>,
     /// The module of that driver.
     pub module: Option<String>,
+    /// Whether it might sleep.
+    pub power: Power,
 }
 
 impl Record {
@@ -119,16 +124,25 @@ impl Record {
         let functions: Vec<Value> = self
             .functions
             .iter()
-            .map(|f| json!({"slot": f.slot, "address": f.address, "driver": f.driver, "module": f.module}))
+            .map(|f| {
+                let mut home = json!({"slot": f.slot, "address": f.address, "driver": f.driver, "module": f.module});
+                if !f.power.is_empty() {
+                    home["power"] = json!({"control": f.power.control, "d3cold_allowed": f.power.d3cold_allowed});
+                }
+                home
+            })
             .collect();
-        json!({
+        let mut record = json!({
             "schema": SCHEMA,
             "progress": progress_word(self.progress),
             "functions": functions,
             "modules": self.modules,
             "caller": self.caller.map(|caller| json!({"pid": caller.pid, "start": caller.start})),
-        })
-        .to_string()
+        });
+        if self.console {
+            record["console"] = json!(true);
+        }
+        record.to_string()
     }
 
     /// # Errors
@@ -148,8 +162,10 @@ impl Record {
             .iter()
             .map(|m| m.as_str().map(str::to_string).context("modules: not a string"))
             .collect::<Result<_>>()?;
+        // One without these is as good: there was nothing to tell, or an earlier version wrote it.
+        let console = value.get("console").and_then(Value::as_bool).unwrap_or(false);
         let caller = value.get("caller").and_then(journal::process);
-        Ok(Record { owner, progress, functions, modules, caller })
+        Ok(Record { owner, progress, functions, modules, console, caller })
     }
 }
 
@@ -159,6 +175,12 @@ fn parse_function(value: &Value) -> Result<HomeOf> {
         address: text(value, "address")?,
         driver: optional(value, "driver")?,
         module: optional(value, "module")?,
+        power: match value.get("power") {
+            None | Some(Value::Null) => Power::default(),
+            Some(power) => {
+                Power { control: optional(power, "control")?, d3cold_allowed: optional(power, "d3cold_allowed")? }
+            }
+        },
     })
 }
 
@@ -199,8 +221,10 @@ mod tests {
                 address: "0000:01:00.0".to_string(),
                 driver: Some("nvidia".to_string()),
                 module: None,
+                power: Power { control: Some("auto".to_string()), d3cold_allowed: None },
             }],
             modules: vec!["nvidia".to_string(), "nvidia_uvm".to_string()],
+            console: true,
             caller: Some(Process { pid: 812, start: 4711 }),
         }
     }
@@ -208,6 +232,16 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         assert_eq!(Record::parse(Owner::Vm(111), record().to_json().as_bytes()).unwrap(), record());
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_read() {
+        let text = r#"{"schema":1,"progress":"away","functions":[{"slot":"0000:01:00","address":"0000:01:00.0",
+            "driver":"nvidia","module":null}],"modules":["nvidia","nvidia_uvm"],"caller":{"pid":812,"start":4711}}"#;
+        let mut expected = record();
+        expected.console = false;
+        expected.functions[0].power = Power::default();
+        assert_eq!(Record::parse(Owner::Vm(111), text.as_bytes()).unwrap(), expected);
     }
 
     #[test]

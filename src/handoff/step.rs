@@ -1,7 +1,8 @@
 //! One step of a handoff: what it asks of the kernel and how to see that it holds.
 
 use crate::gpu::inventory::{attribute, read_override, slot_of};
-use crate::gpu::nodes;
+use crate::gpu::power::Power;
+use crate::gpu::{console, nodes};
 use crate::sys::{ActError, Action, Kernel};
 use std::fmt;
 use std::time::Duration;
@@ -38,6 +39,15 @@ pub enum Step {
     },
     /// Makes the NVIDIA driver's device nodes that are missing or wrong.
     MakeNodes,
+    /// Sets what decides whether a function may sleep.
+    Power {
+        address: String,
+        power: Power,
+    },
+    /// Puts the framebuffer console on a screen, or takes it off every screen.
+    Console {
+        attach: bool,
+    },
 }
 
 impl Step {
@@ -55,6 +65,15 @@ impl Step {
             Step::Probe { address, .. } => write("/sys/bus/pci/drivers_probe".to_string(), address),
             Step::RemoveId { vendor, device } => write(REMOVE_ID.to_string(), &format!("{vendor:04x} {device:04x}")),
             Step::MakeNodes => nodes::missing(kernel).into_iter().map(Action::MakeNode).collect(),
+            Step::Power { address, power } => {
+                let unlike = power.unlike(&Power::read(kernel, address));
+                let to_write = |(name, value): (&str, &str)| write(attribute(address, name), value);
+                unlike.values().flat_map(to_write).collect()
+            }
+            Step::Console { attach } => match console::bind_attribute(kernel) {
+                Some(path) => write(path, if *attach { "1" } else { "0" }),
+                None => Vec::new(),
+            },
         }
     }
 
@@ -74,6 +93,11 @@ impl Step {
             // The kernel has no list of dynamic ids: asking to remove one is how to see that there is none.
             Step::RemoveId { .. } => !kernel.exists(REMOVE_ID),
             Step::MakeNodes => nodes::missing(kernel).is_empty(),
+            Step::Power { address, power } => power.unlike(&Power::read(kernel, address)).is_empty(),
+            // One that went with its framebuffer comes back with it, by itself: all there is where it cannot be done by
+            // hand.
+            Step::Console { attach: true } if !console::can_attach(kernel) => true,
+            Step::Console { attach } => console::is_attached(kernel, limit)?.is_none_or(|is| is == *attach),
         })
     }
 
@@ -81,7 +105,9 @@ impl Step {
     pub fn share(&self, handoff: Duration) -> Duration {
         match self {
             // Each is milliseconds of work, unless the kernel's lock on the device is held by something stuck.
-            Step::Override { .. } | Step::RemoveId { .. } | Step::MakeNodes => handoff / 6,
+            Step::Override { .. } | Step::RemoveId { .. } | Step::MakeNodes | Step::Console { .. } => handoff / 6,
+            // Waking up from D3cold takes a GPU seconds.
+            Step::Power { .. } => handoff / 3,
             Step::Unbind { .. } | Step::Unload { .. } => handoff / 3,
             // Starting a GPU takes the driver seconds.
             Step::Load { .. } | Step::Probe { .. } => handoff * 2 / 3,
@@ -91,10 +117,15 @@ impl Step {
     /// The slot that this step is about; none when it is about all of them.
     pub fn slot(&self) -> Option<&str> {
         match self {
-            Step::Override { address, .. } | Step::Unbind { address, .. } | Step::Probe { address, .. } => {
-                slot_of(address)
-            }
-            Step::Load { .. } | Step::Unload { .. } | Step::RemoveId { .. } | Step::MakeNodes => None,
+            Step::Override { address, .. }
+            | Step::Unbind { address, .. }
+            | Step::Probe { address, .. }
+            | Step::Power { address, .. } => slot_of(address),
+            Step::Load { .. }
+            | Step::Unload { .. }
+            | Step::RemoveId { .. }
+            | Step::MakeNodes
+            | Step::Console { .. } => None,
         }
     }
 
@@ -109,6 +140,12 @@ impl Step {
             Step::Probe { driver, .. } => format!("bind to {driver}"),
             Step::RemoveId { .. } => "remove_id".to_string(),
             Step::MakeNodes => "device nodes".to_string(),
+            Step::Power { power, .. } => {
+                let values: Vec<String> = power.values().map(|(name, value)| format!("{name}={value}")).collect();
+                values.join(" ")
+            }
+            Step::Console { attach: true } => "console attach".to_string(),
+            Step::Console { attach: false } => "console detach".to_string(),
         }
     }
 
@@ -117,11 +154,12 @@ impl Step {
         match self {
             Step::Load { modules } => modules.join(" "),
             Step::Unload { module } => module.clone(),
-            Step::Override { address, .. } | Step::Unbind { address, .. } | Step::Probe { address, .. } => {
-                address.clone()
-            }
+            Step::Override { address, .. }
+            | Step::Unbind { address, .. }
+            | Step::Probe { address, .. }
+            | Step::Power { address, .. } => address.clone(),
             Step::RemoveId { vendor, device } => format!("{vendor:04x}:{device:04x}"),
-            Step::MakeNodes => String::new(),
+            Step::MakeNodes | Step::Console { .. } => String::new(),
         }
     }
 }
