@@ -192,8 +192,9 @@ pub fn message(data: &[u8]) {
     let [path, value] = parts(data);
     let (path, value) = (String::from_utf8_lossy(path).into_owned(), String::from_utf8_lossy(value).into_owned());
     let modules = value.split('\0').map(str::to_string).collect();
-    let except = value.bytes().map(i32::from).collect();
-    for request in [Request::Read(path.clone()), Request::TryOpen(path.clone()), Request::Mapped { except }] {
+    let head = Request::ReadHead(path.clone(), data.len().min(4096));
+    let mapped = Request::Mapped { except: value.bytes().map(i32::from).collect() };
+    for request in [Request::Read(path.clone()), head, Request::TryOpen(path.clone()), mapped] {
         assert_eq!(sys::decode(&sys::encode(&request)), Some(request));
     }
     survives_the_pipe(&Action::Write { path: path.clone(), data: value.clone() });

@@ -4,6 +4,7 @@ use crate::machine::Machine;
 use crate::{assert_one_line, parts};
 use gpu_handoff::config::Config;
 use gpu_handoff::gpu::inventory::nvidia_slots;
+use gpu_handoff::gpu::power::Power;
 use gpu_handoff::handoff::Handoff;
 use gpu_handoff::handoff::facts::Facts;
 use gpu_handoff::handoff::history::History;
@@ -44,6 +45,7 @@ pub fn machine(data: &[u8]) {
         address: function.address.clone(),
         driver: function.driver.clone(),
         module: function.module.clone(),
+        power: Power { control: Some("auto".to_string()), d3cold_allowed: Some("1".to_string()) },
     });
     let record = Record {
         owner: Owner::Vm(111),
@@ -52,6 +54,7 @@ pub fn machine(data: &[u8]) {
         modules: vec!["nvidia".to_string()],
         stopped: vec![Stopped::Container(101)],
         frozen: vec![102],
+        console: data.len() % 2 == 0,
         caller: None,
     };
     check(&handoff.plan_home(&record).expect("nothing is stuck"), &addresses);

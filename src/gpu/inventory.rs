@@ -1,5 +1,6 @@
 //! PCI functions, slots and IOMMU groups, read from `/sys/bus/pci` each time: the kernel is the truth.
 
+use super::power::Power;
 use crate::sys::{ActError, Kernel};
 use std::time::Duration;
 
@@ -7,7 +8,10 @@ const DEVICES: &str = "/sys/bus/pci/devices";
 const NVIDIA: u16 = 0x10de;
 
 /// What never takes long, unless the device's lock is held by something stuck.
-const READ_LIMIT: Duration = Duration::from_secs(2);
+pub const READ_LIMIT: Duration = Duration::from_secs(2);
+
+/// A GPU that wakes from D3cold is started anew by its driver.
+const WAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The driver that gives a function to a VM.
 pub const VFIO_PCI: &str = "vfio-pci";
@@ -32,6 +36,11 @@ pub struct Function {
     pub virtual_functions: usize,
     /// Mediated devices (vGPU) exist on it.
     pub has_mdevs: bool,
+    /// Its configuration space reads ones, as that of a device which is not there: it has fallen off the bus. Known
+    /// after [`Slot::read_slow_attributes`].
+    pub is_gone: bool,
+    /// Known after [`Slot::read_slow_attributes`].
+    pub power: Power,
 }
 
 impl Function {
@@ -52,6 +61,8 @@ impl Function {
             is_virtual: kernel.exists(&attribute("physfn")),
             virtual_functions: virtual_functions(kernel, address),
             has_mdevs: mediated_devices(kernel, address),
+            is_gone: false,
+            power: Power::default(),
         })
     }
 
@@ -106,7 +117,7 @@ impl Slot {
         if functions.is_empty() { None } else { Some(Slot { address: address.to_string(), functions }) }
     }
 
-    /// Reading these takes the device's lock on most kernels: next to a hung unbind it does not come back.
+    /// Reading some of these takes the device's lock on most kernels: next to a hung unbind it does not come back.
     ///
     /// # Errors
     /// [`ActError::Stuck`] when it did not.
@@ -118,6 +129,9 @@ impl Slot {
                 let number = number.and_then(|text| text.parse().ok()).unwrap_or(0);
                 function.virtual_functions = function.virtual_functions.max(number);
             }
+            function.power = Power::read(kernel, &function.address);
+            // That of a virtual function reads ones by its specification.
+            function.is_gone = !function.is_virtual && is_gone(kernel, &function.address)?;
         }
         Ok(())
     }
@@ -208,6 +222,18 @@ fn read_slowly(kernel: &dyn Kernel, address: &str, name: &str, limit: Duration) 
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim_end().to_string())),
         Err(error @ ActError::Stuck { .. }) => Err(error),
         Err(_) => Ok(None),
+    }
+}
+
+/// Vendor and device are all ones where no device answers; the files of that name say what once answered. One that sleeps
+/// in D3cold is woken by this, as a handoff would do next, and does not answer either when it cannot wake up.
+fn is_gone(kernel: &dyn Kernel, address: &str) -> Result<bool, ActError> {
+    let sleeps = kernel.text(&attribute(address, "power_state")).as_deref() == Some("D3cold");
+    let limit = if sleeps { WAKE_LIMIT } else { READ_LIMIT };
+    match kernel.read_head(&attribute(address, "config"), 4, limit) {
+        Ok(bytes) => Ok(bytes == [0xff; 4]),
+        Err(error @ ActError::Stuck { .. }) => Err(error),
+        Err(_) => Ok(false),
     }
 }
 

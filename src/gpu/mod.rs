@@ -1,10 +1,12 @@
 //! What there is and who uses it: PCI functions, the NVIDIA driver, device nodes, holders. Reads only.
 
+pub mod console;
 pub mod containers;
 pub mod holders;
 pub mod inventory;
 pub mod nodes;
 pub mod nvidia;
+pub mod power;
 pub mod static_ids;
 
 pub use inventory::{Function, Slot};

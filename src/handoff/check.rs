@@ -1,13 +1,16 @@
 //! What can say no before anything is touched. Pure: each refusal is one line with the device and the remedy.
 
 use super::facts::{Availability, Facts};
-use crate::gpu::inventory::VFIO_PCI;
+use crate::gpu::inventory::{VFIO_PCI, slot_of};
 
 /// `listed` tells whether the VM's own configuration names a function.
 ///
 /// # Errors
 /// The first reason to refuse.
 pub fn check(facts: &Facts, listed: &dyn Fn(&str) -> bool) -> Result<(), String> {
+    if let Some(gone) = gone(facts) {
+        return Err(gone);
+    }
     for function in facts.functions() {
         let address = &function.address;
         if function.iommu_group.is_none() {
@@ -48,4 +51,16 @@ pub fn check(facts: &Facts, listed: &dyn Fn(&str) -> bool) -> Result<(), String>
         }
     }
     Ok(())
+}
+
+/// A device that has fallen off the bus, and what may bring it back.
+pub fn gone(facts: &Facts) -> Option<String> {
+    let function = facts.functions().find(|function| function.is_gone)?;
+    let slot = slot_of(&function.address).unwrap_or_default();
+    Some(format!(
+        "{} does not answer, it has fallen off the bus (its configuration space reads ff); power the host off and on \
+         again; or, once nothing uses the card: echo 1 | tee /sys/bus/pci/devices/{slot}.*/remove, then: echo 1 > \
+         /sys/bus/pci/rescan, and if it reads ff still, only a power cycle helps",
+        function.address
+    ))
 }

@@ -1,6 +1,7 @@
 //! What a handoff must know before it decides, read once under the lock.
 
-use crate::gpu::inventory::{self, Function, Slot, VFIO_PCI};
+use crate::gpu::console::Console;
+use crate::gpu::inventory::{self, Function, READ_LIMIT, Slot, VFIO_PCI};
 use crate::gpu::{nvidia, static_ids};
 use crate::sys::{ActError, Kernel};
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ pub struct Facts {
     pub static_ids: Vec<(u16, u16)>,
     /// nvidia_drm is loaded and keeps every GPU of the driver in use (modeset=1 with some driver versions).
     pub drm_holds_gpus: bool,
+    pub console: Console,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +80,8 @@ impl Facts {
                 gpu_drivers.insert(driver.clone(), GpuDriver { unload_order, elsewhere });
             }
         }
+        let addresses: Vec<&str> = functions().map(|f| f.address.as_str()).collect();
+        let console = Console::read(kernel, &addresses, READ_LIMIT)?;
         let is_loaded = |module: &str| kernel.exists(&format!("/sys/module/{module}"));
         Ok(Facts {
             vfio_pci: vfio_pci(kernel),
@@ -93,6 +97,7 @@ impl Facts {
             drm_holds_gpus: is_loaded("nvidia_drm")
                 && nvidia::modeset_enabled(kernel)
                 && nvidia::version(kernel).is_none_or(nvidia::Version::drm_holds_gpu),
+            console,
             slots,
         })
     }

@@ -6,7 +6,7 @@ use super::plan::{self, Plan};
 use super::record::{Owner, Progress, Record};
 use super::run::{OnFailure, Outcome};
 use super::store::Locked;
-use super::{Handoff, LOOK_AGAIN, is_alive};
+use super::{Handoff, LOOK_AGAIN, check, is_alive};
 use crate::gpu::holders::Watched;
 use crate::gpu::inventory::{Slot, VFIO_PCI};
 use crate::stop::{Result, Stop};
@@ -276,6 +276,9 @@ impl Handoff<'_> {
         let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
         let facts = Facts::read(self.kernel, self.slots_of(record), &drivers, &modules)
             .map_err(|error| unreadable(&record.slots(), &error))?;
+        if let Some(gone) = check::gone(&facts) {
+            self.story.warn(&format!("{gone}; going home as far as it gets"));
+        }
         Ok(plan::to_home(&facts, record))
     }
 
@@ -351,7 +354,7 @@ impl Handoff<'_> {
 /// A device that does not even let itself be read.
 pub(super) fn unreadable(slots: &[&str], error: &ActError) -> Stop {
     Stop::overrun(format!(
-        "{} was not touched: reading its driver_override {error}; something else is stuck with it, only a reboot frees it",
+        "{} was not touched: reading its attributes {error}; something else is stuck with it, only a reboot frees it",
         slots.join(" ")
     ))
 }

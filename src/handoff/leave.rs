@@ -16,6 +16,7 @@ use crate::config::{ForContainer, Home};
 use crate::gpu::containers;
 use crate::gpu::holders::{Holder, Place, Reach, Watched};
 use crate::gpu::inventory::{self, Function, Slot, VFIO_PCI};
+use crate::gpu::power::Power;
 use crate::stop::{Code, Result, Stop};
 use crate::systemd;
 use std::time::Duration;
@@ -103,6 +104,7 @@ impl Handoff<'_> {
         self.story.say(&format!("{title} host -> {owner}"));
         let checked = self.kernel.now().saturating_sub(begin);
         self.story.phase("check", checked, &describe(&facts));
+        self.tell_of_firmware(&facts);
         // Before the record says so: a worker that is there puts right what is cut short from now on.
         self.kernel.worker();
         locked.save(&record)?;
@@ -157,6 +159,7 @@ impl Handoff<'_> {
         let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
         let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(&names, &error))?;
         let facts = facts.avoiding(&self.store.wedged_slots());
+        record.console |= facts.console.is_attached && facts.console.screen.is_some();
         let refuse = |reason: String| Stop::refused(format!("{} was not touched: {reason}", names.join(" ")));
         check::check(&facts, listed).map_err(refuse)?;
         let plan = plan::to_vfio(&facts, &record).map_err(refuse)?;
@@ -266,6 +269,7 @@ impl Handoff<'_> {
         let known: Vec<&Record> = earlier.iter().filter(|r| r.owner == *owner || r.owner.vmid().is_some()).collect();
         let mut functions = Vec::new();
         let mut modules: Vec<String> = Vec::new();
+        let console = known.iter().any(|record| record.console);
         for slot in slots {
             for function in &slot.functions {
                 let home = known.iter().find_map(|record| record.home_of(&function.address));
@@ -293,6 +297,7 @@ impl Handoff<'_> {
             modules,
             stopped,
             frozen,
+            console,
             caller: self.kernel.caller(),
         }
     }
@@ -306,7 +311,8 @@ impl Handoff<'_> {
             Some(Home::None) if function.is_nvidia_gpu() => (None, None),
             _ => here(),
         };
-        HomeOf { slot: slot.address.clone(), address: function.address.clone(), driver, module }
+        let power = Power::read(self.kernel, &function.address);
+        HomeOf { slot: slot.address.clone(), address: function.address.clone(), driver, module, power }
     }
 
     /// The modules of a GPU's driver, in the order in which they are loaded.
@@ -327,6 +333,17 @@ impl Handoff<'_> {
             watched.add_all_drm(self.kernel, &inventory::functions_of_driver(self.kernel, "nvidia"));
         }
         watched
+    }
+
+    /// The console on a framebuffer of the firmware's goes for good, and who loses it should not have to find out why.
+    fn tell_of_firmware(&self, facts: &Facts) {
+        let goes = |address: &&String| facts.functions().any(|f| f.address == **address && !f.is_on(VFIO_PCI));
+        if let Some(address) = facts.console.firmware.as_ref().filter(goes) {
+            self.story.say(&format!(
+                "  note: {address} has the screen that the firmware set up; vfio-pci takes it, and its console cannot \
+                 come back before the next boot"
+            ));
+        }
     }
 
     /// The way there failed: the GPU goes back to where it was, all of it but what is wedged.

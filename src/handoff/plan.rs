@@ -7,6 +7,7 @@ use super::facts::{Availability, Facts, GpuDriver};
 use super::record::{HomeOf, Record};
 use super::step::Step;
 use crate::gpu::inventory::{Function, VFIO_PCI};
+use crate::gpu::power::Power;
 use std::collections::BTreeSet;
 
 /// Steps in the order in which they must be done, each under the phase that the log names.
@@ -14,15 +15,15 @@ pub type Plan = Vec<(Phase, Step)>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// vfio-pci is loaded and the overrides say where each function shall go.
+    /// vfio-pci is loaded, nothing may sleep any more, and the overrides say where each function shall go.
     Prepare,
     /// The functions lose the driver they have.
     Release,
     /// The functions get the driver they shall have.
     Bind,
-    /// What the driver needs beside the GPU: its other modules, its device nodes.
+    /// What is needed beside the GPU: the driver's other modules, its device nodes, the console.
     Complete,
-    /// The overrides go back to what the administrator finds normal: unset.
+    /// The overrides go back to what the administrator finds normal: unset. Who might sleep before may sleep again.
     Clear,
 }
 
@@ -46,6 +47,15 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
     let mut plan = Plan::new();
     if facts.vfio_pci != Availability::Registered {
         plan.push((Phase::Prepare, load(&["vfio_pci"])));
+    }
+    for (function, home) in with_home(facts, record).filter(|(_, home)| home.driver.as_deref() != Some(VFIO_PCI)) {
+        let mut power = home.power.awake().unlike(&function.power);
+        // While a VM has it `d3cold_allowed` stays 0, but `power/control` is vfio-pci's own: it sets `auto` when it binds
+        // and wakes the function when a VM opens it.
+        if function.is_on(VFIO_PCI) {
+            power.control = None;
+        }
+        set_power(&mut plan, Phase::Prepare, &function.address, power);
     }
     // Before unbinding: opening a dead device node makes the kernel load nvidia, which would take the GPU back.
     for function in facts.functions() {
@@ -75,6 +85,15 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
             }
         }
     }
+    // A framebuffer that goes with its module takes the console along by itself.
+    let screen = facts.functions().find(|f| facts.console.screen.as_ref() == Some(&f.address));
+    // What could not be attached again is left to the kernel.
+    let detach = facts.console.is_attached
+        && facts.console.can_attach
+        && screen.is_some_and(|function| !has_lost_screen(&plan, function));
+    if detach {
+        plan.push((Phase::Release, Step::Console { attach: false }));
+    }
     for function in facts.functions() {
         let Some(driver) = function.driver.as_deref().filter(|d| *d != VFIO_PCI) else { continue };
         if !is_unloaded(&plan, function) {
@@ -88,6 +107,11 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
     }
     if reload_drm {
         plan.push((Phase::Complete, load(&["nvidia_drm"])));
+    }
+    // The screen of another card is as good for a console meanwhile.
+    let is_off = detach || !facts.console.is_attached;
+    if record.console && is_off && facts.console.has_other && facts.console.can_attach {
+        plan.push((Phase::Complete, Step::Console { attach: true }));
     }
     Ok(plan)
 }
@@ -131,11 +155,26 @@ fn is_unloaded(plan: &Plan, function: &Function) -> bool {
     plan.iter().any(|(_, step)| matches!(step, Step::Unload { module } if Some(module) == function.module.as_ref()))
 }
 
+/// Whether unloading what drives its screen comes before this in the plan.
+fn has_lost_screen(plan: &Plan, function: &Function) -> bool {
+    let unloads_drm = plan.iter().any(|(_, step)| matches!(step, Step::Unload { module } if module == "nvidia_drm"));
+    is_unloaded(plan, function) || (function.is_on("nvidia") && unloads_drm)
+}
+
+fn with_home<'a>(facts: &'a Facts, record: &'a Record) -> impl Iterator<Item = (&'a Function, &'a HomeOf)> {
+    facts.functions().filter_map(|f| Some((f, record.home_of(&f.address)?)))
+}
+
+fn set_power(plan: &mut Plan, phase: Phase, address: &str, power: Power) {
+    if !power.is_empty() {
+        plan.push((phase, Step::Power { address: address.to_string(), power }));
+    }
+}
+
 /// Every function of the record back to its home, what was loaded before loaded again, every trace removed.
 pub fn to_home(facts: &Facts, record: &Record) -> Plan {
     let mut plan: Plan = thaw(record).collect();
-    let functions: Vec<(&Function, &HomeOf)> =
-        facts.functions().filter_map(|f| Some((f, record.home_of(&f.address)?))).collect();
+    let functions: Vec<(&Function, &HomeOf)> = with_home(facts, record).collect();
     // A function that lives on vfio-pci never left; one that somebody gave another driver is home enough.
     let lives_there = |home: &HomeOf| home.driver.as_deref() == Some(VFIO_PCI);
     let returning: Vec<(&Function, &HomeOf)> = functions
@@ -144,6 +183,10 @@ pub fn to_home(facts: &Facts, record: &Record) -> Plan {
         .copied()
         .collect();
 
+    for (function, home) in &returning {
+        // Only what the record can give back is changed.
+        set_power(&mut plan, Phase::Release, &function.address, home.power.awake().unlike(&function.power));
+    }
     // Before unbinding: an id left in vfio-pci would take the function back, and an identical card with it.
     let ids: BTreeSet<(u16, u16)> =
         functions.iter().filter(|(_, home)| !lives_there(home)).map(|(f, _)| (f.vendor, f.device)).collect();
@@ -175,6 +218,15 @@ pub fn to_home(facts: &Facts, record: &Record) -> Plan {
     }
     if functions.iter().any(|(_, home)| home.driver.as_deref() == Some("nvidia")) {
         plan.push((Phase::Complete, Step::MakeNodes));
+    }
+    if record.console && !functions.is_empty() {
+        plan.push((Phase::Complete, Step::Console { attach: true }));
+    }
+    for (function, home) in functions.iter().filter(|(_, home)| !lives_there(home)) {
+        // Moving changes it, and so does the driver at home when it binds.
+        let moves = returning.iter().any(|(f, _)| f.address == function.address);
+        let power = if moves { home.power.clone() } else { home.power.unlike(&function.power) };
+        set_power(&mut plan, Phase::Clear, &function.address, power);
     }
     for (function, home) in &functions {
         let ours = function.driver_override.is_some() || returning.iter().any(|(f, _)| f.address == function.address);

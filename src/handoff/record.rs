@@ -4,6 +4,7 @@
 //! handoff, so `/run` forgets with it.
 
 use super::journal;
+use crate::gpu::power::Power;
 use crate::sys::Process;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -74,6 +75,8 @@ pub struct Record {
     pub stopped: Vec<Stopped>,
     /// Containers that are frozen while the GPU changes hands.
     pub frozen: Vec<u32>,
+    /// The framebuffer console was on, and one of the functions had a framebuffer.
+    pub console: bool,
     /// Who asked for it: while that process lives, the start that it belongs to may still be under way.
     pub caller: Option<Process>,
 }
@@ -121,6 +124,8 @@ pub struct HomeOf {
     pub driver: Option<String>,
     /// The module of that driver.
     pub module: Option<String>,
+    /// Whether it might sleep.
+    pub power: Power,
 }
 
 impl Record {
@@ -157,7 +162,13 @@ impl Record {
         let functions: Vec<Value> = self
             .functions
             .iter()
-            .map(|f| json!({"slot": f.slot, "address": f.address, "driver": f.driver, "module": f.module}))
+            .map(|f| {
+                let mut home = json!({"slot": f.slot, "address": f.address, "driver": f.driver, "module": f.module});
+                if !f.power.is_empty() {
+                    home["power"] = json!({"control": f.power.control, "d3cold_allowed": f.power.d3cold_allowed});
+                }
+                home
+            })
             .collect();
         let mut document = json!({
             "schema": SCHEMA,
@@ -171,6 +182,9 @@ impl Record {
         }
         if !self.frozen.is_empty() {
             document["frozen"] = json!(self.frozen);
+        }
+        if self.console {
+            document["console"] = json!(true);
         }
         document.to_string()
     }
@@ -194,8 +208,10 @@ impl Record {
             .collect::<Result<_>>()?;
         let stopped = later_list(&value, "stopped", Stopped::from_json)?;
         let frozen = later_list(&value, "frozen", |id| id.as_u64()?.try_into().ok())?;
+        // One without these is as good: there was nothing to tell, or an earlier version wrote it.
+        let console = value.get("console").and_then(Value::as_bool).unwrap_or(false);
         let caller = value.get("caller").and_then(journal::process);
-        Ok(Record { owner, progress, functions, modules, stopped, frozen, caller })
+        Ok(Record { owner, progress, functions, modules, stopped, frozen, console, caller })
     }
 }
 
@@ -212,6 +228,12 @@ fn parse_function(value: &Value) -> Result<HomeOf> {
         address: text(value, "address")?,
         driver: optional(value, "driver")?,
         module: optional(value, "module")?,
+        power: match value.get("power") {
+            None | Some(Value::Null) => Power::default(),
+            Some(power) => {
+                Power { control: optional(power, "control")?, d3cold_allowed: optional(power, "d3cold_allowed")? }
+            }
+        },
     })
 }
 
@@ -252,10 +274,12 @@ mod tests {
                 address: "0000:01:00.0".to_string(),
                 driver: Some("nvidia".to_string()),
                 module: None,
+                power: Power { control: Some("auto".to_string()), d3cold_allowed: None },
             }],
             modules: vec!["nvidia".to_string(), "nvidia_uvm".to_string()],
             stopped: vec![Stopped::Container(101), Stopped::Unit("nvidia-persistenced.service".to_string())],
             frozen: vec![102],
+            console: true,
             caller: Some(Process { pid: 812, start: 4711 }),
         }
     }
@@ -266,10 +290,14 @@ mod tests {
     }
 
     #[test]
-    fn lists_that_are_not_there_are_empty() {
-        let text = r#"{"schema":1,"progress":"away","functions":[],"modules":[],"caller":null}"#;
-        let record = Record::parse(Owner::Vm(1), text.as_bytes()).unwrap();
-        assert_eq!((record.stopped, record.frozen), (Vec::new(), Vec::new()));
+    fn a_record_of_an_earlier_version_is_read() {
+        let text = r#"{"schema":1,"progress":"away","functions":[{"slot":"0000:01:00","address":"0000:01:00.0",
+            "driver":"nvidia","module":null}],"modules":["nvidia","nvidia_uvm"],"caller":{"pid":812,"start":4711}}"#;
+        let mut expected = record();
+        expected.console = false;
+        (expected.stopped, expected.frozen) = (Vec::new(), Vec::new());
+        expected.functions[0].power = Power::default();
+        assert_eq!(Record::parse(Owner::Vm(111), text.as_bytes()).unwrap(), expected);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! One step of a handoff: what it asks of the kernel and how to see that it holds.
 
 use crate::gpu::inventory::{attribute, read_override, slot_of};
-use crate::gpu::{containers, nodes};
+use crate::gpu::power::Power;
+use crate::gpu::{console, containers, nodes};
 use crate::sys::{ActError, Action, Kernel};
 use std::fmt;
 use std::time::Duration;
@@ -45,6 +46,15 @@ pub enum Step {
     Thaw {
         ctid: u32,
     },
+    /// Sets what decides whether a function may sleep.
+    Power {
+        address: String,
+        power: Power,
+    },
+    /// Puts the framebuffer console on a screen, or takes it off every screen.
+    Console {
+        attach: bool,
+    },
 }
 
 impl Step {
@@ -64,6 +74,15 @@ impl Step {
             Step::MakeNodes => nodes::missing(kernel).into_iter().map(Action::MakeNode).collect(),
             Step::Freeze { ctid } => write(containers::freezer(*ctid), "1"),
             Step::Thaw { ctid } => write(containers::freezer(*ctid), "0"),
+            Step::Power { address, power } => {
+                let unlike = power.unlike(&Power::read(kernel, address));
+                let to_write = |(name, value): (&str, &str)| write(attribute(address, name), value);
+                unlike.values().flat_map(to_write).collect()
+            }
+            Step::Console { attach } => match console::bind_attribute(kernel) {
+                Some(path) => write(path, if *attach { "1" } else { "0" }),
+                None => Vec::new(),
+            },
         }
     }
 
@@ -86,6 +105,11 @@ impl Step {
             // One that has ended meanwhile opens nothing, and needs no thawing.
             Step::Freeze { ctid } => kernel.text(&containers::freezer(*ctid)).is_none_or(|text| text == "1"),
             Step::Thaw { ctid } => kernel.text(&containers::freezer(*ctid)).is_none_or(|text| text == "0"),
+            Step::Power { address, power } => power.unlike(&Power::read(kernel, address)).is_empty(),
+            // One that went with its framebuffer comes back with it, by itself: all there is where it cannot be done by
+            // hand.
+            Step::Console { attach: true } if !console::can_attach(kernel) => true,
+            Step::Console { attach } => console::is_attached(kernel, limit)?.is_none_or(|is| is == *attach),
         })
     }
 
@@ -97,7 +121,10 @@ impl Step {
             | Step::RemoveId { .. }
             | Step::MakeNodes
             | Step::Freeze { .. }
-            | Step::Thaw { .. } => handoff / 6,
+            | Step::Thaw { .. }
+            | Step::Console { .. } => handoff / 6,
+            // Waking up from D3cold takes a GPU seconds.
+            Step::Power { .. } => handoff / 3,
             Step::Unbind { .. } | Step::Unload { .. } => handoff / 3,
             // Starting a GPU takes the driver seconds.
             Step::Load { .. } | Step::Probe { .. } => handoff * 2 / 3,
@@ -107,15 +134,17 @@ impl Step {
     /// The slot that this step is about; none when it is about all of them.
     pub fn slot(&self) -> Option<&str> {
         match self {
-            Step::Override { address, .. } | Step::Unbind { address, .. } | Step::Probe { address, .. } => {
-                slot_of(address)
-            }
+            Step::Override { address, .. }
+            | Step::Unbind { address, .. }
+            | Step::Probe { address, .. }
+            | Step::Power { address, .. } => slot_of(address),
             Step::Load { .. }
             | Step::Unload { .. }
             | Step::RemoveId { .. }
             | Step::MakeNodes
             | Step::Freeze { .. }
-            | Step::Thaw { .. } => None,
+            | Step::Thaw { .. }
+            | Step::Console { .. } => None,
         }
     }
 
@@ -132,6 +161,12 @@ impl Step {
             Step::MakeNodes => "device nodes".to_string(),
             Step::Freeze { .. } => "freeze container".to_string(),
             Step::Thaw { .. } => "thaw container".to_string(),
+            Step::Power { power, .. } => {
+                let values: Vec<String> = power.values().map(|(name, value)| format!("{name}={value}")).collect();
+                values.join(" ")
+            }
+            Step::Console { attach: true } => "console attach".to_string(),
+            Step::Console { attach: false } => "console detach".to_string(),
         }
     }
 
@@ -140,11 +175,12 @@ impl Step {
         match self {
             Step::Load { modules } => modules.join(" "),
             Step::Unload { module } => module.clone(),
-            Step::Override { address, .. } | Step::Unbind { address, .. } | Step::Probe { address, .. } => {
-                address.clone()
-            }
+            Step::Override { address, .. }
+            | Step::Unbind { address, .. }
+            | Step::Probe { address, .. }
+            | Step::Power { address, .. } => address.clone(),
             Step::RemoveId { vendor, device } => format!("{vendor:04x}:{device:04x}"),
-            Step::MakeNodes => String::new(),
+            Step::MakeNodes | Step::Console { .. } => String::new(),
             Step::Freeze { ctid } | Step::Thaw { ctid } => ctid.to_string(),
         }
     }

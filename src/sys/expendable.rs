@@ -20,6 +20,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// More than this of a file's beginning nobody asks for.
+const MOST_OF_HEAD: usize = 4096;
+
 /// The errno that stands for a program's own words.
 const IN_WORDS: i32 = -1;
 
@@ -29,6 +32,8 @@ pub enum Request {
     Act(Action),
     /// The bytes of an attribute whose reading takes the device's lock.
     Read(String),
+    /// As many bytes from its beginning.
+    ReadHead(String, usize),
     /// Opens for reading and writing, and closes again.
     TryOpen(String),
     /// Every character device that a process has mapped, but for these processes.
@@ -199,6 +204,7 @@ pub fn encode(request: &Request) -> Vec<u8> {
         Request::Act(Action::Unload { module }) => (b'U', "", module.as_str()),
         Request::Act(Action::MakeNode(node)) => (b'N', "", &*node.to_text()),
         Request::Read(path) => (b'R', path.as_str(), ""),
+        Request::ReadHead(path, length) => (b'H', path.as_str(), &*length.to_string()),
         Request::TryOpen(path) => (b'O', path.as_str(), ""),
         Request::Mapped { except } => (b'M', "", &*scan::pids_to_text(except)),
     };
@@ -216,6 +222,7 @@ pub fn decode(block: &[u8]) -> Option<Request> {
         b'U' => Request::Act(Action::Unload { module: second }),
         b'N' => Request::Act(Action::MakeNode(super::Node::from_text(&second)?)),
         b'R' => Request::Read(first),
+        b'H' => Request::ReadHead(first, second.parse().ok().filter(|length| *length <= MOST_OF_HEAD)?),
         b'O' => Request::TryOpen(first),
         b'M' => Request::Mapped { except: scan::pids_from_text(&second)? },
         _ => return None,
@@ -327,6 +334,7 @@ mod tests {
             Request::Act(Action::Unload { module: "nvidia".to_string() }),
             Request::Act(Action::MakeNode(node)),
             Request::Read("/sys/x".to_string()),
+            Request::ReadHead("/sys/config".to_string(), 4),
             Request::TryOpen("/dev/vfio/5".to_string()),
             Request::Mapped { except: Vec::new() },
             Request::Mapped { except: vec![1, 4_194_304] },

@@ -10,7 +10,7 @@ use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -127,6 +127,10 @@ impl Kernel for Linux {
         self.ask(&Request::Read(path.to_string()), limit)
     }
 
+    fn read_head(&self, path: &str, length: usize, limit: Duration) -> Result<Vec<u8>, ActError> {
+        self.ask(&Request::ReadHead(path.to_string(), length), limit)
+    }
+
     fn vfio_group_busy(&self, group: u32, limit: Duration) -> Result<bool, ActError> {
         match self.ask(&Request::TryOpen(format!("/dev/vfio/{group}")), limit) {
             Err(ActError::Os(error)) => Ok(error.raw_os_error() == Some(libc::EBUSY)),
@@ -239,6 +243,7 @@ fn work(root: &Path, request: &Request) -> Result<Vec<u8>, ActError> {
     match request {
         Request::Act(action) => act(root, action).map(|()| Vec::new()),
         Request::Read(path) => fs::read(below(root, path)).map_err(ActError::Os),
+        Request::ReadHead(path, length) => read_head(&below(root, path), *length).map_err(ActError::Os),
         Request::TryOpen(path) => {
             let open = fs::OpenOptions::new().read(true).write(true).open(below(root, path));
             open.map(|_| Vec::new()).map_err(ActError::Os)
@@ -264,6 +269,14 @@ fn act(root: &Path, action: &Action) -> Result<(), ActError> {
         Action::Unload { module } => unload(module).map_err(ActError::Os),
         Action::MakeNode(node) => make_node(&below(root, &node.path), node).map_err(ActError::Os),
     }
+}
+
+/// One read(2) of no more than that, as the kernel reads no further then either.
+fn read_head(path: &Path, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let read = fs::File::open(path)?.read(&mut bytes)?;
+    bytes.truncate(read);
+    Ok(bytes)
 }
 
 /// Never creates: a missing attribute must stay an error, also in a tree of files.

@@ -172,6 +172,16 @@ pub trait Kernel {
     fn read_slowly(&self, path: &str, _limit: Duration) -> Result<Vec<u8>, ActError> {
         self.read(path).map_err(ActError::Os)
     }
+    /// As [`Kernel::read_slowly`], but no more than the first bytes: the rest of a device's configuration space may have
+    /// side effects.
+    ///
+    /// # Errors
+    /// As [`Kernel::read_slowly`].
+    fn read_head(&self, path: &str, length: usize, limit: Duration) -> Result<Vec<u8>, ActError> {
+        let mut bytes = self.read_slowly(path, limit)?;
+        bytes.truncate(length);
+        Ok(bytes)
+    }
     /// Whether opening this vfio group says that somebody has it (`EBUSY`). The kernel lets nobody open it while it
     /// takes apart what a VM had mapped.
     ///

@@ -71,6 +71,30 @@ impl Host {
         self
     }
 
+    /// The card's driver gives this function a framebuffer, and the console is on it.
+    pub fn screen(self, address: &str, name: &str) -> Host {
+        let console = "sys/class/vtconsole/vtcon";
+        self.file(&format!("{}/graphics/{name}/name", device(address)), "nvidia-drmdrmfb\n")
+            .file(&format!("sys/class/graphics/{name}/name"), "nvidia-drmdrmfb\n")
+            .file(&format!("{console}0/name"), "(S) dummy device\n")
+            .file(&format!("{console}0/bind"), "0\n")
+            .file(&format!("{console}1/name"), "(M) frame buffer device\n")
+            .file(&format!("{console}1/bind"), "1\n")
+    }
+
+    /// Whether a function may sleep.
+    pub fn power(self, address: &str, control: &str, d3cold_allowed: &str) -> Host {
+        self.file(&format!("{}/power/control", device(address)), &format!("{control}\n"))
+            .file(&format!("{}/d3cold_allowed", device(address)), &format!("{d3cold_allowed}\n"))
+    }
+
+    /// What a function's configuration space begins with.
+    pub fn answers(self, address: &str, bytes: &[u8]) -> Host {
+        let host = self.file(&format!("{}/config", device(address)), "");
+        fs::write(host.path(&format!("{}/config", device(address))), bytes).unwrap();
+        host
+    }
+
     /// A registered PCI driver with its loaded module.
     pub fn driver(mut self, name: &str) -> Host {
         let directory = format!("sys/bus/pci/drivers/{name}");

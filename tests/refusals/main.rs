@@ -7,6 +7,7 @@
 mod tree;
 
 mod by_hand;
+mod cards;
 mod files;
 mod guests;
 mod history;

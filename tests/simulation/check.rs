@@ -164,6 +164,9 @@ fn is_with(bench: &Bench, owner: &Owner, slots: &[String]) -> Check {
         if function.driver_override.as_deref() != Some("vfio-pci") && !lives_there {
             problems.push(format!("{address} has override {:?}", function.driver_override));
         }
+        if function.power.d3cold_allowed.as_deref() == Some("1") && !lives_there {
+            problems.push(format!("{address} may lose its power while it is with {owner}"));
+        }
     }
     match bench.record(owner) {
         None => problems.push(format!("no record of {owner}")),

@@ -118,7 +118,8 @@ fn errors_of(action: &Action) -> Vec<Kind> {
         Action::Write { path, .. } if path.ends_with("/drivers_probe") => of(&[libc::EINVAL, libc::ENODEV]),
         // remove_id_store: a text it does not understand (EINVAL); kernfs: no memory. ENODEV would be a lie.
         Action::Write { path, .. } if path.ends_with("/remove_id") => of(&[libc::EINVAL, libc::ENOMEM]),
-        Action::Write { .. } => of(&[libc::EIO]),
+        // pm_runtime_forbid and pci_bridge_d3_update do not fail; kernfs: the device is going away (ENODEV).
+        Action::Write { .. } => of(&[libc::ENODEV]),
         // modprobe: no memory, a module of another kernel, a key that Secure Boot does not know.
         Action::Load { modules } if modules.len() > 1 => vec![Kind::Words, Kind::OnlyTheFirst],
         Action::Load { .. } => vec![Kind::Words],

@@ -5,6 +5,7 @@ use super::state::{NVIDIA_MAJOR, State, group_number};
 use gpu_handoff::sys::DeviceNumber;
 use std::fmt::Write;
 
+pub const VTCONSOLE_BIND: &str = "/sys/class/vtconsole/vtcon1/bind";
 pub const RELEASE: &str = "6.12.0";
 const MODPROBE_FILE: &str = "vfio.conf";
 
@@ -26,6 +27,9 @@ impl State {
             ["sys", "module", module, rest @ ..] => self.module_file(module, rest),
             ["sys", "class", "vfio", group, "dev"] => self.vfio_group(group).map(|n| format!("{n}\n")),
             ["proc", "driver", "nvidia", rest @ ..] => self.proc_nvidia(rest),
+            ["sys", "class", "vtconsole", console, attribute] => self.vtconsole(console, attribute),
+            ["sys", "class", "graphics", _, "device", "boot_vga"] => None,
+            ["proc", "iomem"] => Some("00000000-00000fff : Reserved\n".to_string()),
             ["proc", "devices"] => Some(self.proc_devices()),
             ["proc", "cmdline"] => Some("root=/dev/vda rw iommu=pt\n".to_string()),
             ["proc", "locks"] => Some(self.proc_locks()),
@@ -47,6 +51,7 @@ impl State {
 
     fn attribute(&self, address: &str, attribute: &[&str]) -> Text {
         let Some(function) = self.functions.get(address) else { return Text::Absent };
+        let line = |text: &Option<String>| text.as_ref().map_or(Text::Absent, |text| Text::Is(format!("{text}\n")));
         let number = |number: Option<DeviceNumber>| number.map_or(Text::Absent, |n| Text::Is(format!("{n}\n")));
         match attribute {
             ["vendor"] => Text::Is(format!("{:#06x}\n", function.vendor)),
@@ -59,10 +64,27 @@ impl State {
             ["sriov_numvfs"] if function.locked => Text::NeverReturns,
             ["sriov_numvfs"] if address.ends_with(".0") => Text::Is("0\n".to_string()),
             ["sriov_numvfs"] | ["physfn"] => Text::Absent,
+            ["power", "control"] => line(&function.power.control),
+            ["d3cold_allowed"] => line(&function.power.d3cold_allowed),
+            ["power_state"] => Text::Is("D0\n".to_string()),
             ["drm", _, "dev"] => number(self.drm_number(address)),
             ["sound", _, "controlC0", "dev"] => number(self.sound_number(address)),
             ["vfio-dev", _, "dev"] => number(self.vfio_device_number(address)),
             _ => Text::NotModelled,
+        }
+    }
+
+    fn vtconsole(&self, console: &str, attribute: &str) -> Option<String> {
+        let (name, is_attached) = match console {
+            "vtcon0" if self.can_attach() => ("(S) dummy device", self.console != Some(true)),
+            "vtcon0" => ("(M) dummy device", self.console != Some(true)),
+            "vtcon1" => ("(M) frame buffer device", self.console?),
+            _ => return None,
+        };
+        match attribute {
+            "name" => Some(format!("{name}\n")),
+            "bind" => Some(format!("{}\n", u8::from(is_attached))),
+            _ => None,
         }
     }
 
@@ -150,6 +172,20 @@ impl State {
             ["sys", "bus", "pci", "devices", _] => ["class", "device", "vendor"].map(str::to_string).to_vec(),
             ["sys", "bus", "pci", "devices", address, "drm"] => {
                 one("card0".to_string(), self.drm_number(address).is_some())
+            }
+            ["sys", "bus", "pci", "devices", address, "graphics"] => {
+                one(self.framebuffer_name(address), self.framebuffers().iter().any(|a| a == address))
+            }
+            ["sys", "class", "graphics"] => {
+                let mut names: Vec<String> = self.framebuffers().iter().map(|a| self.framebuffer_name(a)).collect();
+                names.push("fbcon".to_string());
+                names.extend(one("fb0".to_string(), self.other_screen));
+                names
+            }
+            ["sys", "class", "vtconsole"] => {
+                let mut names = vec!["vtcon0".to_string()];
+                names.extend(one("vtcon1".to_string(), self.console.is_some()));
+                names
             }
             ["sys", "bus", "pci", "devices", address, "sound"] => {
                 one("card0".to_string(), self.sound_number(address).is_some())

@@ -178,7 +178,7 @@ impl SimKernel {
                 block.locks.push(address);
             }
             Action::Write { path, data } if path.ends_with("drivers_probe") => block.locks.push(data.clone()),
-            Action::Write { path, .. } if path.ends_with("driver_override") => {
+            Action::Write { path, .. } if path.starts_with("/sys/bus/pci/devices/") => {
                 block.locks.extend(path.split('/').nth(5).map(str::to_string));
             }
             Action::Write { .. } | Action::MakeNode(_) => {}
@@ -212,6 +212,7 @@ impl SimKernel {
                 None => apply(&mut state, action),
             };
             state.poll_node();
+            state.settle_console();
             reply
         };
         match reply {
@@ -238,6 +239,12 @@ fn killed() -> ! {
 
 /// One change, by the kernel's rules.
 pub fn apply(state: &mut State, action: &Action) -> Reply {
+    let reply = change(state, action);
+    state.settle_console();
+    reply
+}
+
+fn change(state: &mut State, action: &Action) -> Reply {
     match action {
         Action::Write { path, data } => state.write(path, data),
         Action::Load { modules } => state.load_all(modules),
@@ -272,6 +279,7 @@ fn settle(state: &mut State) {
                         state.complete_unbind(address);
                     }
                 }
+                state.settle_console();
                 outlive(state, hung.process);
             }
         }
@@ -375,6 +383,17 @@ impl Kernel for SimKernel {
         let block = Block { until, locks: Vec::new(), modules: Vec::new() };
         // Loading nothing stands for reading: there is nothing left to do once it comes back.
         Err(self.hang(&Action::Load { modules: Vec::new() }, block, limit))
+    }
+
+    fn read_head(&self, path: &str, length: usize, _: Duration) -> Result<Vec<u8>, ActError> {
+        self.look();
+        let function = path.strip_prefix("/sys/bus/pci/devices/").and_then(|rest| rest.strip_suffix("/config"));
+        let state = self.state.borrow();
+        let Some(function) = function.and_then(|address| state.functions.get(address)) else {
+            return Err(ActError::Os(SimKernel::absent()));
+        };
+        let (vendor, device) = if function.is_gone { (!0, !0) } else { (function.vendor, function.device) };
+        Ok([vendor.to_le_bytes(), device.to_le_bytes()].concat()[..length].to_vec())
     }
 
     fn vfio_group_busy(&self, group: u32, _: Duration) -> Result<bool, ActError> {

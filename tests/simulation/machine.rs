@@ -2,6 +2,7 @@
 
 use super::hosted::Running;
 use super::state::{NodeState, Pci, State};
+use gpu_handoff::gpu::power::Power;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -91,11 +92,23 @@ impl Machine {
                     driver_override: None,
                     locked: false,
                     minor: None,
+                    power: power_at_home(number),
+                    is_gone: false,
                 };
                 state.functions.insert(format!("{}.{number}", slot(card)), function);
             }
         }
         self.settle_at_home(&mut state);
+        // The driver of the second function allows sleep by itself; that of the first has an administrator's rule.
+        for function in state.functions.values_mut().filter(|f| f.driver == Some("nvidia") && self.modeset) {
+            function.power.control = Some("auto".to_string());
+        }
+        state.other_screen = self.functions == 4 && self.modeset;
+        state.settle_console();
+        // Somebody prefers it dark.
+        if self.version == "595.45.04" && state.other_screen {
+            state.console = Some(false);
+        }
         let nodes = state.wanted_nodes();
         for (path, number) in nodes {
             state.nodes.insert(path, NodeState { number, mode: 0o666, uid: 0, gid: 44 });
@@ -152,28 +165,41 @@ impl Machine {
     }
 }
 
+/// As they are before any driver: the fourth function is on a kernel or bus without such attributes.
+fn power_at_home(number: usize) -> Power {
+    let text = |text: &str| Some(text.to_string());
+    match number {
+        2 => Power { control: text("on"), d3cold_allowed: text("0") },
+        3 => Power::default(),
+        _ => Power { control: text("on"), d3cold_allowed: text("1") },
+    }
+}
+
 /// What must be again what it was, once everything is home.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AtHome {
-    /// By function: driver and override.
-    pub functions: BTreeMap<String, (Option<&'static str>, Option<String>)>,
+    /// By function: driver, override, and whether it may sleep.
+    pub functions: BTreeMap<String, (Option<&'static str>, Option<String>, Power)>,
     /// Loaded modules but for vfio_pci, which stays once it is needed.
     pub modules: BTreeSet<String>,
     pub vfio_ids: BTreeSet<(u16, u16)>,
     pub running: Running,
+    /// Whether the framebuffer console is on a screen, while there is one.
+    pub console: Option<bool>,
 }
 
 impl AtHome {
     pub fn of(state: &State) -> AtHome {
         let functions = state.functions.iter().map(|(address, f)| {
             let driver = if f.link_is_gone { None } else { f.driver };
-            (address.clone(), (driver, f.driver_override.clone()))
+            (address.clone(), (driver, f.driver_override.clone(), f.power.clone()))
         });
         AtHome {
             functions: functions.collect(),
             modules: state.modules.iter().filter(|m| *m != "vfio_pci").cloned().collect(),
             vfio_ids: state.vfio_ids.iter().copied().collect(),
             running: state.running(),
+            console: state.console,
         }
     }
 
@@ -195,6 +221,9 @@ impl AtHome {
             lines.push(format!("modules are {:?}, at home {:?}", now.modules, self.modules));
         }
         lines.extend(now.running.difference(&self.running));
+        if now.console != self.console {
+            lines.push(format!("the console is {:?}, at home {:?}", now.console, self.console));
+        }
         // Without vfio-pci there are no ids; once it is loaded, the administrator's are there.
         let administrators: BTreeSet<(u16, u16)> = state.static_ids.iter().copied().collect();
         if state.drivers.contains(&"vfio-pci") && now.vfio_ids != administrators {

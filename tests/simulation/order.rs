@@ -4,7 +4,8 @@
 use super::check::Check;
 use super::modules::driver_of_module;
 use super::state::State;
-use gpu_handoff::handoff::plan::Plan;
+use gpu_handoff::gpu::power::Power;
+use gpu_handoff::handoff::plan::{Phase, Plan};
 use gpu_handoff::handoff::record::Record;
 use gpu_handoff::handoff::step::Step;
 
@@ -48,6 +49,17 @@ impl Order<'_> {
         self.unbind_of(address).or_else(|| self.find(unloads))
     }
 
+    /// Where the function is given this, or more.
+    fn power_of(&self, address: &str, wanted: &Power) -> Option<usize> {
+        self.find(
+            |step| matches!(step, Step::Power { address: a, power } if a == address && wanted.values().all(|value| power.values().any(|other| other == value))),
+        )
+    }
+
+    fn attach(&self, wanted: bool) -> Option<usize> {
+        self.find(|step| matches!(step, Step::Console { attach } if *attach == wanted))
+    }
+
     fn names_only(&self, slots: &[&str]) -> Check {
         for step in &self.steps {
             let stranger = step.slot().filter(|slot| !slots.contains(slot));
@@ -86,6 +98,18 @@ pub fn check_leave(state: &State, plan: &Plan, slots: &[String]) -> Check {
         order.rule(is_set || before(set, probed), || format!("{address} is probed before its override is set"))?;
         let has_driver = state.functions[address].driver.is_some();
         order.rule(!has_driver || before(released, probed), || format!("{address} is probed before it is released"))?;
+        let power = &state.functions[address].power;
+        let wake = power.awake().unlike(power);
+        let moves = released.is_some() || state.shown_driver(address) != Some("vfio-pci");
+        order.rule(wake.is_empty() || !moves || before(order.power_of(address, &wake), released.or(probed)), || {
+            format!("{address} is released while it may sleep")
+        })?;
+        let shines = state.console == Some(true) && state.can_attach() && state.screen.as_ref() == Some(address);
+        let goes_dark = |step: &Step| matches!(step, Step::Unload { module } if module == "nvidia_drm");
+        let unbound = order.unbind_of(address).filter(|_| order.find(goes_dark).is_none());
+        order.rule(!shines || before(order.attach(false), unbound), || {
+            format!("{address} is unbound with the console on its screen")
+        })?;
         let cleared = order.override_of(address, None);
         order.rule(cleared.is_none(), || format!("the override of {address} is cleared"))?;
         let arrives = state.shown_driver(address) == Some("vfio-pci") || probed.is_some();
@@ -134,6 +158,10 @@ pub fn check_home(state: &State, plan: &Plan, record: &Record) -> Check {
     order.makes_sense()?;
     let load = order.find(|step| matches!(step, Step::Load { .. }));
     let nodes = order.find(|step| matches!(step, Step::MakeNodes));
+    let (attach, detach) = (order.attach(true), order.attach(false));
+    order.rule(detach.is_none(), || "the console is detached on the way home".to_string())?;
+    let last_probe = order.steps.iter().rposition(|step| matches!(step, Step::Probe { .. } | Step::Load { .. }));
+    order.rule(!record.console || attach > last_probe, || "the console is not attached at home".to_string())?;
     let first_clear = order.find(|step| matches!(step, Step::Override { driver: None, .. }));
     let last_other = order.steps.iter().rposition(|step| !matches!(step, Step::Override { driver: None, .. }));
     order.rule(first_clear.is_none_or(|clear| last_other.is_none_or(|other| other < clear)), || {
@@ -157,6 +185,18 @@ pub fn check_home(state: &State, plan: &Plan, record: &Record) -> Check {
             let touched = unbound.or(probed).or(order.override_of(address, None));
             order.rule(touched.is_none(), || format!("{address} lives on vfio-pci and is touched"))?;
             continue;
+        }
+        let wake = home.power.awake().unlike(&function.power);
+        if let Some(moment) = unbound.or(probed) {
+            let awake = wake.is_empty() || order.power_of(address, &wake).is_some_and(|wake| wake < moment);
+            order.rule(awake, || format!("{address} moves while it may sleep"))?;
+            let end = probed.or(unbound);
+            let is_given_back = |index: &usize| {
+                Some(*index) > end
+                    && order.steps[*index] == &Step::Power { address: address.clone(), power: home.power.clone() }
+            };
+            let given_back = home.power.is_empty() || (0..order.steps.len()).any(|index| is_given_back(&index));
+            order.rule(given_back, || format!("{address} may sleep no more, or too early"))?;
         }
         if let Some(unbind) = unbound {
             let id = order.find(|step| {
@@ -205,7 +245,10 @@ pub fn objections(plan: &Plan, check: &dyn Fn(&Plan) -> Check) -> Result<usize, 
     for (index, (phase, step)) in plan.iter().enumerate() {
         let mut other = plan.clone();
         match step {
-            Step::Probe { .. } | Step::RemoveId { .. } => drop(other.remove(index)),
+            Step::Probe { .. } | Step::RemoveId { .. } | Step::Power { .. } => drop(other.remove(index)),
+            // On the way there another screen may be as good, or there may be none.
+            Step::Console { attach: true } if plan.iter().any(|(phase, _)| *phase == Phase::Prepare) => continue,
+            Step::Console { .. } => drop(other.remove(index)),
             Step::Override { driver: Some(_), .. } => {
                 let moved = other.remove(index);
                 other.push(moved);

@@ -1,6 +1,7 @@
 //! The driver core's rules: which driver a device gets, what binding and unbinding do, and when they block.
 
-use super::state::{CONTROL_MINOR, State, Until, nvidia_number};
+use super::files::VTCONSOLE_BIND;
+use super::state::{CONTROL_MINOR, Pci, State, Until, nvidia_number};
 use nix::libc;
 
 /// How a call ends, or that it does not.
@@ -48,6 +49,10 @@ impl State {
         let minors: Vec<u64> = self.functions.values().filter_map(|f| f.minor).collect();
         let Some(function) = self.functions.get_mut(address) else { return };
         function.driver = Some(driver);
+        // Their probe functions call pm_runtime_allow.
+        if matches!(driver, "vfio-pci" | "snd_hda_intel" | "nvidia-gpu") {
+            function.set_control("auto");
+        }
         if driver == "nvidia" {
             function.minor = (0..).find(|minor| !minors.contains(minor));
         }
@@ -55,6 +60,10 @@ impl State {
 
     pub fn complete_unbind(&mut self, address: &str) {
         if let Some(function) = self.functions.get_mut(address) {
+            // Their remove functions call pm_runtime_forbid.
+            if matches!(function.driver, Some("vfio-pci" | "snd_hda_intel" | "nvidia-gpu")) {
+                function.set_control("on");
+            }
             function.driver = None;
             function.minor = None;
             function.link_is_gone = false;
@@ -95,10 +104,15 @@ impl State {
     }
 
     pub fn write(&mut self, path: &str, data: &str) -> Reply {
-        if let Some(rest) = path.strip_prefix("/sys/bus/pci/devices/")
-            && let Some((address, "driver_override")) = rest.split_once('/')
-        {
-            return self.write_override(address, data);
+        if let Some(rest) = path.strip_prefix("/sys/bus/pci/devices/") {
+            return match rest.split_once('/') {
+                Some((address, "driver_override")) => self.write_override(address, data),
+                Some((address, attribute)) => self.write_power(address, attribute, data),
+                None => Reply::Errno(libc::ENOENT),
+            };
+        }
+        if path == VTCONSOLE_BIND {
+            return self.bind_console(data);
         }
         if let Some(ctid) =
             path.strip_prefix("/sys/fs/cgroup/lxc/").and_then(|rest| rest.strip_suffix("/cgroup.freeze"))
@@ -128,6 +142,39 @@ impl State {
         let text = data.split('\n').next().unwrap_or_default();
         function.driver_override = if text.is_empty() { None } else { Some(text.to_string()) };
         Reply::Done
+    }
+
+    /// control_store takes the device's lock; d3cold_allowed_store wakes the device.
+    fn write_power(&mut self, address: &str, attribute: &str, data: &str) -> Reply {
+        let Some(function) = self.functions.get_mut(address) else { return Reply::Errno(libc::ENOENT) };
+        let (value, allowed) = match attribute {
+            "power/control" => (&mut function.power.control, ["on", "auto"]),
+            "d3cold_allowed" => (&mut function.power.d3cold_allowed, ["0", "1"]),
+            _ => return Reply::Errno(libc::ENOENT),
+        };
+        if value.is_none() {
+            return Reply::Errno(libc::ENOENT);
+        }
+        if !allowed.contains(&data) {
+            return Reply::Errno(libc::EINVAL);
+        }
+        if function.locked {
+            return Block::waiting(Until::Unlocked(address.to_string()));
+        }
+        *value = Some(data.to_string());
+        Reply::Done
+    }
+
+    /// store_bind in vt.c: success, whatever comes of it.
+    fn bind_console(&mut self, data: &str) -> Reply {
+        let can_attach = self.can_attach();
+        match &mut self.console {
+            Some(is_attached) => {
+                *is_attached = data.starts_with('1') && (can_attach || *is_attached);
+                Reply::Done
+            }
+            None => Reply::Errno(libc::ENOENT),
+        }
     }
 
     /// drivers_probe_store: success also when no driver took the device.
@@ -207,6 +254,14 @@ impl State {
         if !self.vfio_ids.contains(&(vendor, device)) {
             self.vfio_ids.push((vendor, device));
             let _ = self.attach("vfio-pci");
+        }
+    }
+}
+
+impl Pci {
+    fn set_control(&mut self, value: &str) {
+        if let Some(control) = &mut self.power.control {
+            *control = value.to_string();
         }
     }
 }

@@ -68,6 +68,8 @@ pub enum Busy {
     Control,
     /// Units, containers and a program that the policy has stopped.
     Everybody,
+    /// The first card has fallen off the bus.
+    Gone,
 }
 
 impl Busy {
@@ -302,6 +304,10 @@ pub fn occupy(state: &mut State, busy: Busy) -> bool {
         Busy::SecondNode => minor(state, 2).map(|node| vec![node]),
         Busy::Control => minor(state, 1).map(|_| vec![control]),
         Busy::Everybody => return state.host_everybody(),
+        Busy::Gone => {
+            state.functions.entry(gpu(1)).and_modify(|function| function.is_gone = true);
+            return true;
+        }
     };
     let Some(open) = open else { return false };
     state.start_process("user", "0::/system.slice/user.service\n", open);
@@ -361,7 +367,15 @@ pub fn setups() -> Vec<Setup> {
             for way in WAYS {
                 setups.push(Setup { machine, take: take.to_vec(), way, busy: Busy::Nobody });
             }
-            for busy in [Busy::First, Busy::FirstDrm, Busy::FirstSound, Busy::Second, Busy::SecondNode, Busy::Control] {
+            for busy in [
+                Busy::First,
+                Busy::FirstDrm,
+                Busy::FirstSound,
+                Busy::Second,
+                Busy::SecondNode,
+                Busy::Control,
+                Busy::Gone,
+            ] {
                 for way in [Way::ToVm, Way::ToHand] {
                     setups.push(Setup { machine, take: take.to_vec(), way, busy });
                 }

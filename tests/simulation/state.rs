@@ -3,6 +3,7 @@
 //! Time is virtual. Everything can be cloned, so that a case begins from exactly the machine that another began from.
 
 use super::hosted::Hosted;
+use gpu_handoff::gpu::power::Power;
 use gpu_handoff::sys::{Action, DeviceNumber, Process};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -49,6 +50,12 @@ pub struct State {
     pub poller: bool,
     pub hosted: Hosted,
     pub next_pid: i32,
+    /// The framebuffer console is on a screen; none when there is no framebuffer.
+    pub console: Option<bool>,
+    /// Whose framebuffer fbcon is on, or would be: the first.
+    pub screen: Option<String>,
+    /// Another card, which no driver here drives, has a framebuffer of its own.
+    pub other_screen: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +72,9 @@ pub struct Pci {
     pub locked: bool,
     /// Of a GPU on nvidia.
     pub minor: Option<u64>,
+    pub power: Power,
+    /// Its configuration space reads ones.
+    pub is_gone: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +148,9 @@ impl State {
             poller: false,
             hosted: Hosted::default(),
             next_pid: FIRST_PID,
+            console: None,
+            screen: None,
+            other_screen: false,
         }
     }
 
@@ -223,6 +236,40 @@ impl State {
             _ => false,
         };
         has_drm.then(|| DeviceNumber { major: DRM_MAJOR, minor: self.index(address) })
+    }
+
+    /// Functions with a framebuffer, by address.
+    pub fn framebuffers(&self) -> Vec<String> {
+        let has_screen = |address: &&String| match self.shown_driver(address) {
+            Some("nvidia") => self.modeset && self.is_loaded("nvidia_drm"),
+            Some("nouveau") => true,
+            _ => false,
+        };
+        self.functions.keys().filter(has_screen).cloned().collect()
+    }
+
+    /// fbcon comes with the first framebuffer and goes with the last. It takes the console to one that comes before the
+    /// one it is on, and lets go of it when that one goes.
+    pub fn settle_console(&mut self) {
+        let screens = self.framebuffers();
+        let screen = if self.other_screen { Some("other".to_string()) } else { screens.first().cloned() };
+        self.console = match (&self.screen, &screen) {
+            (_, None) => None,
+            (None, Some(_)) => Some(true),
+            (Some(old), Some(new)) if old == new => self.console,
+            (Some(old), Some(_)) => Some(screens.contains(old)),
+        };
+        self.screen = screen;
+    }
+
+    /// The first console driver of this host is still there.
+    pub fn can_attach(&self) -> bool {
+        self.version != "565.77"
+    }
+
+    /// The name of a function's framebuffer.
+    pub fn framebuffer_name(&self, address: &str) -> String {
+        format!("fb{}", 1 + self.index(address))
     }
 
     pub fn sound_number(&self, address: &str) -> Option<DeviceNumber> {

@@ -6,7 +6,6 @@ REPO=$(cd "$LAB_SRC/../.." && pwd)
 LAB_OUT=$REPO/target/lab
 # LAB_CACHE lets several work trees share one image.
 LAB_CACHE=${LAB_CACHE:-$LAB_OUT/cache}
-
 say() { printf 'lab: %s\n' "$*" >&2; }
 
 # 125: the lab itself is not as promised; never a script's own result.

@@ -15,6 +15,12 @@
 
 #include "nvidia_stub.h"
 
+/*
+ * The BAR that QEMU's VGA has its registers in. As the real driver, this one
+ * claims no picture memory: a console of the firmware's may live there.
+ */
+#define NVS_REGISTERS 2
+
 static char *lab_version;
 module_param(lab_version, charp, 0444);
 MODULE_PARM_DESC(lab_version, "behave as this driver version (default: the module's)");
@@ -219,7 +225,7 @@ static int nvs_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	err = pci_enable_device(pdev);
 	if (err)
 		goto free;
-	err = pci_request_region(pdev, 0, "nvidia");
+	err = pci_request_region(pdev, NVS_REGISTERS, "nvidia");
 	if (err)
 		goto disable;
 	pci_set_drvdata(pdev, gpu);
@@ -298,7 +304,7 @@ static void nvs_remove(struct pci_dev *pdev)
 	mutex_unlock(&clients_lock);
 
 	pci_set_drvdata(pdev, NULL);
-	pci_release_region(pdev, 0);
+	pci_release_region(pdev, NVS_REGISTERS);
 	pci_disable_device(pdev);
 	kref_put(&gpu->ref, gpu_free);
 }

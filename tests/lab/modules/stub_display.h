@@ -21,6 +21,7 @@
 #include <drm/drm_modeset_helper_vtables.h>
 #include <drm/drm_probe_helper.h>
 #include <drm/drm_simple_kms_helper.h>
+#include <linux/aperture.h>
 #include <linux/pci.h>
 
 struct stub_output {
@@ -97,9 +98,12 @@ static struct drm_device *stub_display_create(const struct drm_driver *driver,
 
 	if (IS_ERR(drm))
 		return drm;
-	if (modeset)
+	/* Who brings a console of its own first takes away the firmware's. */
+	if (modeset && fbdev)
+		err = aperture_remove_conflicting_pci_devices(pdev, driver->name);
+	if (!err && modeset)
 		err = stub_display_kms(drm);
-	else
+	else if (!err)
 		drm->driver_features &= ~(DRIVER_MODESET | DRIVER_ATOMIC);
 	if (!err)
 		err = drm_dev_register(drm, 0);
