@@ -133,8 +133,10 @@ impl Handoff<'_> {
         // Killed meanwhile, all of it comes home: its start is over then, too.
         self.save(locked, &Record { progress: Progress::Returning, ..record.clone() });
         let outcome = self.go_home(locked, part, end)?;
-        attempt.phase("wait", waited);
-        attempt.add(&outcome);
+        if !outcome.phases.is_empty() {
+            attempt.phase("wait", waited);
+            attempt.add(&outcome);
+        }
         let gone: Vec<String> = part.slots().iter().map(ToString::to_string).collect();
         if outcome.is_complete() {
             let took = attempt.took(self.kernel.now());

@@ -68,6 +68,7 @@ impl State {
             ["d3cold_allowed"] => line(&function.power.d3cold_allowed),
             ["power_state"] => Text::Is("D0\n".to_string()),
             ["drm", _, "dev"] => number(self.drm_number(address)),
+            ["graphics", screen, "dev"] => Text::Is(format!("29:{}\n", screen.trim_start_matches("fb"))),
             ["sound", _, "controlC0", "dev"] => number(self.sound_number(address)),
             ["vfio-dev", _, "dev"] => number(self.vfio_device_number(address)),
             _ => Text::NotModelled,
