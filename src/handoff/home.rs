@@ -124,6 +124,15 @@ impl Handoff<'_> {
     fn bring_part(&self, locked: &Locked, attempt: &mut Attempt, record: &Record, part: &Record) -> Result<()> {
         let owner = &record.owner;
         let title = part.slots().join(" ");
+        let gone: Vec<String> = part.slots().iter().map(ToString::to_string).collect();
+        // What was stopped for it may use the slots that stay as well: it runs again when those are home.
+        let end_part = || {
+            let rest = record.without(&gone);
+            Ok(rest.map_or_else(|| locked.remove(owner), |rest| locked.save(&rest))?)
+        };
+        if is_at_home_on_vfio(part) {
+            return end_part();
+        }
         self.refuse_wedged(&part.slots())?;
         let end = attempt.begin + self.config.handoff / 2;
         let waited = self.wait_until_free(part, end)?;
@@ -133,17 +142,12 @@ impl Handoff<'_> {
         // Killed meanwhile, all of it comes home: its start is over then, too.
         self.save(locked, &Record { progress: Progress::Returning, ..record.clone() });
         let outcome = self.go_home(locked, part, end)?;
-        if !outcome.phases.is_empty() {
-            attempt.phase("wait", waited);
-            attempt.add(&outcome);
-        }
-        let gone: Vec<String> = part.slots().iter().map(ToString::to_string).collect();
+        attempt.phase("wait", waited);
+        attempt.add(&outcome);
         if outcome.is_complete() {
             let took = attempt.took(self.kernel.now());
             self.story.say(&format!("{title} is home after {} ms", took.as_millis()));
-            // What was stopped for it may use the slots that stay as well: it runs again when those are home.
-            let rest = record.without(&gone);
-            return Ok(rest.map_or_else(|| locked.remove(owner), |rest| locked.save(&rest))?);
+            return end_part();
         }
         self.save(locked, record);
         let reason = format!("{title} stays on record for {owner}: {}", outcome.problem());
@@ -188,7 +192,7 @@ impl Handoff<'_> {
         let wedged = self.wedged_among(&record.slots());
         let Some(rest) = record.without(&wedged) else { return self.refuse_wedged(&record.slots()) };
         let title = rest.slots().join(" ");
-        if rest.functions.iter().all(|f| f.driver.as_deref() == Some(VFIO_PCI)) {
+        if is_at_home_on_vfio(&rest) {
             let by_hand = Owner::Manual(rest.slot().to_string());
             self.story.say(&if *owner != by_hand && self.store.has_record(&by_hand) {
                 format!("{title} stays on {VFIO_PCI}, as asked by hand, until: gpu-handoff to-nvidia {}", rest.slot())
@@ -351,6 +355,10 @@ impl Handoff<'_> {
     fn slots_of(&self, record: &Record) -> Vec<Slot> {
         record.slots().iter().filter_map(|address| Slot::read(self.kernel, address)).collect()
     }
+}
+
+fn is_at_home_on_vfio(record: &Record) -> bool {
+    record.functions.iter().all(|function| function.driver.as_deref() == Some(VFIO_PCI))
 }
 
 /// A device that does not even let itself be read.
