@@ -33,7 +33,7 @@ silent_on_consoles() { # silent_on_consoles TEXT: the last call did nothing to t
     ok "$1 says nothing of a console" not grep -q 'console' <<<"$err"
 }
 
-if [ "$LAB_FIRMWARE" = ovmf ] && [ "$LAB_MODESET" != 1 ]; then
+if [ "$LAB_FIRMWARE $LAB_HOME" = 'ovmf nvidia' ] && [ "$LAB_GPUS$LAB_MODESET" = 1 ]; then
     case=firmware
 elif [ "$LAB_GPUS $LAB_HOME $LAB_DRIVER" = '2 nvidia 580.95.05' ]; then
     case=unloaded # nvidia_drm, which comes back for the other card at once
