@@ -5,7 +5,7 @@ use crate::gpu::inventory::{self, VFIO_PCI, long_form, slot_of};
 use crate::gpu::{Slot, inventory::nvidia_slots};
 use crate::handoff::attempt::Direction;
 use crate::handoff::home::Asker;
-use crate::handoff::leave::unknown_home;
+use crate::handoff::intent::unknown_home;
 use crate::handoff::plan::{self, Plan};
 use crate::handoff::reconcile::{Scope, nodes_to_text};
 use crate::handoff::record::{Owner, Record};

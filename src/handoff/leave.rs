@@ -4,50 +4,19 @@ use super::attempt::{Attempt, Direction};
 use super::facts::Facts;
 use super::halt;
 use super::home::TimeBox;
-use super::home::unreadable;
-use super::plan::{self, Plan};
-use super::policy::{self, Halt};
-use super::record::{HomeOf, Owner, Progress, Record, Stopped};
+use super::intent::{Intent, add_missing};
+use super::policy;
+use super::record::{Owner, Progress, Record, Stopped};
 use super::run::{OnFailure, Outcome};
-use super::step::Step;
 use super::store::Locked;
-use super::{Handoff, again, check, is_with};
-use crate::config::{ForContainer, Home};
-use crate::gpu::containers;
-use crate::gpu::holders::{Holder, Place, Reach, Watched};
-use crate::gpu::inventory::{self, Function, Slot, VFIO_PCI};
-use crate::gpu::power::Power;
+use super::{Handoff, again};
+use crate::gpu::holders::Holder;
+use crate::gpu::inventory::VFIO_PCI;
 use crate::stop::{Code, Result, Stop};
-use crate::systemd;
 use std::time::Duration;
-
-/// More holders than this are counted, not named.
-const NAMED_HOLDERS: usize = 5;
 
 /// Of the time box, what the way there may take; the rest is for going back.
 const WAY_THERE: (u32, u32) = (2, 3);
-
-/// All that is known before anything is touched.
-pub struct Intent {
-    /// As it is written before the first step.
-    record: Record,
-    /// Earlier records, of owners that need these slots no more.
-    abandoned: Vec<Record>,
-    facts: Facts,
-    /// Who is stopped before.
-    halts: Vec<Halt>,
-    watched: Watched,
-    pub plan: Plan,
-}
-
-impl Intent {
-    /// For people: who is stopped, and the steps.
-    fn to_text(&self, title: &str) -> String {
-        let halts = self.halts.iter().map(|halt| (halt::PHASE, halt.to_string()));
-        let steps = self.plan.iter().map(|(phase, step)| (phase.name(), step.to_string()));
-        plan::lines(title, halts.chain(steps))
-    }
-}
 
 impl Handoff<'_> {
     /// Gives slots to `owner`. `listed` tells whether the owner's own configuration names a function.
@@ -91,7 +60,9 @@ impl Handoff<'_> {
     ) -> Result<()> {
         let begin = attempt.begin;
         let names: Vec<&str> = slots.iter().map(String::as_str).collect();
-        let Intent { mut record, abandoned, facts, halts, watched, plan } = self.intend(owner, slots, listed)?;
+        let intent = self.intend(owner, slots, listed)?;
+        let found = intent.found();
+        let Intent { mut record, abandoned, facts, halts, watched, plan } = intent;
         let title = slots.join(" ");
         add_missing(&mut record.stopped, self.take_to_start(locked, &names)?);
         if plan.is_empty() {
@@ -103,7 +74,7 @@ impl Handoff<'_> {
         }
         self.story.say(&format!("{title} host -> {owner}"));
         let checked = self.kernel.now().saturating_sub(begin);
-        self.story.phase("check", checked, &describe(&facts));
+        self.story.phase("check", checked, &found);
         self.tell_of_firmware(&facts);
         // Before the record says so: a worker that is there puts right what is cut short from now on.
         self.kernel.worker();
@@ -137,66 +108,6 @@ impl Handoff<'_> {
         Ok(())
     }
 
-    /// What [`Handoff::leave`] would do now.
-    ///
-    /// # Errors
-    /// Why it would refuse.
-    pub fn plan_leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<String> {
-        Ok(self.intend(owner, slots, listed)?.to_text(&format!("{} host -> {owner}", slots.join(" "))))
-    }
-
-    /// Everything that can say no says so here. Reads only.
-    ///
-    /// # Errors
-    /// Why it is refused.
-    pub fn intend(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<Intent> {
-        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
-        self.refuse_wedged(&names)?;
-        let slots = self.read_slots(slots)?;
-        let earlier = self.earlier_records(owner, &slots)?;
-        let mut record = self.record_for(owner, &slots, &earlier);
-        let abandoned = earlier.into_iter().filter(|r| r.owner != *owner && r.owner.vmid().is_some()).collect();
-        let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
-        let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(&names, &error))?;
-        let facts = facts.avoiding(&self.store.wedged_slots());
-        record.console |= facts.console.is_attached && facts.console.screen.is_some();
-        let refuse = |reason: String| Stop::refused(format!("{} was not touched: {reason}", names.join(" ")));
-        check::check(&facts, listed).map_err(refuse)?;
-        let plan = plan::to_vfio(&facts, &record).map_err(refuse)?;
-        let watched = self.watched(&facts, &plan);
-        let holders = watched.holders(self.kernel);
-        let halts = self.decide(owner, &facts, &holders).map_err(|keepers| busy(owner, &names, &keepers))?;
-        add_missing(&mut record.frozen, self.to_freeze(&facts, &halts));
-        let plan = if record.frozen.is_empty() { plan } else { plan::to_vfio(&facts, &record).map_err(refuse)? };
-        Ok(Intent { record, abandoned, facts, halts, watched, plan })
-    }
-
-    /// Who must go, by the policy; the error is who keeps the GPU.
-    fn decide(&self, owner: &Owner, facts: &Facts, holders: &[Holder]) -> std::result::Result<Vec<Halt>, Vec<Holder>> {
-        // The VM itself may have its GPU already: then there is nothing left to do.
-        let is_own = |holder: &Holder| owner.vmid().is_some_and(|id| holder.place == Place::Vm(id));
-        let holders: Vec<Holder> = holders.iter().filter(|holder| !is_own(holder)).cloned().collect();
-        let services = match facts.functions().any(|function| function.is_on("nvidia")) {
-            true => policy::nvidia_services().filter(|unit| systemd::has_processes(self.kernel, unit)).collect(),
-            false => Vec::new(),
-        };
-        policy::decide(&self.config.policy, &holders, &services)
-    }
-
-    /// Containers that could open the GPU while it changes hands.
-    fn to_freeze(&self, facts: &Facts, halts: &[Halt]) -> Vec<u32> {
-        if !facts.functions().any(|f| f.is_nvidia_gpu() && f.driver.as_deref().is_some_and(|driver| driver != VFIO_PCI))
-        {
-            return Vec::new();
-        }
-        let mut containers = containers::with_gpu(self.kernel);
-        containers.retain(|ctid| {
-            let is_left = self.config.policy.for_container(*ctid) == ForContainer::Leave;
-            !is_left && !halts.contains(&Halt::Stop(Stopped::Container(*ctid)))
-        });
-        containers
-    }
-
     /// NVIDIA's services serve the cards that stay as well.
     fn start_what_serves_others(&self, locked: &Locked, record: &Record, facts: &Facts) {
         if facts.gpu_drivers.get("nvidia").is_some_and(|driver| !driver.elsewhere.is_empty()) {
@@ -204,135 +115,6 @@ impl Handoff<'_> {
             let services: Vec<Stopped> = record.stopped.iter().filter(is_service).cloned().collect();
             self.start_again(locked, &record.slots(), &services);
         }
-    }
-
-    fn read_slots(&self, addresses: &[String]) -> Result<Vec<Slot>> {
-        let read = |address: &String| {
-            Slot::read(self.kernel, address)
-                .ok_or_else(|| Stop::refused(format!("there is no device in slot {address}")))
-        };
-        addresses.iter().map(read).collect()
-    }
-
-    /// Records that know something of these slots.
-    fn earlier_records(&self, owner: &Owner, slots: &[Slot]) -> Result<Vec<Record>> {
-        self.refuse_unreadable(owner, slots)?;
-        let mut earlier = Vec::new();
-        for record in self.store.each_record() {
-            let record = match record {
-                Ok(record) => record,
-                Err(error) => {
-                    let problem = format!("{error:#}");
-                    refuse_unknown_homes(slots, &problem)?;
-                    self.story.warn(&problem);
-                    continue;
-                }
-            };
-            let Some(slot) = slots.iter().find(|slot| record.slots().contains(&slot.address.as_str())) else {
-                continue;
-            };
-            // Without such a VM its start was given up: who comes next inherits what the record knew.
-            if let Some(id) =
-                record.owner.vmid().filter(|id| record.owner != *owner && is_with(self.kernel, &record, *id))
-            {
-                return Err(Stop::refused(format!(
-                    "{0} was not touched: VM {id} has it; stop that VM (qm stop {id}), or if it does not run: \
-                     gpu-handoff to-nvidia {0}; then {1}",
-                    slot.address,
-                    again(owner)
-                )));
-            }
-            earlier.push(record);
-        }
-        Ok(earlier)
-    }
-
-    /// The owner's own record would be written over: what stands in it must not be lost.
-    fn refuse_unreadable(&self, owner: &Owner, slots: &[Slot]) -> Result<()> {
-        let Err(error) = self.store.record(owner) else { return Ok(()) };
-        let problem = format!("{error:#}");
-        refuse_unknown_homes(slots, &problem)?;
-        let titles: Vec<&str> = slots.iter().map(|slot| slot.address.as_str()).collect();
-        Err(Stop::refused(format!(
-            "{} was not touched: an earlier record of {owner} cannot be read: {problem}; if gpu-handoff --status shows \
-             the card at home, remove that file; then {}",
-            titles.join(" "),
-            again(owner)
-        )))
-    }
-
-    /// Where every function is at home: what an earlier record says, else what the configuration says, else here.
-    fn record_for(&self, owner: &Owner, slots: &[Slot], earlier: &[Record]) -> Record {
-        // What is with vfio-pci by hand stays there until the opposite call; a VM may use it there meanwhile.
-        let by_hand =
-            |slot: &Slot| earlier.iter().any(|r| r.owner != *owner && r.owner == Owner::Manual(slot.address.clone()));
-        let known: Vec<&Record> = earlier.iter().filter(|r| r.owner == *owner || r.owner.vmid().is_some()).collect();
-        let mut functions = Vec::new();
-        let mut modules: Vec<String> = Vec::new();
-        let console = known.iter().any(|record| record.console);
-        for slot in slots {
-            for function in &slot.functions {
-                let home = known.iter().find_map(|record| record.home_of(&function.address));
-                let home = home.cloned().unwrap_or_else(|| self.home_now(slot, function, by_hand(slot)));
-                if function.is_nvidia_gpu() && function.driver == home.driver {
-                    add_missing(&mut modules, self.modules_of(function));
-                }
-                functions.push(home);
-            }
-        }
-        let (mut stopped, mut frozen) = (Vec::new(), Vec::new());
-        for record in known {
-            add_missing(&mut stopped, record.stopped.iter().cloned());
-            add_missing(&mut frozen, record.frozen.iter().copied());
-            // An own record may name slots that the configuration no longer does: they come home with the rest.
-            let own = record.owner == *owner;
-            let extra = record.functions.iter().filter(|f| own && !slots.iter().any(|slot| slot.address == f.slot));
-            functions.extend(extra.cloned());
-            add_missing(&mut modules, record.modules.iter().cloned());
-        }
-        Record {
-            owner: owner.clone(),
-            progress: Progress::Leaving,
-            functions,
-            modules,
-            stopped,
-            frozen,
-            console,
-            caller: self.kernel.caller(),
-        }
-    }
-
-    fn home_now(&self, slot: &Slot, function: &Function, by_hand: bool) -> HomeOf {
-        let here = || (function.driver.clone(), function.module.clone());
-        let (driver, module) = match self.config.homes.get(&slot.address).filter(|_| !by_hand) {
-            Some(Home::Driver(driver)) if function.is_nvidia_gpu() && !function.is_on(driver) => {
-                (Some(driver.clone()), Some(driver.replace('-', "_")))
-            }
-            Some(Home::None) if function.is_nvidia_gpu() => (None, None),
-            _ => here(),
-        };
-        let power = Power::read(self.kernel, &function.address);
-        HomeOf { slot: slot.address.clone(), address: function.address.clone(), driver, module, power }
-    }
-
-    /// The modules of a GPU's driver, in the order in which they are loaded.
-    fn modules_of(&self, gpu: &Function) -> Vec<String> {
-        let unloadable = |m: &&String| matches!(m.as_str(), "nvidia" | "nouveau");
-        let Some(module) = gpu.module.as_ref().filter(unloadable) else { return Vec::new() };
-        let mut order = crate::gpu::nvidia::unload_order(self.kernel, module).unwrap_or_default();
-        order.reverse();
-        order
-    }
-
-    fn watched(&self, facts: &Facts, plan: &Plan) -> Watched {
-        let unloads =
-            |name: &str| plan.iter().any(|(_, step)| matches!(step, Step::Unload { module } if module == name));
-        let reach = if unloads("nvidia") { Reach::Unloading } else { Reach::Unbinding };
-        let mut watched = Watched::of_slots(self.kernel, &facts.slots, reach);
-        if unloads("nvidia_drm") {
-            watched.add_all_drm(self.kernel, &inventory::functions_of_driver(self.kernel, "nvidia"));
-        }
-        watched
     }
 
     /// The console on a framebuffer of the firmware's goes for good, and who loses it should not have to find out why.
@@ -403,44 +185,6 @@ impl Handoff<'_> {
     }
 }
 
-/// A record that cannot be read may be the one that knows where a slot on vfio-pci is at home.
-fn refuse_unknown_homes(slots: &[Slot], problem: &str) -> Result<()> {
-    match slots.iter().flat_map(|slot| &slot.functions).find(|function| function.is_on(VFIO_PCI)) {
-        Some(away) => Err(unknown_home(&away.address, problem)),
-        None => Ok(()),
-    }
-}
-
-/// A function on vfio-pci whose home may stand in a file that cannot be read.
-pub fn unknown_home(address: &str, problem: &str) -> Stop {
-    Stop::refused(format!(
-        "{address} was not touched: it is on {VFIO_PCI}, and the file that may say where it is at home cannot be \
-         read: {problem}; if it is at home there, remove that file"
-    ))
-}
-
-fn busy(owner: &Owner, slots: &[&str], keepers: &[Holder]) -> Stop {
-    let mut who: Vec<String> = keepers.iter().take(NAMED_HOLDERS).map(ToString::to_string).collect();
-    if keepers.len() > NAMED_HOLDERS {
-        who.push(format!("{} more", keepers.len() - NAMED_HOLDERS));
-    }
-    let remedy = keepers.first().map(Holder::remedy).unwrap_or_default();
-    Stop::refused(format!(
-        "{} was not touched, it is in use: {}; end it ({remedy}), then {}",
-        slots.join(" "),
-        who.join(", "),
-        again(owner)
-    ))
-}
-
-fn add_missing<T: PartialEq>(list: &mut Vec<T>, more: impl IntoIterator<Item = T>) {
-    for entry in more {
-        if !list.contains(&entry) {
-            list.push(entry);
-        }
-    }
-}
-
 /// The GPU is with its owner.
 fn settled(record: &Record) -> Record {
     Record { progress: Progress::Away, frozen: Vec::new(), ..record.clone() }
@@ -459,11 +203,4 @@ fn forget(locked: &Locked, abandoned: &[Record], taken: &[String]) -> Result<()>
         }
     }
     Ok(())
-}
-
-/// `0000:01:00.0 nvidia, 0000:01:00.1 snd_hda_intel; not in use`
-fn describe(facts: &Facts) -> String {
-    let functions: Vec<String> =
-        facts.functions().map(|f| format!("{} {}", f.address, f.driver.as_deref().unwrap_or("no driver"))).collect();
-    format!("{}; not in use", functions.join(", "))
 }

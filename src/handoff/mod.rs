@@ -9,6 +9,7 @@ pub mod facts;
 pub mod halt;
 pub mod history;
 pub mod home;
+pub mod intent;
 pub mod journal;
 pub mod leave;
 pub mod plan;
