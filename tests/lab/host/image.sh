@@ -45,8 +45,11 @@ new=$image.new
 rm -rf --one-file-system "$LAB_CACHE"/image-*.new
 mkdir -p "$new"
 packages=$(sed 's/#.*//' "$LAB_SRC/image-packages" | xargs | tr ' ' ,)
+# What it mounts into the tree is for it alone: should it be killed, nobody who clears up after it finds /proc there.
+alone=()
+! unshare --mount true 2>/dev/null || alone=(unshare --mount)
 # Without docker-clean's hook: it deletes packages that are still needed.
-mmdebstrap --quiet --variant=minbase --include="$packages" \
+"${alone[@]}" mmdebstrap --quiet --variant=minbase --include="$packages" \
     --aptopt='#clear DPkg::Post-Invoke' --aptopt='#clear APT::Update::Post-Invoke' \
     ${keyring:+--keyring="$keyring"} "$SUITE" "$new/root" "$mirror" >&2 </dev/null
 

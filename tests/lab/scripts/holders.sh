@@ -73,7 +73,9 @@ in_use /dev/nvidia0 mapped "$init" perl 'container 101' 'pct stop 101'
 is 'container in the status' 101 "$(status $slot1 users.0.ctid)"
 lxc-stop -n 101 -k
 
-# ---- a service that keeps the card initialised ----
+# ---- a service that keeps the card initialised, where the policy says that it may ----
+mkdir -p "${config%/*}"
+echo '{"policy":{"nvidia_services":"refuse"}}' >"$config"
 cat >/run/systemd/system/nvidia-persistenced.service <<'END'
 [Service]
 Type=exec
@@ -86,6 +88,7 @@ pid=$(systemctl show --value -p MainPID nvidia-persistenced.service)
 in_use /dev/nvidia0 open "$pid" nvidia-persiste nvidia-persistenced.service 'systemctl stop nvidia-persistenced.service'
 is 'unit in the status' nvidia-persistenced.service "$(status $slot1 users.0.unit)"
 systemctl stop nvidia-persistenced.service
+rm "$config"
 
 # ---- what is not NVIDIA's node ----
 render=$(echo "$pci/$slot1.0/drm/renderD"*)
@@ -116,6 +119,23 @@ for node in "$(group_node $slot1)" "/dev/vfio/devices/$(ls "$pci/$slot1.0/vfio-d
 done
 works 'home by hand' gpu-handoff to-nvidia $slot1
 is_home 'by hand'
+
+# ---- nor does a name or a namespace keep anybody from being ended, where the policy says so ----
+# shellcheck disable=SC2016 # for the other shell
+systemd-run --quiet --scope --unit=session-9 unshare --mount --pid --fork sh -c '
+    mount -t tmpfs none /run/elsewhere && mknod "/run/elsewhere/my gpu" c 195 0 || exit 9
+    exec perl -e "$0" "/run/elsewhere/my gpu" 1 "unlink \$path"' "$mapper" </dev/null >/dev/null 2>&1 &
+is_held 'a program of a session has the card mapped'
+inner=$(pgrep -f 'elsewhere/my gpu' | xargs -n 1 sh -c 'grep -qs "my gpu" /proc/$0/maps && echo $0')
+in_use /dev/nvidia0 mapped "$inner" perl session-9.scope
+echo '{"policy":{"process":"kill"}}' >"$config"
+works 'killed: pre-start' $hook 111 pre-start
+says 'killed' "PID $inner (perl)"
+ok 'the program has ended' has_gone "$inner"
+in_no_vm 'killed' $slot1
+works 'killed: post-stop' $hook 111 post-stop
+is_home 'killed'
+rm "$config"
 
 # ---- nobody uses it any more ----
 works 'qm start' qm start 111
