@@ -38,7 +38,8 @@ program() { # program NODE
 }
 
 # ---- NVIDIA's services are stopped by default, also one that does not have the card open at this moment ----
-service nvidia-persistenced /dev/nvidiactl /dev/nvidia0
+# The last card's node: with two cards that is the one that stays.
+service nvidia-persistenced /dev/nvidiactl "/dev/nvidia$((LAB_GPUS - 1))"
 service nvidia-powerd /dev/null
 service needs-persistenced /dev/null
 sed -i '1i[Unit]\nRequires=nvidia-persistenced.service\nAfter=nvidia-persistenced.service' /run/systemd/system/needs-persistenced.service

@@ -96,7 +96,7 @@ wait "$holder"
 works 'post-stop' $hook 111 post-stop
 is_home 'after waiting'
 
-# ---- a record that cannot be read: harmless while the card is at home, else it may know where that is ----
+# ---- a record that cannot be read is never written over: it may know where the card is at home ----
 for garbage in 'garbage' '{"schema":2}'; do
     echo "$garbage" >$records/vm-111
     broken=$(snapshot)
@@ -108,9 +108,13 @@ for garbage in 'garbage' '{"schema":2}'; do
     call $hook 100 pre-start
     exits "$garbage: VM without a card" 0
     silent "$garbage: VM without a card"
-    works "$garbage, at home: pre-start" $hook 111 pre-start
-    says "$garbage, at home: pre-start" "warning: $records/vm-111"
-    in_no_vm "$garbage, at home: pre-start" $slot1
+    call $hook 111 pre-start
+    exits "$garbage, at home: pre-start" 3
+    says "$garbage, at home: pre-start" $slot1 $records/vm-111 'remove that file'
+    untouched "$garbage, at home: pre-start" "$broken"
+    rm $records/vm-111
+    works "$garbage, removed: pre-start" $hook 111 pre-start
+    in_no_vm "$garbage, removed: pre-start" $slot1
 
     cp $records/vm-111 /run/record
     echo "$garbage" >$records/vm-111
