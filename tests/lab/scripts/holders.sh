@@ -120,6 +120,8 @@ done
 works 'home by hand' gpu-handoff to-nvidia $slot1
 is_home 'by hand'
 
+at_home=$(snapshot)
+
 # ---- nor does a name or a namespace keep anybody from being ended, where the policy says so ----
 # shellcheck disable=SC2016 # for the other shell
 systemd-run --quiet --scope --unit=session-9 unshare --mount --pid --fork sh -c '
