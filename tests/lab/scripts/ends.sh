@@ -16,6 +16,7 @@ comes_home() { # comes_home TEXT: by itself
 mark() { stat -c %i "$vfio_driver/$1.0"; }
 watchers() { systemctl list-units --all --plain --no-legend 'gpu-handoff-watch-*' | awk '{ print $1, $3 }'; }
 no_watcher() { [ -z "$(watchers)" ]; }
+a_watcher() { watchers | grep -q ' active$'; }
 
 # sample VMID: in the background, looks at Proxmox's lock and at the card until the VM's
 # record has come and gone; then, in /run/sample, the milliseconds from the last look that
@@ -127,6 +128,7 @@ guest 113 "$slot1,pcie=1"
 no_reservations
 bg qm start 113
 ok 'it is being started' within 10 grep -q '"away"' $records/vm-113
+ok 'it is watched' within 10 a_watcher
 systemctl kill --signal=KILL 'gpu-handoff-watch-113-*'
 ok 'that start is given up' within 30 has_gone "$job"
 reservations
