@@ -1,7 +1,7 @@
 #!/bin/bash
 # What a handoff costs above the kernel's own work: both directions against the
-# bare writes, in turns, in one boot. Prints a table; the numbers prove nothing.
-# lab: --timeout 1200
+# bare writes, in turns, in one boot. Prints a table; the numbers prove nothing, so
+# `make test` leaves it out: tests/lab/run --timeout 1200 tests/lab/scripts/bench.sh
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
