@@ -7,6 +7,9 @@ use std::time::Duration;
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
 const SYSTEMD_RUN: &str = "/usr/bin/systemd-run";
 
+/// Of the unified hierarchy.
+pub const CGROUPS: &str = "/sys/fs/cgroup";
+
 /// Asking systemd for something takes it milliseconds, unless it is very busy.
 pub const ANSWER: Duration = Duration::from_secs(5);
 
@@ -35,9 +38,10 @@ pub fn state(kernel: &dyn Kernel, unit: &str) -> Option<String> {
     Some(text.trim().to_string())
 }
 
-/// Whether a unit of the host's has processes, read from its cgroup: quicker than asking systemd.
-pub fn has_processes(kernel: &dyn Kernel, unit: &str) -> bool {
-    let events = kernel.text(&format!("/sys/fs/cgroup/system.slice/{unit}/cgroup.events")).unwrap_or_default();
+/// Whether any process is alive in a cgroup, `system.slice/x.service` or `lxc/101`: quicker than asking systemd, and true
+/// whatever the command said that started or stopped it.
+pub fn has_processes(kernel: &dyn Kernel, cgroup: &str) -> bool {
+    let events = kernel.text(&format!("{CGROUPS}/{cgroup}/cgroup.events")).unwrap_or_default();
     events.lines().any(|line| line == "populated 1")
 }
 
@@ -86,33 +90,21 @@ pub fn restart(kernel: &dyn Kernel, unit: &str) -> Result<(), ActError> {
     kernel.program(SYSTEMCTL, &["restart", "--no-block", "--", unit], ANSWER).map(|_| ())
 }
 
-/// Runs a program in a transient unit, which outlives this run. Under a unit of that name that is already at work,
-/// nothing is started.
+/// Runs a program in a transient unit, which outlives this run. A unit of that name that is there already is left to do
+/// its work.
 ///
 /// # Errors
 /// systemd-run's words.
 pub fn run_transient(kernel: &dyn Kernel, unit: &str, program: &[&str]) -> Result<(), ActError> {
-    if matches!(state(kernel, unit).as_deref(), Some("active" | "activating")) {
-        return Ok(());
-    }
-    let name = format!("--unit={unit}");
-    let line = [&["--quiet", "--collect", "--no-block", &name, "--"], program].concat();
-    kernel.program(SYSTEMD_RUN, &line, ANSWER).map(|_| ())
+    run(kernel, unit, &transient(unit, &[], program))
 }
 
-/// Lets this program run once more with these arguments, in a transient unit of its own that outlives this run. A unit of
-/// that name that is there already is left to do its work.
+/// Lets this program run once more with these arguments, as [`run_transient`] does.
 ///
 /// # Errors
 /// systemd-run's words.
 pub fn run_later(kernel: &dyn Kernel, unit: &str, arguments: &[&str]) -> Result<(), ActError> {
-    let line = once_more(unit, arguments)?;
-    let line: Vec<&str> = line.iter().map(String::as_str).collect();
-    match kernel.program(SYSTEMD_RUN, &line, ANSWER) {
-        // Asked only then: it costs as much as starting the unit.
-        Err(_) if matches!(state(kernel, unit).as_deref(), Some("active" | "activating")) => Ok(()),
-        answer => answer.map(|_| ()),
-    }
+    run(kernel, unit, &once_more(unit, arguments)?)
 }
 
 /// As [`run_later`], without waiting until systemd has been told.
@@ -120,9 +112,15 @@ pub fn run_later(kernel: &dyn Kernel, unit: &str, arguments: &[&str]) -> Result<
 /// # Errors
 /// When systemd-run could not be started.
 pub fn begin_later(kernel: &dyn Kernel, unit: &str, arguments: &[&str]) -> Result<Running, ActError> {
-    let line = once_more(unit, arguments)?;
-    let line: Vec<&str> = line.iter().map(String::as_str).collect();
-    kernel.start_program(SYSTEMD_RUN, &line)
+    kernel.start_program(SYSTEMD_RUN, &words(&once_more(unit, arguments)?))
+}
+
+fn run(kernel: &dyn Kernel, unit: &str, line: &[String]) -> Result<(), ActError> {
+    match kernel.program(SYSTEMD_RUN, &words(line), ANSWER) {
+        // Asked only then: it costs as much as starting the unit.
+        Err(_) if matches!(state(kernel, unit).as_deref(), Some("active" | "activating")) => Ok(()),
+        answer => answer.map(|_| ()),
+    }
 }
 
 fn once_more(unit: &str, arguments: &[&str]) -> Result<Vec<String>, ActError> {
@@ -130,18 +128,21 @@ fn once_more(unit: &str, arguments: &[&str]) -> Result<Vec<String>, ActError> {
     let program = program.to_string_lossy();
     // How the kernel names a file that was replaced since: by an upgrade, while this runs.
     let program = program.trim_end_matches(" (deleted)");
-    let name = format!("--unit={unit}");
-    let options = [
-        "--quiet",
-        "--collect",
-        "--no-block",
-        &name,
+    let properties = [
         // A worker that is stuck stays behind, and comes back for the card when its call does.
         "--property=KillMode=process",
         // What it has to say is in the journal already, by way of syslog.
         "--property=StandardError=null",
-        "--",
-        program,
     ];
-    Ok(options.iter().chain(arguments).map(ToString::to_string).collect())
+    Ok(transient(unit, &properties, &[&[program], arguments].concat()))
+}
+
+fn transient(unit: &str, properties: &[&str], program: &[&str]) -> Vec<String> {
+    let name = format!("--unit={unit}");
+    let options = ["--quiet", "--collect", "--no-block", &name];
+    [&options, properties, &["--"], program].concat().iter().map(ToString::to_string).collect()
+}
+
+fn words(line: &[String]) -> Vec<&str> {
+    line.iter().map(String::as_str).collect()
 }

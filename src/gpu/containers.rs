@@ -3,24 +3,24 @@
 use super::nodes::NVIDIA_MAJOR;
 use crate::proxmox::ct::{self, CtConfig};
 use crate::sys::Kernel;
+use crate::systemd;
 
 /// Where Proxmox has LXC put a container's processes (`lxc.cgroup.dir.container = lxc/ID`).
-const CGROUPS: &str = "/sys/fs/cgroup/lxc";
+const CGROUPS: &str = "lxc";
 
 /// The attribute that freezes all processes of a container: `1` or `0`.
 pub fn freezer(ctid: u32) -> String {
-    format!("{CGROUPS}/{ctid}/cgroup.freeze")
+    format!("{}/{CGROUPS}/{ctid}/cgroup.freeze", systemd::CGROUPS)
 }
 
-/// Whether any process of the container is alive, whatever the command that started or stopped it said.
 pub fn runs(kernel: &dyn Kernel, ctid: u32) -> bool {
-    let events = kernel.text(&format!("{CGROUPS}/{ctid}/cgroup.events")).unwrap_or_default();
-    events.lines().any(|line| line == "populated 1")
+    systemd::has_processes(kernel, &format!("{CGROUPS}/{ctid}"))
 }
 
 /// Running containers whose configuration gives them an NVIDIA GPU, but for those that somebody froze already.
 pub fn with_gpu(kernel: &dyn Kernel) -> Vec<u32> {
-    let running = kernel.list(CGROUPS).into_iter().filter_map(|name| name.parse::<u32>().ok());
+    let running =
+        kernel.list(&format!("{}/{CGROUPS}", systemd::CGROUPS)).into_iter().filter_map(|name| name.parse::<u32>().ok());
     running
         .filter(|ctid| kernel.text(&freezer(*ctid)).is_some_and(|text| text == "0") && runs(kernel, *ctid))
         .filter(|ctid| {

@@ -9,7 +9,7 @@ use super::store::Locked;
 use super::{Handoff, LOOK_AGAIN};
 use crate::gpu::containers;
 use crate::gpu::holders::{Holder, Watched};
-use crate::sys::End;
+use crate::sys::{End, Process};
 use crate::systemd;
 use std::time::Duration;
 
@@ -88,7 +88,13 @@ impl Handoff<'_> {
         end: Duration,
         done: &mut Vec<String>,
     ) -> Result<(), String> {
-        for halt in halts {
+        // Before anything is waited for: afterwards a PID may be somebody else's.
+        let process_of = |halt: &Halt| match halt {
+            Halt::Kill { pid, .. } => self.kernel.process(*pid),
+            Halt::Stop(_) => None,
+        };
+        let processes: Vec<Option<Process>> = halts.iter().map(process_of).collect();
+        for (halt, process) in halts.iter().zip(processes) {
             match halt {
                 Halt::Stop(what) => {
                     let along = match what {
@@ -106,7 +112,9 @@ impl Handoff<'_> {
                     done.push(what.to_string());
                 }
                 Halt::Kill { pid, command } => {
-                    self.kill(*pid, command, end)?;
+                    if let Some(process) = process {
+                        self.kill(process, command, end)?;
+                    }
                     done.push(format!("PID {pid} ({command})"));
                 }
             }
@@ -135,8 +143,8 @@ impl Handoff<'_> {
     }
 
     /// Asked first; killed when that does not help.
-    fn kill(&self, pid: i32, command: &str, end: Duration) -> Result<(), String> {
-        let Some(process) = self.kernel.process(pid) else { return Ok(()) };
+    fn kill(&self, process: Process, command: &str, end: Duration) -> Result<(), String> {
+        let pid = process.pid;
         for how in [End::Ask, End::Kill] {
             self.kernel.end(process, how).map_err(|error| format!("PID {pid} ({command}) does not end: {error}"))?;
             let enough = end.min(self.kernel.now() + GRACE);

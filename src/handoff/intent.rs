@@ -95,7 +95,9 @@ impl Handoff<'_> {
         let is_own = |holder: &Holder| owner.vmid().is_some_and(|id| holder.place == Place::Vm(id));
         let holders: Vec<Holder> = holders.iter().filter(|holder| !is_own(holder)).cloned().collect();
         let services = match facts.functions().any(|function| function.is_on("nvidia")) {
-            true => policy::nvidia_services().filter(|unit| systemd::has_processes(self.kernel, unit)).collect(),
+            true => policy::nvidia_services()
+                .filter(|unit| systemd::has_processes(self.kernel, &format!("system.slice/{unit}")))
+                .collect(),
             false => Vec::new(),
         };
         policy::decide(&self.config.policy, &holders, &services)

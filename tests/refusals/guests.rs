@@ -249,18 +249,11 @@ fn a_virtual_function_is_left_to_proxmox() {
 fn the_physical_function_beside_virtual_ones() {
     let message = "0000:01:00 was not touched: 0000:01:00.0 has 3 SR-IOV virtual functions, which would vanish; \
                    remove them first: echo 0 > /sys/bus/pci/devices/0000:01:00.0/sriov_numvfs";
-    let host = with_virtual_functions(host()).vm(111, "hostpci0: 01:00.0");
-    refuses(&host, "111 pre-start", 3, message);
-    refuses(&host, "to-vfio", 3, message);
-}
-
-/// The whole slot names the physical function too, whose virtual functions would vanish.
-#[test]
-fn the_whole_slot_of_a_physical_function() {
-    let message = "0000:01:00 was not touched: 0000:01:00.0 has 3 SR-IOV virtual functions, which would vanish; \
-                   remove them first: echo 0 > /sys/bus/pci/devices/0000:01:00.0/sriov_numvfs";
-    let host = with_virtual_functions(host()).vm(111, "hostpci0: 01:00");
-    refuses(&host, "111 pre-start", 3, message);
+    // The whole slot names the physical function, too.
+    for config in ["hostpci0: 01:00.0", "hostpci0: 01:00"] {
+        refuses(&with_virtual_functions(host()).vm(111, config), "111 pre-start", 3, message);
+    }
+    refuses(&with_virtual_functions(host()), "to-vfio", 3, message);
 }
 
 #[test]
