@@ -1,7 +1,7 @@
 #!/bin/bash
 # A card in use is refused before anything is touched, and who uses it is named.
-# lab: --timeout 1200
-# lab: --gpus 2 --timeout 1200
+# lab: --timeout 400
+# lab: --gpus 2 --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -1,14 +1,14 @@
 #!/bin/bash
 # The framebuffer console: off a screen before the card is unbound from under it, back as it was when the card is home;
 # not touched where there is none, and told where it cannot come back.
-# lab: --timeout 900
-# lab: --modeset 1 --timeout 900
-# lab: --gpus 2 --modeset 1 --driver-version 580.95.05 --timeout 900
-# lab: --gpus 2 --modeset 1 --driver-version 580.105.08 --timeout 900
-# lab: --firmware ovmf --timeout 900
-# lab: --firmware ovmf --modeset 1 --timeout 900
-# lab: --firmware ovmf --gpus 2 --modeset 1 --driver-version 580.105.08 --timeout 900
-# lab: --firmware ovmf --gpus 2 --home nouveau --timeout 900
+# lab: --timeout 400
+# lab: --modeset 1 --timeout 400
+# lab: --gpus 2 --modeset 1 --driver-version 580.95.05 --timeout 400
+# lab: --gpus 2 --modeset 1 --driver-version 580.105.08 --timeout 400
+# lab: --firmware ovmf --timeout 400
+# lab: --firmware ovmf --modeset 1 --timeout 400
+# lab: --firmware ovmf --gpus 2 --modeset 1 --driver-version 580.105.08 --timeout 400
+# lab: --firmware ovmf --gpus 2 --home nouveau --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

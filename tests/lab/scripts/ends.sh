@@ -1,7 +1,7 @@
 #!/bin/bash
 # Starts that are given up, ends that nobody asked for, reboots, backups: afterwards a card
 # is with a VM that runs, or at home.
-# lab: --gpus 2 --timeout 900
+# lab: --gpus 2 --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -2,8 +2,8 @@
 # The real hang: a process has the GPU open, the look for it is blinded, and unbinding
 # does not come back. The hook does, within its time box; the lock is free; the other
 # card works; and where the driver lets go in the end, the card comes home by itself.
-# lab: --gpus 2 --driver-version 580.95.05 --timeout 600
-# lab: --gpus 2 --driver-version 595.45.04 --modeset 0 --timeout 600
+# lab: --gpus 2 --driver-version 580.95.05 --timeout 400
+# lab: --gpus 2 --driver-version 595.45.04 --modeset 0 --timeout 400
 # lab-build: failpoints
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Who uses the card is found although no descriptor, no name and no namespace of ours shows it; what is not NVIDIA's
 # node keeps a card as well. busy.sh has the plain cases.
-# lab: --modeset 1 --timeout 900
+# lab: --modeset 1 --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Home is where a card was, whatever that is.
-# lab: --home nouveau --timeout 1200
-# lab: --home none --timeout 1200
-# lab: --home vfio --timeout 1200
+# lab: --home nouveau --timeout 400
+# lab: --home none --timeout 400
+# lab: --home vfio --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

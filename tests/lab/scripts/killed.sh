@@ -1,6 +1,6 @@
 #!/bin/bash
 # A handoff that is killed anywhere is finished by whoever comes next.
-# lab: --timeout 1200
+# lab: --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

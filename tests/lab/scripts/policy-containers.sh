@@ -1,6 +1,6 @@
 #!/bin/bash
 # Containers that use the card are refused, or stopped and started again; those that could use it are frozen meanwhile.
-# lab: --timeout 900
+# lab: --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

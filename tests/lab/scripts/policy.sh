@@ -1,7 +1,7 @@
 #!/bin/bash
 # Who uses the card is refused or stopped, as the policy says; what was stopped runs again when the card is home.
-# lab: --timeout 900
-# lab: --gpus 2 --timeout 900
+# lab: --timeout 400
+# lab: --gpus 2 --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Everything that can say no says so before anything is touched.
-# lab: --gpus 2 --timeout 1200
+# lab: --gpus 2 --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

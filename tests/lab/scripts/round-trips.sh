@@ -1,7 +1,7 @@
 #!/bin/bash
 # One card goes to a VM and comes home, many times and in every way that
 # Proxmox or a person can ask for it.
-# lab: --timeout 1200
+# lab: --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -3,7 +3,7 @@
 # it takes, beside what fuser needs for the same nodes, in one boot. It must find the one that matters among them, grow
 # with their number and no faster, and not be slower than fuser; half as long again is let pass, as the machine is emulated
 # and shared.
-# lab: --timeout 900
+# lab: --timeout 400
 # lab-env: LAB_MEMORY=4096
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"

@@ -1,9 +1,9 @@
 #!/bin/bash
 # The stories of tests/scenarios.txt, which the simulated kernel plays as well: what it
 # claims, the real one confirms. Plays those that fit this boot.
-# lab: --driver-version 580.105.08 --modeset 0 --timeout 900
-# lab: --gpus 2 --driver-version 580.95.05 --modeset 1 --timeout 900
-# lab: --gpus 2 --driver-version 595.45.04 --modeset 1 --timeout 900
+# lab: --driver-version 580.105.08 --modeset 0 --timeout 400
+# lab: --gpus 2 --driver-version 580.95.05 --modeset 1 --timeout 400
+# lab: --gpus 2 --driver-version 595.45.04 --modeset 1 --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

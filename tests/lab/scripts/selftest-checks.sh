@@ -1,6 +1,6 @@
 #!/bin/bash
 # Every check of handoff.sh can fail: each thing that it looks at is spoilt once.
-# lab: --timeout 1200
+# lab: --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -2,7 +2,7 @@
 # Random operations with random kills; whatever happens, the card is never lost, and a
 # stopped VM and one more run bring it home.
 #   soak.sh [OPERATIONS [SEED]]
-# lab: --timeout 1500
+# lab: --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Two handoffs at once: with two cards they take turns, with one card one wins and the
 # other is refused, told who has it.
-# lab: --gpus 2 --timeout 600
+# lab: --gpus 2 --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -1,9 +1,9 @@
 #!/bin/bash
 # nvidia_drm with modeset=1. Some drivers hold every card with it, so that
 # unbinding one would wait for ever; later ones let a card go.
-# lab: --gpus 2 --modeset 1 --driver-version 580.95.05 --timeout 1200
-# lab: --gpus 2 --modeset 1 --driver-version 580.105.08 --timeout 1200
-# lab: --modeset 1 --timeout 1200
+# lab: --gpus 2 --modeset 1 --driver-version 580.95.05 --timeout 400
+# lab: --gpus 2 --modeset 1 --driver-version 580.105.08 --timeout 400
+# lab: --modeset 1 --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Two cards of the same kind: what happens to one must not touch the other.
-# lab: --gpus 2 --timeout 1200
+# lab: --gpus 2 --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
