@@ -28,7 +28,7 @@ mkdir -p etc/systemd/system/multi-user.target.wants
 ln -s ../lab-boot.service etc/systemd/system/multi-user.target.wants/
 ln -s lab.target etc/systemd/system/default.target
 printf '%s=%s\n' LAB_HOME "$LAB_HOME" LAB_GPUS "$LAB_GPUS" LAB_DRIVER "$LAB_DRIVER" \
-    LAB_MODESET "$LAB_MODESET" LAB_FIRMWARE "$LAB_FIRMWARE" >opt/lab/settings
+    LAB_MODESET "$LAB_MODESET" LAB_FIRMWARE "$LAB_FIRMWARE" LAB_LIMIT "$LAB_LIMIT" >opt/lab/settings
 
 # ---- a quick boot: nothing that waits for a network or the clock ----
 mkdir -p etc/systemd/system-generators etc/systemd/system/systemd-udev-trigger.service.d
