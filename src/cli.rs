@@ -9,6 +9,7 @@ use crate::handoff::reconcile::Scope;
 use crate::handoff::resume;
 use crate::report::history;
 use crate::report::status::Status;
+use crate::setup::hookscript as registration;
 use crate::stop::{Result, Stop};
 use lexopt::Arg;
 use std::collections::BTreeMap;
@@ -32,6 +33,8 @@ pub enum Call {
     Setup { ctid: u32, wish: Wish, dry_run: bool },
     Check { who: Who },
     Sync { who: Who, dry_run: bool },
+    Enable { id: u32, dry_run: bool },
+    Disable { id: u32, dry_run: bool },
     Udev,
     Settle,
     Help,
@@ -139,6 +142,18 @@ const VERBS: &[Verb] = &[
         arguments: "CTID|--all [--dry-run]",
         about: "bring containers to the host's version of the driver, and their rules up to date",
         call: |given| Ok(Call::Sync { who: given.who()?, dry_run: given.has("dry-run") }),
+    },
+    Verb {
+        names: &["enable"],
+        arguments: "ID [--dry-run]",
+        about: "make this the hookscript of a VM or container; never in the place of another",
+        call: |given| Ok(Call::Enable { id: given.id("guest")?, dry_run: given.has("dry-run") }),
+    },
+    Verb {
+        names: &["disable"],
+        arguments: "ID [--dry-run]",
+        about: "remove this hookscript from a VM or container, and no other",
+        call: |given| Ok(Call::Disable { id: given.id("guest")?, dry_run: given.has("dry-run") }),
     },
     Verb {
         names: &["udev"],
@@ -345,6 +360,8 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
             | Call::Detach { dry_run: false, .. }
             | Call::Setup { dry_run: false, .. }
             | Call::Sync { dry_run: false, .. }
+            | Call::Enable { dry_run: false, .. }
+            | Call::Disable { dry_run: false, .. }
             | Call::Udev
             | Call::Settle
     );
@@ -378,6 +395,10 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         }
         Call::Sync { who, dry_run: true } => print(&containers::setup::plan_sync(app, *who)?),
         Call::Sync { who, dry_run: false } => containers::setup::sync(app, *who),
+        Call::Enable { id, dry_run: true } => print(&registration::plan_enable(app, *id)?),
+        Call::Enable { id, dry_run: false } => registration::enable(app, *id),
+        Call::Disable { id, dry_run: true } => print(&registration::plan_disable(app, *id)?),
+        Call::Disable { id, dry_run: false } => registration::disable(app, *id),
         Call::Udev => udev::run(app),
         Call::Settle => settle::run(app),
         Call::Status { json } => status(app, *json),

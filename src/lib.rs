@@ -14,6 +14,7 @@ pub mod gpu;
 pub mod handoff;
 pub mod proxmox;
 pub mod report;
+pub mod setup;
 pub mod stop;
 #[allow(unsafe_code)]
 pub mod sys;

@@ -13,6 +13,7 @@ mod guests;
 mod history;
 mod holders;
 mod policy;
+mod registration;
 mod runs;
 mod starts;
 mod status;
