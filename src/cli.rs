@@ -10,6 +10,7 @@ use crate::handoff::resume;
 use crate::report::history;
 use crate::report::status::Status;
 use crate::setup::hookscript as registration;
+use crate::setup::vfio;
 use crate::stop::{Result, Stop};
 use lexopt::Arg;
 use std::collections::BTreeMap;
@@ -35,6 +36,7 @@ pub enum Call {
     Sync { who: Who, dry_run: bool },
     Enable { id: u32, dry_run: bool },
     Disable { id: u32, dry_run: bool },
+    SetupVfio { wish: vfio::Wish, dry_run: bool },
     Udev,
     Settle,
     Help,
@@ -56,6 +58,8 @@ const FLAGS: &[Flag] = &[
     Flag { name: "gpu", has_value: true, goes_with: "container attach and container setup" },
     Flag { name: "style", has_value: true, goes_with: "container attach and container setup" },
     Flag { name: "dri", has_value: false, goes_with: "container attach and container setup" },
+    Flag { name: "cmdline", has_value: false, goes_with: "setup vfio" },
+    Flag { name: "undo", has_value: false, goes_with: "setup vfio" },
     Flag { name: "all", has_value: false, goes_with: "container check and container sync" },
 ];
 
@@ -154,6 +158,19 @@ const VERBS: &[Verb] = &[
         arguments: "ID [--dry-run]",
         about: "remove this hookscript from a VM or container, and no other",
         call: |given| Ok(Call::Disable { id: given.id("guest")?, dry_run: given.has("dry-run") }),
+    },
+    Verb {
+        names: &["setup vfio"],
+        arguments: "[--cmdline] [--undo] [--dry-run]",
+        about: "prepare the host: vfio-pci at boot, no driver that takes the card first, with --cmdline the IOMMU on the \
+                kernel's command line; --undo takes it all back",
+        call: |given| {
+            let wish = vfio::Wish { cmdline: given.has("cmdline"), undo: given.has("undo") };
+            if wish.cmdline && wish.undo {
+                return Err(usage("--undo takes back what --cmdline did as well: leave that out"));
+            }
+            Ok(Call::SetupVfio { wish, dry_run: given.has("dry-run") })
+        },
     },
     Verb {
         names: &["udev"],
@@ -362,6 +379,7 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
             | Call::Sync { dry_run: false, .. }
             | Call::Enable { dry_run: false, .. }
             | Call::Disable { dry_run: false, .. }
+            | Call::SetupVfio { dry_run: false, .. }
             | Call::Udev
             | Call::Settle
     );
@@ -399,6 +417,8 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::Enable { id, dry_run: false } => registration::enable(app, *id),
         Call::Disable { id, dry_run: true } => print(&registration::plan_disable(app, *id)?),
         Call::Disable { id, dry_run: false } => registration::disable(app, *id),
+        Call::SetupVfio { wish, dry_run: true } => print(&vfio::plan(app, *wish)?),
+        Call::SetupVfio { wish, dry_run: false } => vfio::setup(app, *wish),
         Call::Udev => udev::run(app),
         Call::Settle => settle::run(app),
         Call::Status { json } => status(app, *json),

@@ -15,6 +15,7 @@ mod holders;
 mod policy;
 mod registration;
 mod runs;
+mod setup_vfio;
 mod starts;
 mod status;
 
