@@ -1,11 +1,14 @@
 # What this needs beside Rust and make is installed on the way, see tests/install-missing.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: build test demo soak fuzz lint clean help
+.PHONY: build deb test demo soak fuzz lint clean help
 
 build: ## the release binary, target/release/gpu-handoff
 	@tests/install-missing build
 	cargo build --release --locked
+
+deb: ## the Debian package, target/deb/gpu-handoff_VERSION_amd64.deb
+	@packaging/build
 
 test: ## every test: unit, vectors, refusals, linkage, shell scripts, manual page, lab
 	@tests/all

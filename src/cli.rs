@@ -1,15 +1,19 @@
 //! The command line: one table of verbs makes the parser and `--help`.
 
 use crate::App;
+use crate::containers::{self, Style, Who, Wish};
 use crate::events::watch::{self, After};
-use crate::events::{hookscript, manual};
+use crate::events::{hookscript, manual, settle, udev};
 use crate::handoff::history::History;
 use crate::handoff::reconcile::Scope;
 use crate::handoff::resume;
 use crate::report::history;
 use crate::report::status::Status;
+use crate::setup::hookscript as registration;
+use crate::setup::vfio;
 use crate::stop::{Result, Stop};
 use lexopt::Arg;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 
@@ -25,78 +29,240 @@ pub enum Call {
     Reconcile { scope: Scope, dry_run: bool },
     Resume,
     Watch { vmid: u32, after: After },
+    Attach { ctid: u32, wish: Wish, dry_run: bool },
+    Detach { ctid: u32, dry_run: bool },
+    Setup { ctid: u32, wish: Wish, dry_run: bool },
+    Check { who: Who },
+    Sync { who: Who, dry_run: bool },
+    Enable { id: u32, dry_run: bool },
+    Disable { id: u32, dry_run: bool },
+    SetupVfio { wish: vfio::Wish, dry_run: bool },
+    Udev,
+    Settle,
     Help,
     Version,
 }
 
-struct Verb {
-    /// The first is the one to use; the others are older spellings.
-    names: &'static [&'static str],
-    arguments: &'static str,
-    about: &'static str,
+/// `--NAME`, or `--NAME VALUE`.
+struct Flag {
+    name: &'static str,
+    has_value: bool,
+    goes_with: &'static str,
 }
 
-const TO_VFIO: Verb = Verb {
-    names: &["to-vfio", "to_vfio"],
-    arguments: "[SLOT] [--dry-run]",
-    about: "give a GPU to vfio-pci by hand, until to-nvidia or a reboot",
-};
-const TO_NVIDIA: Verb = Verb {
-    names: &["to-nvidia", "to_nvidia"],
-    arguments: "[SLOT] [--dry-run]",
-    about: "bring a GPU home by hand, whatever its home is",
-};
-const HANDOFF: Verb = Verb {
-    names: &["handoff"],
-    arguments: "vfio|nvidia [SLOT] [--dry-run]",
-    about: "the same as to-vfio and to-nvidia",
-};
-const PLAN: Verb = Verb {
-    names: &["plan"],
-    arguments: "VMID",
-    about: "the steps that starting this VM would take now, or why it would be refused",
-};
-const RECONCILE: Verb = Verb {
-    names: &["reconcile"],
-    arguments: "[--unfinished] [--dry-run]",
-    about: "bring home what a VM that does not run, or (--unfinished) only what a killed handoff left behind; make \
-            missing device nodes",
-};
-const WATCH: Verb = Verb {
-    names: &["watch"],
-    arguments: "VMID [--reboot]",
-    about: "what pre-start leaves behind: wait until the VM runs, or its start is given up and its GPU must come home",
-};
-const RESUME: Verb = Verb {
-    names: &[resume::VERB],
-    arguments: "",
-    about: "start again what was stopped for a handoff that is over; runs by itself",
-};
-const STATUS: Verb = Verb {
-    names: &["--status", "status"],
-    arguments: "[--json]",
-    about: "every NVIDIA GPU: functions, drivers, owner, users, last handoff",
-};
-const HISTORY: Verb = Verb {
-    names: &["history"],
-    arguments: "[--json]",
-    about: "past handoffs and refusals, the newest last: when, which way, how long, with what result",
-};
-const HELP: Verb = Verb { names: &["--help", "-h", "help"], arguments: "", about: "this text" };
-const VERSION: Verb = Verb { names: &["--version", "-V"], arguments: "", about: "the version" };
-const VERBS: &[&Verb] =
-    &[&STATUS, &HISTORY, &TO_VFIO, &TO_NVIDIA, &HANDOFF, &PLAN, &RECONCILE, &RESUME, &WATCH, &HELP, &VERSION];
+const FLAGS: &[Flag] = &[
+    Flag { name: "json", has_value: false, goes_with: "--status and history" },
+    Flag { name: "dry-run", has_value: false, goes_with: "a verb that changes something; for a VM, see plan" },
+    Flag { name: "unfinished", has_value: false, goes_with: "reconcile" },
+    Flag { name: "reboot", has_value: false, goes_with: "watch" },
+    Flag { name: "gpu", has_value: true, goes_with: "container attach and container setup" },
+    Flag { name: "style", has_value: true, goes_with: "container attach and container setup" },
+    Flag { name: "dri", has_value: false, goes_with: "container attach and container setup" },
+    Flag { name: "cmdline", has_value: false, goes_with: "setup vfio" },
+    Flag { name: "undo", has_value: false, goes_with: "setup vfio" },
+    Flag { name: "all", has_value: false, goes_with: "container check and container sync" },
+];
 
-impl Verb {
-    fn is(&self, word: &str) -> bool {
-        self.names.contains(&word)
+struct Verb {
+    /// The first is the one to use; the others are older spellings. Some are of two words.
+    names: &'static [&'static str],
+    /// Flags are in here too: what is not, does not go with this verb.
+    arguments: &'static str,
+    about: &'static str,
+    call: fn(&mut Given) -> Result<Call>,
+}
+
+const VERBS: &[Verb] = &[
+    Verb {
+        names: &["--status", "status"],
+        arguments: "[--json]",
+        about: "every NVIDIA GPU: functions, drivers, owner, users, last handoff",
+        call: |given| Ok(Call::Status { json: given.has("json") }),
+    },
+    Verb {
+        names: &["history"],
+        arguments: "[--json]",
+        about: "past handoffs and refusals, the newest last: when, which way, how long, with what result",
+        call: |given| Ok(Call::History { json: given.has("json") }),
+    },
+    Verb {
+        names: &["to-vfio", "to_vfio", "handoff vfio"],
+        arguments: "[SLOT] [--dry-run]",
+        about: "give a GPU to vfio-pci by hand, until to-nvidia or a reboot",
+        call: |given| Ok(Call::ToVfio { slot: given.slot()?, dry_run: given.has("dry-run") }),
+    },
+    Verb {
+        names: &["to-nvidia", "to_nvidia", "handoff nvidia"],
+        arguments: "[SLOT] [--dry-run]",
+        about: "bring a GPU home by hand, whatever its home is",
+        call: |given| Ok(Call::ToNvidia { slot: given.slot()?, dry_run: given.has("dry-run") }),
+    },
+    Verb {
+        names: &["plan"],
+        arguments: "VMID",
+        about: "the steps that starting this VM would take now, or why it would be refused",
+        call: |given| Ok(Call::Plan { vmid: given.id("VM")? }),
+    },
+    Verb {
+        names: &["reconcile"],
+        arguments: "[--unfinished] [--dry-run]",
+        about: "bring home what a VM that does not run, or (--unfinished) only what a killed handoff left behind; \
+                make missing device nodes",
+        call: |given| {
+            let scope = if given.has("unfinished") { Scope::Unfinished } else { Scope::All };
+            Ok(Call::Reconcile { scope, dry_run: given.has("dry-run") })
+        },
+    },
+    Verb {
+        names: &["container attach"],
+        arguments: "CTID [--gpu SLOT] [--style mount|dev] [--dri] [--dry-run]",
+        about: "let a container use the GPU: device rules and nodes in its configuration",
+        call: |given| {
+            Ok(Call::Attach { ctid: given.id("container")?, wish: given.wish()?, dry_run: given.has("dry-run") })
+        },
+    },
+    Verb {
+        names: &["container detach"],
+        arguments: "CTID [--dry-run]",
+        about: "take out of its configuration what attach put in, and nothing else",
+        call: |given| Ok(Call::Detach { ctid: given.id("container")?, dry_run: given.has("dry-run") }),
+    },
+    Verb {
+        names: &["container setup"],
+        arguments: "CTID [--gpu SLOT] [--style mount|dev] [--dri] [--dry-run]",
+        about: "attach, then install the host's version of the driver and CUDA in the container, and verify",
+        call: |given| {
+            Ok(Call::Setup { ctid: given.id("container")?, wish: given.wish()?, dry_run: given.has("dry-run") })
+        },
+    },
+    Verb {
+        names: &["container check"],
+        arguments: "CTID|--all",
+        about: "whether driver, device nodes and rules of a container fit those of the host",
+        call: |given| Ok(Call::Check { who: given.who()? }),
+    },
+    Verb {
+        names: &["container sync"],
+        arguments: "CTID|--all [--dry-run]",
+        about: "bring containers to the host's version of the driver, and their rules up to date",
+        call: |given| Ok(Call::Sync { who: given.who()?, dry_run: given.has("dry-run") }),
+    },
+    Verb {
+        names: &["enable"],
+        arguments: "ID [--dry-run]",
+        about: "make this the hookscript of a VM or container; never in the place of another",
+        call: |given| Ok(Call::Enable { id: given.id("guest")?, dry_run: given.has("dry-run") }),
+    },
+    Verb {
+        names: &["disable"],
+        arguments: "ID [--dry-run]",
+        about: "remove this hookscript from a VM or container, and no other",
+        call: |given| Ok(Call::Disable { id: given.id("guest")?, dry_run: given.has("dry-run") }),
+    },
+    Verb {
+        names: &["setup vfio"],
+        arguments: "[--cmdline] [--undo] [--dry-run]",
+        about: "prepare the host: vfio-pci at boot, no driver that takes the card first, with --cmdline the IOMMU on the \
+                kernel's command line; --undo takes it all back",
+        call: |given| {
+            let wish = vfio::Wish { cmdline: given.has("cmdline"), undo: given.has("undo") };
+            if wish.cmdline && wish.undo {
+                return Err(usage("--undo takes back what --cmdline did as well: leave that out"));
+            }
+            Ok(Call::SetupVfio { wish, dry_run: given.has("dry-run") })
+        },
+    },
+    Verb {
+        names: &["udev"],
+        arguments: "",
+        about: "what a device event calls for, read from the environment; udev runs it",
+        call: |_| Ok(Call::Udev),
+    },
+    Verb {
+        names: &[settle::VERB],
+        arguments: "",
+        about: "after device events: make missing device nodes, see to containers whose nodes went stale; runs by itself",
+        call: |_| Ok(Call::Settle),
+    },
+    Verb {
+        names: &[resume::VERB],
+        arguments: "",
+        about: "start again what was stopped for a handoff that is over; runs by itself",
+        call: |_| Ok(Call::Resume),
+    },
+    Verb {
+        names: &["watch"],
+        arguments: "VMID [--reboot]",
+        about: "what pre-start leaves behind: wait until the VM runs, or its start is given up and its GPU must come home",
+        call: |given| {
+            let after = if given.has("reboot") { After::Reboot } else { After::Start };
+            Ok(Call::Watch { vmid: given.id("VM")?, after })
+        },
+    },
+    Verb { names: &["--help", "-h", "help"], arguments: "", about: "this text", call: |_| Ok(Call::Help) },
+    Verb { names: &["--version", "-V"], arguments: "", about: "the version", call: |_| Ok(Call::Version) },
+];
+
+/// What stood after the verb.
+struct Given<'a> {
+    verb: &'a str,
+    words: &'a [&'a str],
+    flags: &'a BTreeMap<&'static str, Vec<String>>,
+}
+
+impl Given<'_> {
+    fn has(&self, flag: &str) -> bool {
+        self.flags.contains_key(flag)
     }
+
+    fn next(&mut self) -> Option<&str> {
+        let (first, rest) = self.words.split_first()?;
+        self.words = rest;
+        Some(first)
+    }
+
+    fn slot(&mut self) -> Result<Option<String>> {
+        match self.next() {
+            Some(flag) if flag.starts_with('-') => Err(usage(&format!("{flag} is unknown"))),
+            slot => Ok(slot.map(str::to_string)),
+        }
+    }
+
+    fn id(&mut self, kind: &str) -> Result<u32> {
+        let verb = self.verb;
+        let word = self.next().ok_or_else(|| usage(&format!("{verb} needs the id of a {kind}")))?;
+        guest_id(word)
+    }
+
+    fn who(&mut self) -> Result<Who> {
+        match (self.has("all"), self.words.first()) {
+            (true, None) => Ok(Who::All),
+            (true, Some(word)) => Err(usage(&format!("{word} and --all exclude each other"))),
+            (false, None) => Err(usage(&format!("{} needs the id of a container, or --all", self.verb))),
+            (false, Some(_)) => Ok(Who::One(self.id("container")?)),
+        }
+    }
+
+    fn wish(&self) -> Result<Wish> {
+        let values = |flag: &str| self.flags.get(flag).cloned().unwrap_or_default();
+        let style = match values("style").last().map(String::as_str) {
+            None | Some("mount") => Style::Mount,
+            Some("dev") => Style::Dev,
+            Some(other) => return Err(usage(&format!("--style {other} is unknown: mount or dev"))),
+        };
+        Ok(Wish { gpus: values("gpu"), style, dri: self.has("dri") })
+    }
+}
+
+fn guest_id(word: &str) -> Result<u32> {
+    word.parse().map_err(|_| usage(&format!("{word} is no guest id")))
 }
 
 pub fn help() -> String {
     let mut text = String::from(
         "gpu-handoff: an NVIDIA GPU goes to a Proxmox VM when that VM starts and comes home when it stops\n\n\
-         Usage:\n  gpu-handoff VMID PHASE\n      Proxmox hookscript: pre-start, post-start, pre-stop, post-stop\n",
+         Usage:\n  gpu-handoff ID PHASE\n      Proxmox hookscript of VMs and containers: pre-start, post-start, \
+         pre-stop, post-stop\n",
     );
     for verb in VERBS {
         let call = format!("gpu-handoff {} {}", verb.names[0], verb.arguments);
@@ -124,102 +290,72 @@ pub fn help() -> String {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut words: Vec<String> = Vec::new();
-    let (mut json, mut dry_run, mut unfinished, mut reboot) = (false, false, false, false);
+    let mut flags: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
     while let Some(argument) = parser.next().map_err(|e| usage(&e.to_string()))? {
         match argument {
             Arg::Value(word) => words.push(word.to_string_lossy().into_owned()),
-            Arg::Long("json") => json = true,
-            Arg::Long("dry-run") => dry_run = true,
-            Arg::Long("unfinished") => unfinished = true,
-            Arg::Long("reboot") => reboot = true,
-            Arg::Long(name) => words.push(format!("--{name}")),
             Arg::Short(name) => words.push(format!("-{name}")),
+            Arg::Long(name) => match FLAGS.iter().find(|flag| flag.name == name) {
+                None => words.push(format!("--{name}")),
+                Some(flag) => {
+                    let values = flags.entry(flag.name).or_default();
+                    if flag.has_value {
+                        let value = parser.value().map_err(|e| usage(&e.to_string()))?;
+                        values.push(value.to_string_lossy().into_owned());
+                    }
+                }
+            },
         }
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let mut call = call(&words)?;
-    match &mut call {
-        Call::Status { json: wanted } | Call::History { json: wanted } => *wanted = std::mem::take(&mut json),
-        Call::ToVfio { dry_run: wanted, .. } | Call::ToNvidia { dry_run: wanted, .. } => {
-            *wanted = std::mem::take(&mut dry_run);
-        }
-        Call::Reconcile { scope, dry_run: wanted } => {
-            *wanted = std::mem::take(&mut dry_run);
-            if std::mem::take(&mut unfinished) {
-                *scope = Scope::Unfinished;
-            }
-        }
-        Call::Watch { after, .. } => {
-            if std::mem::take(&mut reboot) {
-                *after = After::Reboot;
-            }
-        }
-        Call::Hook { .. } | Call::Plan { .. } | Call::Resume | Call::Help | Call::Version => {}
-    }
-    // A flag that is still set here belongs to no such verb.
-    match (json, dry_run, unfinished, reboot) {
-        (true, _, _, _) => Err(usage("--json goes with --status and history")),
-        (_, true, _, _) => Err(usage("--dry-run goes with a verb that changes something; for a VM, see plan")),
-        (_, _, true, _) => Err(usage("--unfinished goes with reconcile")),
-        (_, _, _, true) => Err(usage("--reboot goes with watch")),
-        _ => Ok(call),
-    }
+    call(&words, &flags)
 }
 
-fn call(words: &[&str]) -> Result<Call> {
-    let (verb, rest) = words.split_first().ok_or_else(|| usage("nothing to do"))?;
-    if verb.bytes().all(|b| b.is_ascii_digit()) {
-        let id = verb.parse().map_err(|_| usage(&format!("{verb} is no guest id")))?;
-        return match rest {
-            [phase] => Ok(Call::Hook { id, phase: (*phase).to_string() }),
-            [] => Err(usage(&format!("guest {id} needs a phase, such as pre-start"))),
-            [_, more, ..] => Err(usage(&format!("{more} is too much"))),
-        };
+fn call(words: &[&str], flags: &BTreeMap<&'static str, Vec<String>>) -> Result<Call> {
+    let (first, rest) = words.split_first().ok_or_else(|| usage("nothing to do"))?;
+    let too_much = |words: &[&str]| words.first().map_or(Ok(()), |more| Err(usage(&format!("{more} is too much"))));
+    if first.bytes().all(|b| b.is_ascii_digit()) {
+        let id = guest_id(first)?;
+        let (phase, rest) =
+            rest.split_first().ok_or_else(|| usage(&format!("guest {id} needs a phase, such as pre-start")))?;
+        too_much(rest)?;
+        refuse_other_flags(flags, "")?;
+        return Ok(Call::Hook { id, phase: (*phase).to_string() });
     }
-    let to_vfio = TO_VFIO.is(verb) || (HANDOFF.is(verb) && rest.first() == Some(&"vfio"));
-    let to_nvidia = TO_NVIDIA.is(verb) || (HANDOFF.is(verb) && rest.first() == Some(&"nvidia"));
-    let slot = || optional(if HANDOFF.is(verb) { &rest[1..] } else { rest });
-    if to_vfio {
-        return Ok(Call::ToVfio { slot: slot()?, dry_run: false });
-    }
-    if to_nvidia {
-        return Ok(Call::ToNvidia { slot: slot()?, dry_run: false });
-    }
-    if HANDOFF.is(verb) {
-        return Err(usage("handoff needs vfio or nvidia"));
-    }
-    if PLAN.is(verb) || WATCH.is(verb) {
-        let id = rest.first().ok_or_else(|| usage(&format!("{verb} needs the id of a VM")))?;
-        let vmid = id.parse().map_err(|_| usage(&format!("{id} is no guest id")))?;
-        return match rest.get(1) {
-            None if PLAN.is(verb) => Ok(Call::Plan { vmid }),
-            None => Ok(Call::Watch { vmid, after: After::Start }),
-            Some(more) => Err(usage(&format!("{more} is too much"))),
-        };
-    }
-    let call = [
-        (&RECONCILE, Call::Reconcile { scope: Scope::All, dry_run: false }),
-        (&RESUME, Call::Resume),
-        (&STATUS, Call::Status { json: false }),
-        (&HISTORY, Call::History { json: false }),
-        (&HELP, Call::Help),
-        (&VERSION, Call::Version),
-    ]
-    .into_iter()
-    .find_map(|(known, call)| known.is(verb).then_some(call))
-    .ok_or_else(|| usage(&format!("{verb} is unknown")))?;
-    match rest.first() {
-        None => Ok(call),
-        Some(more) => Err(usage(&format!("{more} is too much"))),
-    }
+    let (verb, rest) = find(words)?;
+    let mut given = Given { verb: verb.names[0], words: rest, flags };
+    let call = (verb.call)(&mut given)?;
+    too_much(given.words)?;
+    refuse_other_flags(flags, verb.arguments)?;
+    Ok(call)
 }
 
-fn optional(rest: &[&str]) -> Result<Option<String>> {
-    match rest {
-        [] => Ok(None),
-        [slot] if !slot.starts_with('-') => Ok(Some((*slot).to_string())),
-        [flag] => Err(usage(&format!("{flag} is unknown"))),
-        [_, more, ..] => Err(usage(&format!("{more} is too much"))),
+/// The verb that the words begin with, and what comes after it.
+fn find<'a>(words: &'a [&'a str]) -> Result<(&'static Verb, &'a [&'a str])> {
+    let named = |name: &str| VERBS.iter().find(|verb| verb.names.contains(&name));
+    if let Some(verb) = named(words[0]) {
+        return Ok((verb, &words[1..]));
+    }
+    if let Some(verb) = words.get(1).and_then(|second| named(&format!("{} {second}", words[0]))) {
+        return Ok((verb, &words[2..]));
+    }
+    let begins = format!("{} ", words[0]);
+    let seconds: Vec<&str> =
+        VERBS.iter().flat_map(|verb| verb.names).filter_map(|name| name.strip_prefix(&begins)).collect();
+    Err(match (seconds.as_slice(), words.get(1)) {
+        ([], _) => usage(&format!("{} is unknown", words[0])),
+        ([others @ .., last], None) => usage(&format!("{} needs {} or {last}", words[0], others.join(", "))),
+        (_, Some(second)) => usage(&format!("{} {second} is unknown", words[0])),
+    })
+}
+
+fn refuse_other_flags(flags: &BTreeMap<&'static str, Vec<String>>, arguments: &str) -> Result<()> {
+    let goes = |flag: &str| {
+        arguments.split([' ', '[', ']', '|']).any(|word| word.strip_prefix("--").is_some_and(|name| name == flag))
+    };
+    match FLAGS.iter().find(|flag| flags.contains_key(flag.name) && !goes(flag.name)) {
+        Some(Flag { name, goes_with, .. }) => Err(usage(&format!("--{name} goes with {goes_with}"))),
+        None => Ok(()),
     }
 }
 
@@ -237,9 +373,18 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
             | Call::Reconcile { dry_run: false, .. }
             | Call::Resume
             | Call::Watch { .. }
+            | Call::Attach { dry_run: false, .. }
+            | Call::Detach { dry_run: false, .. }
+            | Call::Setup { dry_run: false, .. }
+            | Call::Sync { dry_run: false, .. }
+            | Call::Enable { dry_run: false, .. }
+            | Call::Disable { dry_run: false, .. }
+            | Call::SetupVfio { dry_run: false, .. }
+            | Call::Udev
+            | Call::Settle
     );
     if changes && app.kernel.is_real() && !nix::unistd::geteuid().is_root() {
-        return Err(Stop::failed("only root can hand a GPU over; nothing was touched; try again with sudo"));
+        return Err(Stop::failed("only root can do that; nothing was touched; try again with sudo"));
     }
     if !changes && !matches!(call, Call::Hook { .. }) {
         app.kernel.end_with_this_run();
@@ -255,6 +400,27 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::Reconcile { scope, dry_run: false } => manual::reconcile(app, *scope),
         Call::Resume => manual::resume(app),
         Call::Watch { vmid, after } => watch::run(app, *vmid, *after),
+        Call::Attach { ctid, wish, dry_run: true } => print(&containers::attach::plan(app, *ctid, wish)?),
+        Call::Attach { ctid, wish, dry_run: false } => containers::attach::attach(app, *ctid, wish),
+        Call::Detach { ctid, dry_run: true } => print(&containers::attach::plan_detach(app, *ctid)?),
+        Call::Detach { ctid, dry_run: false } => containers::attach::detach(app, *ctid),
+        Call::Setup { ctid, wish, dry_run: true } => print(&containers::setup::plan(app, *ctid, wish)?),
+        Call::Setup { ctid, wish, dry_run: false } => containers::setup::setup(app, *ctid, wish),
+        Call::Check { who } => {
+            let (report, done) = containers::check::check(app, *who)?;
+            print(&report)?;
+            done
+        }
+        Call::Sync { who, dry_run: true } => print(&containers::setup::plan_sync(app, *who)?),
+        Call::Sync { who, dry_run: false } => containers::setup::sync(app, *who),
+        Call::Enable { id, dry_run: true } => print(&registration::plan_enable(app, *id)?),
+        Call::Enable { id, dry_run: false } => registration::enable(app, *id),
+        Call::Disable { id, dry_run: true } => print(&registration::plan_disable(app, *id)?),
+        Call::Disable { id, dry_run: false } => registration::disable(app, *id),
+        Call::SetupVfio { wish, dry_run: true } => print(&vfio::plan(app, *wish)?),
+        Call::SetupVfio { wish, dry_run: false } => vfio::setup(app, *wish),
+        Call::Udev => udev::run(app),
+        Call::Settle => settle::run(app),
         Call::Status { json } => status(app, *json),
         Call::History { json } => past(app, *json),
         Call::Help => print(&help()),
@@ -321,6 +487,18 @@ mod tests {
         assert_eq!(parsed("watch 111"), Ok(Call::Watch { vmid: 111, after: After::Start }));
         assert_eq!(parsed("watch 111 --reboot"), Ok(Call::Watch { vmid: 111, after: After::Reboot }));
         assert_eq!(parsed("-V"), Ok(Call::Version));
+        let wish =
+            |gpus: &[&str], style, dri| Wish { gpus: gpus.iter().map(ToString::to_string).collect(), style, dri };
+        for (line, wish) in [
+            ("container attach 101", wish(&[], Style::Mount, false)),
+            ("container attach 101 --gpu 01:00 --gpu=02:00 --dri", wish(&["01:00", "02:00"], Style::Mount, true)),
+            ("container attach --style dev 101", wish(&[], Style::Dev, false)),
+        ] {
+            assert_eq!(parsed(line), Ok(Call::Attach { ctid: 101, wish, dry_run: false }), "{line}");
+        }
+        assert_eq!(parsed("container detach 101 --dry-run"), Ok(Call::Detach { ctid: 101, dry_run: true }));
+        assert_eq!(parsed("container check --all"), Ok(Call::Check { who: Who::All }));
+        assert_eq!(parsed("container sync 101"), Ok(Call::Sync { who: Who::One(101), dry_run: false }));
     }
 
     #[test]
@@ -346,6 +524,18 @@ mod tests {
             ("watch", "watch needs the id of a VM"),
             ("watch 111 112", "112 is too much"),
             ("reconcile --reboot", "--reboot goes with watch"),
+            ("container", "container needs attach, detach, setup, check or sync"),
+            ("container frob 101", "container frob is unknown"),
+            ("container attach", "container attach needs the id of a container"),
+            ("container attach gpu", "gpu is no guest id"),
+            ("container attach 101 102", "102 is too much"),
+            ("container attach 101 --style vfio", "--style vfio is unknown: mount or dev"),
+            ("container attach 101 --gpu", "missing argument for option '--gpu'"),
+            ("container attach --all", "container attach needs the id of a container"),
+            ("container detach 101 --dri", "--dri goes with container attach"),
+            ("container check", "container check needs the id of a container, or --all"),
+            ("container check 101 --all", "101 and --all exclude each other"),
+            ("container check 101 --dry-run", "--dry-run goes with a verb"),
         ] {
             let message = parsed(line).unwrap_err();
             assert!(message.starts_with(problem), "{line}: {message}");

@@ -1,18 +1,20 @@
 //! gpu-handoff: an NVIDIA GPU goes to a Proxmox VM when that VM starts and comes home when it stops.
 //!
 //! An event or a person ([`events`], [`cli`]) becomes a wish; [`gpu`] and [`proxmox`] read how things are; [`handoff`]
-//! plans and carries out; [`sys`] is the only place that changes the machine.
+//! plans and carries out; [`containers`] gives containers the GPU; [`sys`] is the only place that changes the machine.
 
 #![deny(unsafe_code)]
 
 mod app;
 pub mod cli;
 pub mod config;
+pub mod containers;
 pub mod events;
 pub mod gpu;
 pub mod handoff;
 pub mod proxmox;
 pub mod report;
+pub mod setup;
 pub mod stop;
 #[allow(unsafe_code)]
 pub mod sys;

@@ -1,5 +1,8 @@
-//! Events become wishes: Proxmox starts or stops a guest, a start is given up, a person types a verb.
+//! Events become wishes: Proxmox starts or stops a guest, a start is given up, a device comes or goes, a person types a
+//! verb.
 
 pub mod hookscript;
 pub mod manual;
+pub mod settle;
+pub mod udev;
 pub mod watch;

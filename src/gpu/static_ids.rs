@@ -6,7 +6,7 @@
 use crate::sys::Kernel;
 
 /// In modprobe's order of precedence; which file wins does not matter, only that an id is named.
-const MODPROBE_DIRECTORIES: [&str; 5] =
+pub const MODPROBE_DIRECTORIES: [&str; 5] =
     ["/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"];
 
 /// Every id that the administrator gave vfio-pci.

@@ -52,6 +52,18 @@ impl Linux {
         self.root == Path::new("/")
     }
 
+    /// A symbolic link that is not there yet, and the folder that it is in.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn link(&self, path: &str, target: &str) -> io::Result<()> {
+        let path = self.path(path);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        std::os::unix::fs::symlink(target, path)
+    }
+
     /// From now on a worker that outlives this run lets things be.
     pub fn end_with_this_run(&self) {
         self.last_act.set(LastAct::Nothing);

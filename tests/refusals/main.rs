@@ -13,7 +13,9 @@ mod guests;
 mod history;
 mod holders;
 mod policy;
+mod registration;
 mod runs;
+mod setup_vfio;
 mod starts;
 mod status;
 

@@ -1,0 +1,37 @@
+//! LXC containers use the host's GPU: its nodes are let into them, and the driver and CUDA inside are of the host's
+//! version.
+//!
+//! What a container is given stands in its own configuration, where Proxmox reads it; which of those lines are ours is
+//! kept in `/var/lib/gpu-handoff`, so that they can be brought up to date and taken out again.
+
+pub mod attach;
+pub mod check;
+pub mod setup;
+pub mod stale;
+
+/// What a container shall have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// Slots as given; none for the only GPU there is.
+    pub gpus: Vec<String>,
+    pub style: Style,
+    /// The DRM nodes as well, for what draws or encodes video through them.
+    pub dri: bool,
+}
+
+/// How device nodes get into a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// `lxc.mount.entry` with `optional`: the container starts without the GPU too.
+    Mount,
+    /// `devN`: Proxmox refuses to start the container while a node is missing.
+    Dev,
+}
+
+/// Which containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    One(u32),
+    /// All that were attached.
+    All,
+}

@@ -1,0 +1,321 @@
+//! `setup vfio`: vfio-pci is loaded at boot, before the NVIDIA driver, and no framebuffer driver takes the card first.
+//!
+//! Two files of ours, and the initramfs, which has copies of one of them. With `--cmdline` the kernel's command line as
+//! well, see [`super::bootloader`]. Whatever is killed half-way is finished by the next run.
+
+use super::bootloader::{self, Bootloader};
+use super::conflicts;
+use crate::App;
+use crate::config::{Config, Home};
+use crate::stop::{Result, Stop};
+use crate::sys::{Kernel, replace_file};
+use std::fs;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+const LOAD: &str = "/etc/modules-load.d/gpu-handoff.conf";
+const MODPROBE: &str = "/etc/modprobe.d/gpu-handoff.conf";
+
+/// The first line of each file of ours: what does not begin so is somebody else's.
+pub(super) const MARK: &str = "# Written by gpu-handoff setup vfio, which may write it anew; --undo takes it away.\n";
+
+const UPDATE_INITRAMFS: &str = "/usr/sbin/update-initramfs";
+
+/// While the initramfs may not have what the files say.
+const PENDING: &str = "/var/lib/gpu-handoff/initramfs-pending";
+
+/// For all kernels, on a slow disk.
+pub(super) const LIMIT: Duration = Duration::from_secs(15 * 60);
+
+const REBOOT: &str = "/run/reboot-required";
+const REBOOT_BY: &str = "/run/reboot-required.pkgs";
+const NAME: &str = "gpu-handoff";
+
+/// What is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// The kernel's command line is edited as well.
+    pub cmdline: bool,
+    pub undo: bool,
+}
+
+/// One thing to do.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Write { path: &'static str, text: String },
+    Remove { path: &'static str },
+    Initramfs,
+}
+
+/// How the host is.
+struct Facts {
+    load: Option<String>,
+    modprobe: Option<String>,
+    /// NVIDIA's driver is there or about to be.
+    has_nvidia: bool,
+    /// A GPU is at home on nouveau.
+    keeps_nouveau: bool,
+    has_initramfs_tools: bool,
+    is_pending: bool,
+}
+
+impl Facts {
+    fn read(app: &App, config: &Config) -> Result<Facts> {
+        let kernel = &app.kernel;
+        Ok(Facts {
+            load: own(kernel, LOAD)?,
+            modprobe: own(kernel, MODPROBE)?,
+            has_nvidia: has_nvidia(kernel),
+            keeps_nouveau: config.homes.values().any(|home| *home == Home::Driver("nouveau".to_string())),
+            has_initramfs_tools: kernel.exists(UPDATE_INITRAMFS),
+            is_pending: kernel.exists(PENDING),
+        })
+    }
+
+    /// What the two files shall say.
+    fn wanted(&self) -> (String, String) {
+        let load = format!("{MARK}vfio\nvfio_iommu_type1\nvfio_pci\n");
+        let mut modprobe = format!(
+            "{MARK}# It would take the card's screen, and nobody could take that back.\nblacklist nvidiafb\n\
+             # First, so that the numbers of NVIDIA's devices are the same at each boot.\nsoftdep nvidia pre: vfio-pci\n"
+        );
+        if self.has_nvidia && !self.keeps_nouveau {
+            modprobe.push_str("# It would take the card before the NVIDIA driver does.\nblacklist nouveau\n");
+        }
+        (load, modprobe)
+    }
+
+    /// Pure.
+    fn plan(&self, undo: bool) -> Vec<Step> {
+        let (load, modprobe) = self.wanted();
+        let mut steps = Vec::new();
+        let mut settle = |path, now: &Option<String>, wanted: String| match (now, undo) {
+            (Some(_), true) => steps.push(Step::Remove { path }),
+            (None, true) => {}
+            (Some(text), false) if *text == wanted => {}
+            (_, false) => steps.push(Step::Write { path, text: wanted }),
+        };
+        settle(LOAD, &self.load, load);
+        settle(MODPROBE, &self.modprobe, modprobe);
+        // The initramfs has copies of what is in modprobe.d, not of what is loaded later.
+        let is_old = steps
+            .iter()
+            .any(|step| matches!(step, Step::Write { path, .. } | Step::Remove { path } if *path == MODPROBE));
+        if (is_old || self.is_pending) && self.has_initramfs_tools {
+            steps.push(Step::Initramfs);
+        }
+        steps
+    }
+}
+
+impl Step {
+    fn to_text(&self) -> String {
+        match self {
+            Step::Write { path, .. } => format!("write     {path}"),
+            Step::Remove { path } => format!("remove    {path}"),
+            Step::Initramfs => format!("run       {UPDATE_INITRAMFS} -u -k all"),
+        }
+    }
+}
+
+/// # Errors
+/// What could not be done; what was done stays, and the next run goes on from there.
+pub fn setup(app: &App, wish: Wish) -> Result<()> {
+    let config = app.config_for_verb()?;
+    let steps = Facts::read(app, &config)?.plan(wish.undo);
+    let bootloader = Bootloader::read(&app.kernel)?;
+    let edit = bootloader.plan(wish)?;
+    for step in &steps {
+        carry_out(app, step)?;
+        app.story.say(&step.to_text());
+    }
+    if let Some(edit) = &edit {
+        bootloader::carry_out(app, edit)?;
+        app.story.say(&edit.to_text());
+    }
+    if steps.is_empty() && edit.is_none() {
+        app.story.say("nothing to do: the host is prepared as it should be");
+    }
+    if !wish.undo {
+        for warning in conflicts::find(&app.kernel) {
+            app.story.warn(&warning);
+        }
+        app.story.say(&iommu(&app.kernel, &bootloader, wish));
+    }
+    if !steps.is_empty() || edit.is_some() {
+        app.story.say("reboot the host when you can: until then it runs with what it booted with");
+        require_reboot(app)?;
+    }
+    Ok(())
+}
+
+/// What [`setup`] would do now, a line each.
+///
+/// # Errors
+/// Why it would refuse.
+pub fn plan(app: &App, wish: Wish) -> Result<String> {
+    let config = app.config_for_verb()?;
+    let mut lines: Vec<String> = Facts::read(app, &config)?.plan(wish.undo).iter().map(Step::to_text).collect();
+    let bootloader = Bootloader::read(&app.kernel)?;
+    lines.extend(bootloader.plan(wish)?.map(|edit| edit.to_text()));
+    if lines.is_empty() {
+        lines.push("nothing to do: the host is prepared as it should be".to_string());
+    }
+    Ok(lines.iter().map(|line| format!("{line}\n")).collect())
+}
+
+fn carry_out(app: &App, step: &Step) -> Result<()> {
+    let kernel = &app.kernel;
+    let failed = |path: &str, error: std::io::Error| Stop::failed(format!("{path}: {error}"));
+    match step {
+        Step::Write { path, text } => {
+            remember(app, path)?;
+            if let Some(folder) = kernel.path(path).parent() {
+                fs::create_dir_all(folder).map_err(|error| failed(path, error))?;
+            }
+            replace_file(&kernel.path(path), text.as_bytes(), 0o644).map_err(|error| failed(path, error))
+        }
+        Step::Remove { path } => {
+            remember(app, path)?;
+            fs::remove_file(kernel.path(path)).map_err(|error| failed(path, error))
+        }
+        Step::Initramfs => {
+            kernel.program(UPDATE_INITRAMFS, &["-u", "-k", "all"], LIMIT).map_err(|error| {
+                Stop::failed(format!("{UPDATE_INITRAMFS} -u -k all: {error}; try again when that is mended"))
+            })?;
+            forget(app)
+        }
+    }
+}
+
+/// Before the file is changed: whoever is killed in between leaves word.
+fn remember(app: &App, path: &str) -> Result<()> {
+    if path != MODPROBE {
+        return Ok(());
+    }
+    let pending = app.kernel.path(PENDING);
+    let made = pending.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| replace_file(&pending, b"", 0o644));
+    made.map_err(|error| Stop::failed(format!("{PENDING}: {error}")))
+}
+
+fn forget(app: &App) -> Result<()> {
+    match fs::remove_file(app.kernel.path(PENDING)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Stop::failed(format!("{PENDING}: {error}"))),
+        _ => Ok(()),
+    }
+}
+
+/// A file of ours; none when there is none.
+///
+/// # Errors
+/// When somebody else's has its name.
+pub(super) fn own(kernel: &dyn Kernel, path: &str) -> Result<Option<String>> {
+    match kernel.read(path) {
+        Ok(bytes) if bytes.starts_with(MARK.as_bytes()) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Ok(_) => Err(Stop::refused(format!(
+            "nothing was changed: {path} is not ours, it has not the first line that ours begin with; give it another name"
+        ))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Stop::failed(format!("{path}: {error}"))),
+    }
+}
+
+/// Loaded, or among the running kernel's modules.
+fn has_nvidia(kernel: &dyn Kernel) -> bool {
+    let is_there = || {
+        let release = kernel.text("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let modules = kernel.text(&format!("/lib/modules/{release}/modules.dep")).unwrap_or_default();
+        modules.lines().filter_map(|line| line.split(':').next()).any(|path| {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            name.strip_prefix("nvidia.ko").is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
+    };
+    kernel.exists("/sys/module/nvidia") || is_there()
+}
+
+fn iommu(kernel: &dyn Kernel, bootloader: &Bootloader, wish: Wish) -> String {
+    if !kernel.list("/sys/kernel/iommu_groups").is_empty() {
+        return "the IOMMU is on".to_string();
+    }
+    let firmware = "turn on VT-d (Intel) or AMD-Vi (AMD) in the firmware";
+    if wish.cmdline || bootloader.has_all() {
+        return format!("the IOMMU is off: if it still is after a reboot, {firmware}");
+    }
+    format!("the IOMMU is off: {firmware}, and let the kernel use it: gpu-handoff setup vfio --cmdline")
+}
+
+/// As Debian's packages ask for a reboot.
+fn require_reboot(app: &App) -> Result<()> {
+    let failed = |error: std::io::Error| Stop::failed(format!("{REBOOT}: {error}"));
+    let mut by = app.kernel.text(REBOOT_BY).unwrap_or_default();
+    if !by.lines().any(|line| line == NAME) {
+        if !by.is_empty() {
+            by.push('\n');
+        }
+        by.push_str(NAME);
+        by.push('\n');
+        fs::create_dir_all(app.kernel.path("/run")).map_err(failed)?;
+        replace_file(&app.kernel.path(REBOOT_BY), by.as_bytes(), 0o644).map_err(failed)?;
+    }
+    replace_file(&app.kernel.path(REBOOT), b"*** System restart required ***\n", 0o644).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bare() -> Facts {
+        Facts {
+            load: None,
+            modprobe: None,
+            has_nvidia: true,
+            keeps_nouveau: false,
+            has_initramfs_tools: true,
+            is_pending: false,
+        }
+    }
+
+    fn done(facts: &Facts) -> Facts {
+        let (load, modprobe) = facts.wanted();
+        Facts { load: Some(load), modprobe: Some(modprobe), ..bare() }
+    }
+
+    fn told(steps: &[Step]) -> Vec<String> {
+        steps.iter().map(Step::to_text).collect()
+    }
+
+    #[test]
+    fn there_again_and_back() {
+        let all = [
+            "write     /etc/modules-load.d/gpu-handoff.conf",
+            "write     /etc/modprobe.d/gpu-handoff.conf",
+            "run       /usr/sbin/update-initramfs -u -k all",
+        ];
+        assert_eq!(told(&bare().plan(false)), all);
+        assert!(done(&bare()).plan(false).is_empty());
+        let back: Vec<String> = all.iter().map(|line| line.replace("write ", "remove")).collect();
+        assert_eq!(told(&done(&bare()).plan(true)), back);
+        assert!(bare().plan(true).is_empty());
+    }
+
+    #[test]
+    fn only_what_the_initramfs_has_a_copy_of_renews_it() {
+        let facts = Facts { load: None, ..done(&bare()) };
+        assert_eq!(told(&facts.plan(false)), ["write     /etc/modules-load.d/gpu-handoff.conf"]);
+        let killed = Facts { is_pending: true, ..done(&bare()) };
+        assert_eq!(told(&killed.plan(false)), ["run       /usr/sbin/update-initramfs -u -k all"]);
+        let undone = Facts { is_pending: true, ..bare() };
+        assert_eq!(told(&undone.plan(true)), ["run       /usr/sbin/update-initramfs -u -k all"]);
+        let without = Facts { has_initramfs_tools: false, ..bare() };
+        assert_eq!(without.plan(false).len(), 2);
+    }
+
+    #[test]
+    fn nouveau_goes_only_for_nvidia() {
+        let blocks = |facts: Facts| facts.wanted().1.contains("blacklist nouveau\n");
+        assert!(blocks(bare()));
+        assert!(!blocks(Facts { has_nvidia: false, ..bare() }));
+        assert!(!blocks(Facts { keeps_nouveau: true, ..bare() }));
+        assert!(bare().wanted().1.contains("blacklist nvidiafb\n"));
+    }
+}

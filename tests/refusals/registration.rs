@@ -1,0 +1,105 @@
+use super::starts::with_program;
+use super::*;
+
+// enable and disable
+
+const OURS: &str = "hookscript: local:snippets/gpu-handoff\n";
+
+fn with_tools(host: Host) -> Host {
+    with_program(with_program(host, "usr/sbin/qm", "set"), "usr/sbin/pct", "set")
+}
+
+/// VM 111 and container 101, without hookscripts.
+fn host() -> Host {
+    with_tools(Host::new().vm(111, "memory: 64\n").file("etc/pve/lxc/101.conf", "memory: 64\n"))
+}
+
+fn said(text: &str) -> Run {
+    Run { code: Some(0), out: String::new(), err: format!("gpu-handoff: {text}\n") }
+}
+
+fn read(host: &Host, path: &str) -> String {
+    fs::read_to_string(host.path(path)).unwrap()
+}
+
+#[test]
+fn both_kinds_of_guests_there_and_back() {
+    let host = host();
+    for (id, tool, name, path) in
+        [(111, "qm", "VM 111", "etc/pve/qemu-server/111.conf"), (101, "pct", "container 101", "etc/pve/lxc/101.conf")]
+    {
+        let before = read(&host, path);
+        let planned = host.run(&format!("enable {id} --dry-run"));
+        assert!(planned.out.ends_with(&format!("/usr/sbin/{tool} set {id} --hookscript local:snippets/gpu-handoff\n")));
+        assert_eq!(read(&host, path), before);
+        let done = format!("{name} has the hookscript local:snippets/gpu-handoff from its next start on");
+        assert_eq!(host.run(&format!("enable {id}")), said(&done));
+        assert_eq!(read(&host, path), format!("{before}{OURS}"));
+        assert_eq!(
+            host.run(&format!("enable {id}")),
+            said(&format!("{name} has the hookscript already: nothing to do"))
+        );
+        let planned = host.run(&format!("disable {id} --dry-run"));
+        assert_eq!(planned.out, format!("/usr/sbin/{tool} set {id} --delete hookscript\n"));
+        assert_eq!(host.run(&format!("disable {id}")), said(&format!("{name} has no hookscript any more")));
+        assert_eq!(read(&host, path), before);
+        assert_eq!(host.run(&format!("disable {id}")), said(&format!("{name} has no hookscript: nothing to do")));
+        let calls =
+            format!("{tool} set {id} --hookscript local:snippets/gpu-handoff\n{tool} set {id} --delete hookscript\n");
+        assert!(read(&host, "calls").ends_with(&calls));
+    }
+    let link = fs::read_link(host.path("var/lib/vz/snippets/gpu-handoff")).unwrap();
+    assert_eq!(link.to_str(), Some("/usr/sbin/gpu-handoff"));
+}
+
+#[test]
+fn another_hookscript_stays() {
+    let host = host().vm(111, "hookscript: local:snippets/backup.sh\n");
+    let message = "VM 111 was not changed: its hookscript is local:snippets/backup.sh, and a guest has only one; to have \
+                   both, let one call the other as in /usr/share/doc/gpu-handoff/examples/chain-hookscript";
+    refuses(&host, "enable 111", 3, message);
+    let message = "VM 111 was not changed: its hookscript is local:snippets/backup.sh, which is not this program";
+    refuses(&host, "disable 111", 3, message);
+}
+
+#[test]
+fn guests_that_are_not_here() {
+    let host = host().file("etc/pve/nodes/pve2/lxc/102.conf", "");
+    refuses(&host, "enable 102", 2, "guest 102 is on node pve2: say this there");
+    refuses(&host, "disable 103", 2, "there is no guest 103; qm list and pct list show those that there are");
+}
+
+#[test]
+fn a_vm_with_a_gpu_keeps_the_hook_that_brings_it_home() {
+    let host = with_tools(settled()).vm(111, OURS).record("vm-111", "0000:01:00", "away", "nvidia");
+    let message =
+        "VM 111 was not changed: it has a GPU, which comes home by the hookscript; stop it first: qm stop 111";
+    refuses(&host, "disable 111", 3, message);
+}
+
+#[test]
+fn what_proxmox_says_is_passed_on() {
+    let locked = host().file("locked", "");
+    let message = "VM 111 was not changed: /usr/sbin/qm set 111 --hookscript local:snippets/gpu-handoff: can't lock file \
+                   '/var/lock/qemu-server/lock-111.conf' - got timeout";
+    assert_eq!(locked.run("enable 111"), refusal(1, message));
+    let without = Host::new().vm(111, "");
+    let message = "VM 111 was not changed: /usr/sbin/qm set 111 --hookscript local:snippets/gpu-handoff: /usr/sbin/qm is \
+                   not installed";
+    assert_eq!(without.run("enable 111"), refusal(1, message));
+    let occupied = host().file("var/lib/vz/snippets/gpu-handoff", "#!/bin/sh\n");
+    let message = "/var/lib/vz/snippets/gpu-handoff is no link to /usr/sbin/gpu-handoff; move it away, then try again";
+    refuses(&occupied, "enable 111", 3, message);
+}
+
+#[test]
+fn high_availability_and_clusters_are_told_of() {
+    let host = host().file("etc/pve/ha/resources.cfg", "vm: 111\n\tstate started\n").file("etc/pve/corosync.conf", "");
+    let run = host.run("enable 111");
+    let lines: Vec<&str> = run.err.lines().collect();
+    assert_eq!(run.code, Some(0));
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(lines[1].starts_with("gpu-handoff: warning: VM 111 is managed by HA: "), "{lines:?}");
+    assert!(lines[2].starts_with("gpu-handoff: warning: this node is in a cluster: VM 111 starts only "), "{lines:?}");
+    assert_eq!(host.run("enable 101").err.lines().count(), 2, "101 is not managed");
+}
