@@ -1,6 +1,6 @@
 //! Lets a container use the GPU, and takes that back.
 
-use super::edit::{self, Change, Line, TooManyDevices};
+use super::edit::{self, Change, TooManyDevices};
 use super::record::{self, Record};
 use super::rules::{self, Away, Facts};
 use super::{Style, Wish, config};
@@ -12,7 +12,7 @@ use crate::handoff::is_alive;
 use crate::handoff::reconcile::nodes_to_text;
 use crate::proxmox::{ct, pci_id::PciId, running, vm};
 use crate::stop::{Result, Stop};
-use crate::sys::{ActError, Action, Kernel};
+use crate::sys::{ActError, Action, Kernel, Lock, Node};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -25,44 +25,31 @@ const MAKE: Duration = Duration::from_secs(5);
 /// # Errors
 /// Why the container is left as it is.
 pub fn attach(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
-    let again = format!("gpu-handoff container attach {ctid}");
-    look(app, ctid, wish.style)?;
-    config::refuse_read_only(&app.kernel, ctid)?;
-    let slots = chosen(app, wish)?;
+    let slots = may_attach(app, ctid, wish)?;
     let mut facts = facts(app, ctid, &slots)?;
+    // Whatever can be refused, before anything is touched.
+    Edit::attach(app, ctid, wish, &facts)?;
     if facts.uvm.is_none() {
         load_uvm(app)?;
         facts = self::facts(app, ctid, &slots)?;
     }
     make_nodes(app);
-    let lock = config::lock(app, ctid, &again)?;
-    // As it is now: Proxmox may have changed it meanwhile.
-    let bytes = look(app, ctid, wish.style)?;
-    let old = readable_record(app, ctid)?;
-    let recorded = old.as_ref().map_or(&[][..], |record| &record.lines);
-    let change = change(ctid, &bytes, recorded, &facts, wish)?;
-    let (new, newline) = change.apply(&bytes, old.as_ref().is_some_and(|old| old.newline && is_present(&bytes, old)));
-    let record = Record { style: wish.style, slots, dri: wish.dri, lines: change.ours.clone(), newline };
-    // All that is ours before and after: whatever happens between the two, detach finds it.
-    let mut both = record.clone();
-    both.lines.extend(recorded.iter().filter(|line| !change.ours.contains(line)).cloned());
-    save(app, ctid, old.as_ref(), &both)?;
-    if !change.is_nothing()
-        && let Err(stop) = config::write(&app.kernel, ctid, &new, &lock)
-    {
-        put_back(app, ctid, old.as_ref());
-        return Err(stop);
-    }
-    save(app, ctid, Some(&both), &record)?;
+    let lock = config::lock(app, ctid, &format!("gpu-handoff container attach {ctid}"))?;
+    // Again: Proxmox may have changed it meanwhile.
+    let edit = Edit::attach(app, ctid, wish, &facts)?;
+    let summary = edit.summary();
+    let record = edit.carry_out(app, ctid, wish.style, slots, wish.dri, &lock)?;
     drop(lock);
-    warn_of_permissions(app, ctid, &bytes, &facts, wish);
+    warn_of_permissions(app, ctid, &facts, wish);
     let slots = record.slots.join(" ");
-    if change.is_nothing() {
+    let Some(summary) = summary else {
         app.story.say(&format!("container {ctid} has {slots} already: nothing to do"));
         return Ok(());
+    };
+    app.story.say(&format!("container {ctid} gets {slots}: {summary} in {}", config::path(ctid)));
+    if containers::runs(&app.kernel, ctid) {
+        app.story.say(&format!("container {ctid} runs and gets it when it starts again: pct reboot {ctid}"));
     }
-    app.story.say(&format!("container {ctid} gets {slots}: {} in {}", change.summary(), config::path(ctid)));
-    say_when(app, ctid, "it takes effect");
     Ok(())
 }
 
@@ -71,15 +58,12 @@ pub fn attach(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
 /// # Errors
 /// Why it would refuse.
 pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
-    let bytes = look(app, ctid, wish.style)?;
-    config::refuse_read_only(&app.kernel, ctid)?;
-    let slots = chosen(app, wish)?;
+    let slots = may_attach(app, ctid, wish)?;
     let facts = facts(app, ctid, &slots)?;
-    let old = readable_record(app, ctid)?;
-    let recorded = old.as_ref().map_or(&[][..], |record| &record.lines);
-    let change = change(ctid, &bytes, recorded, &facts, wish)?;
+    let change = Edit::attach(app, ctid, wish, &facts)?.change;
     let mut text = format!("container {ctid} gets {}\n", slots.join(" "));
-    if facts.uvm.is_none() {
+    let is_loaded = facts.uvm.is_some();
+    if !is_loaded {
         let _ = writeln!(text, "  {:<9} {UVM}", "load");
     }
     let missing = nodes::missing(&app.kernel);
@@ -87,9 +71,9 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
         let _ = writeln!(text, "  {:<9} {}", "make", nodes_to_text(&missing));
     }
     text.push_str(&change.to_text());
-    if facts.uvm.is_none() && wish.style == Style::Mount {
+    if !is_loaded && wish.style == Style::Mount {
         let _ = writeln!(text, "  {:<9} a rule for the major that {UVM} will have", "add");
-    } else if change.is_nothing() {
+    } else if is_loaded && missing.is_empty() && change.is_nothing() {
         text.push_str("  nothing to do\n");
     }
     Ok(text)
@@ -109,6 +93,11 @@ pub fn detach(app: &App, ctid: u32) -> Result<()> {
     }
     config::read(&app.kernel, ctid)?;
     config::refuse_read_only(&app.kernel, ctid)?;
+    if record.lines.is_empty() {
+        record::remove(&app.kernel, ctid)?;
+        app.story.say(&not_ours(ctid, &config::read(&app.kernel, ctid)?));
+        return Ok(());
+    }
     let lock = config::lock(app, ctid, &format!("gpu-handoff container detach {ctid}"))?;
     let bytes = config::read(&app.kernel, ctid)?;
     config::refuse_locked(ctid, &ct::parse(&bytes))?;
@@ -133,7 +122,9 @@ pub fn detach(app: &App, ctid: u32) -> Result<()> {
         return Ok(());
     }
     app.story.say(&format!("container {ctid}: {} in {}", change.summary(), config::path(ctid)));
-    say_when(app, ctid, "it keeps the GPU until then");
+    if containers::runs(&app.kernel, ctid) {
+        app.story.say(&format!("container {ctid} runs and keeps it until it starts again: pct reboot {ctid}"));
+    }
     Ok(())
 }
 
@@ -176,39 +167,101 @@ pub fn attached(app: &App) -> Vec<u32> {
 /// # Errors
 /// Why the container is left as it is.
 pub fn refresh(app: &App, ctid: u32) -> Result<bool> {
-    let outdated = || -> Result<Option<(Record, Vec<u8>, Change)>> {
+    // Mostly there is nothing to do, and then nobody is kept waiting for the lock.
+    if Edit::refresh(app, ctid)?.is_none() {
+        return Ok(false);
+    }
+    let lock = config::lock(app, ctid, "gpu-handoff container sync --all")?;
+    let Some((edit, record)) = Edit::refresh(app, ctid)? else { return Ok(false) };
+    let summary = edit.summary().unwrap_or_default();
+    edit.carry_out(app, ctid, record.style, record.slots, record.dri, &lock)?;
+    app.story.say(&format!("container {ctid}: {summary} in {}", config::path(ctid)));
+    Ok(true)
+}
+
+/// A configuration and what becomes of it.
+struct Edit {
+    old: Option<Record>,
+    change: Change,
+    new: Vec<u8>,
+    newline: bool,
+}
+
+impl Edit {
+    fn attach(app: &App, ctid: u32, wish: &Wish, facts: &Facts) -> Result<Edit> {
+        let bytes = look(app, ctid, wish.style)?;
+        let old = readable_record(app, ctid)?;
+        let recorded = old.as_ref().map_or(&[][..], |record| &record.lines);
+        let needs = rules::needs(facts, wish.style, wish.dri);
+        let change = Change::attach(&bytes, recorded, &needs).map_err(|TooManyDevices| too_many(ctid))?;
+        Edit::new(ctid, &bytes, old, change)
+    }
+
+    /// None when there is nothing to do.
+    fn refresh(app: &App, ctid: u32) -> Result<Option<(Edit, Record)>> {
         let Some(record) = readable_record(app, ctid)? else { return Ok(None) };
         if !app.kernel.exists(&config::path(ctid)) {
             return Ok(None);
         }
-        let bytes = config::read(&app.kernel, ctid)?;
         let Ok(facts) = Facts::read(&app.kernel, &record.slots) else { return Ok(None) };
         if facts.uvm.is_none() {
             return Ok(None);
         }
+        let bytes = config::read(&app.kernel, ctid)?;
         let needs = rules::needs(&facts, record.style, record.dri);
-        let change = Change::refresh(&bytes, &record.lines, &needs).map_err(|_| too_many(ctid))?;
-        Ok((!change.is_nothing()).then_some((record, bytes, change)))
-    };
-    if outdated()?.is_none() {
-        return Ok(false);
+        let change = Change::refresh(&bytes, &record.lines, &needs).map_err(|TooManyDevices| too_many(ctid))?;
+        if change.is_nothing() {
+            return Ok(None);
+        }
+        config::refuse_locked(ctid, &ct::parse(&bytes))?;
+        config::refuse_read_only(&app.kernel, ctid)?;
+        Ok(Some((Edit::new(ctid, &bytes, Some(record.clone()), change)?, record)))
     }
-    let lock = config::lock(app, ctid, "gpu-handoff container sync --all")?;
-    let Some((record, bytes, change)) = outdated()? else { return Ok(false) };
-    config::refuse_locked(ctid, &ct::parse(&bytes))?;
+
+    fn new(ctid: u32, bytes: &[u8], old: Option<Record>, change: Change) -> Result<Edit> {
+        // That of a container which is no more says nothing about the newline of this one.
+        let is_of_this = |old: &Record| !Change::detach(bytes, &old.lines).is_nothing();
+        let (new, newline) = change.apply(bytes, old.as_ref().is_some_and(|old| old.newline && is_of_this(old)));
+        config::refuse_large(ctid, &new)?;
+        Ok(Edit { old, change, new, newline })
+    }
+
+    /// None when nothing changes.
+    fn summary(&self) -> Option<String> {
+        (!self.change.is_nothing()).then(|| self.change.summary())
+    }
+
+    /// First the record, of all that is ours before and after: whatever happens then, detach finds it.
+    fn carry_out(
+        self,
+        app: &App,
+        ctid: u32,
+        style: Style,
+        slots: Vec<String>,
+        dri: bool,
+        lock: &Lock,
+    ) -> Result<Record> {
+        let record = Record { style, slots, dri, lines: self.change.ours.clone(), newline: self.newline };
+        let mut both = record.clone();
+        let before = self.old.iter().flat_map(|old| &old.lines);
+        both.lines.extend(before.filter(|line| !record.lines.contains(line)).cloned());
+        save(app, ctid, self.old.as_ref(), &both)?;
+        if !self.change.is_nothing()
+            && let Err(stop) = config::write(&app.kernel, ctid, &self.new, lock)
+        {
+            put_back(app, ctid, self.old.as_ref());
+            return Err(stop);
+        }
+        save(app, ctid, Some(&both), &record)?;
+        Ok(record)
+    }
+}
+
+/// The slots that the container shall have.
+fn may_attach(app: &App, ctid: u32, wish: &Wish) -> Result<Vec<String>> {
+    look(app, ctid, wish.style)?;
     config::refuse_read_only(&app.kernel, ctid)?;
-    let (new, newline) = change.apply(&bytes, record.newline);
-    let after = Record { lines: change.ours.clone(), newline, ..record.clone() };
-    let mut both = after.clone();
-    both.lines.extend(record.lines.iter().filter(|line| !change.ours.contains(line)).cloned());
-    save(app, ctid, Some(&record), &both)?;
-    if let Err(stop) = config::write(&app.kernel, ctid, &new, &lock) {
-        put_back(app, ctid, Some(&record));
-        return Err(stop);
-    }
-    save(app, ctid, Some(&both), &after)?;
-    app.story.say(&format!("container {ctid}: {} in {}", change.summary(), config::path(ctid)));
-    Ok(true)
+    chosen(app, wish)
 }
 
 /// The configuration of a container that may be attached.
@@ -308,7 +361,7 @@ fn load_uvm(app: &App) -> Result<()> {
 /// One that cannot be made keeps no container from being attached: the next start of one looks for it again.
 fn make_nodes(app: &App) {
     let missing = nodes::missing(&app.kernel);
-    let is_made = |node: &&crate::sys::Node| {
+    let is_made = |node: &&Node| {
         let made = app.kernel.act(&Action::MakeNode((*node).clone()), MAKE);
         made.inspect_err(|error| app.story.warn(&format!("{} is missing and was not made: {error}", node.path))).is_ok()
     };
@@ -318,20 +371,11 @@ fn make_nodes(app: &App) {
     }
 }
 
-fn change(ctid: u32, bytes: &[u8], recorded: &[Line], facts: &Facts, wish: &Wish) -> Result<Change> {
-    let needs = rules::needs(facts, wish.style, wish.dri);
-    Change::attach(bytes, recorded, &needs).map_err(|TooManyDevices| too_many(ctid))
-}
-
 fn too_many(ctid: u32) -> Stop {
     Stop::refused(format!(
         "container {ctid} was not touched: there are not enough numbers between dev0 and dev255 left for its devices; \
          delete some (pct set {ctid} --delete devN), or use --style mount"
     ))
-}
-
-fn is_present(bytes: &[u8], record: &Record) -> bool {
-    !Change::detach(bytes, &record.lines).is_nothing()
 }
 
 fn readable_record(app: &App, ctid: u32) -> Result<Option<Record>> {
@@ -364,12 +408,13 @@ fn put_back(app: &App, ctid: u32, old: Option<&Record>) {
 }
 
 /// Nodes that are mounted keep the owner they have in the host, whom an unprivileged container does not know.
-fn warn_of_permissions(app: &App, ctid: u32, bytes: &[u8], facts: &Facts, wish: &Wish) {
+fn warn_of_permissions(app: &App, ctid: u32, facts: &Facts, wish: &Wish) {
     if wish.dri && facts.gpus.iter().any(|gpu| gpu.drm.is_empty()) {
         app.story
             .warn(&format!("container {ctid}: a GPU has no DRM nodes: nvidia-drm is not loaded; then attach again"));
     }
-    if wish.style != Style::Mount || !ct::parse(bytes).unprivileged {
+    let is_unprivileged = config::read(&app.kernel, ctid).is_ok_and(|bytes| ct::parse(&bytes).unprivileged);
+    if wish.style != Style::Mount || !is_unprivileged {
         return;
     }
     if wish.dri {
@@ -384,12 +429,6 @@ fn warn_of_permissions(app: &App, ctid: u32, bytes: &[u8], facts: &Facts, wish: 
              --style dev its root can",
             facts.mode & 0o777
         ));
-    }
-}
-
-fn say_when(app: &App, ctid: u32, until: &str) {
-    if containers::runs(&app.kernel, ctid) {
-        app.story.say(&format!("container {ctid} runs; restart it, {until}: pct reboot {ctid}"));
     }
 }
 

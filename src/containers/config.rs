@@ -108,6 +108,18 @@ pub fn refuse_read_only(linux: &Linux, ctid: u32) -> Result<()> {
     }
 }
 
+/// # Errors
+/// When Proxmox's cluster file system would not take it.
+pub fn refuse_large(ctid: u32, bytes: &[u8]) -> Result<()> {
+    if bytes.len() <= LARGEST {
+        return Ok(());
+    }
+    Err(Stop::refused(format!(
+        "container {ctid} was not touched: {} would grow beyond the 1 MiB that Proxmox allows",
+        path(ctid)
+    )))
+}
+
 /// Proxmox's lock on this container's configuration. Not to be taken with the lock on handoffs held: a hook may be
 /// waiting for that one while Proxmox holds this one.
 ///
@@ -133,11 +145,10 @@ pub fn lock(app: &App, ctid: u32, again: &str) -> Result<Lock> {
 /// When it cannot be written: the old one is whole.
 pub fn write(linux: &Linux, ctid: u32, bytes: &[u8], _lock: &Lock) -> Result<()> {
     let path = path(ctid);
-    let refuse = |why: String| Stop::refused(format!("container {ctid} was not touched: {path} {why}"));
-    if bytes.len() > LARGEST {
-        return Err(refuse("would grow beyond the 1 MiB that Proxmox allows".to_string()));
-    }
-    replace_file(&linux.path(&path), bytes, 0o640).map_err(|error| refuse(explain(&error)))
+    replace_file(&linux.path(&path), bytes, 0o640).map_err(|error| {
+        let why = explain(&error);
+        Stop::refused(format!("container {ctid} was not touched: {path} cannot be written: {why}"))
+    })
 }
 
 fn explain(error: &io::Error) -> String {
@@ -146,5 +157,5 @@ fn explain(error: &io::Error) -> String {
         Some(libc::ENOSPC | libc::EDQUOT) => "; make room, then try again",
         _ => "",
     };
-    format!("cannot be written: {error}{then}")
+    format!("{error}{then}")
 }
