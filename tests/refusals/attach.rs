@@ -1,4 +1,9 @@
 use super::*;
+use gpu_handoff::App;
+use gpu_handoff::containers::attach;
+use gpu_handoff::handoff::store::{self, Store};
+use gpu_handoff::report::Story;
+use gpu_handoff::sys::Linux;
 use nix::fcntl::{Flock, FlockArg};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -573,4 +578,90 @@ fn nvidia_uvm_is_loaded_first() {
         &["nvidia-uvm loaded", "container 101 gets 0000:01:00: 7 lines added in /etc/pve/lxc/101.conf"],
     );
     assert_eq!(config(&host), with(&lines(RULES, "nvidia0")));
+}
+
+// What brings the lines up to the numbers of now: no verb of its own, sync and device events do it
+
+fn refreshed(host: &Host) -> Result<bool, String> {
+    let kernel = Linux::at(host.path(""));
+    let store = Store::at(kernel.path(store::DIRECTORY));
+    let app = App { kernel, store, story: Story::silent() };
+    assert_eq!(
+        attach::attached(&app),
+        if host.path(RECORD).exists() && host.path(CONFIG).exists() { vec![101] } else { vec![] }
+    );
+    attach::refresh(&app, 101).map_err(|stop| format!("{} {}", stop.code as u8, stop.message))
+}
+
+/// No change, and not even a lock taken.
+#[track_caller]
+fn needs_no_refresh(host: &Host) {
+    let before = host.snapshot();
+    assert_eq!(refreshed(host), Ok(false));
+    assert_eq!(host.snapshot().changes_since(&before), NOTHING);
+}
+
+#[test]
+fn another_major_after_a_handoff() {
+    needs_no_refresh(&ready());
+    for bytes in [BEFORE, "arch: amd64"] {
+        let host = container(ready(), bytes);
+        host.run("container attach 101");
+        let attached = config(&host);
+        needs_no_refresh(&host);
+        let host = uvm(host, "509 nvidia-uvm");
+        let later = format!("{attached}lxc.mount.entry: /mnt mnt none bind\n");
+        let host = container(host, &later);
+        assert_eq!(refreshed(&host), Ok(true));
+        assert_eq!(config(&host), later.replace("511:*", "509:*"));
+        assert_eq!(mode(host.path(CONFIG)), 0o640);
+        needs_no_refresh(&host);
+        let host = container(host, &attached.replace("511:*", "509:*"));
+        assert_eq!(host.run("container detach 101").code, Some(0));
+        assert_eq!(config(&host), bytes);
+        needs_no_refresh(&host);
+    }
+}
+
+#[test]
+fn another_minor_after_a_handoff() {
+    for style in ["mount", "dev"] {
+        let host = two_cards();
+        host.run(&format!("container attach 101 --gpu 01:00 --style {style}"));
+        let attached = config(&host);
+        let host = minor(minor(host, "0000:01:00", "1"), "0000:02:00", "0");
+        assert_eq!(refreshed(&host), Ok(true));
+        assert_eq!(config(&host), attached.replace("nvidia0", "nvidia1").replace("195:0", "195:1"));
+        host.run("container detach 101");
+        assert_eq!(config(&host), BEFORE);
+    }
+}
+
+#[test]
+fn nothing_is_refreshed_while_nobody_knows_the_numbers() {
+    let attached = || {
+        let host = ready();
+        host.run("container attach 101");
+        host
+    };
+    needs_no_refresh(&uvm(attached(), "195 nvidia-frontend"));
+    needs_no_refresh(&uvm(attached(), "509 nvidia-uvm").without("proc/driver"));
+    needs_no_refresh(&uvm(attached(), "509 nvidia-uvm").without(CONFIG));
+    // Another container by now.
+    needs_no_refresh(&container(uvm(attached(), "509 nvidia-uvm"), BEFORE));
+}
+
+#[test]
+fn what_keeps_a_container_from_being_refreshed() {
+    let host = ready();
+    host.run("container attach 101");
+    let locked = config(&host).replace("arch: amd64\nhostname", "lock: backup\nhostname");
+    let host = uvm(container(host, &locked), "509 nvidia-uvm");
+    let before = host.snapshot();
+    let refused = refreshed(&host).unwrap_err();
+    assert!(refused.starts_with("3 container 101 is locked (backup) and was not touched"), "{refused}");
+    assert_eq!(host.snapshot().changes_since(&before), NOTHING);
+    let host = host.file(RECORD, "{");
+    let refused = refreshed(&host).unwrap_err();
+    assert!(refused.starts_with("1 container 101 was not touched: the record"), "{refused}");
 }
