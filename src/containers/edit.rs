@@ -158,11 +158,7 @@ impl Change {
     /// The configuration with this done, and whether a newline at its end is ours: it was (`newline`), or it is now.
     pub fn apply(&self, bytes: &[u8], newline: bool) -> (Vec<u8>, bool) {
         let mut bytes = bytes.to_vec();
-        for (old, new) in &self.replace {
-            if let Some(range) = old.find(&bytes) {
-                bytes.splice(range, new.to_string().into_bytes());
-            }
-        }
+        self.put_in_place(&mut bytes);
         let was_end = self.take_out(&mut bytes);
         if self.ours.is_empty() && newline && was_end && bytes.last() == Some(&b'\n') {
             bytes.pop();
@@ -170,6 +166,17 @@ impl Change {
         }
         let added = self.append(&mut bytes);
         (bytes, newline || added)
+    }
+
+    /// All are looked up first: a new line may be like an old one.
+    fn put_in_place(&self, bytes: &mut Vec<u8>) {
+        let mut places: Vec<(Range<usize>, &Line)> =
+            self.replace.iter().filter_map(|(old, new)| Some((old.find(bytes)?, new))).collect();
+        places.sort_by_key(|(range, _)| range.start);
+        places.dedup_by_key(|(range, _)| range.start);
+        for (range, line) in places.into_iter().rev() {
+            bytes.splice(range, line.to_string().into_bytes());
+        }
     }
 
     /// Whether what was taken out was the end of the file, as it is where we wrote it.
@@ -497,6 +504,16 @@ mod tests {
             }
             assert!(Change::refresh(&old, &lines, &wanted(style)).unwrap().is_nothing());
         }
+        // What was one line's number is the other's now.
+        let line = |what: &str, number| Line {
+            what: what.to_string(),
+            key: "lxc.cgroup2.devices.allow".to_string(),
+            value: format!("c {number}:* rwm"),
+        };
+        let swapped = [line("nvidia-uvm", 195), line("nvidia", 511)];
+        let bytes = format!("{}\n{}\n", swapped[0], swapped[1]);
+        let change = Change::refresh(bytes.as_bytes(), &swapped, &wanted(Style::Mount)[..2]).unwrap();
+        assert_eq!(text(&change.apply(bytes.as_bytes(), false).0), format!("{}\n{}\n", swapped[1], swapped[0]));
     }
 
     /// A line that somebody took out stays out, one that they changed stays as it is, and what is new is added.
