@@ -315,6 +315,9 @@ fn explain(app: &App, ctid: u32, away: &Away) -> String {
     };
     let again = format!("then: gpu-handoff container attach {ctid}");
     let who = match (vm, owner, driver.as_deref()) {
+        _ if app.store.has_call(&app.kernel, slot) => {
+            format!("a handoff of it is under way, or stuck; see gpu-handoff --status, {again}")
+        }
         (Some(vmid), ..) => format!("VM {vmid} has it; stop that first: qm stop {vmid}, {again}"),
         (None, Some(owner), _) => {
             format!("it was given to {owner}; bring it home first: gpu-handoff to-nvidia {slot}, {again}")

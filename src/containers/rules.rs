@@ -62,13 +62,10 @@ impl Facts {
 impl Gpu {
     fn read(kernel: &dyn Kernel, slot: &str) -> Result<Gpu, Away> {
         let gpu = Slot::read(kernel, slot).and_then(|slot| slot.gpu().cloned());
-        let minor = gpu.as_ref().and_then(|gpu| nvidia::minor(kernel, &gpu.address));
-        match (gpu, minor) {
-            (Some(gpu), Some(minor)) if gpu.is_on("nvidia") => {
-                Ok(Gpu { slot: slot.to_string(), minor, drm: drm(kernel, &gpu.address) })
-            }
-            (gpu, _) => Err(Away { slot: slot.to_string(), driver: gpu.and_then(|gpu| gpu.driver) }),
-        }
+        let away = || Away { slot: slot.to_string(), driver: gpu.as_ref().and_then(|gpu| gpu.driver.clone()) };
+        let gpu = gpu.as_ref().filter(|gpu| gpu.is_on("nvidia")).ok_or_else(away)?;
+        let minor = nvidia::minor(kernel, &gpu.address).ok_or_else(away)?;
+        Ok(Gpu { slot: slot.to_string(), minor, drm: drm(kernel, &gpu.address) })
     }
 }
 

@@ -385,6 +385,11 @@ fn a_card_that_is_away() {
         let host = container(Host::new().card("0000:01:00", driver, "snd_hda_intel"), BEFORE);
         refuses(&host, "container attach 101", 3, &format!("{not_known}: {why}"));
     }
+    let stuck =
+        "a handoff of it is under way, or stuck; see gpu-handoff --status, then: gpu-handoff container attach 101";
+    let host =
+        container(Host::new().card("0000:01:00", "", "snd_hda_intel"), BEFORE).wedged("0000:01:00", PID).alive(PID);
+    refuses(&host, "container attach 101", 3, &format!("{not_known}: {stuck}"));
     // Detaching needs no card.
     let host = ready();
     host.run("container attach 101");
