@@ -162,7 +162,8 @@ pub fn attached(app: &App) -> Vec<u32> {
 }
 
 /// Brings what [`attach`] wrote up to the numbers of now: majors, minors. Whether anything had to be changed; nothing to
-/// do for a container that was not attached, and while a GPU of its is away.
+/// do for a container that was not attached. While a GPU of its is away its numbers are not known: then only what has
+/// become another GPU's is taken out.
 ///
 /// # Errors
 /// Why the container is left as it is.
@@ -203,13 +204,18 @@ impl Edit {
         if !app.kernel.exists(&config::path(ctid)) {
             return Ok(None);
         }
-        let Ok(facts) = Facts::read(&app.kernel, &record.slots) else { return Ok(None) };
-        if facts.uvm.is_none() {
-            return Ok(None);
-        }
         let bytes = config::read(&app.kernel, ctid)?;
-        let needs = rules::needs(&facts, record.style, record.dri);
-        let change = Change::refresh(&bytes, &record.lines, &needs).map_err(|TooManyDevices| too_many(ctid))?;
+        let change = match Facts::read(&app.kernel, &record.slots) {
+            Ok(facts) if facts.uvm.is_none() => return Ok(None),
+            Ok(facts) => {
+                let needs = rules::needs(&facts, record.style, record.dri);
+                Change::refresh(&bytes, &record.lines, &needs).map_err(|TooManyDevices| too_many(ctid))?
+            }
+            Err(Away { .. }) => {
+                let others = rules::needs_of_others(&app.kernel, &record.slots, record.style);
+                Change::withdraw(&bytes, &record.lines, &others)
+            }
+        };
         if change.is_nothing() {
             return Ok(None);
         }

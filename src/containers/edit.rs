@@ -107,6 +107,18 @@ impl Change {
         Ok(change)
     }
 
+    /// While a GPU of its is away, what is there of ours and has become another GPU's goes: these are what the others
+    /// need. It is added again when the GPU is back.
+    pub fn withdraw(bytes: &[u8], recorded: &[Line], others: &[Need]) -> Change {
+        let is_theirs = |line: &&Line| {
+            let is_it = |need: &Need| Some(need.kind) == line.kind() && need.value == line.value;
+            others.iter().any(|need| is_it(need) && need.what != line.what) && line.is_in(bytes)
+        };
+        let (remove, ours): (Vec<&Line>, Vec<&Line>) = recorded.iter().partition(is_theirs);
+        let own = |lines: Vec<&Line>| lines.into_iter().cloned().collect();
+        Change { remove: own(remove), ours: own(ours), ..Change::default() }
+    }
+
     /// All that is ours goes.
     pub fn detach(bytes: &[u8], recorded: &[Line]) -> Change {
         let remove = recorded.iter().filter(|line| line.is_in(bytes)).cloned().collect();

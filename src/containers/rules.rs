@@ -59,6 +59,13 @@ impl Facts {
     }
 }
 
+/// What the host's other GPUs would need, each by itself.
+pub fn needs_of_others(kernel: &dyn Kernel, slots: &[String], style: Style) -> Vec<Need> {
+    let others = nvidia_slots(kernel).into_iter().map(|slot| slot.address).filter(|slot| !slots.contains(slot));
+    let facts = others.filter_map(|slot| Facts::read(kernel, &[slot]).ok());
+    facts.flat_map(|facts| needs(&Facts { are_all: false, ..facts }, style, true)).collect()
+}
+
 impl Gpu {
     fn read(kernel: &dyn Kernel, slot: &str) -> Result<Gpu, Away> {
         let gpu = Slot::read(kernel, slot).and_then(|slot| slot.gpu().cloned());

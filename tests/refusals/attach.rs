@@ -642,6 +642,32 @@ fn another_minor_after_a_handoff() {
     }
 }
 
+/// Minors are given anew: a container must not find another's GPU under the name that its own had.
+#[test]
+fn a_minor_that_is_another_gpus_by_now() {
+    for style in ["mount", "dev"] {
+        let host = two_cards();
+        host.run(&format!("container attach 101 --gpu 01:00 --style {style}"));
+        let attached = config(&host);
+        let driver = format!("{}/driver", device("0000:01:00.0"));
+        let host = host.without(&driver).without("proc/driver/nvidia/gpus/0000:01:00.0");
+        needs_no_refresh(&host);
+        let host = minor(host, "0000:02:00", "0");
+        assert_eq!(refreshed(&host), Ok(true));
+        let is_of_gpu = |line: &&str| line.contains("nvidia0") || line.contains("195:0 ");
+        let left: String = attached.lines().filter(|line| !is_of_gpu(line)).map(|line| format!("{line}\n")).collect();
+        assert_eq!(config(&host), left);
+        needs_no_refresh(&host);
+        let host = minor(host.link(&driver, "sys/bus/pci/drivers/nvidia"), "0000:01:00", "1");
+        assert_eq!(refreshed(&host), Ok(true));
+        let back = config(&host);
+        assert!(back.contains("/dev/nvidia1") && !back.contains("/dev/nvidia0"), "{back}");
+        needs_no_refresh(&host);
+        host.run("container detach 101");
+        assert_eq!(config(&host), BEFORE);
+    }
+}
+
 #[test]
 fn nothing_is_refreshed_while_nobody_knows_the_numbers() {
     let attached = || {
