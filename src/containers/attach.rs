@@ -209,7 +209,10 @@ impl Edit {
             Ok(facts) if facts.uvm.is_none() => return Ok(None),
             Ok(facts) => {
                 let needs = rules::needs(&facts, record.style, record.dri);
-                Change::refresh(&bytes, &record.lines, &needs).map_err(|TooManyDevices| too_many(ctid))?
+                // Of a run that was killed in between, what is not there was not taken out: it never got there.
+                let recorded =
+                    if record.unfinished { edit::present(&bytes, &record.lines) } else { record.lines.clone() };
+                Change::refresh(&bytes, &recorded, &needs).map_err(|TooManyDevices| too_many(ctid))?
             }
             Err(Away { .. }) => {
                 let others = rules::needs_of_others(&app.kernel, &record.slots, record.style);
@@ -247,18 +250,21 @@ impl Edit {
         dri: bool,
         lock: &Lock,
     ) -> Result<Record> {
-        let record = Record { style, slots, dri, lines: self.change.ours.clone(), newline: self.newline };
-        let mut both = record.clone();
+        let lines = self.change.ours.clone();
+        let record = Record { style, slots, dri, lines, newline: self.newline, unfinished: false };
+        if self.change.is_nothing() {
+            save(app, ctid, self.old.as_ref(), &record)?;
+            return Ok(record);
+        }
+        let mut both = Record { unfinished: true, ..record.clone() };
         let before = self.old.iter().flat_map(|old| &old.lines);
         both.lines.extend(before.filter(|line| !record.lines.contains(line)).cloned());
         save(app, ctid, self.old.as_ref(), &both)?;
-        if !self.change.is_nothing()
-            && let Err(stop) = config::write(&app.kernel, ctid, &self.new, lock)
-        {
+        if let Err(stop) = config::write(&app.kernel, ctid, &self.new, lock) {
             put_back(app, ctid, self.old.as_ref());
             return Err(stop);
         }
-        save(app, ctid, Some(&both), &record)?;
+        put_back(app, ctid, Some(&record));
         Ok(record)
     }
 }
@@ -404,11 +410,11 @@ fn save(app: &App, ctid: u32, old: Option<&Record>, new: &Record) -> Result<()> 
         .map_err(|error| Stop::refused(format!("container {ctid} was not touched: {error:#}")))
 }
 
-/// The configuration is as it was, so the record shall be. Should that fail it names lines that are not there, which
-/// does no harm.
-fn put_back(app: &App, ctid: u32, old: Option<&Record>) {
-    let done = match old {
-        Some(old) => record::write(&app.kernel, ctid, old),
+/// The record as it fits the configuration again. Should that fail it names lines that are not there, which does no
+/// harm.
+fn put_back(app: &App, ctid: u32, record: Option<&Record>) {
+    let done = match record {
+        Some(record) => record::write(&app.kernel, ctid, record),
         None => record::remove(&app.kernel, ctid),
     };
     if let Err(error) = done {

@@ -121,8 +121,7 @@ impl Change {
 
     /// All that is ours goes.
     pub fn detach(bytes: &[u8], recorded: &[Line]) -> Change {
-        let remove = recorded.iter().filter(|line| line.is_in(bytes)).cloned().collect();
-        Change { remove, ..Change::default() }
+        Change { remove: present(bytes, recorded), ..Change::default() }
     }
 
     fn want(&mut self, need: &Need, old: Option<&Line>, numbers: &mut Numbers) -> Result<(), TooManyDevices> {
@@ -224,8 +223,13 @@ impl Change {
 
 /// Recorded lines that are not there as they were written although something like them is: somebody changed them.
 pub fn changed<'a>(bytes: &[u8], recorded: &'a [Line]) -> Vec<&'a Line> {
-    let config = ct::parse(bytes);
-    recorded.iter().filter(|line| !line.is_in(bytes) && is_like(&config, line)).collect()
+    let (ours, gone): (Vec<&Line>, Vec<&Line>) = recorded.iter().partition(|line| line.is_in(bytes));
+    let others = ct::parse(&without(bytes, &ours));
+    gone.into_iter().filter(|line| is_like(&others, line)).collect()
+}
+
+pub fn present(bytes: &[u8], recorded: &[Line]) -> Vec<Line> {
+    recorded.iter().filter(|line| line.is_in(bytes)).cloned().collect()
 }
 
 /// The same `devN`, the same target, or a rule for the same major.
@@ -566,6 +570,9 @@ mod tests {
         assert_eq!(changed, ["0000:01:00"]);
         let left = "arch: amd64\nlxc.mount.entry: /dev/nvidia0 dev/nvidia0 none rbind,optional,create=file\n";
         assert_eq!(text(&detached(edited.as_bytes(), &lines, newline)), left);
+        // What is ours besides is nobody's change of it.
+        let both = [&lines[..], &[Line { value: "c 195:0 rwm".to_string(), ..lines[0].clone() }]].concat();
+        assert!(super::changed(&bytes, &both).is_empty());
         // What is not there at all was taken out.
         assert!(super::changed(b"arch: amd64", &lines).is_empty());
     }

@@ -25,6 +25,8 @@ pub struct Record {
     pub lines: Vec<Line>,
     /// The file did not end with a newline, and got one.
     pub newline: bool,
+    /// The configuration is being written: some of these lines are not there yet, or any more.
+    pub unfinished: bool,
 }
 
 pub fn path(ctid: u32) -> String {
@@ -73,7 +75,7 @@ impl Record {
     pub fn to_json(&self) -> String {
         let lines: Vec<Value> =
             self.lines.iter().map(|line| json!({"for": line.what, "line": line.to_string()})).collect();
-        let document = json!({
+        let mut document = json!({
             "schema": SCHEMA,
             "style": style_word(self.style),
             "slots": self.slots,
@@ -81,6 +83,9 @@ impl Record {
             "lines": lines,
             "newline": self.newline,
         });
+        if self.unfinished {
+            document["unfinished"] = json!(true);
+        }
         format!("{document}\n")
     }
 
@@ -104,6 +109,7 @@ impl Record {
             dri: flag("dri")?,
             lines: list("lines")?.iter().map(parse_line).collect::<Result<_>>()?,
             newline: flag("newline")?,
+            unfinished: value.get("unfinished").and_then(Value::as_bool).unwrap_or(false),
         })
     }
 }
@@ -149,6 +155,7 @@ mod tests {
                 line("nvidiactl", "dev3", "/dev/nvidiactl,mode=0666"),
             ],
             newline: true,
+            unfinished: true,
         }
     }
 

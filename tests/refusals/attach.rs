@@ -642,6 +642,28 @@ fn another_minor_after_a_handoff() {
     }
 }
 
+/// Both numbers are on record, the old one is in the configuration: the next refresh goes on from there.
+#[test]
+fn a_refresh_that_was_killed_between_record_and_configuration() {
+    for (style, new) in [("mount", "lxc.cgroup2.devices.allow: c 195:1 rwm"), ("dev", "dev0: /dev/nvidia1,mode=0666")] {
+        let host = two_cards();
+        host.run(&format!("container attach 101 --gpu 01:00 --style {style}"));
+        let attached = config(&host);
+        let mut both = record(&host);
+        both["unfinished"] = json!(true);
+        both["lines"].as_array_mut().unwrap().push(json!({"for": "0000:01:00", "line": new}));
+        let killed = |host: Host| host.file(RECORD, &both.to_string());
+        let host = killed(minor(minor(host, "0000:01:00", "1"), "0000:02:00", "0"));
+        assert_eq!(refreshed(&host), Ok(true));
+        assert_eq!(config(&host), attached.replace("nvidia0", "nvidia1").replace("195:0", "195:1"));
+        assert_eq!(record(&host).get("unfinished"), None);
+        let host = killed(container(host, &attached));
+        let told = host.run("container detach 101").err;
+        assert!(!told.contains("somebody"), "{told}");
+        assert_eq!(config(&host), BEFORE);
+    }
+}
+
 /// Minors are given anew: a container must not find another's GPU under the name that its own had.
 #[test]
 fn a_minor_that_is_another_gpus_by_now() {
