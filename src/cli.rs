@@ -214,8 +214,9 @@ impl Given<'_> {
     fn wish(&self) -> Result<Wish> {
         let values = |flag: &str| self.flags.get(flag).cloned().unwrap_or_default();
         let style = match values("style").last().map(String::as_str) {
-            None | Some("mount") => Style::Mount,
-            Some("dev") => Style::Dev,
+            None => None,
+            Some("mount") => Some(Style::Mount),
+            Some("dev") => Some(Style::Dev),
             Some(other) => return Err(usage(&format!("--style {other} is unknown: mount or dev"))),
         };
         Ok(Wish { gpus: values("gpu"), style, dri: self.has("dri") })
@@ -449,9 +450,10 @@ mod tests {
         let wish =
             |gpus: &[&str], style, dri| Wish { gpus: gpus.iter().map(ToString::to_string).collect(), style, dri };
         for (line, wish) in [
-            ("container attach 101", wish(&[], Style::Mount, false)),
-            ("container attach 101 --gpu 01:00 --gpu=02:00 --dri", wish(&["01:00", "02:00"], Style::Mount, true)),
-            ("container attach --style dev 101", wish(&[], Style::Dev, false)),
+            ("container attach 101", wish(&[], None, false)),
+            ("container attach 101 --gpu 01:00 --gpu=02:00 --dri", wish(&["01:00", "02:00"], None, true)),
+            ("container attach --style dev 101", wish(&[], Some(Style::Dev), false)),
+            ("container attach 101 --style mount", wish(&[], Some(Style::Mount), false)),
         ] {
             assert_eq!(parsed(line), Ok(Call::Attach { ctid: 101, wish, dry_run: false }), "{line}");
         }

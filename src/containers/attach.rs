@@ -7,7 +7,7 @@ use super::{Style, Wish, config};
 use crate::App;
 use crate::gpu::choice::choose;
 use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
-use crate::gpu::{containers, nodes};
+use crate::gpu::{Slot, containers, nodes};
 use crate::handoff::is_alive;
 use crate::handoff::reconcile::nodes_to_text;
 use crate::proxmox::{ct, pci_id::PciId, running, vm};
@@ -25,23 +25,23 @@ const MAKE: Duration = Duration::from_secs(5);
 /// # Errors
 /// Why the container is left as it is.
 pub fn attach(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
-    let slots = may_attach(app, ctid, wish)?;
-    let mut facts = facts(app, ctid, &slots)?;
+    let wanted = Wanted::read(app, ctid, wish)?;
+    let mut facts = facts(app, ctid, &wanted.slots)?;
     // Whatever can be refused, before anything is touched.
-    Edit::attach(app, ctid, wish, &facts)?;
+    Edit::attach(app, ctid, &wanted, &facts)?;
     if facts.uvm.is_none() {
         load_uvm(app)?;
-        facts = self::facts(app, ctid, &slots)?;
+        facts = self::facts(app, ctid, &wanted.slots)?;
     }
     make_nodes(app);
     let lock = config::lock(app, ctid, &format!("gpu-handoff container attach {ctid}"))?;
     // Again: Proxmox may have changed it meanwhile.
-    let edit = Edit::attach(app, ctid, wish, &facts)?;
+    let edit = Edit::attach(app, ctid, &wanted, &facts)?;
     let summary = edit.summary();
-    let record = edit.carry_out(app, ctid, wish.style, slots, wish.dri, &lock)?;
+    edit.carry_out(app, ctid, &wanted, &lock)?;
     drop(lock);
-    warn_of_permissions(app, ctid, &facts, wish);
-    let slots = record.slots.join(" ");
+    warn_of_permissions(app, ctid, &facts, &wanted);
+    let slots = wanted.slots.join(" ");
     let Some(summary) = summary else {
         app.story.say(&format!("container {ctid} has {slots} already: nothing to do"));
         return Ok(());
@@ -58,10 +58,10 @@ pub fn attach(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
 /// # Errors
 /// Why it would refuse.
 pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
-    let slots = may_attach(app, ctid, wish)?;
-    let facts = facts(app, ctid, &slots)?;
-    let change = Edit::attach(app, ctid, wish, &facts)?.change;
-    let mut text = format!("container {ctid} gets {}\n", slots.join(" "));
+    let wanted = Wanted::read(app, ctid, wish)?;
+    let facts = facts(app, ctid, &wanted.slots)?;
+    let change = Edit::attach(app, ctid, &wanted, &facts)?.change;
+    let mut text = format!("container {ctid} gets {}\n", wanted.slots.join(" "));
     let is_loaded = facts.uvm.is_some();
     if !is_loaded {
         let _ = writeln!(text, "  {:<9} {UVM}", "load");
@@ -71,7 +71,7 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
         let _ = writeln!(text, "  {:<9} {}", "make", nodes_to_text(&missing));
     }
     text.push_str(&change.to_text());
-    if !is_loaded && wish.style == Style::Mount {
+    if !is_loaded && wanted.style == Style::Mount {
         let _ = writeln!(text, "  {:<9} a rule for the major that {UVM} will have", "add");
     } else if is_loaded && missing.is_empty() && change.is_nothing() {
         text.push_str("  nothing to do\n");
@@ -173,9 +173,9 @@ pub fn refresh(app: &App, ctid: u32) -> Result<bool> {
         return Ok(false);
     }
     let lock = config::lock(app, ctid, "gpu-handoff container sync --all")?;
-    let Some((edit, record)) = Edit::refresh(app, ctid)? else { return Ok(false) };
+    let Some((edit, wanted)) = Edit::refresh(app, ctid)? else { return Ok(false) };
     let summary = edit.summary().unwrap_or_default();
-    edit.carry_out(app, ctid, record.style, record.slots, record.dri, &lock)?;
+    edit.carry_out(app, ctid, &wanted, &lock)?;
     app.story.say(&format!("container {ctid}: {summary} in {}", config::path(ctid)));
     Ok(true)
 }
@@ -189,17 +189,18 @@ struct Edit {
 }
 
 impl Edit {
-    fn attach(app: &App, ctid: u32, wish: &Wish, facts: &Facts) -> Result<Edit> {
-        let bytes = look(app, ctid, wish.style)?;
+    fn attach(app: &App, ctid: u32, wanted: &Wanted, facts: &Facts) -> Result<Edit> {
+        let bytes = look(app, ctid)?;
+        refuse_unreadable(ctid, &bytes, wanted.style)?;
         let old = readable_record(app, ctid)?;
         let recorded = old.as_ref().map_or(&[][..], |record| &record.lines);
-        let needs = rules::needs(facts, wish.style, wish.dri);
+        let needs = rules::needs(facts, wanted.style, wanted.dri);
         let change = Change::attach(&bytes, recorded, &needs).map_err(|TooManyDevices| too_many(ctid))?;
         Edit::new(ctid, &bytes, old, change)
     }
 
     /// None when there is nothing to do.
-    fn refresh(app: &App, ctid: u32) -> Result<Option<(Edit, Record)>> {
+    fn refresh(app: &App, ctid: u32) -> Result<Option<(Edit, Wanted)>> {
         let Some(record) = readable_record(app, ctid)? else { return Ok(None) };
         if !app.kernel.exists(&config::path(ctid)) {
             return Ok(None);
@@ -224,7 +225,8 @@ impl Edit {
         }
         config::refuse_locked(ctid, &ct::parse(&bytes))?;
         config::refuse_read_only(&app.kernel, ctid)?;
-        Ok(Some((Edit::new(ctid, &bytes, Some(record.clone()), change)?, record)))
+        let wanted = Wanted { style: record.style, slots: record.slots.clone(), dri: record.dri };
+        Ok(Some((Edit::new(ctid, &bytes, Some(record), change)?, wanted)))
     }
 
     fn new(ctid: u32, bytes: &[u8], old: Option<Record>, change: Change) -> Result<Edit> {
@@ -241,20 +243,12 @@ impl Edit {
     }
 
     /// First the record, of all that is ours before and after: whatever happens then, detach finds it.
-    fn carry_out(
-        self,
-        app: &App,
-        ctid: u32,
-        style: Style,
-        slots: Vec<String>,
-        dri: bool,
-        lock: &Lock,
-    ) -> Result<Record> {
+    fn carry_out(self, app: &App, ctid: u32, wanted: &Wanted, lock: &Lock) -> Result<()> {
+        let Wanted { style, slots, dri } = wanted.clone();
         let lines = self.change.ours.clone();
         let record = Record { style, slots, dri, lines, newline: self.newline, unfinished: false };
         if self.change.is_nothing() {
-            save(app, ctid, self.old.as_ref(), &record)?;
-            return Ok(record);
+            return save(app, ctid, self.old.as_ref(), &record);
         }
         let mut both = Record { unfinished: true, ..record.clone() };
         let before = self.old.iter().flat_map(|old| &old.lines);
@@ -265,33 +259,55 @@ impl Edit {
             return Err(stop);
         }
         put_back(app, ctid, Some(&record));
-        Ok(record)
+        Ok(())
     }
 }
 
-/// The slots that the container shall have.
-fn may_attach(app: &App, ctid: u32, wish: &Wish) -> Result<Vec<String>> {
-    look(app, ctid, wish.style)?;
-    config::refuse_read_only(&app.kernel, ctid)?;
-    chosen(app, wish)
+/// What a container shall have, with nothing left open.
+#[derive(Clone)]
+struct Wanted {
+    style: Style,
+    slots: Vec<String>,
+    dri: bool,
+}
+
+impl Wanted {
+    fn read(app: &App, ctid: u32, wish: &Wish) -> Result<Wanted> {
+        let bytes = look(app, ctid)?;
+        config::refuse_read_only(&app.kernel, ctid)?;
+        // Not that of an earlier container with this number.
+        let old = readable_record(app, ctid)?.filter(|old| !edit::present(&bytes, &old.lines).is_empty());
+        let is_gpu = |slot: &String| Slot::read(&app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
+        let slots = match &old {
+            Some(old) if wish.gpus.is_empty() && old.slots.iter().all(is_gpu) => old.slots.clone(),
+            _ => chosen(app, wish)?,
+        };
+        let style = wish.style.or(old.as_ref().map(|old| old.style)).unwrap_or_default();
+        let dri = wish.dri || old.is_some_and(|old| old.dri);
+        Ok(Wanted { style, slots, dri })
+    }
 }
 
 /// The configuration of a container that may be attached.
-fn look(app: &App, ctid: u32, style: Style) -> Result<Vec<u8>> {
+fn look(app: &App, ctid: u32) -> Result<Vec<u8>> {
     let bytes = config::read(&app.kernel, ctid)?;
     let parsed = ct::parse(&bytes);
     config::refuse_template(ctid, &parsed)?;
     config::refuse_locked(ctid, &parsed)?;
-    let odd = edit::unreadable_devs(&bytes);
-    if style == Style::Dev && !odd.is_empty() {
-        return Err(Stop::refused(format!(
-            "container {ctid} was not touched: Proxmox cannot read its {} and starts it with none; mend that: pct set \
-             {ctid} --delete {}",
-            odd.join(" "),
-            odd.join(",")
-        )));
-    }
     Ok(bytes)
+}
+
+fn refuse_unreadable(ctid: u32, bytes: &[u8], style: Style) -> Result<()> {
+    let odd = edit::unreadable_devs(bytes);
+    if style != Style::Dev || odd.is_empty() {
+        return Ok(());
+    }
+    Err(Stop::refused(format!(
+        "container {ctid} was not touched: Proxmox cannot read its {} and starts it with none; mend that: pct set {ctid} \
+         --delete {}",
+        odd.join(" "),
+        odd.join(",")
+    )))
 }
 
 /// The slots that were named, each once; or the only one there is.
@@ -423,16 +439,16 @@ fn put_back(app: &App, ctid: u32, record: Option<&Record>) {
 }
 
 /// Nodes that are mounted keep the owner they have in the host, whom an unprivileged container does not know.
-fn warn_of_permissions(app: &App, ctid: u32, facts: &Facts, wish: &Wish) {
-    if wish.dri && facts.gpus.iter().any(|gpu| gpu.drm.is_empty()) {
+fn warn_of_permissions(app: &App, ctid: u32, facts: &Facts, wanted: &Wanted) {
+    if wanted.dri && facts.gpus.iter().any(|gpu| gpu.drm.is_empty()) {
         app.story
             .warn(&format!("container {ctid}: a GPU has no DRM nodes: nvidia-drm is not loaded; then attach again"));
     }
     let is_unprivileged = config::read(&app.kernel, ctid).is_ok_and(|bytes| ct::parse(&bytes).unprivileged);
-    if wish.style != Style::Mount || !is_unprivileged {
+    if wanted.style != Style::Mount || !is_unprivileged {
         return;
     }
-    if wish.dri {
+    if wanted.dri {
         app.story.warn(&format!(
             "container {ctid} is unprivileged: the modes of /dev/dri in the host may keep it from opening them; with \
              --style dev they do not"

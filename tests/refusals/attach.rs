@@ -153,6 +153,25 @@ fn the_other_style_takes_the_place_of_the_first() {
     assert_eq!(config(&host), BEFORE);
 }
 
+/// Said once: style, GPUs and DRM nodes stay until another call says otherwise.
+#[test]
+fn what_is_not_said_stays() {
+    let render = format!("{}/drm/renderD128/dev", device("0000:02:00.0"));
+    let host = two_cards().file(&render, "226:128\n");
+    host.run("container attach 101 --gpu 02:00 --style dev --dri");
+    let attached = config(&host);
+    assert!(attached.contains("renderD128,mode=0666"), "{attached}");
+    says(&host, "container attach 101", &["container 101 has 0000:02:00 already: nothing to do"]);
+    host.run("container attach 101 --style mount");
+    assert!(config(&host).contains("/dev/dri/renderD128 dev/dri") && !config(&host).contains("mode="));
+    host.run("container attach 101 --gpu 01:00 --style dev");
+    assert!(config(&host).contains("/dev/nvidia0,") && !config(&host).contains("/dev/nvidia1"), "{}", config(&host));
+    // Another container, or a card that is no more: as if it were the first time.
+    let several =
+        "there are several NVIDIA GPUs, say which: 0000:01:00 or 0000:02:00 (--gpu SLOT, also more than once)";
+    refuses(&container(host, BEFORE), "container attach 101", 2, several);
+}
+
 #[test]
 fn one_of_two_cards() {
     let host = two_cards();
