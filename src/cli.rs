@@ -246,8 +246,9 @@ impl Given<'_> {
     fn wish(&self) -> Result<Wish> {
         let values = |flag: &str| self.flags.get(flag).cloned().unwrap_or_default();
         let style = match values("style").last().map(String::as_str) {
-            None | Some("mount") => Style::Mount,
-            Some("dev") => Style::Dev,
+            None => None,
+            Some("mount") => Some(Style::Mount),
+            Some("dev") => Some(Style::Dev),
             Some(other) => return Err(usage(&format!("--style {other} is unknown: mount or dev"))),
         };
         Ok(Wish { gpus: values("gpu"), style, dri: self.has("dri") })
@@ -280,7 +281,7 @@ pub fn help() -> String {
          2  bad usage, unknown guest, mistake in the configuration\n  \
          3  refused, nothing was touched\n  \
          4  the time box was overrun, or the slot is wedged\n  \
-         5  another handoff did not end in time\n",
+         5  another handoff, or what Proxmox does with the container, did not end in time\n",
     );
     text
 }
@@ -490,9 +491,10 @@ mod tests {
         let wish =
             |gpus: &[&str], style, dri| Wish { gpus: gpus.iter().map(ToString::to_string).collect(), style, dri };
         for (line, wish) in [
-            ("container attach 101", wish(&[], Style::Mount, false)),
-            ("container attach 101 --gpu 01:00 --gpu=02:00 --dri", wish(&["01:00", "02:00"], Style::Mount, true)),
-            ("container attach --style dev 101", wish(&[], Style::Dev, false)),
+            ("container attach 101", wish(&[], None, false)),
+            ("container attach 101 --gpu 01:00 --gpu=02:00 --dri", wish(&["01:00", "02:00"], None, true)),
+            ("container attach --style dev 101", wish(&[], Some(Style::Dev), false)),
+            ("container attach 101 --style mount", wish(&[], Some(Style::Mount), false)),
         ] {
             assert_eq!(parsed(line), Ok(Call::Attach { ctid: 101, wish, dry_run: false }), "{line}");
         }

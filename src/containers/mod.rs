@@ -6,23 +6,28 @@
 
 pub mod attach;
 pub mod check;
+mod config;
+pub mod edit;
+pub mod record;
+pub mod rules;
 pub mod setup;
 pub mod stale;
 
-/// What a container shall have.
+/// What a container shall have. Of one that is attached already, what is not said stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wish {
     /// Slots as given; none for the only GPU there is.
     pub gpus: Vec<String>,
-    pub style: Style,
+    pub style: Option<Style>,
     /// The DRM nodes as well, for what draws or encodes video through them.
     pub dri: bool,
 }
 
 /// How device nodes get into a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Style {
     /// `lxc.mount.entry` with `optional`: the container starts without the GPU too.
+    #[default]
     Mount,
     /// `devN`: Proxmox refuses to start the container while a node is missing.
     Dev,
