@@ -211,8 +211,11 @@ impl Edit {
             Ok(facts) => {
                 let needs = rules::needs(&facts, record.style, record.dri);
                 // Of a run that was killed in between, what is not there was not taken out: it never got there.
-                let recorded =
-                    if record.unfinished { edit::present(&bytes, &record.lines) } else { record.lines.clone() };
+                let mut recorded = record.lines.clone();
+                if record.unfinished {
+                    let present = edit::present(&bytes, &record.lines);
+                    recorded.retain(|line| present.contains(&line));
+                }
                 Change::refresh(&bytes, &recorded, &needs).map_err(|TooManyDevices| too_many(ctid))?
             }
             Err(Away { .. }) => {

@@ -34,15 +34,27 @@ impl Line {
         self.what == need.what && self.kind() == Some(need.kind)
     }
 
-    fn is_in(&self, bytes: &[u8]) -> bool {
-        self.find(bytes).is_some()
+    fn is(&self, (key, value): (&[u8], &[u8])) -> bool {
+        self.key.as_bytes() == key && self.value.as_bytes() == value
     }
+}
 
-    /// Where it stands, without its newline. The last such line is ours: we write to the end.
-    fn find(&self, bytes: &[u8]) -> Option<Range<usize>> {
-        let is_it = |line: &[u8]| ct::setting(line) == Some((self.key.as_bytes(), self.value.as_bytes()));
-        lines(ct::main_section(bytes)).filter(|range| is_it(&bytes[range.clone()])).last()
+/// Where each of these stands, without its newline. The last such line is ours: we write to the end.
+fn find(bytes: &[u8], wanted: &[&Line]) -> Vec<Option<Range<usize>>> {
+    let mut found = vec![None; wanted.len()];
+    for range in lines(ct::main_section(bytes)) {
+        let Some(setting) = ct::setting(&bytes[range.clone()]) else { continue };
+        for at in (0..wanted.len()).filter(|at| wanted[*at].is(setting)) {
+            found[at] = Some(range.clone());
+        }
     }
+    found
+}
+
+/// Those that are there.
+pub fn present<'a>(bytes: &[u8], recorded: &'a [Line]) -> Vec<&'a Line> {
+    let all: Vec<&Line> = recorded.iter().collect();
+    all.iter().zip(find(bytes, &all)).filter(|(_, found)| found.is_some()).map(|(line, _)| *line).collect()
 }
 
 /// More devices than there are numbers for.
@@ -66,7 +78,7 @@ impl Change {
     /// # Errors
     /// When there are not enough numbers for its devices.
     pub fn attach(bytes: &[u8], recorded: &[Line], needs: &[Need]) -> Result<Change, TooManyDevices> {
-        let ours: Vec<&Line> = recorded.iter().filter(|line| line.is_in(bytes)).collect();
+        let ours = present(bytes, recorded);
         let others = without(bytes, &ours);
         let missing = missing(&others, needs);
         let matched = matches(&ours, &missing);
@@ -85,7 +97,7 @@ impl Change {
     /// # Errors
     /// When there are not enough numbers for its devices.
     pub fn refresh(bytes: &[u8], recorded: &[Line], needs: &[Need]) -> Result<Change, TooManyDevices> {
-        let ours: Vec<&Line> = recorded.iter().filter(|line| line.is_in(bytes)).collect();
+        let ours = present(bytes, recorded);
         let mut change = Change { ours: recorded.to_vec(), ..Change::default() };
         if ours.is_empty() {
             return Ok(change);
@@ -98,7 +110,7 @@ impl Change {
         change.ours.clear();
         for (need, old) in missing.iter().zip(&matched) {
             match old.map(|at| all[at]) {
-                Some(old) if !old.is_in(bytes) => change.ours.push(old.clone()),
+                Some(old) if !ours.contains(&old) => change.ours.push(old.clone()),
                 old => change.want(need, old, &mut numbers)?,
             }
         }
@@ -110,18 +122,18 @@ impl Change {
     /// While a GPU of its is away, what is there of ours and has become another GPU's goes: these are what the others
     /// need. It is added again when the GPU is back.
     pub fn withdraw(bytes: &[u8], recorded: &[Line], others: &[Need]) -> Change {
+        let present = present(bytes, recorded);
         let is_theirs = |line: &&Line| {
             let is_it = |need: &Need| Some(need.kind) == line.kind() && need.value == line.value;
-            others.iter().any(|need| is_it(need) && need.what != line.what) && line.is_in(bytes)
+            others.iter().any(|need| is_it(need) && need.what != line.what) && present.contains(line)
         };
         let (remove, ours): (Vec<&Line>, Vec<&Line>) = recorded.iter().partition(is_theirs);
-        let own = |lines: Vec<&Line>| lines.into_iter().cloned().collect();
-        Change { remove: own(remove), ours: own(ours), ..Change::default() }
+        Change { remove: cloned(&remove), ours: cloned(&ours), ..Change::default() }
     }
 
     /// All that is ours goes.
     pub fn detach(bytes: &[u8], recorded: &[Line]) -> Change {
-        Change { remove: present(bytes, recorded), ..Change::default() }
+        Change { remove: cloned(&present(bytes, recorded)), ..Change::default() }
     }
 
     fn want(&mut self, need: &Need, old: Option<&Line>, numbers: &mut Numbers) -> Result<(), TooManyDevices> {
@@ -181,8 +193,9 @@ impl Change {
 
     /// All are looked up first: a new line may be like an old one.
     fn put_in_place(&self, bytes: &mut Vec<u8>) {
-        let mut places: Vec<(Range<usize>, &Line)> =
-            self.replace.iter().filter_map(|(old, new)| Some((old.find(bytes)?, new))).collect();
+        let old: Vec<&Line> = self.replace.iter().map(|(old, _)| old).collect();
+        let found = find(bytes, &old).into_iter().zip(&self.replace);
+        let mut places: Vec<(Range<usize>, &Line)> = found.filter_map(|(at, (_, new))| Some((at?, new))).collect();
         places.sort_by_key(|(range, _)| range.start);
         places.dedup_by_key(|(range, _)| range.start);
         for (range, line) in places.into_iter().rev() {
@@ -192,7 +205,8 @@ impl Change {
 
     /// Whether what was taken out was the end of the file, as it is where we wrote it.
     fn take_out(&self, bytes: &mut Vec<u8>) -> bool {
-        let mut ranges: Vec<Range<usize>> = self.remove.iter().filter_map(|line| line.find(bytes)).collect();
+        let wanted: Vec<&Line> = self.remove.iter().collect();
+        let mut ranges: Vec<Range<usize>> = find(bytes, &wanted).into_iter().flatten().collect();
         ranges.sort_by_key(|range| range.start);
         ranges.dedup();
         let first = ranges.first().map(|range| range.start);
@@ -223,13 +237,9 @@ impl Change {
 
 /// Recorded lines that are not there as they were written although something like them is: somebody changed them.
 pub fn changed<'a>(bytes: &[u8], recorded: &'a [Line]) -> Vec<&'a Line> {
-    let (ours, gone): (Vec<&Line>, Vec<&Line>) = recorded.iter().partition(|line| line.is_in(bytes));
+    let ours = present(bytes, recorded);
     let others = ct::parse(&without(bytes, &ours));
-    gone.into_iter().filter(|line| is_like(&others, line)).collect()
-}
-
-pub fn present(bytes: &[u8], recorded: &[Line]) -> Vec<Line> {
-    recorded.iter().filter(|line| line.is_in(bytes)).cloned().collect()
+    recorded.iter().filter(|line| !ours.contains(line) && is_like(&others, line)).collect()
 }
 
 /// The same `devN`, the same target, or a rule for the same major.
@@ -270,8 +280,11 @@ pub fn unreadable_devs(bytes: &[u8]) -> Vec<String> {
 }
 
 fn without(bytes: &[u8], lines: &[&Line]) -> Vec<u8> {
-    let remove = lines.iter().map(|line| (*line).clone()).collect();
-    Change { remove, ..Change::default() }.apply(bytes, false).0
+    Change { remove: cloned(lines), ..Change::default() }.apply(bytes, false).0
+}
+
+fn cloned(lines: &[&Line]) -> Vec<Line> {
+    lines.iter().map(|line| (*line).clone()).collect()
 }
 
 /// Needs that no line meets.
@@ -433,7 +446,7 @@ mod tests {
             for style in [Style::Mount, Style::Dev] {
                 let (new, lines, newline) = attached(bytes.as_bytes(), style);
                 assert_ne!(new, bytes.as_bytes(), "{bytes:?}");
-                assert!(lines.iter().all(|line| line.is_in(&new)), "{bytes:?}");
+                assert!(present(&new, &lines).len() == lines.len(), "{bytes:?}");
                 assert!(Change::attach(&new, &lines, &wanted(style)).unwrap().is_nothing(), "{bytes:?}");
                 assert_eq!(text(&detached(&new, &lines, newline)), bytes, "{style:?}");
             }
@@ -515,7 +528,7 @@ mod tests {
                 let (new, _) = change.apply(&old, false);
                 let expected = text(&old).replace("511:", "509:").replace("nvidia0", "nvidia1");
                 assert_eq!(text(&new), expected);
-                assert!(change.ours.iter().all(|line| line.is_in(&new)));
+                assert!(present(&new, &change.ours).len() == change.ours.len());
                 assert_eq!(text(&detached(&new, &change.ours, false)), format!("{PLAIN}name: later\n"));
             }
             assert!(Change::refresh(&old, &lines, &wanted(style)).unwrap().is_nothing());
