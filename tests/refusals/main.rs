@@ -8,6 +8,7 @@ mod tree;
 
 mod by_hand;
 mod cards;
+mod events;
 mod files;
 mod guests;
 mod history;
