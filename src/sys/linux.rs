@@ -12,7 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -198,14 +198,11 @@ impl Kernel for Linux {
             End::Ask => libc::SIGTERM,
             End::Kill => libc::SIGKILL,
         };
-        // SAFETY: pidfd_open takes two numbers and gives a descriptor that nobody else has.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
-        if fd < 0 {
-            let error = io::Error::last_os_error();
-            return if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
-        }
-        // SAFETY: as above.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let pidfd = match program::pidfd(process.pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            Err(error) => return Err(error),
+        };
         // Whoever has that PID now has kept it since the descriptor was made.
         if self.process(process.pid) != Some(process) {
             return Ok(());
