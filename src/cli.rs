@@ -248,7 +248,7 @@ pub fn help() -> String {
          2  bad usage, unknown guest, mistake in the configuration\n  \
          3  refused, nothing was touched\n  \
          4  the time box was overrun, or the slot is wedged\n  \
-         5  another handoff did not end in time\n",
+         5  another handoff, or what Proxmox does with the container, did not end in time\n",
     );
     text
 }

@@ -2,23 +2,28 @@
 //!
 //! The folder is `tests/fixtures/vectors`, or the one that the environment variable VECTORS names.
 
+use gpu_handoff::containers::Style;
+use gpu_handoff::containers::edit::Change;
+use gpu_handoff::containers::rules::{Facts, Gpu, Need, needs};
 use gpu_handoff::proxmox::{ct, mapping, vm};
+use gpu_handoff::sys::DeviceNumber;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::{env, fs, io};
 
-/// One kind of file: its folder there, how its names end, and how we read it.
+/// One kind of file: its folder there, how its names end, how we read it, and what must come of editing it.
 struct Kind {
     folder: &'static str,
     ending: &'static str,
     read: fn(&[u8]) -> Outcome,
+    edit: fn(&[u8]) -> Vec<String>,
 }
 
 const KINDS: &[Kind] = &[
-    Kind { folder: "vm", ending: "conf", read: read_vm },
-    Kind { folder: "ct", ending: "conf", read: read_ct },
-    Kind { folder: "mapping", ending: "cfg", read: read_mapping },
+    Kind { folder: "vm", ending: "conf", read: read_vm, edit: |_| Vec::new() },
+    Kind { folder: "ct", ending: "conf", read: read_ct, edit: edit_ct },
+    Kind { folder: "mapping", ending: "cfg", read: read_mapping, edit: |_| Vec::new() },
 ];
 
 /// What we made of a file.
@@ -115,7 +120,9 @@ impl Kind {
             tally.warnings_counted += 1;
             tally.warnings_agree += usize::from(expected.get("warnings") == Some(&json!(warnings)));
         }
-        Ok(got.differences(&expected))
+        let mut complaints = got.differences(&expected);
+        complaints.extend((self.edit)(&bytes));
+        Ok(complaints)
     }
 }
 
@@ -188,6 +195,65 @@ fn read_ct(bytes: &[u8]) -> Outcome {
         complete: false,
         warnings: None,
     }
+}
+
+/// After attach only what was added differs, and after detach nothing does. By the edit itself: a lock or a template,
+/// which attach refuses, changes nothing about that.
+fn edit_ct(bytes: &[u8]) -> Vec<String> {
+    let styles = [(Style::Mount, false), (Style::Mount, true), (Style::Dev, false), (Style::Dev, true)];
+    styles.into_iter().flat_map(|(style, dri)| edited(bytes, style, &needs(&facts(), style, dri))).collect()
+}
+
+fn edited(bytes: &[u8], style: Style, needs: &[Need]) -> Vec<String> {
+    let Ok(change) = Change::attach(bytes, &[], needs) else { return vec![format!("{style:?}: too many devices")] };
+    let (attached, newline) = change.apply(bytes, false);
+    let (detached, _) = Change::detach(&attached, &change.ours).apply(&attached, newline);
+    let mut complaints = Vec::new();
+    let mut check = |is_so: bool, what: &str| {
+        if !is_so {
+            complaints.push(format!("{style:?}: {what}"));
+        }
+    };
+    check(detached == bytes, "other bytes after attach and detach");
+    check(attached.len() > bytes.len(), "nothing was added");
+    let again = Change::attach(&attached, &change.ours, needs);
+    check(again.is_ok_and(|again| again.is_nothing()), "attached twice is not attached once");
+    let fields = |bytes: &[u8]| read_ct(bytes).fields;
+    let (mut expected, got) = (fields(bytes), fields(&attached));
+    for line in &change.ours {
+        let value = json!(line.value);
+        match line.key.as_str() {
+            "lxc.cgroup2.devices.allow" => push(&mut expected, "devices_allow", value),
+            "lxc.mount.entry" => push(&mut expected, "mount_entries", value),
+            // Checked to be a device; what else stands there is as the parser reads it.
+            dev => {
+                let number = dev.trim_start_matches("dev");
+                let new = got["dev"].get(number).cloned().unwrap_or_default();
+                check(new["valid"] == json!(true) && new["raw"] == value, "a device that cannot be read");
+                check(expected["dev"].get(number).is_none(), "a device that was there before");
+                expected["dev"][number] = new;
+            }
+        }
+        if line.key.starts_with("lxc.") {
+            push(&mut expected, "raw_lxc_in_order", json!([line.key, line.value]));
+        }
+    }
+    for (field, value) in &got {
+        check(expected[field] == *value, &format!("{field} is {value} after attach"));
+    }
+    complaints
+}
+
+fn push(fields: &mut Map<String, Value>, name: &str, value: Value) {
+    fields[name].as_array_mut().expect("a list").push(value);
+}
+
+/// A host with one card, and numbers that no vector uses.
+fn facts() -> Facts {
+    let drm = vec![("card7".to_string(), DeviceNumber { major: 226, minor: 7 })];
+    let gpus = vec![Gpu { slot: "0000:01:00".to_string(), minor: 0, drm }];
+    let caps = Some((237, vec!["nvidia-cap1".to_string()]));
+    Facts { gpus, are_all: true, uvm: Some(499), has_modeset: true, caps, mode: 0o666 }
 }
 
 fn read_mapping(bytes: &[u8]) -> Outcome {

@@ -39,6 +39,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("maps", crate::maps),
     ("message", crate::message),
     ("command_line", crate::command_line),
+    ("attach", crate::attach),
 ];
 
 /// The name of another target, a beginning, what is repeated, and an end.

@@ -2,6 +2,7 @@
 //!
 //! A target that needs several texts takes them from one input, apart by NUL bytes; the last may contain more of them.
 
+mod containers;
 mod growth;
 mod kernel;
 mod machine;
@@ -9,6 +10,7 @@ mod ours;
 mod proxmox;
 mod whole;
 
+pub use containers::{attach, attachment};
 pub use growth::growth;
 pub use kernel::{command_line, device_number, driver, holders, locks, maps, message, modules, process, static_ids};
 pub use ours::{config, journal, record, wedge};

@@ -1,47 +1,455 @@
 //! Lets a container use the GPU, and takes that back.
 
-use super::Wish;
+use super::edit::{self, Change, TooManyDevices};
+use super::record::{self, Record};
+use super::rules::{self, Away, Facts};
+use super::{Style, Wish, config};
 use crate::App;
+use crate::gpu::choice::choose;
+use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
+use crate::gpu::{containers, nodes};
+use crate::handoff::is_alive;
+use crate::handoff::reconcile::nodes_to_text;
+use crate::proxmox::{ct, pci_id::PciId, running, vm};
 use crate::stop::{Result, Stop};
+use crate::sys::{ActError, Action, Kernel, Lock, Node};
+use std::fmt::Write;
+use std::time::Duration;
+
+const UVM: &str = "nvidia-uvm";
+
+/// Longer than loading it ever takes, unless something is stuck in the kernel.
+const LOAD: Duration = Duration::from_secs(20);
+const MAKE: Duration = Duration::from_secs(5);
 
 /// # Errors
 /// Why the container is left as it is.
-pub fn attach(_app: &App, _ctid: u32, _wish: &Wish) -> Result<()> {
-    Err(Stop::failed("not built yet"))
+pub fn attach(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
+    let slots = may_attach(app, ctid, wish)?;
+    let mut facts = facts(app, ctid, &slots)?;
+    // Whatever can be refused, before anything is touched.
+    Edit::attach(app, ctid, wish, &facts)?;
+    if facts.uvm.is_none() {
+        load_uvm(app)?;
+        facts = self::facts(app, ctid, &slots)?;
+    }
+    make_nodes(app);
+    let lock = config::lock(app, ctid, &format!("gpu-handoff container attach {ctid}"))?;
+    // Again: Proxmox may have changed it meanwhile.
+    let edit = Edit::attach(app, ctid, wish, &facts)?;
+    let summary = edit.summary();
+    let record = edit.carry_out(app, ctid, wish.style, slots, wish.dri, &lock)?;
+    drop(lock);
+    warn_of_permissions(app, ctid, &facts, wish);
+    let slots = record.slots.join(" ");
+    let Some(summary) = summary else {
+        app.story.say(&format!("container {ctid} has {slots} already: nothing to do"));
+        return Ok(());
+    };
+    app.story.say(&format!("container {ctid} gets {slots}: {summary} in {}", config::path(ctid)));
+    if containers::runs(&app.kernel, ctid) {
+        app.story.say(&format!("container {ctid} runs and gets it when it starts again: pct reboot {ctid}"));
+    }
+    Ok(())
 }
 
 /// What [`attach`] would do now, a line each.
 ///
 /// # Errors
 /// Why it would refuse.
-pub fn plan(_app: &App, _ctid: u32, _wish: &Wish) -> Result<String> {
-    Err(Stop::failed("not built yet"))
+pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
+    let slots = may_attach(app, ctid, wish)?;
+    let facts = facts(app, ctid, &slots)?;
+    let change = Edit::attach(app, ctid, wish, &facts)?.change;
+    let mut text = format!("container {ctid} gets {}\n", slots.join(" "));
+    let is_loaded = facts.uvm.is_some();
+    if !is_loaded {
+        let _ = writeln!(text, "  {:<9} {UVM}", "load");
+    }
+    let missing = nodes::missing(&app.kernel);
+    if !missing.is_empty() {
+        let _ = writeln!(text, "  {:<9} {}", "make", nodes_to_text(&missing));
+    }
+    text.push_str(&change.to_text());
+    if !is_loaded && wish.style == Style::Mount {
+        let _ = writeln!(text, "  {:<9} a rule for the major that {UVM} will have", "add");
+    } else if is_loaded && missing.is_empty() && change.is_nothing() {
+        text.push_str("  nothing to do\n");
+    }
+    Ok(text)
 }
 
 /// # Errors
 /// Why the container is left as it is.
-pub fn detach(_app: &App, _ctid: u32) -> Result<()> {
-    Err(Stop::failed("not built yet"))
+pub fn detach(app: &App, ctid: u32) -> Result<()> {
+    let Some(record) = readable_record(app, ctid)? else {
+        app.story.say(&not_ours(ctid, &config::read(&app.kernel, ctid)?));
+        return Ok(());
+    };
+    if config::is_gone(&app.kernel, ctid) {
+        record::remove(&app.kernel, ctid)?;
+        app.story.say(&gone(ctid));
+        return Ok(());
+    }
+    config::read(&app.kernel, ctid)?;
+    config::refuse_read_only(&app.kernel, ctid)?;
+    if record.lines.is_empty() {
+        record::remove(&app.kernel, ctid)?;
+        app.story.say(&not_ours(ctid, &config::read(&app.kernel, ctid)?));
+        return Ok(());
+    }
+    let lock = config::lock(app, ctid, &format!("gpu-handoff container detach {ctid}"))?;
+    let bytes = config::read(&app.kernel, ctid)?;
+    config::refuse_locked(ctid, &ct::parse(&bytes))?;
+    // Another call may have been quicker.
+    let record = readable_record(app, ctid)?.unwrap_or(record);
+    let change = Change::detach(&bytes, &record.lines);
+    let changed = edit::changed(&bytes, &record.lines);
+    if !change.is_nothing() {
+        let (new, _) = change.apply(&bytes, record.newline && changed.is_empty());
+        config::write(&app.kernel, ctid, &new, &lock)?;
+    }
+    record::remove(&app.kernel, ctid)?;
+    drop(lock);
+    for line in changed {
+        app.story.warn(&format!(
+            "container {ctid}: somebody changed the line for {}, left as it is: it was {line}",
+            line.what
+        ));
+    }
+    if change.is_nothing() {
+        app.story.say(&format!("container {ctid}: nothing that was attached is there any more: nothing to do"));
+        return Ok(());
+    }
+    app.story.say(&format!("container {ctid}: {} in {}", change.summary(), config::path(ctid)));
+    if containers::runs(&app.kernel, ctid) {
+        app.story.say(&format!("container {ctid} runs and keeps it until it starts again: pct reboot {ctid}"));
+    }
+    Ok(())
 }
 
 /// What [`detach`] would do now, a line each.
 ///
 /// # Errors
 /// Why it would refuse.
-pub fn plan_detach(_app: &App, _ctid: u32) -> Result<String> {
-    Err(Stop::failed("not built yet"))
+pub fn plan_detach(app: &App, ctid: u32) -> Result<String> {
+    let Some(record) = readable_record(app, ctid)? else {
+        return Ok(format!("{}\n", not_ours(ctid, &config::read(&app.kernel, ctid)?)));
+    };
+    if config::is_gone(&app.kernel, ctid) {
+        return Ok(format!("{}\n", gone(ctid)));
+    }
+    let bytes = config::read(&app.kernel, ctid)?;
+    config::refuse_read_only(&app.kernel, ctid)?;
+    config::refuse_locked(ctid, &ct::parse(&bytes))?;
+    let mut text = format!("container {ctid} is detached from {}\n", record.slots.join(" "));
+    let change = Change::detach(&bytes, &record.lines);
+    text.push_str(&change.to_text());
+    for line in edit::changed(&bytes, &record.lines) {
+        let _ = writeln!(text, "  {:<9} what somebody made of: {line}", "leave");
+    }
+    if change.is_nothing() {
+        text.push_str("  nothing to do\n");
+    }
+    Ok(text)
 }
 
 /// The containers that were attached on this host, by CTID.
-pub fn attached(_app: &App) -> Vec<u32> {
-    Vec::new()
+pub fn attached(app: &App) -> Vec<u32> {
+    let mut ids = record::all(&app.kernel);
+    ids.retain(|ctid| app.kernel.exists(&config::path(*ctid)));
+    ids
 }
 
 /// Brings what [`attach`] wrote up to the numbers of now: majors, minors. Whether anything had to be changed; nothing to
-/// do for a container that was not attached.
+/// do for a container that was not attached. While a GPU of its is away its numbers are not known: then only what has
+/// become another GPU's is taken out.
 ///
 /// # Errors
 /// Why the container is left as it is.
-pub fn refresh(_app: &App, _ctid: u32) -> Result<bool> {
-    Err(Stop::failed("not built yet"))
+pub fn refresh(app: &App, ctid: u32) -> Result<bool> {
+    // Mostly there is nothing to do, and then nobody is kept waiting for the lock.
+    if Edit::refresh(app, ctid)?.is_none() {
+        return Ok(false);
+    }
+    let lock = config::lock(app, ctid, "gpu-handoff container sync --all")?;
+    let Some((edit, record)) = Edit::refresh(app, ctid)? else { return Ok(false) };
+    let summary = edit.summary().unwrap_or_default();
+    edit.carry_out(app, ctid, record.style, record.slots, record.dri, &lock)?;
+    app.story.say(&format!("container {ctid}: {summary} in {}", config::path(ctid)));
+    Ok(true)
+}
+
+/// A configuration and what becomes of it.
+struct Edit {
+    old: Option<Record>,
+    change: Change,
+    new: Vec<u8>,
+    newline: bool,
+}
+
+impl Edit {
+    fn attach(app: &App, ctid: u32, wish: &Wish, facts: &Facts) -> Result<Edit> {
+        let bytes = look(app, ctid, wish.style)?;
+        let old = readable_record(app, ctid)?;
+        let recorded = old.as_ref().map_or(&[][..], |record| &record.lines);
+        let needs = rules::needs(facts, wish.style, wish.dri);
+        let change = Change::attach(&bytes, recorded, &needs).map_err(|TooManyDevices| too_many(ctid))?;
+        Edit::new(ctid, &bytes, old, change)
+    }
+
+    /// None when there is nothing to do.
+    fn refresh(app: &App, ctid: u32) -> Result<Option<(Edit, Record)>> {
+        let Some(record) = readable_record(app, ctid)? else { return Ok(None) };
+        if !app.kernel.exists(&config::path(ctid)) {
+            return Ok(None);
+        }
+        let bytes = config::read(&app.kernel, ctid)?;
+        let change = match Facts::read(&app.kernel, &record.slots) {
+            Ok(facts) if facts.uvm.is_none() => return Ok(None),
+            Ok(facts) => {
+                let needs = rules::needs(&facts, record.style, record.dri);
+                Change::refresh(&bytes, &record.lines, &needs).map_err(|TooManyDevices| too_many(ctid))?
+            }
+            Err(Away { .. }) => {
+                let others = rules::needs_of_others(&app.kernel, &record.slots, record.style);
+                Change::withdraw(&bytes, &record.lines, &others)
+            }
+        };
+        if change.is_nothing() {
+            return Ok(None);
+        }
+        config::refuse_locked(ctid, &ct::parse(&bytes))?;
+        config::refuse_read_only(&app.kernel, ctid)?;
+        Ok(Some((Edit::new(ctid, &bytes, Some(record.clone()), change)?, record)))
+    }
+
+    fn new(ctid: u32, bytes: &[u8], old: Option<Record>, change: Change) -> Result<Edit> {
+        // That of a container which is no more says nothing about the newline of this one.
+        let is_of_this = |old: &Record| !Change::detach(bytes, &old.lines).is_nothing();
+        let (new, newline) = change.apply(bytes, old.as_ref().is_some_and(|old| old.newline && is_of_this(old)));
+        config::refuse_large(ctid, &new)?;
+        Ok(Edit { old, change, new, newline })
+    }
+
+    /// None when nothing changes.
+    fn summary(&self) -> Option<String> {
+        (!self.change.is_nothing()).then(|| self.change.summary())
+    }
+
+    /// First the record, of all that is ours before and after: whatever happens then, detach finds it.
+    fn carry_out(
+        self,
+        app: &App,
+        ctid: u32,
+        style: Style,
+        slots: Vec<String>,
+        dri: bool,
+        lock: &Lock,
+    ) -> Result<Record> {
+        let record = Record { style, slots, dri, lines: self.change.ours.clone(), newline: self.newline };
+        let mut both = record.clone();
+        let before = self.old.iter().flat_map(|old| &old.lines);
+        both.lines.extend(before.filter(|line| !record.lines.contains(line)).cloned());
+        save(app, ctid, self.old.as_ref(), &both)?;
+        if !self.change.is_nothing()
+            && let Err(stop) = config::write(&app.kernel, ctid, &self.new, lock)
+        {
+            put_back(app, ctid, self.old.as_ref());
+            return Err(stop);
+        }
+        save(app, ctid, Some(&both), &record)?;
+        Ok(record)
+    }
+}
+
+/// The slots that the container shall have.
+fn may_attach(app: &App, ctid: u32, wish: &Wish) -> Result<Vec<String>> {
+    look(app, ctid, wish.style)?;
+    config::refuse_read_only(&app.kernel, ctid)?;
+    chosen(app, wish)
+}
+
+/// The configuration of a container that may be attached.
+fn look(app: &App, ctid: u32, style: Style) -> Result<Vec<u8>> {
+    let bytes = config::read(&app.kernel, ctid)?;
+    let parsed = ct::parse(&bytes);
+    config::refuse_template(ctid, &parsed)?;
+    config::refuse_locked(ctid, &parsed)?;
+    let odd = edit::unreadable_devs(&bytes);
+    if style == Style::Dev && !odd.is_empty() {
+        return Err(Stop::refused(format!(
+            "container {ctid} was not touched: Proxmox cannot read its {} and starts it with none; mend that: pct set \
+             {ctid} --delete {}",
+            odd.join(" "),
+            odd.join(",")
+        )));
+    }
+    Ok(bytes)
+}
+
+/// The slots that were named, each once; or the only one there is.
+fn chosen(app: &App, wish: &Wish) -> Result<Vec<String>> {
+    if wish.gpus.is_empty() {
+        return Ok(vec![choose(&app.kernel, None).map_err(|stop| match nvidia_slots(&app.kernel).len() {
+            0 | 1 => stop,
+            _ => Stop { message: format!("{} (--gpu SLOT, also more than once)", stop.message), ..stop },
+        })?]);
+    }
+    let mut slots = Vec::new();
+    for named in &wish.gpus {
+        let slot = choose(&app.kernel, Some(named))?;
+        if !slots.contains(&slot) {
+            slots.push(slot);
+        }
+    }
+    Ok(slots)
+}
+
+fn facts(app: &App, ctid: u32, slots: &[String]) -> Result<Facts> {
+    Facts::read(&app.kernel, slots).map_err(|away| Stop::refused(explain(app, ctid, &away)))
+}
+
+/// Who has it instead of the host's driver, and what to type.
+fn explain(app: &App, ctid: u32, away: &Away) -> String {
+    let Away { slot, driver } = away;
+    let records = app.store.each_record().into_iter().flatten();
+    let owner = records.filter(|record| record.slots().contains(&slot.as_str())).map(|record| record.owner).next();
+    let vm = match &owner {
+        Some(owner) => owner.vmid().filter(|vmid| is_alive(&app.kernel, *vmid)),
+        None => running_vm(&app.kernel, slot),
+    };
+    let again = format!("then: gpu-handoff container attach {ctid}");
+    let who = match (vm, owner, driver.as_deref()) {
+        _ if app.store.has_call(&app.kernel, slot) => {
+            format!("a handoff of it is under way, or stuck; see gpu-handoff --status, {again}")
+        }
+        (Some(vmid), ..) => format!("VM {vmid} has it; stop that first: qm stop {vmid}, {again}"),
+        (None, Some(owner), _) => {
+            format!("it was given to {owner}; bring it home first: gpu-handoff to-nvidia {slot}, {again}")
+        }
+        (None, None, Some("nvidia")) => {
+            "the NVIDIA driver has it but does not list it in /proc/driver/nvidia/gpus; see dmesg".to_string()
+        }
+        (None, None, Some(VFIO_PCI)) => {
+            "it is at home on vfio-pci; containers can only use a GPU that NVIDIA's driver has".to_string()
+        }
+        (None, None, Some(driver)) => {
+            format!("{driver} has it; containers can only use a GPU that NVIDIA's driver has")
+        }
+        (None, None, None) => format!("no driver has it; load NVIDIA's first: modprobe nvidia, {again}"),
+    };
+    format!("container {ctid} was not touched: the numbers of {slot} are not known: {who}")
+}
+
+/// A running VM whose configuration names the slot, when no handoff of ours gave it the card.
+fn running_vm(kernel: &dyn Kernel, slot: &str) -> Option<u32> {
+    let names = kernel.list("/etc/pve/qemu-server");
+    let vms = names.iter().filter_map(|name| name.strip_suffix(".conf")?.parse::<u32>().ok());
+    vms.filter(|vmid| running::qemu_pid(kernel, *vmid).is_some()).find(|vmid| {
+        let bytes = kernel.read(&format!("/etc/pve/qemu-server/{vmid}.conf")).unwrap_or_default();
+        let config = vm::parse(&bytes);
+        let ids: Vec<PciId> = config.hostpci.values().flat_map(vm::Hostpci::addresses).collect();
+        ids.iter().any(|id| id.slot == slot)
+    })
+}
+
+/// Nobody loads it before the first CUDA program runs, and its major is known only then: as `nvidia-modprobe -u` does.
+fn load_uvm(app: &App) -> Result<()> {
+    let action = Action::Load { modules: vec![UVM.to_string()] };
+    match app.kernel.act(&action, LOAD) {
+        Ok(()) => app.story.say(&format!("{UVM} loaded")),
+        Err(error @ ActError::Stuck { .. }) => return Err(Stop::overrun(format!("loading {UVM} {error}; see dmesg"))),
+        Err(error) => {
+            return Err(Stop::failed(format!("{UVM} is not loaded and could not be: {error}; try: modprobe {UVM}")));
+        }
+    }
+    Ok(())
+}
+
+/// One that cannot be made keeps no container from being attached: the next start of one looks for it again.
+fn make_nodes(app: &App) {
+    let missing = nodes::missing(&app.kernel);
+    let is_made = |node: &&Node| {
+        let made = app.kernel.act(&Action::MakeNode((*node).clone()), MAKE);
+        made.inspect_err(|error| app.story.warn(&format!("{} is missing and was not made: {error}", node.path))).is_ok()
+    };
+    let made: Vec<_> = missing.iter().filter(is_made).cloned().collect();
+    if !made.is_empty() {
+        app.story.say(&format!("device nodes {}", nodes_to_text(&made)));
+    }
+}
+
+fn too_many(ctid: u32) -> Stop {
+    Stop::refused(format!(
+        "container {ctid} was not touched: there are not enough numbers between dev0 and dev255 left for its devices; \
+         delete some (pct set {ctid} --delete devN), or use --style mount"
+    ))
+}
+
+fn readable_record(app: &App, ctid: u32) -> Result<Option<Record>> {
+    record::read(&app.kernel, ctid).map_err(|error| {
+        Stop::failed(format!(
+            "container {ctid} was not touched: the record of what was attached cannot be read: {error:#}; if you \
+             remove that file, its lines are yours to take out"
+        ))
+    })
+}
+
+fn save(app: &App, ctid: u32, old: Option<&Record>, new: &Record) -> Result<()> {
+    if old == Some(new) {
+        return Ok(());
+    }
+    record::write(&app.kernel, ctid, new)
+        .map_err(|error| Stop::refused(format!("container {ctid} was not touched: {error:#}")))
+}
+
+/// The configuration is as it was, so the record shall be. Should that fail it names lines that are not there, which
+/// does no harm.
+fn put_back(app: &App, ctid: u32, old: Option<&Record>) {
+    let done = match old {
+        Some(old) => record::write(&app.kernel, ctid, old),
+        None => record::remove(&app.kernel, ctid),
+    };
+    if let Err(error) = done {
+        app.story.warn(&format!("{error:#}"));
+    }
+}
+
+/// Nodes that are mounted keep the owner they have in the host, whom an unprivileged container does not know.
+fn warn_of_permissions(app: &App, ctid: u32, facts: &Facts, wish: &Wish) {
+    if wish.dri && facts.gpus.iter().any(|gpu| gpu.drm.is_empty()) {
+        app.story
+            .warn(&format!("container {ctid}: a GPU has no DRM nodes: nvidia-drm is not loaded; then attach again"));
+    }
+    let is_unprivileged = config::read(&app.kernel, ctid).is_ok_and(|bytes| ct::parse(&bytes).unprivileged);
+    if wish.style != Style::Mount || !is_unprivileged {
+        return;
+    }
+    if wish.dri {
+        app.story.warn(&format!(
+            "container {ctid} is unprivileged: the modes of /dev/dri in the host may keep it from opening them; with \
+             --style dev they do not"
+        ));
+    }
+    if facts.mode & 0o006 != 0o006 {
+        app.story.warn(&format!(
+            "container {ctid} is unprivileged and cannot open nodes of mode {:04o} (DeviceFileMode of nvidia); with \
+             --style dev its root can",
+            facts.mode & 0o777
+        ));
+    }
+}
+
+fn not_ours(ctid: u32, bytes: &[u8]) -> String {
+    let others = edit::of_others(bytes, &[]);
+    let also = match others.as_slice() {
+        [] => String::new(),
+        others => format!("; these lines are somebody else's: {}", others.join(" | ")),
+    };
+    format!("container {ctid}: nothing was attached by this host: nothing to do{also}")
+}
+
+fn gone(ctid: u32) -> String {
+    format!("container {ctid} does not exist any more: its record is forgotten")
 }

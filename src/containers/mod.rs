@@ -6,6 +6,10 @@
 
 pub mod attach;
 pub mod check;
+mod config;
+pub mod edit;
+pub mod record;
+pub mod rules;
 pub mod setup;
 pub mod stale;
 

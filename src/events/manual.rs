@@ -1,15 +1,16 @@
 //! A person asks: `to-vfio` and `to-nvidia`. What is done by hand lasts until the opposite call or a reboot.
 
 use crate::App;
-use crate::gpu::inventory::{self, VFIO_PCI, long_form, slot_of};
-use crate::gpu::{Slot, inventory::nvidia_slots, nvidia};
+use crate::gpu::choice::choose;
+use crate::gpu::inventory::VFIO_PCI;
+use crate::gpu::{Slot, nvidia};
 use crate::handoff::attempt::Direction;
 use crate::handoff::home::Asker;
 use crate::handoff::intent::unknown_home;
 use crate::handoff::plan::{self, Plan};
 use crate::handoff::reconcile::{Scope, nodes_to_text};
 use crate::handoff::record::{Owner, Record};
-use crate::stop::{Result, Stop};
+use crate::stop::Result;
 use crate::sys::Kernel;
 
 /// # Errors
@@ -146,31 +147,4 @@ fn already_home(kernel: &dyn Kernel, slot: &str) -> String {
         Some(driver) => format!("{slot} is at home on {driver}: nothing to do"),
         None => format!("{slot} is at home without a driver: nothing to do"),
     }
-}
-
-/// The slot that was named, in full or short, with or without a function; or the only GPU there is.
-fn choose(kernel: &dyn Kernel, named: Option<&str>) -> Result<String> {
-    let Some(named) = named else {
-        let slots = nvidia_slots(kernel);
-        return match slots.as_slice() {
-            [] => Err(Stop::refused("there is no NVIDIA GPU in this host; lspci -nn shows what there is")),
-            [slot] => Ok(slot.address.clone()),
-            several => {
-                let all: Vec<&str> = several.iter().map(|slot| slot.address.as_str()).collect();
-                Err(Stop::usage(format!("there are several NVIDIA GPUs, say which: {}", all.join(" or "))))
-            }
-        };
-    };
-    let long = long_form(named);
-    let with_function = if long.contains('.') { long } else { format!("{long}.0") };
-    let address = slot_of(&with_function)
-        .ok_or_else(|| Stop::usage(format!("{named} is no slot; a slot is written like 0000:01:00")))?;
-    let slot = inventory::Slot::read(kernel, address)
-        .ok_or_else(|| Stop::refused(format!("there is no device in slot {address}; lspci -D shows what there is")))?;
-    if !slot.is_nvidia_gpu() {
-        return Err(Stop::refused(format!(
-            "slot {address} has no NVIDIA GPU; gpu-handoff --status shows those there are"
-        )));
-    }
-    Ok(slot.address)
 }

@@ -69,6 +69,7 @@ pub fn run(app: &App) -> Result<()> {
     wait_until(&app.kernel, MODULES, &|| !is_a_module_coming(&app.kernel));
     let made = make_nodes(&app.kernel, &app.story, &nodes::missing(&app.kernel), NODE);
     for ctid in attach::attached(app) {
+        wait_until_let_go(&app.kernel, &config, ctid);
         if let Err(stop) = attach::refresh(app, ctid) {
             app.story.warn(&stop.message);
         }
@@ -98,6 +99,11 @@ fn is_a_module_coming(kernel: &dyn Kernel) -> bool {
     nodes::MODULES.iter().any(|module| state(module).as_deref() == Some("coming"))
 }
 
+/// Whether Proxmox is at work on a container no more.
+fn wait_until_let_go(kernel: &dyn Kernel, config: &Config, ctid: u32) -> bool {
+    wait_until(kernel, config.stop, &|| !running::is_ct_locked(kernel, ctid))
+}
+
 fn wait_until(kernel: &dyn Kernel, limit: Duration, is_so: &dyn Fn() -> bool) -> bool {
     let end = kernel.now() + limit;
     loop {
@@ -122,7 +128,7 @@ impl Container<'_> {
     fn see_to(&self) {
         let (kernel, ctid) = (&self.app.kernel, self.ctid);
         // What is being started may still lack its nodes, what is being stopped needs none.
-        if !wait_until(kernel, self.config.stop, &|| !running::is_ct_locked(kernel, ctid)) {
+        if !wait_until_let_go(kernel, self.config, ctid) {
             return;
         }
         let found = stale(kernel, ctid);

@@ -1,5 +1,6 @@
 //! What there is and who uses it: PCI functions, the NVIDIA driver, device nodes, holders. Reads only.
 
+pub mod choice;
 pub mod console;
 pub mod containers;
 pub mod holders;

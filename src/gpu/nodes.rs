@@ -18,6 +18,11 @@ pub const NVIDIA_MAJOR: u64 = 195;
 pub const MODESET_MINOR: u64 = 254;
 pub const CONTROL_MINOR: u64 = 255;
 
+const PARAMS: &str = "/proc/driver/nvidia/params";
+
+/// The driver's own default.
+const ANYBODY: u32 = 0o666;
+
 /// The nodes that belong to the loaded modules and are missing or wrong.
 pub fn missing(kernel: &dyn Kernel) -> Vec<Node> {
     let Some(permission) = Permission::read(kernel) else { return Vec::new() };
@@ -64,6 +69,16 @@ pub fn drm(kernel: &dyn Kernel) -> Vec<(String, DeviceNumber)> {
     nodes
 }
 
+/// The mode of the nodes, as the administrator gave it to the driver.
+pub fn mode(kernel: &dyn Kernel) -> u32 {
+    let text = kernel.text(PARAMS).unwrap_or_default();
+    parameter(&text, "DeviceFileMode").unwrap_or(ANYBODY)
+}
+
+fn parameter(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
+}
+
 /// `/proc/driver/nvidia/params`; none when the driver is not loaded or `ModifyDeviceFiles` is 0.
 struct Permission {
     mode: u32,
@@ -73,15 +88,13 @@ struct Permission {
 
 impl Permission {
     fn read(kernel: &dyn Kernel) -> Option<Permission> {
-        let text = kernel.text("/proc/driver/nvidia/params")?;
-        let value = |name: &str| {
-            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse::<u32>().ok())
-        };
+        let text = kernel.text(PARAMS)?;
+        let value = |name: &str| parameter(&text, name);
         if value("ModifyDeviceFiles") == Some(0) {
             return None;
         }
         Some(Permission {
-            mode: value("DeviceFileMode").unwrap_or(0o666),
+            mode: value("DeviceFileMode").unwrap_or(ANYBODY),
             uid: value("DeviceFileUID").unwrap_or(0),
             gid: value("DeviceFileGID").unwrap_or(0),
         })

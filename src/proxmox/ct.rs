@@ -5,7 +5,7 @@
 
 use super::property::{self, Key, Kind};
 use super::{guest, perl};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The settings of a container that matter for giving it a GPU.
 #[derive(Debug, Default, PartialEq)]
@@ -50,7 +50,7 @@ const DEV: &[Key] = &[
 /// Reads what is written; never fails.
 pub fn parse(bytes: &[u8]) -> CtConfig {
     let mut config = CtConfig::default();
-    for (_, line) in perl::lines(bytes).take_while(|(_, line)| !is_section_header(line)) {
+    for (_, line) in perl::lines(main_section(bytes)) {
         if let Some((key, value)) = raw_lxc(line) {
             if is_lxc_key(key) {
                 config.raw_lxc.push((perl::text(key), perl::text(value)));
@@ -60,6 +60,52 @@ pub fn parse(bytes: &[u8]) -> CtConfig {
         }
     }
     config
+}
+
+/// What describes the container as it is: up to the first header, newlines included.
+pub fn main_section(bytes: &[u8]) -> &[u8] {
+    let mut begin = 0;
+    for (_, line) in perl::lines(bytes) {
+        if section(line).is_some() {
+            return &bytes[..begin];
+        }
+        begin += line.len() + 1;
+    }
+    bytes
+}
+
+/// The key of a line and its value, as Proxmox reads them; none when it is no setting.
+pub fn setting(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    raw_lxc(line).or_else(|| {
+        let colon = line.iter().position(|&byte| byte == b':')?;
+        Some((&line[..colon], guest::value(&line[colon + 1..])?))
+    })
+}
+
+pub fn is_blank(line: &[u8]) -> bool {
+    perl::trim(line).is_empty()
+}
+
+/// The N of every `devN` that is taken, or will be when what is pending is applied: also those that are to be deleted
+/// then.
+pub fn taken_dev(bytes: &[u8]) -> BTreeSet<u64> {
+    let mut taken = BTreeSet::new();
+    let mut now = None;
+    for (_, line) in perl::lines(bytes) {
+        now = section(line).or(now);
+        let Some((key, value)) = setting(line).filter(|_| now != Some(Section::Snapshot)) else { continue };
+        taken.extend(dev_number(key));
+        if key == b"delete" {
+            taken.extend(value.split(|byte| b",; !".contains(byte)).filter_map(dev_number));
+        }
+    }
+    taken
+}
+
+/// Of `dev7` and of `dev007`; what has too many digits is the largest there is.
+fn dev_number(key: &[u8]) -> Option<u64> {
+    let digits = key.strip_prefix(b"dev").filter(|digits| is_number(digits))?;
+    Some(perl::text(digits).parse().unwrap_or(u64::MAX))
 }
 
 impl CtConfig {
@@ -112,13 +158,20 @@ impl Device {
     }
 }
 
-/// `[pve:pending]` or a snapshot's name. Unlike in a VM's configuration, after any other `[…]` the
-/// section goes on.
-fn is_section_header(line: &[u8]) -> bool {
-    let Some(name) = line.strip_prefix(b"[").and_then(|line| perl::trim_end(line).strip_suffix(b"]")) else {
-        return false;
-    };
-    name.eq_ignore_ascii_case(b"pve:pending") || property::is_config_id(name)
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Section {
+    Pending,
+    Snapshot,
+}
+
+/// The section that a line opens: `[pve:pending]` or a snapshot's name. Unlike in a VM's configuration, after any other
+/// `[…]` the section goes on.
+fn section(line: &[u8]) -> Option<Section> {
+    let name = line.strip_prefix(b"[").and_then(|line| perl::trim_end(line).strip_suffix(b"]"))?;
+    if name.eq_ignore_ascii_case(b"pve:pending") {
+        return Some(Section::Pending);
+    }
+    property::is_config_id(name).then_some(Section::Snapshot)
 }
 
 /// `^(lxc\.[a-z0-9_\-\.]+)(:|\s*=)\s*(.*?)\s*$`: key and value, which may be empty.
@@ -206,6 +259,28 @@ mod tests {
         for line in ["lxc.mount.entry : x", "lxc.:x", "lxc.Mount.entry: x", "lxc.mount.entry x", " lxc.mount.entry: x"]
         {
             assert_eq!(raw_lxc(line.as_bytes()), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn pending_devices_are_taken_and_those_of_snapshots_are_not() {
+        let text = "dev0: /dev/a\ndev007: x\ndevx: y\ndev: z\n[pve:pending]\ndelete: dev3,!dev4 mp0\ndev9: /dev/b\n[snap]\n\
+                    dev11: /dev/c\ndelete: dev12\n";
+        assert_eq!(taken_dev(text.as_bytes()).into_iter().collect::<Vec<_>>(), [0, 3, 4, 7, 9]);
+        assert_eq!(taken_dev(b"dev99999999999999999999: x").into_iter().collect::<Vec<_>>(), [u64::MAX]);
+    }
+
+    #[test]
+    fn the_main_section_ends_where_the_next_begins() {
+        for (bytes, main) in [
+            (&b"a: b\n[snap]\nc: d"[..], &b"a: b\n"[..]),
+            (b"a: b", b"a: b"),
+            (b"a: b\n", b"a: b\n"),
+            (b"[pve:pending]", b""),
+            (b"", b""),
+            (b"a\n[a b]\n\n[snap]", b"a\n[a b]\n\n"),
+        ] {
+            assert_eq!(main_section(bytes), main, "{}", perl::quoted(bytes));
         }
     }
 

@@ -14,4 +14,4 @@ mod guest;
 mod perl;
 
 #[cfg(test)]
-mod noise;
+pub(crate) mod noise;

@@ -5,6 +5,7 @@
 
 mod expendable;
 pub mod failpoints;
+mod file;
 mod held;
 mod inside;
 mod linux;
@@ -19,6 +20,7 @@ use std::io;
 use std::time::Duration;
 
 pub use expendable::{Request, decode, encode};
+pub use file::{is_writable, replace_file};
 pub use held::flock_is_held;
 pub use linux::Linux;
 pub use lock::Lock;

@@ -6,6 +6,7 @@
 #[path = "../common/tree.rs"]
 mod tree;
 
+mod attach;
 mod by_hand;
 mod cards;
 mod events;

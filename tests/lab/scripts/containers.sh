@@ -15,11 +15,6 @@ mkdir -p "${config%/*}"
 uvm_major() { awk '$2 == "nvidia-uvm" { print $1 }' /proc/devices; }
 old=$(uvm_major)
 for other in {511..480}; do ! grep -q "^ *$other " /proc/devices && [ "$other" != "$old" ] && break; done
-lines=("lxc.cgroup2.devices.allow: c 195:* rwm" "lxc.cgroup2.devices.allow: c $old:* rwm"
-    "lxc.cgroup2.devices.allow: c $other:* rwm")
-for node in nvidia0 nvidiactl nvidia-uvm nvidia-uvm-tools; do
-    lines+=("lxc.mount.entry: /dev/$node dev/$node none bind,optional,create=file")
-done
 policy() { printf '{"policy":{"containers":{"101":"stop","102":"leave"},%s},"time":{"stop_s":60}}\n' "$1" >$config; }
 init_of() { lxc-info -n "$1" -p -H 2>/dev/null; }
 has_nodes() { # has_nodes CTID: a process inside opens them
@@ -34,8 +29,10 @@ is_settled() { [ -z "$(notes | grep device-event)$(systemctl list-units --no-leg
 
 # ---- a process inside opens them ----
 policy '"unit":"refuse"'
-lab-ct create 101 --debian "${lines[@]}"
-lab-ct create 102 --unprivileged --debian "${lines[@]}"
+lab-ct create 101 --debian
+lab-ct create 102 --unprivileged --debian
+works 'attach' gpu-handoff container attach 101
+works 'attach by dev' gpu-handoff container attach 102 --style dev
 printf '#!/bin/sh\n[ ! -e /etc/busy ] || exec 3</dev/nvidia0\nexec sleep 10101\n' >/var/lib/lab-ct/101/etc/rc.local
 chmod 755 /var/lib/lab-ct/101/etc/rc.local
 : >/var/lib/lab-ct/101/etc/busy

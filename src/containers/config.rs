@@ -1,0 +1,161 @@
+//! A container's configuration as a file of Proxmox's: read, and changed under Proxmox's own lock.
+
+use crate::App;
+use crate::proxmox::ct::CtConfig;
+use crate::stop::{Result, Stop};
+use crate::sys::{Kernel, Linux, Lock, is_writable, replace_file};
+use nix::libc;
+use std::fs::DirBuilder;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
+use std::time::Duration;
+
+const LOCKS: &str = "/run/lock/lxc";
+
+/// As long as Proxmox's own tools wait.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What Proxmox's cluster file system takes.
+const LARGEST: usize = 1024 * 1024;
+
+pub fn path(ctid: u32) -> String {
+    format!("/etc/pve/lxc/{ctid}.conf")
+}
+
+/// # Errors
+/// When there is no such container here, with what there is instead.
+pub fn read(kernel: &dyn Kernel, ctid: u32) -> Result<Vec<u8>> {
+    let path = path(ctid);
+    match kernel.read(&path) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(no_container(kernel, ctid)),
+        Err(error) => Err(Stop::failed(format!("{path}: {error}"))),
+    }
+}
+
+fn no_container(kernel: &dyn Kernel, ctid: u32) -> Stop {
+    if kernel.exists(&format!("/etc/pve/qemu-server/{ctid}.conf")) {
+        return Stop::usage(format!(
+            "{ctid} is a VM, no container; a VM takes a GPU as a whole: qm set {ctid} --hostpci0 0000:01:00,pcie=1 \
+             --hookscript local:snippets/gpu-handoff"
+        ));
+    }
+    if let Some(node) = elsewhere(kernel, ctid) {
+        return Stop::usage(format!("guest {ctid} is on node {node}: its GPU is given to it there"));
+    }
+    if kernel.exists(&format!("/var/lib/lxc/{ctid}/config")) {
+        return Stop::usage(format!(
+            "container {ctid} is LXC's own (/var/lib/lxc/{ctid}/config) and none of Proxmox's: its configuration is yours \
+             to edit; pct list shows those of Proxmox"
+        ));
+    }
+    if !kernel.exists("/etc/pve/lxc") && !kernel.exists("/etc/pve/qemu-server") {
+        return Stop::refused(
+            "there is nothing in /etc/pve: Proxmox's cluster file system is down; systemctl start pve-cluster",
+        );
+    }
+    Stop::usage(format!("there is no container {ctid}: {} does not exist; pct list shows the containers", path(ctid)))
+}
+
+/// The node of the cluster that this guest is on.
+fn elsewhere(kernel: &dyn Kernel, id: u32) -> Option<String> {
+    let is_on = |node: &String| {
+        ["lxc", "qemu-server"].iter().any(|kind| kernel.exists(&format!("/etc/pve/nodes/{node}/{kind}/{id}.conf")))
+    };
+    kernel.list("/etc/pve/nodes").into_iter().find(is_on)
+}
+
+/// Then nothing is known of any guest.
+fn is_down(kernel: &dyn Kernel) -> bool {
+    !kernel.exists("/etc/pve/lxc") && !kernel.exists("/etc/pve/qemu-server")
+}
+
+/// Whether this container is nowhere any more. One that was migrated may come back.
+pub fn is_gone(kernel: &dyn Kernel, ctid: u32) -> bool {
+    !kernel.exists(&path(ctid)) && elsewhere(kernel, ctid).is_none() && !is_down(kernel)
+}
+
+/// # Errors
+/// When Proxmox is at work on this container, or somebody said that nobody else shall be.
+pub fn refuse_locked(ctid: u32, config: &CtConfig) -> Result<()> {
+    let Some(lock) = &config.lock else { return Ok(()) };
+    let instead = match lock.as_str() {
+        "mounted" => format!("pct unmount {ctid}"),
+        _ => format!("wait until that task is over, or if there is none: pct unlock {ctid}"),
+    };
+    Err(Stop::refused(format!("container {ctid} is locked ({}) and was not touched; {instead}", lock.escape_debug())))
+}
+
+/// # Errors
+/// When Proxmox starts no container of this configuration anyway.
+pub fn refuse_template(ctid: u32, config: &CtConfig) -> Result<()> {
+    if !config.template {
+        return Ok(());
+    }
+    Err(Stop::refused(format!(
+        "container {ctid} is a template, which never runs; attach its clones: pct clone {ctid} NEWID"
+    )))
+}
+
+/// # Errors
+/// When the cluster has no quorum: then nothing can be changed in /etc/pve.
+pub fn refuse_read_only(linux: &Linux, ctid: u32) -> Result<()> {
+    match is_writable(&linux.path("/etc/pve/local")) {
+        Ok(false) => Err(Stop::refused(format!(
+            "container {ctid} was not touched: /etc/pve is read-only, the cluster has no quorum; see: pvecm status"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// # Errors
+/// When Proxmox's cluster file system would not take it.
+pub fn refuse_large(ctid: u32, bytes: &[u8]) -> Result<()> {
+    if bytes.len() <= LARGEST {
+        return Ok(());
+    }
+    Err(Stop::refused(format!(
+        "container {ctid} was not touched: {} would grow beyond the 1 MiB that Proxmox allows",
+        path(ctid)
+    )))
+}
+
+/// Proxmox's lock on this container's configuration. Not to be taken with the lock on handoffs held: a hook may be
+/// waiting for that one while Proxmox holds this one.
+///
+/// # Errors
+/// When Proxmox kept it for too long.
+pub fn lock(app: &App, ctid: u32, again: &str) -> Result<Lock> {
+    let path = format!("{LOCKS}/pve-config-{ctid}.lock");
+    let cannot = |error: io::Error| Stop::refused(format!("container {ctid} was not touched: {path}: {error}"));
+    DirBuilder::new().recursive(true).mode(0o755).create(app.kernel.path(LOCKS)).map_err(cannot)?;
+    let lock = Lock::take(&app.kernel.path(&path), PATIENCE).map_err(cannot)?;
+    lock.ok_or_else(|| {
+        Stop::locked(format!(
+            "container {ctid} was not touched: Proxmox is at work on it (it has held {path} for {} s); then try again: \
+             {again}",
+            PATIENCE.as_secs()
+        ))
+    })
+}
+
+/// With the lock held. The mode is the one that Proxmox's cluster file system insists on.
+///
+/// # Errors
+/// When it cannot be written: the old one is whole.
+pub fn write(linux: &Linux, ctid: u32, bytes: &[u8], _lock: &Lock) -> Result<()> {
+    let path = path(ctid);
+    replace_file(&linux.path(&path), bytes, 0o640).map_err(|error| {
+        let why = explain(&error);
+        Stop::refused(format!("container {ctid} was not touched: {path} cannot be written: {why}"))
+    })
+}
+
+fn explain(error: &io::Error) -> String {
+    let then = match error.raw_os_error() {
+        Some(libc::EROFS | libc::EACCES | libc::EPERM) => "; /etc/pve is read-only: see pvecm status",
+        Some(libc::ENOSPC | libc::EDQUOT) => "; make room, then try again",
+        _ => "",
+    };
+    format!("{error}{then}")
+}

@@ -1,0 +1,35 @@
+//! Which GPU a person means.
+
+use super::inventory::{Slot, long_form, nvidia_slots, slot_of};
+use crate::stop::{Result, Stop};
+use crate::sys::Kernel;
+
+/// The slot that was named, in full or short, with or without a function; or the only GPU there is.
+///
+/// # Errors
+/// When it is not clear which slot is meant, or it has no NVIDIA GPU.
+pub fn choose(kernel: &dyn Kernel, named: Option<&str>) -> Result<String> {
+    let Some(named) = named else {
+        let slots = nvidia_slots(kernel);
+        return match slots.as_slice() {
+            [] => Err(Stop::refused("there is no NVIDIA GPU in this host; lspci -nn shows what there is")),
+            [slot] => Ok(slot.address.clone()),
+            several => {
+                let all: Vec<&str> = several.iter().map(|slot| slot.address.as_str()).collect();
+                Err(Stop::usage(format!("there are several NVIDIA GPUs, say which: {}", all.join(" or "))))
+            }
+        };
+    };
+    let long = long_form(named);
+    let with_function = if long.contains('.') { long } else { format!("{long}.0") };
+    let address = slot_of(&with_function)
+        .ok_or_else(|| Stop::usage(format!("{named} is no slot; a slot is written like 0000:01:00")))?;
+    let slot = Slot::read(kernel, address)
+        .ok_or_else(|| Stop::refused(format!("there is no device in slot {address}; lspci -D shows what there is")))?;
+    if !slot.is_nvidia_gpu() {
+        return Err(Stop::refused(format!(
+            "slot {address} has no NVIDIA GPU; gpu-handoff --status shows those there are"
+        )));
+    }
+    Ok(slot.address)
+}
