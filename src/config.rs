@@ -34,6 +34,8 @@ pub struct Policy {
     pub stop_nvidia_services: bool,
     container: ForContainer,
     containers: BTreeMap<u32, ForContainer>,
+    /// `policy.ct_without_gpu` is `refuse`: a container whose GPU a VM has does not start.
+    pub refuse_ct_without_gpu: bool,
 }
 
 impl Policy {
@@ -57,6 +59,7 @@ impl Default for Policy {
             stop_nvidia_services: true,
             container: ForContainer::Refuse,
             containers: BTreeMap::new(),
+            refuse_ct_without_gpu: false,
         }
     }
 }
@@ -190,6 +193,7 @@ fn policy(document: &Value) -> Policy {
         containers: containers
             .filter_map(|(id, word)| Some((id.parse().ok()?, for_container(word.as_str()?)?)))
             .collect(),
+        refuse_ct_without_gpu: is("ct_without_gpu", "refuse", defaults.refuse_ct_without_gpu),
     }
 }
 
@@ -303,7 +307,7 @@ mod tests {
     #[test]
     fn a_container_has_its_own_policy_or_that_of_all() {
         let text = br#"{"policy":{"process":"kill","unit":"stop","nvidia_services":"refuse","container":"leave",
-            "containers":{"101":"stop","102":"refuse"}},"time":{"stop_s":5}}"#;
+            "containers":{"101":"stop","102":"refuse"},"ct_without_gpu":"refuse"},"time":{"stop_s":5}}"#;
         let config = Config::parse(text).unwrap();
         assert_eq!(config.stop, Duration::from_secs(5));
         let policy = config.policy;
@@ -311,6 +315,7 @@ mod tests {
         assert_eq!(policy.for_container(102), ForContainer::Refuse);
         assert_eq!(policy.for_container(103), ForContainer::Leave);
         assert!(policy.kill_processes && policy.stop_units && !policy.stop_nvidia_services);
+        assert!(policy.refuse_ct_without_gpu && !Policy::default().refuse_ct_without_gpu);
         assert_eq!(Policy::default().for_container(101), ForContainer::Refuse);
     }
 

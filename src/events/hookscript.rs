@@ -3,6 +3,7 @@
 //! Only pre-start can stop what Proxmox is doing, so everything that can say no says so there. A guest without a GPU
 //! costs one read of its configuration.
 
+use super::container;
 use super::watch::{self, After};
 use crate::App;
 use crate::config::{self, Backup, Config};
@@ -42,7 +43,7 @@ fn pre_start(app: &App, vmid: u32) -> Result<()> {
 
 fn make_ready(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
-    let Some(vm) = read_config(&app.kernel, vmid)? else { return Ok(()) };
+    let Some(vm) = read_config(&app.kernel, vmid)? else { return container::pre_start(app, vmid) };
     warn_of_dropped_lines(app, vmid, &vm);
     let slots = nvidia_slots(&app.kernel, vmid, &vm).inspect_err(|stop| {
         app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], stop);
@@ -139,6 +140,7 @@ fn in_backup(stop: Stop, vmid: u32, vm: &VmConfig) -> Stop {
 fn post_stop(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
     if !app.store.has_record(&owner) {
+        container::post_stop(app, vmid);
         return Ok(());
     }
     // What is half-way, or cannot be read, is put right or told of.

@@ -1,9 +1,9 @@
 //! A person asks: `to-vfio` and `to-nvidia`. What is done by hand lasts until the opposite call or a reboot.
 
 use crate::App;
-use crate::gpu::Slot;
 use crate::gpu::choice::choose;
 use crate::gpu::inventory::VFIO_PCI;
+use crate::gpu::{Slot, nvidia};
 use crate::handoff::attempt::Direction;
 use crate::handoff::home::Asker;
 use crate::handoff::intent::unknown_home;
@@ -92,11 +92,15 @@ pub fn plan_reconcile(app: &App, scope: Scope) -> Result<String> {
     let handoff = app.handoff(&config);
     let records = handoff.left_behind(scope);
     let missing = handoff.missing_nodes(scope);
-    if records.is_empty() && missing.is_empty() {
+    let lacks_uvm = handoff.lacks_uvm(scope);
+    if records.is_empty() && missing.is_empty() && !lacks_uvm {
         return Ok("nothing was left behind: nothing to do\n".to_string());
     }
     let plans = records.iter().map(|record| Ok(home_to_text(record, &handoff.plan_fetch(record)?)));
     let mut text = plans.collect::<Result<String>>()?;
+    if lacks_uvm {
+        text.push_str(&format!("a container has nvidia-uvm\n  {:<9} {}\n", "load", nvidia::UVM));
+    }
     if !missing.is_empty() {
         text.push_str(&format!("missing device nodes\n  {:<9} {}\n", "make", nodes_to_text(&missing)));
     }

@@ -1,8 +1,10 @@
 //! Events become wishes: Proxmox starts or stops a guest, a start is given up, a device comes or goes, a person types a
 //! verb.
 
+mod container;
 pub mod hookscript;
 pub mod manual;
+mod notes;
 pub mod settle;
 pub mod udev;
 pub mod watch;

@@ -3,8 +3,15 @@
 //! Names, numbers and modes are those of nvidia-modprobe: major 195 with minor N for a GPU, 254 for modeset, 255 for
 //! the control device; nvidia-uvm's major is dynamic.
 
+use super::inventory::functions_of_driver;
 use super::nvidia;
 use crate::sys::{DeviceNumber, Kernel, Node};
+
+/// The modules that device nodes belong to.
+pub const MODULES: [&str; 4] = ["nvidia", nvidia::UVM, "nvidia_modeset", "nvidia_drm"];
+
+/// What CUDA needs.
+pub const UVM: &str = "/dev/nvidia-uvm";
 
 /// The major of everything but nvidia-uvm and nvidia-caps.
 pub const NVIDIA_MAJOR: u64 = 195;
@@ -26,7 +33,8 @@ pub fn missing(kernel: &dyn Kernel) -> Vec<Node> {
         .collect()
 }
 
-fn wanted(kernel: &dyn Kernel) -> Vec<(String, DeviceNumber)> {
+/// Those that belong to the loaded modules, with the numbers that the driver has now.
+pub fn wanted(kernel: &dyn Kernel) -> Vec<(String, DeviceNumber)> {
     let mut nodes = Vec::new();
     let mut add = |path: String, major: u64, minor: u64| nodes.push((path, DeviceNumber { major, minor }));
     for address in kernel.list("/proc/driver/nvidia/gpus") {
@@ -41,8 +49,22 @@ fn wanted(kernel: &dyn Kernel) -> Vec<(String, DeviceNumber)> {
         add("/dev/nvidia-modeset".to_string(), NVIDIA_MAJOR, MODESET_MINOR);
     }
     if let Some(major) = nvidia::major(kernel, "nvidia-uvm") {
-        add("/dev/nvidia-uvm".to_string(), major, 0);
+        add(UVM.to_string(), major, 0);
         add("/dev/nvidia-uvm-tools".to_string(), major, 1);
+    }
+    nodes
+}
+
+/// The DRM nodes of the GPUs that the NVIDIA driver has. The kernel makes them itself.
+pub fn drm(kernel: &dyn Kernel) -> Vec<(String, DeviceNumber)> {
+    let mut nodes = Vec::new();
+    for address in functions_of_driver(kernel, "nvidia") {
+        let directory = format!("/sys/bus/pci/devices/{address}/drm");
+        for name in kernel.list(&directory) {
+            if let Some(number) = kernel.text(&format!("{directory}/{name}/dev")).and_then(|text| text.parse().ok()) {
+                nodes.push((format!("/dev/dri/{name}"), number));
+            }
+        }
     }
     nodes
 }

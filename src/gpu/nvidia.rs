@@ -3,8 +3,10 @@
 use crate::sys::Kernel;
 use std::str::FromStr;
 
+pub const UVM: &str = "nvidia_uvm";
+
 /// Modules that depend on `nvidia` and that this program may unload with it and load again.
-const STACK: [&str; 4] = ["nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia_peermem"];
+const STACK: [&str; 4] = [UVM, "nvidia_drm", "nvidia_modeset", "nvidia_peermem"];
 
 /// Of all numbers the first three decide: `580.95.05`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

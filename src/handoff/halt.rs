@@ -25,7 +25,7 @@ const FORCE: Duration = Duration::from_secs(10);
 /// The phase's name in the log.
 pub(super) const PHASE: &str = "stop";
 
-pub(super) const PCT: &str = "/usr/sbin/pct";
+pub const PCT: &str = "/usr/sbin/pct";
 
 /// Who must go, given who uses the GPU at that moment; the error is who keeps it.
 type Decide<'a> = &'a dyn Fn(&[Holder]) -> Result<Vec<Halt>, Vec<Holder>>;

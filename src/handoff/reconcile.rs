@@ -8,14 +8,18 @@ use super::record::{Owner, Progress, Record};
 use super::step::Step;
 use super::store::Locked;
 use super::{Handoff, LOOK_AGAIN, WORKER_GRACE, is_alive};
-use crate::gpu::nodes;
+use crate::gpu::{containers, nodes, nvidia};
 use crate::proxmox::running;
+use crate::report::Story;
 use crate::stop::{Result, Stop};
-use crate::sys::{Action, Node};
+use crate::sys::{Action, Kernel, Node};
 use std::time::Duration;
 
 /// A QEMU that is just ending may take this long to let go.
 const LETTING_GO: Duration = Duration::from_secs(5);
+
+/// A module that brings no GPU to life is loaded in this time; at boot the guests wait for it.
+const LOADING: Duration = Duration::from_secs(10);
 
 /// What counts as left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +40,7 @@ impl Handoff<'_> {
             self.story.warn(&format!("{problem:#}"));
         }
         self.resume_what_was_forgotten();
-        if self.left_behind(scope).is_empty() && self.missing_nodes(scope).is_empty() {
+        if self.left_behind(scope).is_empty() && self.missing_nodes(scope).is_empty() && !self.lacks_uvm(scope) {
             return Ok(());
         }
         if scope == Scope::Unfinished {
@@ -53,8 +57,35 @@ impl Handoff<'_> {
             let end = self.kernel.now() + self.config.handoff;
             first = first.or(self.fetch(&locked, &record, end).err());
         }
-        first = first.or(self.make_nodes(&self.missing_nodes(scope)).err());
+        self.load_uvm(scope);
+        let limit = Step::MakeNodes.share(self.config.handoff);
+        first = first.or(make_nodes(self.kernel, self.story, &self.missing_nodes(scope), limit).err());
         first.map_or(Ok(()), Err)
+    }
+
+    /// Whether a container has nvidia-uvm in its configuration, and the driver runs without: CUDA needs it, and nothing
+    /// loads it at boot.
+    pub fn lacks_uvm(&self, scope: Scope) -> bool {
+        scope == Scope::All
+            && self.kernel.exists("/sys/module/nvidia")
+            && !self.kernel.exists("/sys/module/nvidia_uvm")
+            && !self.kernel.list("/proc/driver/nvidia/gpus").is_empty()
+            && containers::is_given_to_any(self.kernel, nodes::UVM)
+    }
+
+    fn load_uvm(&self, scope: Scope) {
+        if !self.lacks_uvm(scope) {
+            return;
+        }
+        let modules = vec![nvidia::UVM.to_string()];
+        let load = Step::Load { modules: modules.clone() };
+        match self.kernel.act(&Action::Load { modules }, LOADING) {
+            Ok(()) => self.story.say(&load.to_string()),
+            Err(error) => self.story.warn(&format!(
+                "{} was not loaded, which containers need for CUDA: {error}; load it: modprobe {0}",
+                nvidia::UVM
+            )),
+        }
     }
 
     /// Device nodes that the NVIDIA driver's loaded modules lack, as after a boot on which nothing has opened a GPU yet.
@@ -63,18 +94,6 @@ impl Handoff<'_> {
             Scope::Unfinished => Vec::new(),
             Scope::All => nodes::missing(self.kernel),
         }
-    }
-
-    fn make_nodes(&self, missing: &[Node]) -> Result<()> {
-        let limit = Step::MakeNodes.share(self.config.handoff);
-        for node in missing {
-            let made = self.kernel.act(&Action::MakeNode(node.clone()), limit);
-            made.map_err(|error| Stop::failed(format!("{} is missing and was not made: {error}", node.path)))?;
-        }
-        if !missing.is_empty() {
-            self.story.say(&format!("device nodes {}", nodes_to_text(missing)));
-        }
-        Ok(())
     }
 
     /// A worker starts this as its last act and may not be gone yet: as long as it is there, its slot counts as wedged,
@@ -138,6 +157,19 @@ impl Handoff<'_> {
         })?;
         self.bring_home(locked, record, TimeBox { begin, end, waited })
     }
+}
+
+/// # Errors
+/// The first that was not made.
+pub fn make_nodes(kernel: &dyn Kernel, story: &Story, missing: &[Node], limit: Duration) -> Result<()> {
+    for node in missing {
+        let made = kernel.act(&Action::MakeNode(node.clone()), limit);
+        made.map_err(|error| Stop::failed(format!("{} is missing and was not made: {error}", node.path)))?;
+    }
+    if !missing.is_empty() {
+        story.say(&format!("device nodes {}", nodes_to_text(missing)));
+    }
+    Ok(())
 }
 
 /// `/dev/nvidia0 /dev/nvidiactl`

@@ -1,4 +1,4 @@
-//! Whether a VM runs, or Proxmox is busy with it, read from what Proxmox leaves in `/run`.
+//! Whether a VM runs, or Proxmox is busy with a guest, read from what Proxmox leaves in `/run`.
 
 use crate::sys::{Kernel, flock_is_held};
 
@@ -18,6 +18,11 @@ pub fn qemu_pid(kernel: &dyn Kernel, vmid: u32) -> Option<i32> {
 /// Whether Proxmox holds the guest's lock: it is starting, stopping or changing it right now.
 pub fn is_locked(kernel: &dyn Kernel, vmid: u32) -> bool {
     flock_is_held(kernel, &format!("/var/lock/qemu-server/lock-{vmid}.conf"))
+}
+
+/// As [`is_locked`], of a container.
+pub fn is_ct_locked(kernel: &dyn Kernel, ctid: u32) -> bool {
+    flock_is_held(kernel, &format!("/run/lock/lxc/pve-config-{ctid}.lock"))
 }
 
 /// Whether Proxmox stops a VM only to start it again (PVE::QemuServer::create_reboot_request).

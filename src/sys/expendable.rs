@@ -40,6 +40,8 @@ pub enum Request {
     Mapped {
         except: Vec<i32>,
     },
+    /// The number of the device node that a process finds at a path.
+    Inside(i32, String),
 }
 
 /// What a worker does when its parent is gone without a goodbye.
@@ -207,6 +209,7 @@ pub fn encode(request: &Request) -> Vec<u8> {
         Request::ReadHead(path, length) => (b'H', path.as_str(), &*length.to_string()),
         Request::TryOpen(path) => (b'O', path.as_str(), ""),
         Request::Mapped { except } => (b'M', "", &*scan::pids_to_text(except)),
+        Request::Inside(pid, path) => (b'I', path.as_str(), &*pid.to_string()),
     };
     [&[kind], first.as_bytes(), &[0], second.as_bytes()].concat()
 }
@@ -224,6 +227,7 @@ pub fn decode(block: &[u8]) -> Option<Request> {
         b'R' => Request::Read(first),
         b'H' => Request::ReadHead(first, second.parse().ok().filter(|length| *length <= MOST_OF_HEAD)?),
         b'O' => Request::TryOpen(first),
+        b'I' => Request::Inside(second.parse().ok()?, first),
         b'M' => Request::Mapped { except: scan::pids_from_text(&second)? },
         _ => return None,
     })
@@ -336,6 +340,7 @@ mod tests {
             Request::Read("/sys/x".to_string()),
             Request::ReadHead("/sys/config".to_string(), 4),
             Request::TryOpen("/dev/vfio/5".to_string()),
+            Request::Inside(812, "/dev/nvidia0".to_string()),
             Request::Mapped { except: Vec::new() },
             Request::Mapped { except: vec![1, 4_194_304] },
         ] {

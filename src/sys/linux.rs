@@ -3,7 +3,8 @@
 use super::expendable::{LastAct, Request, Worker};
 use super::scan::{self, Mappings};
 use super::{
-    ActError, Action, DeviceNumber, End, Kernel, Node, OpenDevice, Process, Running, failpoints, program, terminate,
+    ActError, Action, DeviceNumber, End, Kernel, Node, OpenDevice, Process, Running, failpoints, inside, program,
+    terminate,
 };
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
@@ -11,7 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -83,6 +84,8 @@ impl Linux {
         };
         let answer = worker.ask(request, limit);
         match answer {
+            // Nothing of the machine's own: the file system of a container that does not answer.
+            Err(ActError::Stuck { .. }) if matches!(request, Request::Inside(..)) => worker.kill(),
             Err(ActError::Stuck { .. }) => worker.abandon(),
             Err(ActError::Died { .. }) => worker.dismiss(),
             _ => *slot = Some(worker),
@@ -128,6 +131,11 @@ impl Kernel for Linux {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }
         Ok(number(meta.rdev()))
+    }
+
+    fn device_number_inside(&self, pid: i32, path: &str, limit: Duration) -> Result<Option<DeviceNumber>, ActError> {
+        let answer = self.ask(&Request::Inside(pid, path.to_string()), limit)?;
+        Ok(String::from_utf8_lossy(&answer).parse().ok())
     }
 
     fn file_id(&self, path: &str) -> io::Result<(DeviceNumber, u64)> {
@@ -202,14 +210,11 @@ impl Kernel for Linux {
             End::Ask => libc::SIGTERM,
             End::Kill => libc::SIGKILL,
         };
-        // SAFETY: pidfd_open takes two numbers and gives a descriptor that nobody else has.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
-        if fd < 0 {
-            let error = io::Error::last_os_error();
-            return if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
-        }
-        // SAFETY: as above.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let pidfd = match program::pidfd(process.pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            Err(error) => return Err(error),
+        };
         // Whoever has that PID now has kept it since the descriptor was made.
         if self.process(process.pid) != Some(process) {
             return Ok(());
@@ -260,6 +265,10 @@ fn work(root: &Path, request: &Request) -> Result<Vec<u8>, ActError> {
             let open = fs::OpenOptions::new().read(true).write(true).open(below(root, path));
             open.map(|_| Vec::new()).map_err(ActError::Os)
         }
+        Request::Inside(pid, path) => {
+            let found = inside::device(root, *pid, path).map_err(ActError::Os)?;
+            Ok(found.map_or_else(Vec::new, |device| number(device).to_string().into_bytes()))
+        }
         Request::Mapped { except } => Ok(scan::to_bytes(&scan::mapped(&below(root, "/proc"), except))),
     }
 }
@@ -305,11 +314,11 @@ fn unload(module: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Made beside the final name and renamed, so that nobody finds the path without a node or with a wrong mode.
+/// Made beside the final name and renamed, so that nobody finds the path without a node or with a wrong mode. A handoff
+/// and device events may make the same node at the same time: each has a name of its own for it.
 fn make_node(path: &Path, node: &Node) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".gpu-handoff");
-    let beside = PathBuf::from(beside);
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+    let beside = path.with_file_name(format!(".{name}.gpu-handoff-{}", std::process::id()));
     let _ = fs::remove_file(&beside);
     mknod(&beside, SFlag::S_IFCHR, Mode::empty(), makedev(node.number.major, node.number.minor))?;
     std::os::unix::fs::chown(&beside, Some(node.uid), Some(node.gid))?;

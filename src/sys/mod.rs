@@ -7,6 +7,7 @@ mod expendable;
 pub mod failpoints;
 mod file;
 mod held;
+mod inside;
 mod linux;
 mod lock;
 mod maps;
@@ -165,6 +166,18 @@ pub trait Kernel {
     fn exists(&self, path: &str) -> bool;
     /// The device number of a node, or an error when there is no device node at that path.
     fn device_number(&self, path: &str) -> io::Result<DeviceNumber>;
+    /// As [`Kernel::device_number`], as a process sees that path: in its own root and mounts, which none of its symbolic
+    /// links lead out of. None when there is no device node.
+    ///
+    /// # Errors
+    /// When that cannot be seen: the process has ended, or what is mounted there does not answer within `limit`.
+    fn device_number_inside(&self, pid: i32, path: &str, _limit: Duration) -> Result<Option<DeviceNumber>, ActError> {
+        let root = format!("/proc/{pid}/root");
+        if !self.exists(&root) {
+            return Err(ActError::Os(io::ErrorKind::NotFound.into()));
+        }
+        Ok(self.device_number(&format!("{root}{path}")).ok())
+    }
     /// Device and inode number of a file, without opening it: how `/proc/locks` names it.
     fn file_id(&self, path: &str) -> io::Result<(DeviceNumber, u64)>;
     /// As [`Kernel::read`], for attributes whose reading takes the device's lock: behind a hung unbind it never returns.

@@ -2,17 +2,20 @@
 
 use super::ActError;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use std::io::Read;
-use std::os::fd::AsFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How often a program is asked whether it has ended.
+/// How often a program is asked whether it has ended, where the kernel does not tell.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// No program writes more than this that anybody here wants to know.
 const KEPT: usize = 64 * 1024;
@@ -89,9 +92,31 @@ impl Running {
                 let limit = limit.unwrap_or_default().as_secs_f32();
                 return Err(ActError::Program(format!("{} did not end within {limit} s", self.path.display())));
             }
-            std::thread::sleep(LOOK_AGAIN);
+            self.wait(end);
         }
     }
+
+    /// Until it says something or ends, or the time is up.
+    fn wait(&self, end: Option<Instant>) {
+        let left = end.map_or(LONGEST_WAIT, |end| end.saturating_duration_since(Instant::now()).min(LONGEST_WAIT));
+        let Ok(process) = pidfd(self.child.id() as i32) else { return std::thread::sleep(LOOK_AGAIN) };
+        let pipes = [self.output.pipe.as_ref().map(AsFd::as_fd), self.complaint.pipe.as_ref().map(AsFd::as_fd)];
+        let all = pipes.into_iter().flatten().chain([process.as_fd()]);
+        let mut all: Vec<PollFd> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        // Rounded up: a remainder below a millisecond would otherwise spin.
+        let _ = poll(&mut all, PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX));
+    }
+}
+
+/// A descriptor of a process that stays the same should its number be given to another.
+pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two numbers and gives a descriptor that nobody else has.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// What has come through a pipe so far. Not to its end: something that the program started may keep it open.
@@ -113,7 +138,11 @@ impl<T: Read + AsFd> Output<T> {
         let mut block = [0; 4096];
         // Not for ever, should it write without end.
         for _ in 0..2 * KEPT / block.len() {
-            let Ok(length @ 1..) = pipe.read(&mut block) else { break };
+            let length = match pipe.read(&mut block) {
+                Ok(0) => return self.pipe = None,
+                Ok(length) => length,
+                Err(_) => return,
+            };
             let room = KEPT.saturating_sub(self.said.len());
             self.said.extend_from_slice(&block[..length.min(room)]);
         }

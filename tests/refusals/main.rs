@@ -9,6 +9,7 @@ mod tree;
 mod attach;
 mod by_hand;
 mod cards;
+mod events;
 mod files;
 mod guests;
 mod history;

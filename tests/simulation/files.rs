@@ -210,6 +210,8 @@ impl State {
             ["proc", "driver", "nvidia", "gpus"] => {
                 self.functions.iter().filter(|(_, f)| f.minor.is_some()).map(|(a, _)| a.clone()).collect()
             }
+            // Nothing here is at boot: what the containers need is loaded.
+            ["etc", "pve", "lxc"] => Vec::new(),
             ["etc", "modprobe.d"] => one(MODPROBE_FILE.to_string(), !self.static_ids.is_empty()),
             ["sys", "class", "mdev_bus", ..] | ["run", "modprobe.d"] => Vec::new(),
             ["usr" | "lib", ..] => Vec::new(),
