@@ -15,6 +15,7 @@ mod history;
 mod holders;
 mod policy;
 mod runs;
+mod setup;
 mod starts;
 mod status;
 
