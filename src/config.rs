@@ -21,6 +21,37 @@ pub struct Config {
     pub stop: Duration,
     pub policy: Policy,
     pub backup: Backup,
+    pub driver: Driver,
+    pub cuda: Cuda,
+}
+
+/// Where the driver's installer comes from: `driver`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Driver {
+    /// `driver.runfile`: on this host.
+    pub runfile: Option<String>,
+    pub runfile_url: Option<String>,
+    pub sha256: Option<String>,
+}
+
+impl Driver {
+    pub fn is_configured(&self) -> bool {
+        self.runfile.is_some() || self.runfile_url.is_some()
+    }
+}
+
+/// What is installed in containers beside the driver: `cuda`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cuda {
+    pub package: String,
+    /// `cuda.repo`: what stands for NVIDIA's `…/compute/cuda/repos/`.
+    pub repo: Option<String>,
+}
+
+impl Default for Cuda {
+    fn default() -> Cuda {
+        Cuda { package: "cuda-toolkit-12-8".to_string(), repo: None }
+    }
 }
 
 /// What becomes of those who use a GPU when a VM takes it: `policy`.
@@ -101,6 +132,8 @@ impl Default for Config {
             stop: Duration::from_secs(90),
             policy: Policy::default(),
             backup: Backup::Idle,
+            driver: Driver::default(),
+            cuda: Cuda::default(),
         }
     }
 }
@@ -156,6 +189,7 @@ impl Config {
         let seconds = |key: &str, default: Duration| {
             value.pointer(key).and_then(Value::as_f64).map_or(default, Duration::from_secs_f64)
         };
+        let text = |key: &str| value.pointer(key).and_then(Value::as_str).map(str::to_string);
         let mut homes = BTreeMap::new();
         for (slot, entry) in value.get("gpus").and_then(Value::as_object).into_iter().flatten() {
             let slot = slot_from(slot).unwrap_or_default();
@@ -176,6 +210,12 @@ impl Config {
                 Some("policy") => Backup::Policy,
                 _ => defaults.backup,
             },
+            driver: Driver {
+                runfile: text("/driver/runfile"),
+                runfile_url: text("/driver/runfile_url"),
+                sha256: text("/driver/sha256"),
+            },
+            cuda: Cuda { package: text("/cuda/package").unwrap_or(defaults.cuda.package), repo: text("/cuda/repo") },
         })
     }
 }
@@ -302,6 +342,19 @@ mod tests {
         assert_eq!(config.lock, Duration::from_millis(500));
         assert_eq!(config.backup, Backup::Refuse);
         assert_eq!(Config::parse(br#"{"policy":{"backup":"policy"}}"#).unwrap().backup, Backup::Policy);
+    }
+
+    #[test]
+    fn what_is_installed_in_containers() {
+        let config = Config::parse(
+            br#"{"driver":{"runfile":"/root/x.run","runfile_url":"http://a/b","sha256":"00"},
+                "cuda":{"package":"cuda-nvcc-13-0","repo":"file:/mirror"}}"#,
+        );
+        let config = config.unwrap();
+        assert_eq!(config.driver.runfile.as_deref(), Some("/root/x.run"));
+        assert_eq!(config.driver.runfile_url.as_deref(), Some("http://a/b"));
+        assert_eq!(config.driver.sha256.as_deref(), Some("00"));
+        assert_eq!(config.cuda, Cuda { package: "cuda-nvcc-13-0".into(), repo: Some("file:/mirror".into()) });
     }
 
     #[test]

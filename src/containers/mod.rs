@@ -13,6 +13,12 @@ pub mod rules;
 pub mod setup;
 pub mod stale;
 
+mod cuda;
+mod driver;
+mod inside;
+mod seen;
+mod stages;
+
 /// What a container shall have. Of one that is attached already, what is not said stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wish {

@@ -1,33 +1,437 @@
 //! Installs the host's version of the driver, and CUDA, in a container.
+//!
+//! What there is to do is found by looking, each time: so a second run finds nothing, and one after an interruption
+//! goes on where that came. Nothing is changed in a container before it is known that it can be set up.
 
-use super::{Who, Wish};
+use super::driver::{self, Installer, Source};
+use super::inside::{self, PCT, Teller};
+use super::seen::Seen;
+use super::stages::{self, Stage, Wanted};
+use super::{Who, Wish, attach, cuda};
 use crate::App;
+use crate::config::Config;
+use crate::gpu::{containers, nvidia};
+use crate::proxmox::ct;
 use crate::stop::{Result, Stop};
+use crate::sys::{Kernel, Lock, heed_termination};
+use std::fs;
+use std::time::Duration;
+
+/// Unpacking, copying, `ldconfig`: some minutes on an ordinary disk.
+const DRIVER: Duration = Duration::from_secs(30 * 60);
+/// Some gigabytes over a slow line. apt itself gives up when nothing comes.
+const TOOLKIT: Duration = Duration::from_secs(3 * 3600);
+const PACKAGES: Duration = Duration::from_secs(15 * 60);
+const CLEANING: Duration = Duration::from_secs(5 * 60);
+
+/// From its start until a container has its nodes and can be looked into.
+const READY: Duration = Duration::from_secs(60);
+
+/// Where `/var/tmp/gpu-handoff` is in a container: see `scripts/clean.sh`.
+const ROOM: &str = "/var/tmp/gpu-handoff";
 
 /// # Errors
 /// What did not work; the next call goes on from there.
-pub fn setup(_app: &App, _ctid: u32, _wish: &Wish) -> Result<()> {
-    Err(Stop::failed("not built yet"))
+pub fn setup(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
+    begin(app);
+    let config = app.config_for_verb()?;
+    // Whatever refuses comes first.
+    attach::plan(app, ctid, wish)?;
+    let wanted = wanted(app, &config, true)?;
+    let source = driver::source(app, &config.driver, &wanted.driver);
+    let _turn = take_turn(app, ctid)?;
+    let teller = Teller::new(app, ctid)?;
+
+    let was_running = containers::runs(&app.kernel, ctid);
+    if !was_running {
+        // Somebody else may have been quicker.
+        teller.start().or_else(|stop| if containers::runs(&app.kernel, ctid) { Ok(()) } else { Err(stop) })?;
+    }
+    // Just after a start it may not answer yet.
+    let seen = if was_running { look(app, ctid, &wanted) } else { until_ready(app, || look(app, ctid, &wanted)) };
+    let checked = seen.and_then(|seen| {
+        let todo = possible(ctid, &seen, &wanted, &source)?;
+        let fetched = fetch(&teller, &config, &wanted, &source, &todo)?;
+        Ok((seen, todo, fetched))
+    });
+    let (seen, todo, fetched) = match checked {
+        Ok(checked) => checked,
+        Err(stop) if !was_running => {
+            // As it was found.
+            if let Err(more) = teller.shut_down("as it was") {
+                app.story.warn(&more.message);
+            }
+            return Err(stop);
+        }
+        Err(stop) => return Err(stop),
+    };
+    attach::attach(app, ctid, wish)?;
+    let nodes = nodes(app, ctid)?;
+    if nodes.iter().any(|node| !seen.has_node(node)) {
+        teller.restart("so that it gets the device nodes")?;
+        await_nodes(app, ctid, &wanted, &nodes)?;
+    }
+    carry_out(&teller, &wanted, &fetched, &todo)?;
+    verify(app, ctid, &wanted)?;
+    let nothing = if todo.is_empty() { "; nothing was to be done" } else { "" };
+    teller.say(&format!("has driver {}{}{nothing}", wanted.driver, and_cuda(&wanted)));
+    Ok(())
 }
 
 /// What [`setup`] would do now, a line each.
 ///
 /// # Errors
 /// Why it would refuse.
-pub fn plan(_app: &App, _ctid: u32, _wish: &Wish) -> Result<String> {
-    Err(Stop::failed("not built yet"))
+pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
+    let config = app.config_for_verb()?;
+    let attaching = attach::plan(app, ctid, wish)?;
+    let wanted = wanted(app, &config, true)?;
+    let source = driver::source(app, &config.driver, &wanted.driver);
+    let mut lines = Vec::new();
+    if containers::runs(&app.kernel, ctid) {
+        let seen = look(app, ctid, &wanted)?;
+        let todo = possible(ctid, &seen, &wanted, &source)?;
+        if !seen.nodes.iter().any(|node| is_gpu(node)) {
+            lines.push(format!("{:<9} container {ctid}, so that it gets the device nodes", "restart"));
+        }
+        lines.extend(todo.iter().map(Stage::to_string));
+    } else {
+        lines.push(format!("{:<9} container {ctid}, and again with the device nodes", "start"));
+        if let Err(Stop { message, .. }) = source {
+            lines.push(format!("{:<9} if it has no driver {}: {message}", "refuse", wanted.driver));
+        }
+        let all = stages::stages(&Seen::default(), &wanted);
+        lines.extend(all.iter().map(|stage| format!("{stage}, if it is not there")));
+    }
+    let nothing = "  nothing to do\n";
+    let mut text = attaching.strip_suffix(nothing).map_or_else(|| attaching.clone(), str::to_string);
+    for line in &lines {
+        text.push_str(&format!("  {line}\n"));
+    }
+    if lines.is_empty() {
+        text = attaching;
+    }
+    Ok(text)
 }
 
 /// # Errors
 /// When a container could not be brought to the host's version; the others are, all the same.
-pub fn sync(_app: &App, _who: Who) -> Result<()> {
-    Err(Stop::failed("not built yet"))
+pub fn sync(app: &App, who: Who) -> Result<()> {
+    begin(app);
+    let config = app.config_for_verb()?;
+    let ctids = whom(app, who)?;
+    let wanted = wanted(app, &config, false)?;
+    let source = driver::source(app, &config.driver, &wanted.driver);
+    let mut failed = Vec::new();
+    for ctid in &ctids {
+        match sync_one(app, *ctid, &config, &wanted, &source) {
+            Ok(how) => app.story.say(&format!("container {ctid}: {how}")),
+            Err(stop) if app.kernel.is_asked_to_end() || matches!(who, Who::One(_)) => return Err(stop),
+            Err(stop) => {
+                app.story.warn(&stop.message);
+                failed.push(ctid.to_string());
+            }
+        }
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(Stop::failed(format!(
+        "{} of {} containers are not in step with the host: {}",
+        failed.len(),
+        ctids.len(),
+        failed.join(", ")
+    )))
 }
 
 /// What [`sync`] would do now, a line each.
 ///
 /// # Errors
 /// Why it would refuse.
-pub fn plan_sync(_app: &App, _who: Who) -> Result<String> {
-    Err(Stop::failed("not built yet"))
+pub fn plan_sync(app: &App, who: Who) -> Result<String> {
+    let config = app.config_for_verb()?;
+    let ctids = whom(app, who)?;
+    let wanted = wanted(app, &config, false)?;
+    let mut text = String::new();
+    for ctid in ctids {
+        let lines = match what_to_sync(app, ctid, &wanted) {
+            Ok(ToSync::Leave(why)) => vec![why],
+            Ok(ToSync::Install(todo)) => todo.iter().map(Stage::to_string).collect(),
+            Err(stop) => vec![stop.message],
+        };
+        for line in lines {
+            text.push_str(&format!("container {ctid}: {line}\n"));
+        }
+    }
+    Ok(text)
+}
+
+enum ToSync {
+    /// For this reason.
+    Leave(String),
+    Install(Vec<Stage>),
+}
+
+fn what_to_sync(app: &App, ctid: u32, wanted: &Wanted) -> Result<ToSync> {
+    if !containers::runs(&app.kernel, ctid) {
+        let later = format!("is stopped: gpu-handoff container sync {ctid} once it runs");
+        return Ok(ToSync::Leave(later));
+    }
+    let seen = look(app, ctid, wanted)?;
+    if seen.libcuda.is_empty() && !seen.is_installing {
+        return Ok(ToSync::Leave(format!("has no driver: gpu-handoff container setup {ctid} installs it")));
+    }
+    let todo = stages::stages(&seen, wanted);
+    if todo.is_empty() {
+        return Ok(ToSync::Leave(format!("has driver {} already", wanted.driver)));
+    }
+    stages::check(ctid, &seen, wanted, &todo).map_err(Stop::refused)?;
+    warn_about_cuda(app, ctid, &seen, wanted);
+    Ok(ToSync::Install(todo))
+}
+
+fn sync_one(app: &App, ctid: u32, config: &Config, wanted: &Wanted, source: &Result<Source>) -> Result<String> {
+    let _turn = take_turn(app, ctid)?;
+    if attach::refresh(app, ctid)? {
+        app.story.say(&format!("container {ctid}: its rules are up to date now; they count from its next start"));
+    }
+    let todo = match what_to_sync(app, ctid, wanted)? {
+        ToSync::Leave(why) => return Ok(why),
+        ToSync::Install(todo) => todo,
+    };
+    if todo.iter().any(|stage| matches!(stage, Stage::Driver { .. })) {
+        source.clone()?;
+    }
+    let teller = Teller::new(app, ctid)?;
+    let fetched = fetch(&teller, config, wanted, source, &todo)?;
+    carry_out(&teller, wanted, &fetched, &todo)?;
+    verify(app, ctid, wanted)?;
+    Ok(format!("has driver {}", wanted.driver))
+}
+
+/// The toolkit that is there stays; but it may be too new for the driver.
+fn warn_about_cuda(app: &App, ctid: u32, seen: &Seen, wanted: &Wanted) {
+    let release = seen.nvcc.as_deref().and_then(cuda::Release::parse);
+    if let (Some(release), Ok(driver)) = (release, wanted.driver.parse())
+        && let cuda::Fit::No(first) | cuda::Fit::Partly(first) = cuda::fit(release, driver)
+    {
+        app.story.warn(&format!("container {ctid}: its CUDA {release} was made for drivers from {first} on"));
+    }
+}
+
+fn whom(app: &App, who: Who) -> Result<Vec<u32>> {
+    let attached = attach::attached(app);
+    match who {
+        Who::All => Ok(attached),
+        Who::One(ctid) if attached.contains(&ctid) => Ok(vec![ctid]),
+        Who::One(ctid) => {
+            Err(Stop::refused(format!("container {ctid} was not given a GPU: gpu-handoff container setup {ctid}")))
+        }
+    }
+}
+
+fn begin(app: &App) {
+    heed_termination();
+    // Nothing here leaves a GPU half-way.
+    app.kernel.end_with_this_run();
+}
+
+/// What the host has, and what is to be installed beside it. For a sync only the driver.
+fn wanted(app: &App, config: &Config, with_cuda: bool) -> Result<Wanted> {
+    let driver = nvidia::version_as_written(&app.kernel).ok_or_else(|| {
+        let records = app.store.each_record().into_iter().flatten();
+        let owner = records.map(|record| record.owner).next();
+        let why = owner.map_or_else(String::new, |owner| format!(" (the GPU is with {owner})"));
+        Stop::refused(format!(
+            "the host's NVIDIA driver is not loaded{why}, so its version is not known; nothing was touched"
+        ))
+    })?;
+    let cuda = with_cuda.then(|| config.cuda.package.clone());
+    let wanted = Wanted { driver, cuda, repo: config.cuda.repo.clone() };
+    match stages::check_toolkit(&wanted) {
+        Ok(warning) => warning.iter().for_each(|text| app.story.warn(text)),
+        Err(problem) if problem.contains(" needs driver ") => return Err(Stop::refused(problem)),
+        Err(problem) => return Err(Stop::usage(problem)),
+    }
+    Ok(wanted)
+}
+
+/// What is to be done, if it can be.
+fn possible(ctid: u32, seen: &Seen, wanted: &Wanted, source: &Result<Source>) -> Result<Vec<Stage>> {
+    let todo = stages::stages(seen, wanted);
+    stages::check(ctid, seen, wanted, &todo).map_err(|why| Stop::refused(format!("{why}; nothing was touched")))?;
+    if todo.iter().any(|stage| matches!(stage, Stage::Driver { .. })) {
+        source.clone()?;
+    }
+    Ok(todo)
+}
+
+/// One setup of a container at a time; an installation is not ended by somebody who is in a hurry.
+fn take_turn(app: &App, ctid: u32) -> Result<Lock> {
+    let directory = app.kernel.path("/run/gpu-handoff");
+    let path = directory.join(format!("container-{ctid}.lock"));
+    let lock = fs::create_dir_all(&directory).and_then(|()| Lock::take(&path, Duration::ZERO));
+    match lock {
+        Ok(Some(lock)) => Ok(lock),
+        Ok(None) => Err(Stop::locked(format!("container {ctid} is being set up by another run"))),
+        Err(error) => Err(Stop::failed(format!("{}: {error}", path.display()))),
+    }
+}
+
+/// What comes from elsewhere, as paths on this host.
+#[derive(Default)]
+struct Fetched {
+    installer: Option<Installer>,
+    keyring: Option<String>,
+}
+
+/// Brought here before anything is changed inside: without a network all stays as it is.
+fn fetch(
+    teller: &Teller,
+    config: &Config,
+    wanted: &Wanted,
+    source: &Result<Source>,
+    todo: &[Stage],
+) -> Result<Fetched> {
+    let app = teller.app;
+    let mut fetched = Fetched::default();
+    for stage in todo {
+        match stage {
+            Stage::Driver { .. } => {
+                let source = source.as_ref().map_err(Clone::clone)?;
+                fetched.installer = Some(driver::fetch(app, source, &config.driver, &wanted.driver, teller)?);
+            }
+            Stage::Repository { url } => {
+                let here = format!("{}/container-{}-{}", driver::CACHE, teller.ctid, cuda::KEYRING);
+                // Another address may have another one.
+                let _ = fs::remove_file(app.kernel.path(&here));
+                driver::download(app, &format!("{url}{}", cuda::KEYRING), &here, teller)?;
+                fetched.keyring = Some(here);
+            }
+            Stage::Clean | Stage::Repair | Stage::Toolkit { .. } => {}
+        }
+    }
+    Ok(fetched)
+}
+
+fn carry_out(teller: &Teller, wanted: &Wanted, fetched: &Fetched, todo: &[Stage]) -> Result<()> {
+    for stage in todo {
+        do_stage(teller, fetched, stage)?;
+        let seen = look(teller.app, teller.ctid, wanted)?;
+        if !stage.is_done(&seen) {
+            let log = inside::log_path(teller.ctid);
+            return Err(Stop::failed(format!(
+                "container {}: every command for it succeeded, but this is not done: {stage} (log: {log})",
+                teller.ctid
+            )));
+        }
+    }
+    if let Some(keyring) = &fetched.keyring {
+        let _ = fs::remove_file(teller.app.kernel.path(keyring));
+    }
+    Ok(())
+}
+
+fn do_stage(teller: &Teller, fetched: &Fetched, stage: &Stage) -> Result<()> {
+    match stage {
+        Stage::Clean => {
+            teller.inside("removing what an interrupted run left", include_str!("scripts/clean.sh"), &[], CLEANING)
+        }
+        Stage::Driver { version, .. } => {
+            let Some(installer) = &fetched.installer else { return Ok(()) };
+            teller.make_room()?;
+            teller.push(&installer.path, &format!("{ROOM}/{}", installer.name))?;
+            let mut line = vec![installer.name.as_str(), &installer.sha256, version];
+            line.extend(driver::flags(version));
+            let what = format!("installing driver {version}");
+            teller.inside(&what, include_str!("scripts/driver.sh"), &line, DRIVER)
+        }
+        Stage::Repair => {
+            let what = "ending what an interrupted dpkg was at";
+            teller.inside(what, include_str!("scripts/repair.sh"), &[], PACKAGES)
+        }
+        Stage::Repository { url } => {
+            let Some(keyring) = &fetched.keyring else { return Ok(()) };
+            teller.make_room()?;
+            teller.push(keyring, &format!("{ROOM}/{}", cuda::KEYRING))?;
+            let what = "adding the CUDA repository";
+            teller.inside(what, include_str!("scripts/repository.sh"), &[cuda::KEYRING, url], PACKAGES)
+        }
+        Stage::Toolkit { package } => {
+            let what = format!("installing {package}");
+            teller.inside(&what, include_str!("scripts/toolkit.sh"), &[package], TOOLKIT)
+        }
+    }
+}
+
+fn verify(app: &App, ctid: u32, wanted: &Wanted) -> Result<()> {
+    let line = ["exec", &ctid.to_string(), "--", "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"];
+    let said = app.kernel.program(PCT, &line, READY);
+    let said = said.map_err(|error| Stop::failed(format!("container {ctid}: nvidia-smi does not work: {error}")))?;
+    match said.lines().map(str::trim).find(|line| *line != wanted.driver) {
+        None => Ok(()),
+        Some(other) => Err(Stop::failed(format!(
+            "container {ctid}: nvidia-smi says {}, the host has driver {}",
+            other.escape_debug(),
+            wanted.driver
+        ))),
+    }
+}
+
+fn look(app: &App, ctid: u32, wanted: &Wanted) -> Result<Seen> {
+    let package = wanted.cuda.as_deref().unwrap_or_default();
+    // Which repository it should be depends on what is inside: the part of the address that all have in common.
+    let repository = cuda::base(wanted.repo.as_deref());
+    inside::look(&app.kernel, ctid, &repository, package)
+}
+
+fn await_nodes(app: &App, ctid: u32, wanted: &Wanted, nodes: &[String]) -> Result<()> {
+    until_ready(app, || {
+        let seen = look(app, ctid, wanted)?;
+        match nodes.iter().find(|node| !seen.has_node(node)) {
+            None => Ok(()),
+            Some(node) => Err(Stop::failed(format!(
+                "container {ctid} runs, but {node} cannot be opened in it; gpu-handoff container check {ctid} says more"
+            ))),
+        }
+    })
+}
+
+fn until_ready<T>(app: &App, attempt: impl Fn() -> Result<T>) -> Result<T> {
+    let end = app.kernel.now() + READY;
+    loop {
+        match attempt() {
+            Err(_) if app.kernel.now() < end && !app.kernel.is_asked_to_end() => {
+                app.kernel.sleep(Duration::from_secs(1));
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// The GPUs' own nodes among those that its configuration gives a container, as far as the host has them.
+fn nodes(app: &App, ctid: u32) -> Result<Vec<String>> {
+    let path = format!("/etc/pve/lxc/{ctid}.conf");
+    let bytes = app.kernel.read(&path).map_err(|error| Stop::failed(format!("{path}: {error}")))?;
+    let mut nodes = given_nodes(&ct::parse(&bytes));
+    nodes.retain(|node| is_gpu(node) && app.kernel.device_number(node).is_ok());
+    Ok(nodes)
+}
+
+/// Paths below /dev.
+pub(super) fn given_nodes(config: &ct::CtConfig) -> Vec<String> {
+    let by_mount = config.mount_entries().filter_map(|entry| entry.split_whitespace().next()).map(str::to_string);
+    let by_dev = config.dev.values().filter_map(|dev| dev.device.as_ref()).map(|device| device.path.clone());
+    let mut nodes: Vec<String> = by_mount.chain(by_dev).filter(|path| path.starts_with("/dev/nvidia")).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes
+}
+
+fn is_gpu(node: &str) -> bool {
+    node.strip_prefix("/dev/nvidia").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn and_cuda(wanted: &Wanted) -> String {
+    wanted.cuda.as_ref().map_or_else(String::new, |package| format!(" and {package}"))
 }

@@ -39,9 +39,14 @@ impl Version {
 
 /// The loaded driver's version: the field after `x86_64` (or `Module`) in the first line.
 pub fn version(kernel: &dyn Kernel) -> Option<Version> {
+    version_as_written(kernel)?.parse().ok()
+}
+
+/// As it stands in names of files: `580.95.05`.
+pub fn version_as_written(kernel: &dyn Kernel) -> Option<String> {
     let text = kernel.text("/proc/driver/nvidia/version")?;
-    let line = text.lines().next()?;
-    line.split_whitespace().find_map(|word| if word.contains('.') { word.parse().ok() } else { None })
+    let is_version = |word: &&str| word.contains('.') && word.parse::<Version>().is_ok();
+    text.lines().next()?.split_whitespace().find(is_version).map(str::to_string)
 }
 
 pub fn modeset_enabled(kernel: &dyn Kernel) -> bool {

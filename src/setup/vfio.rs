@@ -65,7 +65,7 @@ impl Facts {
         Ok(Facts {
             load: own(kernel, LOAD)?,
             modprobe: own(kernel, MODPROBE)?,
-            has_nvidia: has_nvidia(kernel),
+            has_nvidia: has_nvidia(kernel) || config.driver.is_configured(),
             keeps_nouveau: config.homes.values().any(|home| *home == Home::Driver("nouveau".to_string())),
             has_initramfs_tools: kernel.exists(UPDATE_INITRAMFS),
             is_pending: kernel.exists(PENDING),

@@ -3,8 +3,8 @@
 use super::expendable::{LastAct, Request, Worker};
 use super::scan::{self, Mappings};
 use super::{
-    ActError, Action, DeviceNumber, End, Kernel, Node, OpenDevice, Process, Running, failpoints, inside, program,
-    terminate,
+    ActError, Action, DeviceNumber, End, Kernel, Node, OpenDevice, Process, Running, Talking, failpoints, inside,
+    program, terminate,
 };
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
@@ -181,6 +181,13 @@ impl Kernel for Linux {
             return Err(ActError::Program(format!("{path} is not installed")));
         }
         program::start(&self.path(path), arguments)
+    }
+
+    fn start_talking(&self, path: &str, arguments: &[&str]) -> Result<Talking, ActError> {
+        if !self.exists(path) {
+            return Err(ActError::Program(format!("{path} is not installed")));
+        }
+        Talking::start(&self.path(path), arguments)
     }
 
     fn worker(&self) -> Option<Process> {

@@ -25,7 +25,7 @@ pub use held::flock_is_held;
 pub use linux::Linux;
 pub use lock::Lock;
 pub use maps::Mapped;
-pub use program::Running;
+pub use program::{Running, Talking};
 pub use terminate::heed as heed_termination;
 
 /// One change to the machine. Each may block in the kernel, so each is carried out under a time limit.
@@ -218,6 +218,13 @@ pub trait Kernel {
     /// # Errors
     /// [`ActError::Program`] when it could not be started.
     fn start_program(&self, path: &str, _arguments: &[&str]) -> Result<Running, ActError> {
+        Err(ActError::Program(format!("{path} is not installed")))
+    }
+    /// As [`Kernel::start_program`], of one that takes long: the caller asks how it gets on, and ends it.
+    ///
+    /// # Errors
+    /// As [`Kernel::start_program`].
+    fn start_talking(&self, path: &str, _arguments: &[&str]) -> Result<Talking, ActError> {
         Err(ActError::Program(format!("{path} is not installed")))
     }
     /// The process that will carry out the next action.

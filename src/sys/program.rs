@@ -6,7 +6,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use std::io::{self, Read};
+use std::io::{self, PipeReader, Read, pipe};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -36,19 +36,25 @@ pub fn run(path: &Path, arguments: &[&str], limit: Option<Duration>) -> Result<S
     start(path, arguments)?.finish(limit)
 }
 
-/// # Errors
-/// When it could not be started.
-pub fn start(path: &Path, arguments: &[&str]) -> Result<Running, ActError> {
-    let mut child = Command::new(path)
+fn command(path: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(path);
+    command
         .args(arguments)
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C")
-        .process_group(0)
+        .process_group(0);
+    command
+}
+
+/// # Errors
+/// When it could not be started.
+pub fn start(path: &Path, arguments: &[&str]) -> Result<Running, ActError> {
+    let mut child = command(path, arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| ActError::Program(format!("{}: {error}", path.display())))?;
     let (output, complaint) = (Output::of(child.stdout.take()), Output::of(child.stderr.take()));
@@ -119,6 +125,63 @@ pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// A program that takes long and tells meanwhile how it gets on: whoever started it asks now and then.
+pub struct Talking {
+    child: Child,
+    said: PipeReader,
+}
+
+impl Talking {
+    /// Both of its streams go through one pipe, so that what it says stays in order.
+    ///
+    /// # Errors
+    /// When it could not be started.
+    pub(super) fn start(path: &Path, arguments: &[&str]) -> Result<Talking, ActError> {
+        let problem = |error| ActError::Program(format!("{}: {error}", path.display()));
+        let (said, output) = pipe().map_err(problem)?;
+        fcntl(said.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| problem(errno.into()))?;
+        let mut command = command(path, arguments);
+        command.stdout(output.try_clone().map_err(problem)?).stderr(output);
+        let child = command.spawn().map_err(problem)?;
+        Ok(Talking { child, said })
+    }
+
+    /// How it ended, in words that are empty for success; None while it is still at it. To be asked before
+    /// [`Talking::said`], so that all it wrote is there once it has ended.
+    pub fn ended(&mut self) -> Option<String> {
+        match self.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) if status.success() => Some(String::new()),
+            Ok(Some(status)) => Some(format!("ended with {status}")),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    /// What it said since the last time.
+    pub fn said(&mut self) -> Vec<u8> {
+        let (mut said, mut block) = (Vec::new(), [0; 4096]);
+        // Not for ever, should it write without end.
+        while said.len() < KEPT {
+            let Ok(length @ 1..) = self.said.read(&mut block) else { break };
+            said.extend_from_slice(&block[..length]);
+        }
+        said
+    }
+
+    /// Ends it and what it started: by asking first, and after `patience` by force.
+    pub fn end(mut self, patience: Duration) {
+        let group = Pid::from_raw(self.child.id() as i32);
+        let _ = killpg(group, Signal::SIGTERM);
+        let end = Instant::now() + patience;
+        while self.ended().is_none() && Instant::now() < end {
+            self.said();
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        // What it started may be there yet.
+        let _ = killpg(group, Signal::SIGKILL);
+    }
+}
+
 /// What has come through a pipe so far. Not to its end: something that the program started may keep it open.
 struct Output<T> {
     pipe: Option<T>,
@@ -177,6 +240,45 @@ mod tests {
             assert_eq!(said.map(|text| text.len()), Ok(KEPT));
         }
         assert!(sh("exec yes", Some(Duration::from_millis(200))).is_err());
+    }
+
+    fn talking(script: &str) -> Talking {
+        Talking::start(Path::new("/bin/sh"), &["-c", script]).unwrap()
+    }
+
+    #[test]
+    fn one_that_talks_is_heard_in_order_and_to_its_end() {
+        let mut program = talking("echo one; echo two >&2; echo three; head -c 300000 /dev/zero; exit 3");
+        let mut said = Vec::new();
+        let words = loop {
+            let ended = program.ended();
+            said.append(&mut program.said());
+            if let Some(words) = ended {
+                break words;
+            }
+        };
+        loop {
+            let mut more = program.said();
+            if more.is_empty() {
+                break;
+            }
+            said.append(&mut more);
+        }
+        assert_eq!(words, "ended with exit status: 3");
+        assert!(said.starts_with(b"one\ntwo\nthree\n"));
+        assert_eq!(said.len(), 14 + 300_000);
+    }
+
+    #[test]
+    fn one_that_talks_is_asked_to_end_and_then_made_to() {
+        let begin = Instant::now();
+        let mut polite = talking("trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done");
+        while polite.said().is_empty() {}
+        polite.end(Duration::from_secs(20));
+        let mut deaf = talking("trap '' TERM; echo ready; while :; do sleep 0.05; done");
+        while deaf.said().is_empty() {}
+        deaf.end(Duration::from_millis(100));
+        assert!(begin.elapsed() < Duration::from_secs(15));
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod holders;
 mod policy;
 mod registration;
 mod runs;
+mod setup;
 mod setup_vfio;
 mod starts;
 mod status;

@@ -83,7 +83,9 @@ fn nouveau_is_kept_away_once_there_is_an_nvidia_driver() {
     let host = host().file(dep, "updates/dkms/nvidia-drm.ko: x\nkernel/drivers/video/fbdev/nvidia/nvidiafb.ko:\n");
     works(&host, "setup vfio");
     assert!(!read(&host, MODPROBE).contains("nouveau"));
-    let host = host.file(dep, "updates/dkms/nvidia.ko.zst:\n");
+    let configured = host.config(r#"{"driver":{"runfile":"/root/NVIDIA-Linux-x86_64-580.95.05.run"}}"#);
+    assert!(configured.run("setup vfio --dry-run").out.starts_with("write     /etc/modprobe.d/gpu-handoff.conf\n"));
+    let host = configured.without("etc/gpu-handoff/config.json").file(dep, "updates/dkms/nvidia.ko.zst:\n");
     works(&host, "setup vfio");
     assert!(read(&host, MODPROBE).ends_with("\nblacklist nouveau\n"));
     assert_eq!(calls(&host).len(), 2);

@@ -99,6 +99,9 @@ done >usr/share/lxc/config/common.conf.d/01-pve.conf
 # Unprivileged: everything but what is denied.
 printf 'lxc.cgroup2.devices.%s\n' 'deny =' 'allow =' 'allow = a' >usr/share/lxc/config/userns.conf.d/01-pve.conf
 
+# ---- what NVIDIA has for download ----
+cp -r "$LAB_NVIDIA" opt/lab/nvidia
+
 # ---- the binary, as a user would have it ----
 install -m 755 "$LAB_BINARY" usr/sbin/gpu-handoff
 ln -s /usr/sbin/gpu-handoff var/lib/vz/snippets/gpu-handoff
