@@ -13,8 +13,6 @@ remember_home
 mkdir -p "${config%/*}"
 
 uvm_major() { awk '$2 == "nvidia-uvm" { print $1 }' /proc/devices; }
-old=$(uvm_major)
-for other in {511..480}; do ! grep -q "^ *$other " /proc/devices && [ "$other" != "$old" ] && break; done
 policy() { printf '{"policy":{"containers":{"101":"stop","102":"leave"},%s},"time":{"stop_s":60}}\n' "$1" >$config; }
 init_of() { lxc-info -n "$1" -p -H 2>/dev/null; }
 has_nodes() { # has_nodes CTID: a process inside opens them
@@ -27,12 +25,23 @@ told() { journalctl --quiet --identifier=gpu-handoff --output=cat --grep="$1"; }
 notes() { find $records -name 'ct-*' -printf '%f\n' -o -name device-event -printf '%f\n'; }
 is_settled() { [ -z "$(notes | grep device-event)$(systemctl list-units --no-legend 'gpu-handoff-*')" ]; }
 
-# ---- a process inside opens them ----
 policy '"unit":"refuse"'
 lab-ct create 101 --debian
 lab-ct create 102 --unprivileged --debian
 works 'attach' gpu-handoff container attach 101
 works 'attach by dev' gpu-handoff container attach 102 --style dev
+
+# ---- as at a boot: nobody has loaded nvidia_uvm or made a node ----
+install -m 644 "${0%/*}/gpu-handoff-reconcile.service" /etc/systemd/system
+systemctl daemon-reload
+rmmod nvidia_uvm
+rm -f /dev/nvidia*
+works 'as at a boot' systemctl start gpu-handoff-reconcile.service
+is_home 'as at a boot'
+old=$(uvm_major)
+for other in {511..480}; do grep -q "^ *$other " /proc/devices || break; done
+
+# ---- a process inside opens them ----
 printf '#!/bin/sh\n[ ! -e /etc/busy ] || exec 3</dev/nvidia0\nexec sleep 10101\n' >/var/lib/lab-ct/101/etc/rc.local
 chmod 755 /var/lib/lab-ct/101/etc/rc.local
 : >/var/lib/lab-ct/101/etc/busy
@@ -92,7 +101,7 @@ ok 'and has the nodes' has_nodes 101
 ok 'device events are seen to' within 60 is_settled
 is 'container 102 was not' "$idle" "$(init_of 102)"
 same 'but told of' "warning: container 102 has stale nodes: /dev/nvidia-uvm is $old:0 inside, $other:0 on the host, \
-/dev/nvidia-uvm-tools is $old:1 inside, $other:1 on the host; restart it: pct reboot 102" "$(told 'container 102')"
+/dev/nvidia-uvm-tools is $old:1 inside, $other:1 on the host; restart it: pct reboot 102" "$(told 'container 102 has stale')"
 works 'another look' gpu-handoff settle
 silent 'another look'
 is 'it is kept' ct-102 "$(notes)"
