@@ -21,7 +21,7 @@ fn bad_usage() {
         ("plan 111 112", "112 is too much"),
         ("plan 111 --json", "--json goes with --status and history"),
         ("reconcile 01:00", "01:00 is too much"),
-        ("reconcile --all", "--all is too much"),
+        ("reconcile --all", "--all goes with container check and container sync"),
         ("to-vfio --unfinished", "--unfinished goes with reconcile"),
         ("--status --dry-run", "--dry-run goes with a verb that changes something; for a VM, see plan"),
         ("111 pre-start --dry-run", "--dry-run goes with a verb that changes something; for a VM, see plan"),
