@@ -8,7 +8,8 @@ set -euo pipefail
 
 cd "$LAB_SRC"
 key=$(hash_of nvidia/* host/nvidia.sh)
-out=$LAB_CACHE/nvidia-$key-$(printf '%s\n' "$@" | sort -u | tr '\n' _)
+mapfile -t versions < <(printf '%s\n' "$@" | sort -u)
+out=$LAB_CACHE/nvidia-$key-$(IFS=_ && echo "${versions[*]}")
 if [ -e "$out/repos" ]; then
     printf '%s\n' "$out"
     exit
@@ -21,7 +22,7 @@ mkdir -p "$new"
 # ---- installers: NVIDIA's makeself hands what it does not know itself to nvidia-installer, Debian's refuses it ----
 header=$new/header.sh
 sed '/^    -\*)$/,/;;$/c\    -*) break ;;' /usr/share/makeself/makeself-header.sh >"$header"
-for version in "$@"; do
+for version in "${versions[@]}"; do
     name=NVIDIA-Linux-x86_64-$version
     mkdir "$new/$name"
     cp nvidia/* "$new/$name/"
@@ -73,12 +74,12 @@ END
 chmod 755 "$tree/usr/local/cuda-12.8/bin/nvcc"
 package cuda-nvcc-12-8 12.8.93-1 amd64
 
-# While /etc/lab-slow is there its configuration takes 8 s.
+# While /etc/lab-slow is there its configuration takes 5 s.
 mkdir -p "$tree/DEBIAN"
 cat >"$tree/DEBIAN/postinst" <<'END'
 #!/bin/sh
 set -e
-[ ! -e /etc/lab-slow ] || sleep 8
+[ ! -e /etc/lab-slow ] || sleep 5
 ln -sfn cuda-12.8 /usr/local/cuda
 END
 chmod 755 "$tree/DEBIAN/postinst"
