@@ -51,6 +51,15 @@ fn find(bytes: &[u8], wanted: &[&Line]) -> Vec<Option<Range<usize>>> {
     found
 }
 
+/// The lines that stand there, each once, in the order of the file: where, and which of `wanted` it is.
+fn places(bytes: &[u8], wanted: &[&Line]) -> Vec<(Range<usize>, usize)> {
+    let found = find(bytes, wanted).into_iter().enumerate();
+    let mut places: Vec<(Range<usize>, usize)> = found.filter_map(|(at, range)| Some((range?, at))).collect();
+    places.sort_unstable_by_key(|(range, at)| (range.start, *at));
+    places.dedup_by_key(|(range, _)| range.start);
+    places
+}
+
 /// Those that are there.
 pub fn present<'a>(bytes: &[u8], recorded: &'a [Line]) -> Vec<&'a Line> {
     let all: Vec<&Line> = recorded.iter().collect();
@@ -194,23 +203,17 @@ impl Change {
     /// All are looked up first: a new line may be like an old one.
     fn put_in_place(&self, bytes: &mut Vec<u8>) {
         let old: Vec<&Line> = self.replace.iter().map(|(old, _)| old).collect();
-        let found = find(bytes, &old).into_iter().zip(&self.replace);
-        let mut places: Vec<(Range<usize>, &Line)> = found.filter_map(|(at, (_, new))| Some((at?, new))).collect();
-        places.sort_by_key(|(range, _)| range.start);
-        places.dedup_by_key(|(range, _)| range.start);
-        for (range, line) in places.into_iter().rev() {
-            bytes.splice(range, line.to_string().into_bytes());
+        for (range, at) in places(bytes, &old).into_iter().rev() {
+            bytes.splice(range, self.replace[at].1.to_string().into_bytes());
         }
     }
 
     /// Whether what was taken out was the end of the file, as it is where we wrote it.
     fn take_out(&self, bytes: &mut Vec<u8>) -> bool {
         let wanted: Vec<&Line> = self.remove.iter().collect();
-        let mut ranges: Vec<Range<usize>> = find(bytes, &wanted).into_iter().flatten().collect();
-        ranges.sort_by_key(|range| range.start);
-        ranges.dedup();
-        let first = ranges.first().map(|range| range.start);
-        for range in ranges.into_iter().rev() {
+        let places = places(bytes, &wanted);
+        let first = places.first().map(|(range, _)| range.start);
+        for (range, _) in places.into_iter().rev() {
             let end = bytes.len().min(range.end + 1);
             bytes.drain(range.start..end);
         }

@@ -7,13 +7,13 @@ use once_cell::unsync::OnceCell;
 use std::cell::RefCell;
 use std::io::Write;
 use std::time::Duration;
-use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
+use syslog::{Facility, LogFormat, Logger, LoggerBackend};
 
 const NAME: &str = "gpu-handoff";
 
 pub struct Story {
     /// Opened by the first line, so that a run without one costs nothing. None without a syslog daemon.
-    syslog: OnceCell<Option<RefCell<Logger<LoggerBackend, Formatter3164>>>>,
+    syslog: OnceCell<Option<RefCell<Logger<LoggerBackend, Plain>>>>,
     to_syslog: bool,
     to_stderr: bool,
     warned: RefCell<Vec<String>>,
@@ -78,14 +78,19 @@ impl Story {
     }
 }
 
-fn open_syslog() -> Option<RefCell<Logger<LoggerBackend, Formatter3164>>> {
-    let formatter = Formatter3164 {
-        facility: Facility::LOG_DAEMON,
-        hostname: None,
-        process: NAME.to_string(),
-        pid: std::process::id(),
-    };
-    let logger = syslog::unix(formatter).ok()?;
+/// As in RFC 3164, but for the time, which the receiver adds: the crate's own formatters write UTC without saying so.
+#[derive(Clone)]
+struct Plain;
+
+impl LogFormat<&str> for Plain {
+    fn format<W: Write>(&self, to: &mut W, severity: syslog::Severity, text: &str) -> syslog::Result<()> {
+        let priority = Facility::LOG_DAEMON as u8 | severity as u8;
+        write!(to, "<{priority}>{NAME}[{}]: {text}", std::process::id()).map_err(syslog::Error::Write)
+    }
+}
+
+fn open_syslog() -> Option<RefCell<Logger<LoggerBackend, Plain>>> {
+    let logger = syslog::unix(Plain).ok()?;
     // A journal that takes nothing more must not hold a handoff.
     match &logger.backend {
         LoggerBackend::Unix(socket) => socket.set_nonblocking(true).ok()?,

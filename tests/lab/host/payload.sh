@@ -106,6 +106,8 @@ cp -r "$LAB_NVIDIA" opt/lab/nvidia
 install -m 755 "$LAB_BINARY" usr/sbin/gpu-handoff
 ln -s /usr/sbin/gpu-handoff var/lib/vz/snippets/gpu-handoff
 
+[ -z "$LAB_DEB" ] || cp "$LAB_DEB" opt/lab/
+
 # ---- the script, with its folder when that is ours ----
 mkdir -p opt/lab/scripts
 case $script in
