@@ -180,6 +180,15 @@ pub fn refresh(app: &App, ctid: u32) -> Result<bool> {
     Ok(true)
 }
 
+/// As [`refresh`], of every container that was attached; what does not work is told. Those with other device rules now.
+pub fn refresh_all(app: &App) -> Vec<u32> {
+    let is_changed = |ctid: &u32| {
+        let changed = refresh(app, *ctid);
+        changed.inspect_err(|stop| app.story.warn(&stop.message)).is_ok_and(|changed| changed)
+    };
+    attached(app).into_iter().filter(is_changed).collect()
+}
+
 /// A configuration and what becomes of it.
 struct Edit {
     old: Option<Record>,

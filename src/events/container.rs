@@ -30,6 +30,16 @@ pub fn pre_start(app: &App, ctid: u32) -> Result<()> {
     }
     let Some(away) = gone(app, &ct) else { return Ok(()) };
     let (slots, owner) = (away.slots().join(" "), &away.owner);
+    if away.progress == Progress::Returning {
+        let problem = format!("{slots} is still on its way home from {owner}");
+        if app.config_for_hook().policy.refuse_ct_without_gpu {
+            return Err(Stop::refused(format!(
+                "container {ctid} was not started: {problem}; try again: pct start {ctid}"
+            )));
+        }
+        app.story.say(&format!("container {ctid} starts without it: {problem}; to get it: pct reboot {ctid}"));
+        return Ok(());
+    }
     let remedy = match owner {
         Owner::Vm(vmid) => format!("qm stop {vmid}"),
         Owner::Manual(slot) => format!("gpu-handoff to-nvidia {slot}"),

@@ -1,6 +1,7 @@
 //! A person asks: `to-vfio` and `to-nvidia`. What is done by hand lasts until the opposite call or a reboot.
 
 use crate::App;
+use crate::containers::attach;
 use crate::gpu::choice::choose;
 use crate::gpu::inventory::VFIO_PCI;
 use crate::gpu::{Slot, nvidia};
@@ -74,12 +75,18 @@ pub fn reconcile(app: &App, scope: Scope) -> Result<()> {
     if scope == Scope::Unfinished {
         app.kernel.end_with_this_run();
     }
-    app.handoff(&config).reconcile(scope)
+    let done = app.handoff(&config).reconcile(scope);
+    // Before any container starts: a rule for an earlier major would let it have the node and not open it.
+    if scope == Scope::All {
+        attach::refresh_all(app);
+    }
+    done
 }
 
 /// # Errors
 /// As [`reconcile`].
 pub fn resume(app: &App) -> Result<()> {
+    attach::refresh_all(app);
     app.handoff(&app.config_for_hook()).resume()
 }
 

@@ -12,6 +12,7 @@ use crate::containers::stale::{Stale, stale};
 use crate::gpu::{containers, nodes};
 use crate::handoff::halt::PCT;
 use crate::handoff::reconcile::make_nodes;
+use crate::handoff::record::Stopped;
 use crate::proxmox::running;
 use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, heed_termination};
@@ -70,10 +71,8 @@ pub fn run(app: &App) -> Result<()> {
     let made = make_nodes(&app.kernel, &app.story, &nodes::missing(&app.kernel), NODE);
     for ctid in attach::attached(app) {
         wait_until_let_go(&app.kernel, &config, ctid);
-        if let Err(stop) = attach::refresh(app, ctid) {
-            app.story.warn(&stop.message);
-        }
     }
+    let changed = attach::refresh_all(app);
     if !is_over {
         return made.and(Err(not_looked_at(&app.kernel, "a handoff", patience)));
     }
@@ -81,7 +80,7 @@ pub fn run(app: &App) -> Result<()> {
         if app.kernel.is_asked_to_end() {
             break;
         }
-        Container { app, notes: &notes, config: &config, ctid }.see_to();
+        Container { app, notes: &notes, config: &config, ctid, has_old_rules: changed.contains(&ctid) }.see_to();
     }
     made
 }
@@ -122,6 +121,8 @@ struct Container<'a> {
     notes: &'a Notes,
     config: &'a Config,
     ctid: u32,
+    /// Its configuration has other device rules than those that it was started with.
+    has_old_rules: bool,
 }
 
 impl Container<'_> {
@@ -131,23 +132,33 @@ impl Container<'_> {
         if !wait_until_let_go(kernel, self.config, ctid) {
             return;
         }
-        let found = stale(kernel, ctid);
-        if found.is_empty() {
+        let config = containers::config(kernel, ctid);
+        let mut what = to_text(&stale(kernel, ctid));
+        // Only privileged ones are held to their rules.
+        if what.is_empty() && self.has_old_rules && config.as_ref().is_some_and(|config| !config.unprivileged) {
+            what = "its device rules are those of an earlier load of the driver".to_string();
+        }
+        if what.is_empty() {
             self.notes.forget(ctid);
             return;
         }
-        let what = to_text(&found);
-        // Once, however many events there are; and what a restart did not help against is not restarted again.
-        if self.notes.told(ctid).as_deref() == Some(&*what) || Shutdown::ask(kernel).has_begun() {
+        let lock = config.and_then(|config| config.lock);
+        // Once, however many events there are; and what a restart did not help against is not restarted again. Without
+        // its lock it is another matter.
+        let told = lock.as_ref().map_or_else(|| what.clone(), |lock| format!("{what} ({lock})"));
+        if self.notes.told(ctid).as_deref() == Some(&*told) || Shutdown::ask(kernel).has_begun() {
             return;
         }
-        let lock = containers::config(kernel, ctid).and_then(|config| config.lock);
+        // Which may want it stopped; it brings events of its own.
+        if handoff_is_under_way(kernel) {
+            return;
+        }
         let done = match remedy(self.config.policy.for_container(ctid), lock.is_some()) {
             Remedy::Restart => self.restart(&what),
             Remedy::Tell => {
                 let lock = lock.map_or_else(String::new, |lock| format!("it is locked ({lock}); "));
                 self.tell(
-                    &what,
+                    &told,
                     &format!("container {ctid} has stale nodes: {what}; {lock}restart it: pct reboot {ctid}"),
                 )
             }
@@ -160,6 +171,14 @@ impl Container<'_> {
     fn tell(&self, what: &str, text: &str) -> std::result::Result<(), String> {
         self.app.story.warn(text);
         self.notes.tell(self.ctid, what).map_err(|error| format!("/run/gpu-handoff/ct-{}: {error}", self.ctid))
+    }
+
+    /// Then it starts again when that is over, by itself.
+    fn is_stopped_for_a_handoff(&self) -> bool {
+        let what = Stopped::Container(self.ctid);
+        let store = &self.app.store;
+        let waits = store.to_start().is_ok_and(|entries| entries.iter().any(|entry| entry.what == what));
+        waits || store.each_record().into_iter().flatten().any(|record| record.stopped.contains(&what))
     }
 
     fn restart(&self, what: &str) -> std::result::Result<(), String> {
@@ -175,7 +194,10 @@ impl Container<'_> {
             format!("container {ctid} has stale nodes: {what}; it was not restarted ({error}); type: pct reboot {ctid}")
         })?;
         // What counts is how things are. Starting it is given as long as stopping it.
-        let is_back = || init().is_some_and(|now| Some(now) != before) && !running::is_ct_locked(kernel, ctid);
+        let is_back = || {
+            let runs_anew = init().is_some_and(|now| Some(now) != before) && !running::is_ct_locked(kernel, ctid);
+            runs_anew || self.is_stopped_for_a_handoff()
+        };
         if !wait_until(kernel, 2 * self.config.stop, &is_back) {
             if kernel.is_asked_to_end() {
                 return Ok(());
@@ -187,6 +209,9 @@ impl Container<'_> {
                     None => format!("it does not run again; start it: pct start {ctid}"),
                 }
             ));
+        }
+        if self.is_stopped_for_a_handoff() {
+            return Ok(());
         }
         let still = stale(kernel, ctid);
         if still.is_empty() {

@@ -151,12 +151,14 @@ impl Guest {
 /// When the guest has another hookscript, or Proxmox does not set this one.
 pub fn enable(app: &App, id: u32) -> Result<()> {
     let guest = Guest::read(&app.kernel, id)?;
-    match guest.enable()? {
+    let todo = guest.enable()?;
+    // Without it the guest does not start.
+    if link_is_missing(&app.kernel)? {
+        app.kernel.link(LINK, PROGRAM).map_err(|error| Stop::failed(format!("{LINK}: {error}")))?;
+    }
+    match todo {
         Todo::Nothing => app.story.say(&format!("{guest} has the hookscript already: nothing to do")),
         Todo::Set(arguments) => {
-            if link_is_missing(&app.kernel)? {
-                app.kernel.link(LINK, PROGRAM).map_err(|error| Stop::failed(format!("{LINK}: {error}")))?;
-            }
             if !guest.set(app, arguments)?.has_ours() {
                 return Err(Stop::failed(format!(
                     "{guest} has no hookscript although Proxmox set it; see: pvesh get /nodes"
@@ -193,10 +195,11 @@ pub fn disable(app: &App, id: u32) -> Result<()> {
 /// Why it would refuse.
 pub fn plan_enable(app: &App, id: u32) -> Result<String> {
     let guest = Guest::read(&app.kernel, id)?;
-    let Todo::Set(arguments) = guest.enable()? else {
-        return Ok(format!("{guest} has the hookscript already: nothing to do\n"));
-    };
+    let todo = guest.enable()?;
     let link = if link_is_missing(&app.kernel)? { format!("ln -s {PROGRAM} {LINK}\n") } else { String::new() };
+    let Todo::Set(arguments) = todo else {
+        return Ok(if link.is_empty() { format!("{guest} has the hookscript already: nothing to do\n") } else { link });
+    };
     for warning in warnings(&app.kernel, &guest) {
         app.story.warn(&warning);
     }

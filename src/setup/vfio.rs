@@ -121,7 +121,7 @@ impl Step {
 /// # Errors
 /// What could not be done; what was done stays, and the next run goes on from there.
 pub fn setup(app: &App, wish: Wish) -> Result<()> {
-    let config = app.config_for_verb()?;
+    let config = config(app, wish)?;
     let steps = Facts::read(app, &config)?.plan(wish.undo);
     let bootloader = Bootloader::read(&app.kernel)?;
     let edit = bootloader.plan(wish)?;
@@ -149,12 +149,17 @@ pub fn setup(app: &App, wish: Wish) -> Result<()> {
     Ok(())
 }
 
+/// A mistake in it is no reason to leave what was set up.
+fn config(app: &App, wish: Wish) -> Result<Config> {
+    if wish.undo { Ok(Config::default()) } else { app.config_for_verb() }
+}
+
 /// What [`setup`] would do now, a line each.
 ///
 /// # Errors
 /// Why it would refuse.
 pub fn plan(app: &App, wish: Wish) -> Result<String> {
-    let config = app.config_for_verb()?;
+    let config = config(app, wish)?;
     let mut lines: Vec<String> = Facts::read(app, &config)?.plan(wish.undo).iter().map(Step::to_text).collect();
     let bootloader = Bootloader::read(&app.kernel)?;
     lines.extend(bootloader.plan(wish)?.map(|edit| edit.to_text()));

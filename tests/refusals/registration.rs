@@ -52,6 +52,17 @@ fn both_kinds_of_guests_there_and_back() {
     assert_eq!(link.to_str(), Some("/usr/sbin/gpu-handoff"));
 }
 
+/// Without it the guest does not start.
+#[test]
+fn a_link_that_is_gone_is_made_again() {
+    let host = host().vm(111, OURS);
+    let plan = host.run("enable 111 --dry-run").out;
+    assert_eq!(plan, "ln -s /usr/sbin/gpu-handoff /var/lib/vz/snippets/gpu-handoff\n");
+    assert_eq!(host.run("enable 111"), said("VM 111 has the hookscript already: nothing to do"));
+    assert!(fs::read_link(host.path("var/lib/vz/snippets/gpu-handoff")).is_ok());
+    assert_eq!(host.run("enable 111 --dry-run").out, "VM 111 has the hookscript already: nothing to do\n");
+}
+
 #[test]
 fn another_hookscript_stays() {
     let host = host().vm(111, "hookscript: local:snippets/backup.sh\n");

@@ -175,6 +175,16 @@ fn files_of_others_are_left_alone_and_told_of() {
 }
 
 #[test]
+fn a_mistake_in_the_configuration_keeps_nothing_from_being_undone() {
+    let host = host();
+    works(&host, "setup vfio");
+    let host = host.config("{");
+    assert_eq!(host.run("setup vfio").code, Some(2));
+    works(&host, "setup vfio --undo");
+    assert!(!host.path(LOAD).exists() && !host.path(MODPROBE).exists());
+}
+
+#[test]
 fn an_iommu_that_is_off_is_told_of() {
     let host = host().without("sys/kernel/iommu_groups");
     assert!(works(&host, "setup vfio").contains("the kernel use it: gpu-handoff setup vfio --cmdline\n"));
