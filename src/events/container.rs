@@ -31,13 +31,11 @@ pub fn pre_start(app: &App, ctid: u32) -> Result<()> {
     let Some(away) = gone(app, &ct) else { return Ok(()) };
     let (slots, owner) = (away.slots().join(" "), &away.owner);
     if away.progress == Progress::Returning {
-        let problem = format!("{slots} is still on its way home from {owner}");
+        let problem = format!("{slots} is not home yet from {owner}, see gpu-handoff --status");
         if app.config_for_hook().policy.refuse_ct_without_gpu {
-            return Err(Stop::refused(format!(
-                "container {ctid} was not started: {problem}; try again: pct start {ctid}"
-            )));
+            return Err(Stop::refused(format!("container {ctid} was not started: {problem}; then: pct start {ctid}")));
         }
-        app.story.say(&format!("container {ctid} starts without it: {problem}; to get it: pct reboot {ctid}"));
+        app.story.say(&format!("container {ctid} starts without its GPU: {problem}; then: pct reboot {ctid}"));
         return Ok(());
     }
     let remedy = match owner {

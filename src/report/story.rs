@@ -98,3 +98,15 @@ fn open_syslog() -> Option<RefCell<Logger<LoggerBackend, Plain>>> {
     }
     Some(RefCell::new(logger))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_for_syslog() {
+        let mut line = Vec::new();
+        Plain.format(&mut line, syslog::Severity::LOG_WARNING, "a text").unwrap();
+        assert_eq!(String::from_utf8(line).unwrap(), format!("<28>gpu-handoff[{}]: a text", std::process::id()));
+    }
+}

@@ -142,6 +142,10 @@ fn stale_nodes_and_the_policy_to_stop() {
     let line = "warning: container 101 has stale nodes: /dev/nvidia-uvm is 1:3 inside, 5:0 on the host; it is locked \
                 (backup); restart it: pct reboot 101";
     assert_eq!(locked.run("settle"), success(line));
+    assert_eq!(locked.run("settle"), silence());
+    // Once the backup is over it is seen to.
+    let unlocked = locked.file("etc/pve/lxc/101.conf", conf.strip_prefix("lock: backup\n").unwrap());
+    assert_eq!(unlocked.run("settle"), Run { code: Some(0), ..refusal(0, message) });
 }
 
 #[test]
@@ -175,6 +179,20 @@ fn a_container_whose_gpu_a_vm_has() {
     for config in ["arch: amd64\n", "dev0: /dev/dri/renderD128\n", "[pve:pending]\ndev0: /dev/nvidia0\n"] {
         ignores(&away(config).config(REFUSE), "101 pre-start");
     }
+}
+
+#[test]
+fn a_container_whose_gpu_is_on_its_way_home() {
+    let host = settled()
+        .record("vm-111", "0000:01:00", "returning", "nvidia")
+        .file("etc/pve/lxc/101.conf", "dev0: /dev/nvidia0\n");
+    let line = "container 101 starts without its GPU: 0000:01:00 is not home yet from VM 111, see gpu-handoff --status; \
+                then: pct reboot 101";
+    assert_eq!(host.run("101 pre-start"), success(line));
+    let host = host.config(r#"{"policy":{"ct_without_gpu":"refuse"}}"#);
+    let message = "container 101 was not started: 0000:01:00 is not home yet from VM 111, see gpu-handoff --status; then: \
+                   pct start 101";
+    refuses_now(&host, "101 pre-start", 3, message);
 }
 
 #[test]
