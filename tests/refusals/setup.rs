@@ -296,6 +296,28 @@ fn asked_to_end_it_ends_what_it_runs() {
     assert!(!host.path("busy").exists());
 }
 
+#[test]
+fn one_that_never_stops_talking_is_ended_all_the_same() {
+    let host = ready().file(
+        "usr/sbin/pct",
+        "#!/bin/sh\nroot=${0%/usr/sbin/pct}\n\
+         case \"$*\" in *'look.sh REPOSITORY'*) exec cat \"$root/inside-101\" ;; esac\n: >\"$root/busy\"\nexec yes\n",
+    );
+    let mut run = host.command("container setup 101").stderr(Stdio::null()).spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while !host.path("busy").exists() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
+    let mut ended = run.try_wait().unwrap();
+    while ended.is_none() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+        ended = run.try_wait().unwrap();
+    }
+    let _ = run.kill();
+    assert_eq!(ended.and_then(|status| status.code()), Some(1));
+}
+
 /// Containers 101 to 104 are attached; their drivers are of another version, of the host's, none, and not to be seen.
 fn four() -> Host {
     let mut host = ready();
