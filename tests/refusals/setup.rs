@@ -277,6 +277,12 @@ fn what_fails_inside_is_told_in_its_own_words() {
 }
 
 #[test]
+fn what_is_told_cannot_command_a_terminal() {
+    let run = ready().file("fails-smi", "\u{1b}]0;x\u{7}no\n").run("container setup 101");
+    assert_eq!(last_line(&run), "error: container 101: nvidia-smi does not work: ?]0;x?no");
+}
+
+#[test]
 fn asked_to_end_it_ends_what_it_runs() {
     let slow = "#!/bin/sh\ntrap 'rm -f \"$root/busy\"; exit 1' TERM\nroot=${0%/usr/sbin/pct}\n\
         case \"$*\" in *'look.sh REPOSITORY'*) exec cat \"$root/inside-101\" ;; esac\n\
