@@ -20,6 +20,7 @@ const CT_CONFIG: &str = "arch: amd64\nostype: debian\nrootfs: local:101/a.raw\n"
 const CURL: &str = "#!/bin/sh\nroot=${0%/usr/bin/curl}\nfor last; do to=$before; before=$last; done\n\
     while [ \"$1\" != --output ]; do shift; done\n\
     echo \"curl ${last##*/}\" >>\"$root/calls\"\n\
+    [ ! -s \"$2\" ] || { echo 'curl: (33) server has no ranges' >&2; exit 33; }\n\
     cat \"$root/web/${last##*/}\" >\"$2\" 2>/dev/null && exit 0\n\
     echo 'curl: (6) Could not resolve host: mirror' >&2\nexit 6\n";
 
@@ -257,6 +258,9 @@ fn an_installer_from_the_network_must_have_the_right_sum() {
     assert_eq!(run.code, Some(0), "{}", run.err);
     assert_eq!(calls(&good)[0], format!("curl {NAME}"));
     assert!(good.path(&format!("{CACHE}/{NAME}")).exists());
+    let begun = with(INSTALLER, &right, NAME).file(&format!("{CACHE}/{NAME}.part"), "the beginn");
+    let run = begun.run("container setup 101");
+    assert_eq!(run.code, Some(0), "from a server without ranges it comes from the start: {}", run.err);
     let local = ready().config(&format!(r#"{{"driver":{{"sha256":"{}"}}}}"#, "0".repeat(64)));
     says_no(&local, 1, "checksum mismatch");
 }
