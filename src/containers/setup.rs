@@ -115,7 +115,7 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
 }
 
 /// # Errors
-/// When a container could not be brought to the host's version; the others are, all the same.
+/// When a container stands still, or could not be brought to the host's version; the others are, all the same.
 pub fn sync(app: &App, who: Who) -> Result<()> {
     begin(app);
     let config = app.config_for_verb()?;
@@ -196,6 +196,9 @@ fn sync_one(app: &App, ctid: u32, config: &Config, wanted: &Wanted, source: &Res
         app.story.say(&format!("container {ctid}: its rules are up to date now; they count from its next start"));
     }
     let todo = match what_to_sync(app, ctid, wanted)? {
+        ToSync::Leave(why) if !containers::runs(&app.kernel, ctid) => {
+            return Err(Stop::failed(format!("container {ctid} {why}")));
+        }
         ToSync::Leave(why) => return Ok(why),
         ToSync::Install(todo) => todo,
     };

@@ -353,9 +353,15 @@ fn containers_are_brought_to_the_hosts_version() {
     );
     assert_eq!(calls(&host), NOTHING);
     let run = host.run("container sync --all");
-    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert_eq!(run.code, Some(1), "{}", run.err);
+    let stopped = "container 104 is stopped: gpu-handoff container sync 104 once it runs";
+    assert!(run.err.contains(stopped), "{}", run.err);
+    assert_eq!(last_line(&run), "error: 1 of 4 containers are not in step with the host: 104");
     assert_eq!(calls(&host), ["101 clean", "101 push", "101 driver", "101 smi"]);
     assert!(run.err.contains("container 101: has driver 580.95.05\n"), "{}", run.err);
+    let run = host.run("container sync 104");
+    assert_eq!((run.code, last_line(&run)), (Some(1), format!("error: {stopped}").as_str()));
+    let host = host.without("var/lib/gpu-handoff/containers/104.json");
     assert_eq!(host.run("container sync --all").code, Some(0));
     assert_eq!(calls(&host), NOTHING);
 }
@@ -372,7 +378,7 @@ fn one_that_fails_keeps_none_of_the_others_back() {
     }
     let run = host.run("container sync --all");
     assert_eq!(run.code, Some(1), "{}", run.err);
-    assert_eq!(last_line(&run), "error: 2 of 4 containers are not in step with the host: 101, 103");
+    assert_eq!(last_line(&run), "error: 3 of 4 containers are not in step with the host: 101, 103, 104");
     assert_eq!(calls(&host), ["102 clean", "102 push", "102 driver", "102 smi"]);
 }
 
