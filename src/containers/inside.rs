@@ -6,6 +6,7 @@
 
 use super::seen::Seen;
 use crate::App;
+use crate::gpu::nodes;
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use std::cell::{Cell, RefCell};
@@ -207,10 +208,19 @@ impl<'a> Teller<'a> {
 pub fn look(kernel: &dyn Kernel, ctid: u32, repository: &str, package: &str) -> Result<Seen> {
     let id = ctid.to_string();
     let script = include_str!("scripts/look.sh");
-    let line = ["exec", &id, "--", "/bin/sh", "-c", script, "sh", repository, package];
+    let live = live_nodes(kernel);
+    let mut line = vec!["exec", &id, "--", "/bin/sh", "-c", script, "sh", repository, package];
+    line.extend(live.iter().map(String::as_str));
     let said = kernel.program(PCT, &line, LOOK);
     let said = said.map_err(|error| Stop::failed(format!("container {ctid} cannot be looked into: {error}")))?;
     Ok(Seen::parse(&said))
+}
+
+/// The host's nodes with a driver behind them. To open any other has the kernel ask for its module, also while a VM has
+/// the card.
+pub fn live_nodes(kernel: &dyn Kernel) -> Vec<String> {
+    let nodes = nodes::wanted(kernel).into_iter().map(|(path, _)| path);
+    nodes.filter(|path| kernel.device_number(path).is_ok()).collect()
 }
 
 pub fn log_path(ctid: u32) -> String {

@@ -422,6 +422,22 @@ fn checked() {
     );
 }
 
+#[test]
+fn checked_while_a_vm_has_the_gpu() {
+    let host = four();
+    assert_eq!(host.run("container check 102").code, Some(0));
+    let looked = |host: &Host| fs::read_to_string(host.path("looked")).unwrap();
+    assert!(looked(&host).ends_with(" cuda-toolkit-12-8 /dev/nvidia0\n"), "{}", looked(&host));
+    let host = host.without("proc/driver/nvidia/version").without("proc/driver/nvidia/gpus/0000:01:00.0/information");
+    let host = host.without("sys/devices/pci0000:00/0000:01:00.0/driver").vm(111, "hostpci0: 0000:01:00");
+    let host = host.record("vm-111", "0000:01:00", "away", "nvidia").running(111, PID);
+    let host = running_inside(host, 102, &format!("{FRESH}{DRIVER}"));
+    let run = host.run("container check 102");
+    assert!(run.out.contains("  nodes     none on the host now; 0000:01:00: VM 111 has it\n"), "{}", run.out);
+    assert_eq!(run.code, Some(0), "{}", run.out);
+    assert!(looked(&host).ends_with(" cuda-toolkit-12-8\n"), "a dead node is left alone: {}", looked(&host));
+}
+
 /// Only what a look finds changes.
 fn running_inside(host: Host, ctid: u32, inside: &str) -> Host {
     host.file(&format!("inside-{ctid}"), inside)
