@@ -131,6 +131,24 @@ fn set_up_and_again() {
 }
 
 #[test]
+fn every_node_that_cuda_needs_must_open() {
+    let host = running(ready(), 101, &format!("{FRESH}{DRIVER}{CUDA}node=/dev/nvidia0\n"));
+    symlink(NULL, host.path("dev/nvidia-uvm")).unwrap();
+    let dry = host.run("container setup 101 --dry-run").out;
+    assert!(dry.contains("  restart   container 101, so that it gets the device nodes\n"), "{dry}");
+    assert_eq!(host.run("container setup 101").code, Some(0));
+    assert_eq!(calls(&host), ["101 reboot", "101 smi"]);
+    assert_eq!(host.run("container setup 101").code, Some(0));
+    assert_eq!(calls(&host), ["101 smi"]);
+    let dry = host.run("container setup 101 --dry-run").out;
+    assert!(!dry.contains("restart"), "{dry}");
+    // It is given them, and they do not open.
+    let host = running_inside(host, 101, &format!("{FRESH}{DRIVER}{CUDA}node=/dev/nvidia0\n"));
+    let dry = host.run("container setup 101 --dry-run").out;
+    assert!(dry.contains("restart"), "{dry}");
+}
+
+#[test]
 fn it_goes_on_where_it_was_interrupted() {
     let node = "node=/dev/nvidia0\n";
     let half = running(ready(), 101, &format!("{FRESH}{node}{DRIVER}{CUDA}installing=yes\nleftovers=yes\n"));
