@@ -341,7 +341,20 @@ fn chosen(app: &App, wish: &Wish) -> Result<Vec<String>> {
 }
 
 fn facts(app: &App, ctid: u32, slots: &[String]) -> Result<Facts> {
-    Facts::read(&app.kernel, slots).map_err(|away| Stop::refused(explain(app, ctid, &away)))
+    Facts::read(&app.kernel, slots).map_err(|away| {
+        let who = explain(app, ctid, &away);
+        Stop::refused(format!("container {ctid} was not touched: the numbers of {} are not known: {who}", away.slot))
+    })
+}
+
+/// Who has a GPU of the container, or any GPU if none was attached, instead of the host's driver.
+pub(super) fn away(app: &App, ctid: u32) -> Option<String> {
+    let kernel = &app.kernel;
+    let all = || nvidia_slots(kernel).into_iter().map(|slot| slot.address).collect();
+    let slots = record::read(kernel, ctid).ok().flatten().map_or_else(all, |record| record.slots);
+    let away = Facts::read(kernel, &slots).err()?;
+    let who = explain(app, ctid, &away);
+    Some(format!("{}: {}", away.slot, who.split(';').next().unwrap_or_default()))
 }
 
 /// Who has it instead of the host's driver, and what to type.
@@ -354,7 +367,7 @@ fn explain(app: &App, ctid: u32, away: &Away) -> String {
         None => running_vm(&app.kernel, slot),
     };
     let again = format!("then: gpu-handoff container attach {ctid}");
-    let who = match (vm, owner, driver.as_deref()) {
+    match (vm, owner, driver.as_deref()) {
         _ if app.store.has_call(&app.kernel, slot) => {
             format!("a handoff of it is under way, or stuck; see gpu-handoff --status, {again}")
         }
@@ -372,8 +385,7 @@ fn explain(app: &App, ctid: u32, away: &Away) -> String {
             format!("{driver} has it; containers can only use a GPU that NVIDIA's driver has")
         }
         (None, None, None) => format!("no driver has it; load NVIDIA's first: modprobe nvidia, {again}"),
-    };
-    format!("container {ctid} was not touched: the numbers of {slot} are not known: {who}")
+    }
 }
 
 /// A running VM whose configuration names the slot, when no handoff of ours gave it the card.

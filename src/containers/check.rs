@@ -88,7 +88,11 @@ fn facts(app: &App, ctid: u32, package: &str, is_attached: bool) -> Result<Vec<F
     }
     let seen = inside::look(kernel, ctid, &cuda::base(None), package)?;
     let host = nvidia::version_as_written(kernel);
-    facts.push(nodes(ctid, &config, &seen, &stale(kernel, ctid), &|node| kernel.device_number(node).is_ok()));
+    let live = inside::live_nodes(kernel);
+    // Which GPUs it should have nobody knows then.
+    let is_somebody_elses = !is_attached && given_nodes(&config).iter().any(|node| live.contains(node));
+    let away = if is_somebody_elses { None } else { attach::away(app, ctid) };
+    facts.push(nodes(ctid, &config, &seen, &stale(kernel, ctid), &live, away));
     facts.push(driver(ctid, &seen, host.as_deref()));
     facts.push(toolkit(ctid, &seen, package, host.and_then(|version| version.parse().ok())));
     Ok(facts)
@@ -141,7 +145,8 @@ fn rules(ctid: u32, config: &CtConfig, uvm: Option<u64>) -> Fact {
     )
 }
 
-fn nodes(ctid: u32, config: &CtConfig, seen: &Seen, stale: &[Stale], on_host: &dyn Fn(&str) -> bool) -> Fact {
+/// `live` are those that the host's driver has, `away` says who has a GPU instead.
+fn nodes(ctid: u32, config: &CtConfig, seen: &Seen, stale: &[Stale], live: &[String], away: Option<String>) -> Fact {
     let mend = format!("pct reboot {ctid}");
     if !stale.is_empty() {
         let words = stale.iter().map(|Stale { path, inside, host }| match inside {
@@ -150,13 +155,11 @@ fn nodes(ctid: u32, config: &CtConfig, seen: &Seen, stale: &[Stale], on_host: &d
         });
         return Fact::off("nodes", words.collect::<Vec<_>>().join(", "), mend);
     }
-    let given: Vec<String> = given_nodes(config).into_iter().filter(|node| on_host(node)).collect();
+    let given: Vec<String> = given_nodes(config).into_iter().filter(|node| live.contains(node)).collect();
     let closed: Vec<&str> = given.iter().filter(|node| !seen.has_node(node)).map(String::as_str).collect();
     if closed.is_empty() {
-        return Fact::good(
-            "nodes",
-            if given.is_empty() { "none on the host now".to_string() } else { given.join(" ") },
-        );
+        let open = if given.is_empty() { "none on the host now".to_string() } else { given.join(" ") };
+        return Fact::good("nodes", away.map_or_else(|| open.clone(), |away| format!("{open}; {away}")));
     }
     Fact::off("nodes", format!("{} cannot be opened", closed.join(" ")), mend)
 }
@@ -245,16 +248,19 @@ mod tests {
     fn nodes_must_open_and_be_the_hosts() {
         let config = ct::parse(MOUNTS.as_bytes());
         let good = Seen::parse("node=/dev/nvidia0\nnode=/dev/nvidia-uvm\n");
-        assert_eq!(nodes(101, &config, &good, &[], &|_| true), Fact::good("nodes", "/dev/nvidia-uvm /dev/nvidia0"));
-        let closed = nodes(101, &config, &Seen::parse("node=/dev/nvidia0\n"), &[], &|_| true);
+        let live = ["/dev/nvidia0", "/dev/nvidia-uvm"].map(str::to_string);
+        assert_eq!(nodes(101, &config, &good, &[], &live, None), Fact::good("nodes", "/dev/nvidia-uvm /dev/nvidia0"));
+        let closed = nodes(101, &config, &Seen::parse("node=/dev/nvidia0\n"), &[], &live, None);
         assert_eq!(
             (closed.what.as_str(), closed.mend.as_deref()),
             ("/dev/nvidia-uvm cannot be opened", Some("pct reboot 101"))
         );
-        assert_eq!(nodes(101, &config, &Seen::default(), &[], &|_| false).what, "none on the host now");
+        assert_eq!(nodes(101, &config, &Seen::default(), &[], &[], None).what, "none on the host now");
+        let away = nodes(101, &config, &Seen::parse("node=/dev/nvidia-uvm\n"), &[], &live[1..], Some("who".into()));
+        assert_eq!(away, Fact::good("nodes", "/dev/nvidia-uvm; who"));
         let number = |major| DeviceNumber { major, minor: 0 };
         let old = Stale { path: "/dev/nvidia-uvm".into(), inside: Some(number(508)), host: number(511) };
-        let stale = nodes(101, &config, &good, &[old], &|_| true);
+        let stale = nodes(101, &config, &good, &[old], &live, None);
         assert_eq!(stale.what, "/dev/nvidia-uvm is 508:0, on the host 511:0");
     }
 

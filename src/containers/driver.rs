@@ -25,6 +25,9 @@ const SUMMING: Duration = Duration::from_secs(600);
 /// Curl itself gives up much sooner when nothing comes any more.
 const DOWNLOAD: Duration = Duration::from_secs(2 * 3600);
 
+/// What curl says when a server cannot send the rest of a file, or has none.
+const NO_REST: [&str; 3] = ["curl: (33)", "curl: (36)", "error: 416"];
+
 /// From 515 on an installer has modules in the plural.
 const PLURAL: &str = "515.0";
 
@@ -115,13 +118,14 @@ pub fn fetch(app: &App, source: &Source, config: &Driver, version: &str, teller:
     Ok(Installer { path, name: file_name(version), sha256 })
 }
 
-/// To a file in [`CACHE`], going on where an earlier download ended.
+/// To a file in [`CACHE`], going on where an earlier download ended, if the server lets it.
 ///
 /// # Errors
 /// Curl's words.
 pub fn download(app: &App, url: &str, to: &str, teller: &Teller) -> Result<()> {
     let target = app.kernel.path(to);
     fs::create_dir_all(app.kernel.path(CACHE)).map_err(|error| Stop::failed(format!("{CACHE}: {error}")))?;
+    let had = fs::metadata(&target).is_ok_and(|file| file.len() > 0);
     let target = target.to_string_lossy();
     let arguments = [
         "--fail",
@@ -148,7 +152,13 @@ pub fn download(app: &App, url: &str, to: &str, teller: &Teller) -> Result<()> {
         let bytes = fs::metadata(app.kernel.path(to)).map_or(0, |file| file.len());
         format!("{} MiB so far", bytes / (1024 * 1024))
     };
-    teller.run(&format!("downloading {url}"), CURL, &arguments, DOWNLOAD, &so_far).map_err(|stop| Stop {
+    let download = || teller.run(&format!("downloading {url}"), CURL, &arguments, DOWNLOAD, &so_far);
+    let mut done = download();
+    if had && done.as_ref().is_err_and(|stop| NO_REST.iter().any(|words| stop.message.contains(words))) {
+        let _ = fs::remove_file(app.kernel.path(to));
+        done = download();
+    }
+    done.map_err(|stop| Stop {
         message: format!("{}; is the network up, and the address right?", stop.message),
         ..stop
     })

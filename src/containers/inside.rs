@@ -6,9 +6,10 @@
 
 use super::seen::Seen;
 use crate::App;
+use crate::gpu::nodes;
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -20,6 +21,12 @@ const LOGS: &str = "/var/log/gpu-handoff";
 
 /// A log that has grown to this begins anew, and the old one is kept beside it.
 const ENOUGH: u64 = 4 * 1024 * 1024;
+
+/// What one run may add to it of what programs say. A container may say as much as it likes.
+const MOST: usize = 16 * 1024 * 1024;
+
+/// After its end, what a program said is read this often at most: something that it started may go on talking.
+const REST: usize = 16;
 
 /// How often somebody who waits is told how it gets on.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
@@ -51,6 +58,8 @@ pub struct Teller<'a> {
     pub app: &'a App,
     pub ctid: u32,
     log: RefCell<File>,
+    /// Bytes that the log yet takes.
+    room: Cell<usize>,
 }
 
 impl<'a> Teller<'a> {
@@ -58,7 +67,7 @@ impl<'a> Teller<'a> {
     /// When there can be no log.
     pub fn new(app: &'a App, ctid: u32) -> Result<Teller<'a>> {
         let log = open_log(app, ctid).map_err(|error| Stop::failed(format!("{}: {error}", log_path(ctid))))?;
-        Ok(Teller { app, ctid, log: RefCell::new(log) })
+        Ok(Teller { app, ctid, log: RefCell::new(log), room: Cell::new(MOST) })
     }
 
     pub fn say(&self, text: &str) {
@@ -93,12 +102,12 @@ impl<'a> Teller<'a> {
         let mut told = begin;
         let ended = loop {
             let ended = talking.ended();
-            loop {
+            for _ in 0..if ended.is_some() { REST } else { 1 } {
                 let more = talking.said();
                 if more.is_empty() {
                     break;
                 }
-                let _ = self.log.borrow_mut().write_all(&more);
+                let _ = write_some(&mut *self.log.borrow_mut(), &self.room, &more);
                 said.add(&more);
             }
             if let Some(ended) = ended {
@@ -199,14 +208,31 @@ impl<'a> Teller<'a> {
 pub fn look(kernel: &dyn Kernel, ctid: u32, repository: &str, package: &str) -> Result<Seen> {
     let id = ctid.to_string();
     let script = include_str!("scripts/look.sh");
-    let line = ["exec", &id, "--", "/bin/sh", "-c", script, "sh", repository, package];
+    let live = live_nodes(kernel);
+    let mut line = vec!["exec", &id, "--", "/bin/sh", "-c", script, "sh", repository, package];
+    line.extend(live.iter().map(String::as_str));
     let said = kernel.program(PCT, &line, LOOK);
     let said = said.map_err(|error| Stop::failed(format!("container {ctid} cannot be looked into: {error}")))?;
     Ok(Seen::parse(&said))
 }
 
+/// The host's nodes with a driver behind them. To open any other has the kernel ask for its module, also while a VM has
+/// the card.
+pub fn live_nodes(kernel: &dyn Kernel) -> Vec<String> {
+    let nodes = nodes::wanted(kernel).into_iter().map(|(path, _)| path);
+    nodes.filter(|path| kernel.device_number(path).is_ok()).collect()
+}
+
 pub fn log_path(ctid: u32) -> String {
     format!("{LOGS}/container-{ctid}.log")
+}
+
+/// As much as there is room for, and once that the rest is left out.
+fn write_some(log: &mut dyn Write, room: &Cell<usize>, bytes: &[u8]) -> std::io::Result<()> {
+    let had = room.get();
+    room.set(had.saturating_sub(bytes.len()));
+    log.write_all(&bytes[..bytes.len().min(had)])?;
+    if had > 0 && room.get() == 0 { log.write_all(b"\n[the rest is left out]\n") } else { Ok(()) }
 }
 
 fn open_log(app: &App, ctid: u32) -> std::io::Result<File> {
@@ -301,6 +327,15 @@ mod tests {
         );
         let long = "x".repeat(10_000);
         assert!(why(&long).is_some_and(|text| text.len() == Said::LONG));
+    }
+
+    #[test]
+    fn a_log_takes_so_much_and_says_where_it_stops() {
+        let (mut log, room) = (Vec::new(), Cell::new(10));
+        for _ in 0..4 {
+            write_some(&mut log, &room, b"sixsix").unwrap();
+        }
+        assert_eq!(log, b"sixsixsixs\n[the rest is left out]\n");
     }
 
     #[test]

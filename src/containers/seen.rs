@@ -49,6 +49,7 @@ impl Seen {
                 "package" => {
                     if let (Some(package), Some(version), Some("installed")) =
                         (words.next(), words.next(), words.next())
+                        && is_package(package)
                     {
                         seen.packages.insert(package.to_string(), version.to_string());
                     }
@@ -92,6 +93,12 @@ impl Seen {
     }
 }
 
+/// As Debian names them. They get into commands that somebody may type on the host.
+fn is_package(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    name.starts_with(is_plain) && name.chars().all(|c| is_plain(c) || "+.-:".contains(c))
+}
+
 fn add(versions: &mut Vec<String>, version: String) {
     if !versions.contains(&version) {
         versions.push(version);
@@ -128,6 +135,15 @@ mod tests {
         }
         assert_eq!(Seen::parse(&ALL.replace("smi=yes\n", "")).driver(), None);
         assert_eq!(Seen::parse(""), Seen::default());
+    }
+
+    #[test]
+    fn what_cannot_be_a_package_is_none() {
+        for name in ["nvidia-smi;reboot", "nvidia-utils-$(id)", "-o=x", "libcuda1&", "Nvidia-smi", "nvidia-utils-'x"] {
+            assert!(Seen::parse(&format!("package={name} 1.0 installed\n")).packages.is_empty(), "{name}");
+        }
+        let good = Seen::parse("package=libcuda1:amd64 1 installed\npackage=nvidia-utils-5.1+b 1 installed\n");
+        assert_eq!(good.packages.len(), 2);
     }
 
     #[test]

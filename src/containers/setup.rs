@@ -10,6 +10,7 @@ use super::stages::{self, Stage, Wanted};
 use super::{Who, Wish, attach, cuda};
 use crate::App;
 use crate::config::Config;
+use crate::gpu::nodes::UVM;
 use crate::gpu::{containers, nvidia};
 use crate::proxmox::ct;
 use crate::stop::{Result, Stop};
@@ -52,9 +53,9 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
     let checked = seen.and_then(|seen| {
         let todo = possible(ctid, &seen, &wanted, &source)?;
         let fetched = fetch(&teller, &config, &wanted, &source, &todo)?;
-        Ok((seen, todo, fetched))
+        Ok((todo, fetched))
     });
-    let (seen, todo, fetched) = match checked {
+    let (todo, fetched) = match checked {
         Ok(checked) => checked,
         Err(stop) if !was_running => {
             // As it was found.
@@ -67,6 +68,8 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
     };
     attach::attach(app, ctid, wish)?;
     let nodes = nodes(app, ctid)?;
+    // Again: only now is nvidia-uvm certainly loaded.
+    let seen = look(app, ctid, &wanted)?;
     if nodes.iter().any(|node| !seen.has_node(node)) {
         teller.restart("so that it gets the device nodes")?;
         await_nodes(app, ctid, &wanted, &nodes)?;
@@ -91,7 +94,9 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
     if containers::runs(&app.kernel, ctid) {
         let seen = look(app, ctid, &wanted)?;
         let todo = possible(ctid, &seen, &wanted, &source)?;
-        if !seen.nodes.iter().any(|node| is_gpu(node)) {
+        let gets_node = |line: &str| line.trim_start().starts_with("add ") && line.contains("/dev/nvidia");
+        let lacks = nodes(app, ctid)?.iter().any(|node| !seen.has_node(node));
+        if lacks || attaching.lines().any(gets_node) {
             lines.push(format!("{:<9} container {ctid}, so that it gets the device nodes", "restart"));
         }
         lines.extend(todo.iter().map(Stage::to_string));
@@ -115,7 +120,7 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
 }
 
 /// # Errors
-/// When a container could not be brought to the host's version; the others are, all the same.
+/// When a container stands still, or could not be brought to the host's version; the others are, all the same.
 pub fn sync(app: &App, who: Who) -> Result<()> {
     begin(app);
     let config = app.config_for_verb()?;
@@ -196,6 +201,9 @@ fn sync_one(app: &App, ctid: u32, config: &Config, wanted: &Wanted, source: &Res
         app.story.say(&format!("container {ctid}: its rules are up to date now; they count from its next start"));
     }
     let todo = match what_to_sync(app, ctid, wanted)? {
+        ToSync::Leave(why) if !containers::runs(&app.kernel, ctid) => {
+            return Err(Stop::failed(format!("container {ctid} {why}")));
+        }
         ToSync::Leave(why) => return Ok(why),
         ToSync::Install(todo) => todo,
     };
@@ -409,12 +417,13 @@ fn until_ready<T>(app: &App, attempt: impl Fn() -> Result<T>) -> Result<T> {
     }
 }
 
-/// The GPUs' own nodes among those that its configuration gives a container, as far as the host has them.
+/// What CUDA needs among the nodes that its configuration gives a container, as far as the host has them.
 fn nodes(app: &App, ctid: u32) -> Result<Vec<String>> {
     let path = format!("/etc/pve/lxc/{ctid}.conf");
     let bytes = app.kernel.read(&path).map_err(|error| Stop::failed(format!("{path}: {error}")))?;
     let mut nodes = given_nodes(&ct::parse(&bytes));
-    nodes.retain(|node| is_gpu(node) && app.kernel.device_number(node).is_ok());
+    let live = inside::live_nodes(&app.kernel);
+    nodes.retain(|node| (is_gpu(node) || is_for_all(node)) && live.contains(node));
     Ok(nodes)
 }
 
@@ -430,6 +439,11 @@ pub(super) fn given_nodes(config: &ct::CtConfig) -> Vec<String> {
 
 fn is_gpu(node: &str) -> bool {
     node.strip_prefix("/dev/nvidia").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Belongs to no single GPU, and CUDA does not work without it.
+fn is_for_all(node: &str) -> bool {
+    matches!(node, "/dev/nvidiactl" | UVM)
 }
 
 fn and_cuda(wanted: &Wanted) -> String {

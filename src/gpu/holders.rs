@@ -4,6 +4,7 @@
 use super::inventory::{Slot, VFIO_PCI};
 use super::nodes::{CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
 use super::nvidia;
+use crate::report::story::printable;
 use crate::sys::{DeviceNumber, Kernel, OpenDevice};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -267,11 +268,6 @@ fn describe(kernel: &dyn Kernel, pid: i32, via: String, mapped: bool) -> Holder 
         mapped,
         place: place(&kernel.text(&format!("/proc/{pid}/cgroup")).unwrap_or_default()),
     }
-}
-
-/// A process chooses its own name; it must not write to the task log with it.
-fn printable(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Reads the unified hierarchy's line of `/proc/PID/cgroup`: `0::/qemu.slice/111.scope`, `0::/lxc/101/ns/…`.

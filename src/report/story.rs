@@ -60,6 +60,7 @@ impl Story {
     }
 
     fn line(&self, severity: Severity, text: &str) {
+        let text = &*printable(text);
         if self.to_stderr {
             // Nobody reading is no reason to stop half-way.
             let _ = std::io::stderr().write_all(format!("{NAME}: {text}\n").as_bytes());
@@ -76,6 +77,11 @@ impl Story {
             };
         }
     }
+}
+
+/// For text that came from programs or containers: nothing that a terminal or a log would obey.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// As in RFC 3164, but for the time, which the receiver adds: the crate's own formatters write UTC without saying so.

@@ -20,6 +20,7 @@ const CT_CONFIG: &str = "arch: amd64\nostype: debian\nrootfs: local:101/a.raw\n"
 const CURL: &str = "#!/bin/sh\nroot=${0%/usr/bin/curl}\nfor last; do to=$before; before=$last; done\n\
     while [ \"$1\" != --output ]; do shift; done\n\
     echo \"curl ${last##*/}\" >>\"$root/calls\"\n\
+    [ ! -s \"$2\" ] || { echo 'curl: (33) server has no ranges' >&2; exit 33; }\n\
     cat \"$root/web/${last##*/}\" >\"$2\" 2>/dev/null && exit 0\n\
     echo 'curl: (6) Could not resolve host: mirror' >&2\nexit 6\n";
 
@@ -127,6 +128,24 @@ fn set_up_and_again() {
     assert_eq!(calls(&host), ["101 smi"]);
     let dry = host.run("container setup 101 --dry-run");
     assert!(dry.out.ends_with("  nothing to do\n") || dry.out.contains(" make "), "{}", dry.out);
+}
+
+#[test]
+fn every_node_that_cuda_needs_must_open() {
+    let host = running(ready(), 101, &format!("{FRESH}{DRIVER}{CUDA}node=/dev/nvidia0\n"));
+    symlink(NULL, host.path("dev/nvidia-uvm")).unwrap();
+    let dry = host.run("container setup 101 --dry-run").out;
+    assert!(dry.contains("  restart   container 101, so that it gets the device nodes\n"), "{dry}");
+    assert_eq!(host.run("container setup 101").code, Some(0));
+    assert_eq!(calls(&host), ["101 reboot", "101 smi"]);
+    assert_eq!(host.run("container setup 101").code, Some(0));
+    assert_eq!(calls(&host), ["101 smi"]);
+    let dry = host.run("container setup 101 --dry-run").out;
+    assert!(!dry.contains("restart"), "{dry}");
+    // It is given them, and they do not open.
+    let host = running_inside(host, 101, &format!("{FRESH}{DRIVER}{CUDA}node=/dev/nvidia0\n"));
+    let dry = host.run("container setup 101 --dry-run").out;
+    assert!(dry.contains("restart"), "{dry}");
 }
 
 #[test]
@@ -257,6 +276,9 @@ fn an_installer_from_the_network_must_have_the_right_sum() {
     assert_eq!(run.code, Some(0), "{}", run.err);
     assert_eq!(calls(&good)[0], format!("curl {NAME}"));
     assert!(good.path(&format!("{CACHE}/{NAME}")).exists());
+    let begun = with(INSTALLER, &right, NAME).file(&format!("{CACHE}/{NAME}.part"), "the beginn");
+    let run = begun.run("container setup 101");
+    assert_eq!(run.code, Some(0), "from a server without ranges it comes from the start: {}", run.err);
     let local = ready().config(&format!(r#"{{"driver":{{"sha256":"{}"}}}}"#, "0".repeat(64)));
     says_no(&local, 1, "checksum mismatch");
 }
@@ -277,6 +299,12 @@ fn what_fails_inside_is_told_in_its_own_words() {
 }
 
 #[test]
+fn what_is_told_cannot_command_a_terminal() {
+    let run = ready().file("fails-smi", "\u{1b}]0;x\u{7}no\n").run("container setup 101");
+    assert_eq!(last_line(&run), "error: container 101: nvidia-smi does not work: ?]0;x?no");
+}
+
+#[test]
 fn asked_to_end_it_ends_what_it_runs() {
     let slow = "#!/bin/sh\ntrap 'rm -f \"$root/busy\"; exit 1' TERM\nroot=${0%/usr/sbin/pct}\n\
         case \"$*\" in *'look.sh REPOSITORY'*) exec cat \"$root/inside-101\" ;; esac\n\
@@ -294,6 +322,28 @@ fn asked_to_end_it_ends_what_it_runs() {
     assert_eq!(run.wait().unwrap().code(), Some(1));
     assert!(output.ends_with("was interrupted; the same call goes on from there\n"), "{output}");
     assert!(!host.path("busy").exists());
+}
+
+#[test]
+fn one_that_never_stops_talking_is_ended_all_the_same() {
+    let host = ready().file(
+        "usr/sbin/pct",
+        "#!/bin/sh\nroot=${0%/usr/sbin/pct}\n\
+         case \"$*\" in *'look.sh REPOSITORY'*) exec cat \"$root/inside-101\" ;; esac\n: >\"$root/busy\"\nexec yes\n",
+    );
+    let mut run = host.command("container setup 101").stderr(Stdio::null()).spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while !host.path("busy").exists() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
+    let mut ended = run.try_wait().unwrap();
+    while ended.is_none() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+        ended = run.try_wait().unwrap();
+    }
+    let _ = run.kill();
+    assert_eq!(ended.and_then(|status| status.code()), Some(1));
 }
 
 /// Containers 101 to 104 are attached; their drivers are of another version, of the host's, none, and not to be seen.
@@ -321,9 +371,15 @@ fn containers_are_brought_to_the_hosts_version() {
     );
     assert_eq!(calls(&host), NOTHING);
     let run = host.run("container sync --all");
-    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert_eq!(run.code, Some(1), "{}", run.err);
+    let stopped = "container 104 is stopped: gpu-handoff container sync 104 once it runs";
+    assert!(run.err.contains(stopped), "{}", run.err);
+    assert_eq!(last_line(&run), "error: 1 of 4 containers are not in step with the host: 104");
     assert_eq!(calls(&host), ["101 clean", "101 push", "101 driver", "101 smi"]);
     assert!(run.err.contains("container 101: has driver 580.95.05\n"), "{}", run.err);
+    let run = host.run("container sync 104");
+    assert_eq!((run.code, last_line(&run)), (Some(1), format!("error: {stopped}").as_str()));
+    let host = host.without("var/lib/gpu-handoff/containers/104.json");
     assert_eq!(host.run("container sync --all").code, Some(0));
     assert_eq!(calls(&host), NOTHING);
 }
@@ -340,7 +396,7 @@ fn one_that_fails_keeps_none_of_the_others_back() {
     }
     let run = host.run("container sync --all");
     assert_eq!(run.code, Some(1), "{}", run.err);
-    assert_eq!(last_line(&run), "error: 2 of 4 containers are not in step with the host: 101, 103");
+    assert_eq!(last_line(&run), "error: 3 of 4 containers are not in step with the host: 101, 103, 104");
     assert_eq!(calls(&host), ["102 clean", "102 push", "102 driver", "102 smi"]);
 }
 
@@ -382,6 +438,22 @@ fn checked() {
         (none.code, none.out.as_str()),
         (Some(0), "no container was given a GPU: gpu-handoff container setup CTID\n")
     );
+}
+
+#[test]
+fn checked_while_a_vm_has_the_gpu() {
+    let host = four();
+    assert_eq!(host.run("container check 102").code, Some(0));
+    let looked = |host: &Host| fs::read_to_string(host.path("looked")).unwrap();
+    assert!(looked(&host).ends_with(" cuda-toolkit-12-8 /dev/nvidia0\n"), "{}", looked(&host));
+    let host = host.without("proc/driver/nvidia/version").without("proc/driver/nvidia/gpus/0000:01:00.0/information");
+    let host = host.without("sys/devices/pci0000:00/0000:01:00.0/driver").vm(111, "hostpci0: 0000:01:00");
+    let host = host.record("vm-111", "0000:01:00", "away", "nvidia").running(111, PID);
+    let host = running_inside(host, 102, &format!("{FRESH}{DRIVER}"));
+    let run = host.run("container check 102");
+    assert!(run.out.contains("  nodes     none on the host now; 0000:01:00: VM 111 has it\n"), "{}", run.out);
+    assert_eq!(run.code, Some(0), "{}", run.out);
+    assert!(looked(&host).ends_with(" cuda-toolkit-12-8\n"), "a dead node is left alone: {}", looked(&host));
 }
 
 /// Only what a look finds changes.

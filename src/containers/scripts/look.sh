@@ -1,7 +1,8 @@
 #!/bin/sh
 # What is inside a container, a fact a line as NAME=VALUE; changes nothing. See ../inside.rs.
-#   look.sh REPOSITORY PACKAGE: the URL that apt should know, the package of CUDA
+#   look.sh REPOSITORY PACKAGE [NODE]...: the URL that apt should know, the package of CUDA, nodes to try
 repository=$1 package=$2
+shift 2
 
 [ ! -r /etc/os-release ] || (
     . /etc/os-release
@@ -20,7 +21,7 @@ done
 command -v nvidia-smi >/dev/null && echo "smi=yes"
 [ ! -e /var/lib/gpu-handoff/installing ] || echo "installing=yes"
 [ ! -e /var/tmp/gpu-handoff ] || echo "leftovers=yes"
-for node in /dev/nvidia*; do
+for node; do
     # Whether it can be opened, not only seen.
     if [ -c "$node" ] && (: <"$node") 2>/dev/null; then echo "node=$node"; fi
 done

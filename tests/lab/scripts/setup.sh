@@ -134,8 +134,8 @@ call gpu-handoff container check --all
 exits 'another driver: check' 1
 ok 'another driver: check' grep -q "driver .*570.86.16, the host has $version: gpu-handoff container sync 201" <<<"$out"
 call gpu-handoff container sync --all
-exits 'sync' 0
-says 'sync' 'container 201: has driver' 'container 202: is stopped'
+exits 'sync' 1
+says 'sync' 'container 201: has driver' 'container 202 is stopped'
 works_inside 'sync' 201
 
 cp -r "$nvidia" /root/forged
