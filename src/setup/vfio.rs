@@ -131,7 +131,7 @@ pub fn setup(app: &App, wish: Wish) -> Result<()> {
     }
     if let Some(edit) = &edit {
         bootloader::carry_out(app, edit)?;
-        app.story.say(&edit.to_text());
+        edit.to_text().lines().for_each(|line| app.story.say(line));
     }
     if steps.is_empty() && edit.is_none() {
         app.story.say("nothing to do: the host is prepared as it should be");

@@ -46,10 +46,20 @@ impl Host {
         self.root.join(path)
     }
 
+    /// A script can be run.
     pub fn file(self, path: &str, text: &str) -> Host {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
+        if !text.starts_with("#!") {
+            fs::write(path, text).unwrap();
+            return self;
+        }
+        // By a process of its own: one that another test starts at this moment would inherit the open file, and as long
+        // as anybody can write to a program it is busy.
+        let mut install = Command::new("install");
+        let mut install = install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut install.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        assert!(install.wait().unwrap().success());
         self
     }
 

@@ -144,7 +144,8 @@ fn systemd_boot_in_its_own_line() {
     let plan = host.run("setup vfio --cmdline --dry-run").out;
     assert!(plan.contains("edit      /etc/kernel/cmdline: add intel_iommu=on iommu=pt\n"), "{plan}");
     assert!(plan.ends_with("run       /usr/sbin/proxmox-boot-tool refresh\n"), "{plan}");
-    works(&host, "setup vfio --cmdline");
+    let told = works(&host, "setup vfio --cmdline");
+    assert!(told.contains("gpu-handoff: run       /usr/sbin/proxmox-boot-tool refresh\n"), "{told}");
     assert_eq!(read(&host, CMDLINE), "root=ZFS=rpool/ROOT/pve-1 boot=zfs intel_iommu=on iommu=pt\n");
     assert_eq!(calls(&host), ["update-initramfs -u -k all", "proxmox-boot-tool refresh"]);
     assert!(works(&host, "setup vfio --cmdline").contains("nothing to do"));
