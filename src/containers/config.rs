@@ -2,6 +2,7 @@
 
 use crate::App;
 use crate::proxmox::ct::CtConfig;
+use crate::proxmox::guest;
 use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, Linux, Lock, is_writable, replace_file};
 use nix::libc;
@@ -40,7 +41,7 @@ fn no_container(kernel: &dyn Kernel, ctid: u32) -> Stop {
              --hookscript local:snippets/gpu-handoff"
         ));
     }
-    if let Some(node) = elsewhere(kernel, ctid) {
+    if let Some(node) = guest::node_of(kernel, ctid) {
         return Stop::usage(format!("guest {ctid} is on node {node}: its GPU is given to it there"));
     }
     if kernel.exists(&format!("/var/lib/lxc/{ctid}/config")) {
@@ -57,14 +58,6 @@ fn no_container(kernel: &dyn Kernel, ctid: u32) -> Stop {
     Stop::usage(format!("there is no container {ctid}: {} does not exist; pct list shows the containers", path(ctid)))
 }
 
-/// The node of the cluster that this guest is on.
-fn elsewhere(kernel: &dyn Kernel, id: u32) -> Option<String> {
-    let is_on = |node: &String| {
-        ["lxc", "qemu-server"].iter().any(|kind| kernel.exists(&format!("/etc/pve/nodes/{node}/{kind}/{id}.conf")))
-    };
-    kernel.list("/etc/pve/nodes").into_iter().find(is_on)
-}
-
 /// Then nothing is known of any guest.
 fn is_down(kernel: &dyn Kernel) -> bool {
     !kernel.exists("/etc/pve/lxc") && !kernel.exists("/etc/pve/qemu-server")
@@ -72,7 +65,7 @@ fn is_down(kernel: &dyn Kernel) -> bool {
 
 /// Whether this container is nowhere any more. One that was migrated may come back.
 pub fn is_gone(kernel: &dyn Kernel, ctid: u32) -> bool {
-    !kernel.exists(&path(ctid)) && elsewhere(kernel, ctid).is_none() && !is_down(kernel)
+    !kernel.exists(&path(ctid)) && guest::node_of(kernel, ctid).is_none() && !is_down(kernel)
 }
 
 /// # Errors

@@ -10,7 +10,7 @@ use super::stages::{self, Stage, Wanted};
 use super::{Who, Wish, attach, cuda};
 use crate::App;
 use crate::config::Config;
-use crate::gpu::nodes::UVM;
+use crate::gpu::nodes::{self, UVM};
 use crate::gpu::{containers, nvidia};
 use crate::proxmox::ct;
 use crate::stop::{Result, Stop};
@@ -423,22 +423,17 @@ fn nodes(app: &App, ctid: u32) -> Result<Vec<String>> {
     let bytes = app.kernel.read(&path).map_err(|error| Stop::failed(format!("{path}: {error}")))?;
     let mut nodes = given_nodes(&ct::parse(&bytes));
     let live = inside::live_nodes(&app.kernel);
-    nodes.retain(|node| (is_gpu(node) || is_for_all(node)) && live.contains(node));
+    nodes.retain(|node| (nodes::is_gpu(node) || is_for_all(node)) && live.contains(node));
     Ok(nodes)
 }
 
 /// Paths below /dev.
 pub(super) fn given_nodes(config: &ct::CtConfig) -> Vec<String> {
-    let by_mount = config.mount_entries().filter_map(|entry| entry.split_whitespace().next()).map(str::to_string);
-    let by_dev = config.dev.values().filter_map(|dev| dev.device.as_ref()).map(|device| device.path.clone());
-    let mut nodes: Vec<String> = by_mount.chain(by_dev).filter(|path| path.starts_with("/dev/nvidia")).collect();
+    let all = containers::given(config).map(|node| node.host.to_string());
+    let mut nodes: Vec<String> = all.filter(|path| path.starts_with("/dev/nvidia")).collect();
     nodes.sort_unstable();
     nodes.dedup();
     nodes
-}
-
-fn is_gpu(node: &str) -> bool {
-    node.strip_prefix("/dev/nvidia").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Belongs to no single GPU, and CUDA does not work without it.

@@ -94,8 +94,8 @@ fn gone(app: &App, ct: &CtConfig) -> Option<Record> {
         })
         .collect();
     let mut here: Vec<String> = nodes::wanted(kernel).into_iter().map(|(path, _)| path).collect();
-    here.retain(|path| is_gpu(path) && !leaving.contains(path));
-    let mut named = containers::given(ct).map(|node| node.host).filter(|path| is_gpu(path)).peekable();
+    here.retain(|path| nodes::is_gpu(path) && !leaving.contains(path));
+    let mut named = containers::given(ct).map(|node| node.host).filter(|path| nodes::is_gpu(path)).peekable();
     let lacks = match named.peek() {
         Some(_) => named.any(|path| !here.iter().any(|other| other == path)),
         // By a rule alone: any will do.
@@ -112,9 +112,4 @@ fn slots_gone(kernel: &dyn Kernel, record: &Record, is_under_way: bool) -> Vec<S
     };
     let leaves = is_under_way && record.progress == Progress::Leaving;
     record.slots().into_iter().filter(|slot| leaves || !is_here(slot)).map(str::to_string).collect()
-}
-
-/// `/dev/nvidia0`
-fn is_gpu(path: &str) -> bool {
-    path.strip_prefix("/dev/nvidia").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
 }

@@ -79,6 +79,11 @@ fn parameter(text: &str, name: &str) -> Option<u32> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
 }
 
+/// `/dev/nvidia0`, as against those that belong to no single GPU.
+pub fn is_gpu(path: &str) -> bool {
+    path.strip_prefix("/dev/nvidia").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// `/proc/driver/nvidia/params`; none when the driver is not loaded or `ModifyDeviceFiles` is 0.
 struct Permission {
     mode: u32,

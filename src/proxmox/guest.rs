@@ -1,6 +1,15 @@
 //! What the configurations of VMs and containers have in common.
 
 use super::perl;
+use crate::sys::Kernel;
+
+/// The node of the cluster that has this guest; the folders in /etc/pve are those of all nodes.
+pub fn node_of(kernel: &dyn Kernel, id: u32) -> Option<String> {
+    let has_it = |node: &String| {
+        ["lxc", "qemu-server"].iter().any(|kind| kernel.exists(&format!("/etc/pve/nodes/{node}/{kind}/{id}.conf")))
+    };
+    kernel.list("/etc/pve/nodes").into_iter().find(has_it)
+}
 
 /// The value of a `key: value` line, given what follows the colon: `\s*(.+?)\s*$`.
 ///

@@ -10,7 +10,7 @@ pub mod property;
 pub mod running;
 pub mod vm;
 
-mod guest;
+pub mod guest;
 mod perl;
 
 #[cfg(test)]

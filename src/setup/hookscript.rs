@@ -5,7 +5,7 @@
 
 use crate::App;
 use crate::handoff::record::Owner;
-use crate::proxmox::{ct, vm};
+use crate::proxmox::{ct, guest, vm};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use std::fmt;
@@ -91,12 +91,7 @@ impl Guest {
                 Err(error) => return Err(Stop::failed(format!("{path}: {error}"))),
             }
         }
-        let nodes = kernel.list("/etc/pve/nodes");
-        let has_it = |node: &&String| {
-            let folder = |kind: Kind| format!("/etc/pve/nodes/{node}/{}/{id}.conf", kind.folder());
-            kernel.exists(&folder(Kind::Vm)) || kernel.exists(&folder(Kind::Container))
-        };
-        Err(Stop::usage(match nodes.iter().find(has_it) {
+        Err(Stop::usage(match guest::node_of(kernel, id) {
             Some(node) => format!("guest {id} is on node {node}: say this there"),
             None => format!("there is no guest {id}; qm list and pct list show those that there are"),
         }))
