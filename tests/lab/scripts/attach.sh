@@ -1,6 +1,6 @@
 #!/bin/bash
 # Containers that were attached open the card, privileged and unprivileged, in either style; detach leaves nothing of it.
-# lab: --timeout 420
+# lab: --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
