@@ -19,7 +19,7 @@ demo: ## a VM takes the GPU and gives it back, in the lab
 soak: ## 200 random handoffs with random kills, in the lab; SEED=N repeats one
 	@tests/lab/run --timeout 7200 tests/lab/scripts/soak.sh 200 $(or $(SEED),$$(shuf -i 1-32767 -n 1))
 
-fuzz: ## every parser of what others wrote, SECONDS=600 each
+fuzz: ## every parser of what others wrote, SECONDS=600 of processor time each
 	@tests/fuzz $(SECONDS)
 
 lint: ## formatting, clippy, shell scripts, manual page
