@@ -2,7 +2,8 @@
 
 use crate::{assert_one_line, parts};
 use gpu_handoff::containers::Style;
-use gpu_handoff::containers::edit::{self, Change, Line};
+use gpu_handoff::containers::edit::{self, Change};
+use gpu_handoff::containers::line::Line;
 use gpu_handoff::containers::record::Record;
 use gpu_handoff::containers::rules::{Facts, Gpu, Need, needs};
 use gpu_handoff::proxmox::ct;

@@ -1,6 +1,7 @@
 //! Lets a container use the GPU, and takes that back.
 
 use super::edit::{self, Change, TooManyDevices};
+use super::line;
 use super::record::{self, Record};
 use super::rules::{self, Away, Facts};
 use super::{Style, Wish, config};
@@ -222,7 +223,7 @@ impl Edit {
                 // Of a run that was killed in between, what is not there was not taken out: it never got there.
                 let mut recorded = record.lines.clone();
                 if record.unfinished {
-                    let present = edit::present(&bytes, &record.lines);
+                    let present = line::present(&bytes, &record.lines);
                     recorded.retain(|line| present.contains(&line));
                 }
                 Change::refresh(&bytes, &recorded, &needs).map_err(|TooManyDevices| too_many(ctid))?
@@ -288,7 +289,7 @@ impl Wanted {
         let bytes = look(app, ctid)?;
         config::refuse_read_only(&app.kernel, ctid)?;
         // Not that of an earlier container with this number.
-        let old = readable_record(app, ctid)?.filter(|old| !edit::present(&bytes, &old.lines).is_empty());
+        let old = readable_record(app, ctid)?.filter(|old| !line::present(&bytes, &old.lines).is_empty());
         let is_gpu = |slot: &String| Slot::read(&app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
         let slots = match &old {
             Some(old) if wish.gpus.is_empty() && old.slots.iter().all(is_gpu) => old.slots.clone(),

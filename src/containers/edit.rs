@@ -1,70 +1,14 @@
 //! Lines of ours in a container's configuration: which to add, replace and take out, and the bytes with that done. All
 //! other bytes stay as they are. Pure.
 
+use super::line::{Line, lines, places, present};
 use super::rules::{Kind, Need};
 use crate::proxmox::ct::{self, CtConfig};
 use std::collections::BTreeSet;
-use std::fmt;
 use std::ops::Range;
 
 /// Proxmox knows `dev0` to `dev255`.
 const DEVICES: u64 = 256;
-
-/// As Proxmox itself writes it: `key: value`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line {
-    /// What it is for: [`Need::what`].
-    pub what: String,
-    pub key: String,
-    pub value: String,
-}
-
-impl fmt::Display for Line {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.value)
-    }
-}
-
-impl Line {
-    fn kind(&self) -> Option<Kind> {
-        Kind::of(&self.key)
-    }
-
-    fn is_for(&self, need: &Need) -> bool {
-        self.what == need.what && self.kind() == Some(need.kind)
-    }
-
-    fn is(&self, (key, value): (&[u8], &[u8])) -> bool {
-        self.key.as_bytes() == key && self.value.as_bytes() == value
-    }
-}
-
-/// Where each of these stands, without its newline. The last such line is ours: we write to the end.
-fn find(bytes: &[u8], wanted: &[&Line]) -> Vec<Option<Range<usize>>> {
-    let mut found = vec![None; wanted.len()];
-    for range in lines(ct::main_section(bytes)) {
-        let Some(setting) = ct::setting(&bytes[range.clone()]) else { continue };
-        for at in (0..wanted.len()).filter(|at| wanted[*at].is(setting)) {
-            found[at] = Some(range.clone());
-        }
-    }
-    found
-}
-
-/// The lines that stand there, each once, in the order of the file: where, and which of `wanted` it is.
-fn places(bytes: &[u8], wanted: &[&Line]) -> Vec<(Range<usize>, usize)> {
-    let found = find(bytes, wanted).into_iter().enumerate();
-    let mut places: Vec<(Range<usize>, usize)> = found.filter_map(|(at, range)| Some((range?, at))).collect();
-    places.sort_unstable_by_key(|(range, at)| (range.start, *at));
-    places.dedup_by_key(|(range, _)| range.start);
-    places
-}
-
-/// Those that are there.
-pub fn present<'a>(bytes: &[u8], recorded: &'a [Line]) -> Vec<&'a Line> {
-    let all: Vec<&Line> = recorded.iter().collect();
-    all.iter().zip(find(bytes, &all)).filter(|(_, found)| found.is_some()).map(|(line, _)| *line).collect()
-}
 
 /// More devices than there are numbers for.
 #[derive(Debug, PartialEq, Eq)]
@@ -346,16 +290,6 @@ impl Numbers {
     fn next(&mut self) -> Option<u64> {
         self.free.next()
     }
-}
-
-/// Each line of these bytes, without its newline.
-fn lines(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
-    let mut begin = 0;
-    bytes.split(|byte| *byte == b'\n').map(move |line| {
-        let range = begin..begin + line.len();
-        begin = range.end + 1;
-        range
-    })
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod attach;
 pub mod check;
 mod config;
 pub mod edit;
+pub mod line;
 pub mod record;
 pub mod rules;
 pub mod setup;

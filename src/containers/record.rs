@@ -4,7 +4,7 @@
 //! line of ours is ever there without being on record; a line on record that is not there does no harm.
 
 use super::Style;
-use super::edit::Line;
+use super::line::Line;
 use super::rules::Kind;
 use crate::sys::{Kernel, Linux, replace_file};
 use anyhow::{Context, Result, bail};

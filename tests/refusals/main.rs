@@ -15,6 +15,7 @@ mod guests;
 mod history;
 mod holders;
 mod policy;
+mod refresh;
 mod registration;
 mod runs;
 mod setup;
