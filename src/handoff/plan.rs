@@ -76,7 +76,10 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
     for (driver, modules) in &facts.gpu_drivers {
         match way_out(facts, driver, modules)? {
             WayOut::Unload(order) => {
-                plan.extend(order.into_iter().map(|module| (Phase::Release, Step::Unload { module })));
+                // A module may have more than one driver: once it is gone for the first, it is for the others.
+                let unload = order.into_iter().map(|module| (Phase::Release, Step::Unload { module }));
+                let missing: Vec<_> = unload.filter(|step| !plan.contains(step)).collect();
+                plan.extend(missing);
             }
             WayOut::Unbind => {}
             WayOut::UnbindWithoutDrm => {
@@ -283,4 +286,42 @@ fn unbind(address: &str, driver: &str) -> Step {
 
 fn probe(address: &str, driver: &str) -> Step {
     Step::Probe { address: address.to_string(), driver: driver.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::console::Console;
+    use crate::handoff::facts::Availability;
+    use crate::handoff::record::{Owner, Progress};
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn a_module_of_two_drivers_is_unloaded_once() {
+        let driver = GpuDriver { unload_order: Ok(vec!["nvidia_uvm".into(), "nvidia".into()]), elsewhere: Vec::new() };
+        let facts = Facts {
+            slots: Vec::new(),
+            vfio_pci: Availability::Registered,
+            strangers: Vec::new(),
+            gpu_drivers: BTreeMap::from([("nouveau".into(), driver.clone()), ("nvidia".into(), driver)]),
+            loaded: Vec::new(),
+            registered: Vec::new(),
+            static_ids: Vec::new(),
+            drm_holds_gpus: false,
+            console: Console::default(),
+        };
+        let record = Record {
+            owner: Owner::Vm(111),
+            progress: Progress::Away,
+            functions: Vec::new(),
+            modules: Vec::new(),
+            stopped: Vec::new(),
+            frozen: Vec::new(),
+            console: false,
+            caller: None,
+        };
+        let plan = to_vfio(&facts, &record).expect("nothing refuses");
+        let steps: Vec<String> = plan.iter().map(|(_, step)| step.to_string()).collect();
+        assert_eq!(steps, ["unload nvidia_uvm", "unload nvidia"]);
+    }
 }
