@@ -32,6 +32,19 @@ pub struct Driver {
     pub runfile: Option<String>,
     pub runfile_url: Option<String>,
     pub sha256: Option<String>,
+    /// `driver.dkms`: modules for other kernels are dkms's business.
+    pub dkms: bool,
+    pub module: Module,
+}
+
+/// Which kind of kernel modules: `driver.module`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Module {
+    /// By the generation of the GPUs.
+    #[default]
+    Auto,
+    Open,
+    Proprietary,
 }
 
 impl Driver {
@@ -214,6 +227,12 @@ impl Config {
                 runfile: text("/driver/runfile"),
                 runfile_url: text("/driver/runfile_url"),
                 sha256: text("/driver/sha256"),
+                dkms: value.pointer("/driver/dkms").and_then(Value::as_bool).unwrap_or_default(),
+                module: match value.pointer("/driver/module").and_then(Value::as_str) {
+                    Some("open") => Module::Open,
+                    Some("proprietary") => Module::Proprietary,
+                    _ => Module::Auto,
+                },
             },
             cuda: Cuda { package: text("/cuda/package").unwrap_or(defaults.cuda.package), repo: text("/cuda/repo") },
         })

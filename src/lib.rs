@@ -9,6 +9,7 @@ mod app;
 pub mod cli;
 pub mod config;
 pub mod containers;
+mod driver;
 pub mod events;
 pub mod gpu;
 pub mod handoff;
@@ -19,5 +20,6 @@ pub mod stop;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod systemd;
+mod teller;
 
 pub use app::App;

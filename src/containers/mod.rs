@@ -15,7 +15,6 @@ pub mod setup;
 pub mod stale;
 
 mod cuda;
-mod driver;
 mod inside;
 mod seen;
 mod stages;

@@ -3,13 +3,13 @@
 //! What there is to do is found by looking, each time: so a second run finds nothing, and one after an interruption
 //! goes on where that came. Nothing is changed in a container before it is known that it can be set up.
 
-use super::driver::{self, Installer, Source};
-use super::inside::{self, PCT, Teller};
+use super::inside::{self, Inside, PCT};
 use super::seen::Seen;
 use super::stages::{self, Stage, Wanted};
 use super::{Who, Wish, attach, cuda};
 use crate::App;
 use crate::config::Config;
+use crate::driver::{self, Installer, Source};
 use crate::gpu::nodes::{self, UVM};
 use crate::gpu::{containers, nvidia};
 use crate::proxmox::ct;
@@ -41,25 +41,25 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
     let wanted = wanted(app, &config, true)?;
     let source = driver::source(app, &config.driver, &wanted.driver);
     let _turn = take_turn(app, ctid)?;
-    let teller = Teller::new(app, ctid)?;
+    let inside = Inside::new(app, ctid)?;
 
     let was_running = containers::runs(&app.kernel, ctid);
     if !was_running {
         // Somebody else may have been quicker.
-        teller.start().or_else(|stop| if containers::runs(&app.kernel, ctid) { Ok(()) } else { Err(stop) })?;
+        inside.start().or_else(|stop| if containers::runs(&app.kernel, ctid) { Ok(()) } else { Err(stop) })?;
     }
     // Just after a start it may not answer yet.
     let seen = if was_running { look(app, ctid, &wanted) } else { until_ready(app, || look(app, ctid, &wanted)) };
     let checked = seen.and_then(|seen| {
         let todo = possible(ctid, &seen, &wanted, &source)?;
-        let fetched = fetch(&teller, &config, &wanted, &source, &todo)?;
+        let fetched = fetch(&inside, &config, &wanted, &source, &todo)?;
         Ok((todo, fetched))
     });
     let (todo, fetched) = match checked {
         Ok(checked) => checked,
         Err(stop) if !was_running => {
             // As it was found.
-            if let Err(more) = teller.shut_down("as it was") {
+            if let Err(more) = inside.shut_down("as it was") {
                 app.story.warn(&more.message);
             }
             return Err(stop);
@@ -71,13 +71,13 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
     // Again: only now is nvidia-uvm certainly loaded.
     let seen = look(app, ctid, &wanted)?;
     if nodes.iter().any(|node| !seen.has_node(node)) {
-        teller.restart("so that it gets the device nodes")?;
+        inside.restart("so that it gets the device nodes")?;
         await_nodes(app, ctid, &wanted, &nodes)?;
     }
-    carry_out(&teller, &wanted, &fetched, &todo)?;
+    carry_out(&inside, &wanted, &fetched, &todo)?;
     verify(app, ctid, &wanted)?;
     let nothing = if todo.is_empty() { "; nothing was to be done" } else { "" };
-    teller.say(&format!("has driver {}{}{nothing}", wanted.driver, and_cuda(&wanted)));
+    inside.teller.say(&format!("has driver {}{}{nothing}", wanted.driver, and_cuda(&wanted)));
     Ok(())
 }
 
@@ -210,9 +210,9 @@ fn sync_one(app: &App, ctid: u32, config: &Config, wanted: &Wanted, source: &Res
     if todo.iter().any(|stage| matches!(stage, Stage::Driver { .. })) {
         source.clone()?;
     }
-    let teller = Teller::new(app, ctid)?;
-    let fetched = fetch(&teller, config, wanted, source, &todo)?;
-    carry_out(&teller, wanted, &fetched, &todo)?;
+    let inside = Inside::new(app, ctid)?;
+    let fetched = fetch(&inside, config, wanted, source, &todo)?;
+    carry_out(&inside, wanted, &fetched, &todo)?;
     verify(app, ctid, wanted)?;
     Ok(format!("has driver {}", wanted.driver))
 }
@@ -295,25 +295,25 @@ struct Fetched {
 
 /// Brought here before anything is changed inside: without a network all stays as it is.
 fn fetch(
-    teller: &Teller,
+    inside: &Inside,
     config: &Config,
     wanted: &Wanted,
     source: &Result<Source>,
     todo: &[Stage],
 ) -> Result<Fetched> {
-    let app = teller.app;
+    let app = inside.teller.app;
     let mut fetched = Fetched::default();
     for stage in todo {
         match stage {
             Stage::Driver { .. } => {
                 let source = source.as_ref().map_err(Clone::clone)?;
-                fetched.installer = Some(driver::fetch(app, source, &config.driver, &wanted.driver, teller)?);
+                fetched.installer = Some(driver::fetch(app, source, &config.driver, &wanted.driver, &inside.teller)?);
             }
             Stage::Repository { url } => {
-                let here = format!("{}/container-{}-{}", driver::CACHE, teller.ctid, cuda::KEYRING);
+                let here = format!("{}/container-{}-{}", driver::CACHE, inside.ctid, cuda::KEYRING);
                 // Another address may have another one.
                 let _ = fs::remove_file(app.kernel.path(&here));
-                driver::download(app, &format!("{url}{}", cuda::KEYRING), &here, teller)?;
+                driver::download(app, &format!("{url}{}", cuda::KEYRING), &here, &inside.teller)?;
                 fetched.keyring = Some(here);
             }
             Stage::Clean | Stage::Repair | Stage::Toolkit { .. } => {}
@@ -322,52 +322,53 @@ fn fetch(
     Ok(fetched)
 }
 
-fn carry_out(teller: &Teller, wanted: &Wanted, fetched: &Fetched, todo: &[Stage]) -> Result<()> {
+fn carry_out(inside: &Inside, wanted: &Wanted, fetched: &Fetched, todo: &[Stage]) -> Result<()> {
     for stage in todo {
-        do_stage(teller, fetched, stage)?;
-        let seen = look(teller.app, teller.ctid, wanted)?;
+        do_stage(inside, fetched, stage)?;
+        let seen = look(inside.teller.app, inside.ctid, wanted)?;
         if !stage.is_done(&seen) {
-            let log = inside::log_path(teller.ctid);
+            let log = &inside.teller.log_path;
             return Err(Stop::failed(format!(
                 "container {}: every command for it succeeded, but this is not done: {stage} (log: {log})",
-                teller.ctid
+                inside.ctid
             )));
         }
     }
     if let Some(keyring) = &fetched.keyring {
-        let _ = fs::remove_file(teller.app.kernel.path(keyring));
+        let _ = fs::remove_file(inside.teller.app.kernel.path(keyring));
     }
     Ok(())
 }
 
-fn do_stage(teller: &Teller, fetched: &Fetched, stage: &Stage) -> Result<()> {
+fn do_stage(inside: &Inside, fetched: &Fetched, stage: &Stage) -> Result<()> {
     match stage {
         Stage::Clean => {
-            teller.inside("removing what an interrupted run left", include_str!("scripts/clean.sh"), &[], CLEANING)
+            inside.inside("removing what an interrupted run left", include_str!("scripts/clean.sh"), &[], CLEANING)
         }
         Stage::Driver { version, .. } => {
             let Some(installer) = &fetched.installer else { return Ok(()) };
-            teller.make_room()?;
-            teller.push(&installer.path, &format!("{ROOM}/{}", installer.name))?;
+            inside.make_room()?;
+            inside.push(&installer.path, &format!("{ROOM}/{}", installer.name))?;
             let mut line = vec![installer.name.as_str(), &installer.sha256, version];
-            line.extend(driver::flags(version));
+            let flags = driver::flags::container(version);
+            line.extend(flags.iter().map(String::as_str));
             let what = format!("installing driver {version}");
-            teller.inside(&what, include_str!("scripts/driver.sh"), &line, DRIVER)
+            inside.inside(&what, include_str!("scripts/driver.sh"), &line, DRIVER)
         }
         Stage::Repair => {
             let what = "ending what an interrupted dpkg was at";
-            teller.inside(what, include_str!("scripts/repair.sh"), &[], PACKAGES)
+            inside.inside(what, include_str!("scripts/repair.sh"), &[], PACKAGES)
         }
         Stage::Repository { url } => {
             let Some(keyring) = &fetched.keyring else { return Ok(()) };
-            teller.make_room()?;
-            teller.push(keyring, &format!("{ROOM}/{}", cuda::KEYRING))?;
+            inside.make_room()?;
+            inside.push(keyring, &format!("{ROOM}/{}", cuda::KEYRING))?;
             let what = "adding the CUDA repository";
-            teller.inside(what, include_str!("scripts/repository.sh"), &[cuda::KEYRING, url], PACKAGES)
+            inside.inside(what, include_str!("scripts/repository.sh"), &[cuda::KEYRING, url], PACKAGES)
         }
         Stage::Toolkit { package } => {
             let what = format!("installing {package}");
-            teller.inside(&what, include_str!("scripts/toolkit.sh"), &[package], TOOLKIT)
+            inside.inside(&what, include_str!("scripts/toolkit.sh"), &[package], TOOLKIT)
         }
     }
 }

@@ -4,7 +4,7 @@
 mod container;
 pub mod hookscript;
 pub mod manual;
-mod notes;
+pub mod notes;
 pub mod settle;
 pub mod udev;
 pub mod watch;

@@ -8,6 +8,7 @@ use crate::handoff::is_with;
 use crate::handoff::record::{Owner, Progress, Record};
 use crate::handoff::store::{self, Store};
 use crate::handoff::wedge::Wedge;
+use crate::setup::pending::Pending;
 use crate::sys::{Kernel, OpenDevice, flock_is_held};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -54,6 +55,8 @@ impl Has {
 pub struct Status {
     gpus: Vec<Gpu>,
     reboot_required: bool,
+    /// Why set-up is not done with.
+    setup_error: Option<String>,
     problems: Vec<String>,
 }
 
@@ -84,6 +87,10 @@ impl Status {
             problems.push(format!("{problem}; going on with the defaults"));
             Config::default()
         });
+        let setup_error = match Pending::read(kernel) {
+            Ok(pending) => pending.why(),
+            Err(error) => Some(format!("{error:#}")),
+        };
         let slots = nvidia_slots(kernel);
         let open = if sees_all && !slots.is_empty() { kernel.open_devices() } else { Vec::new() };
         let users = sees_all.then_some(open.as_slice());
@@ -94,6 +101,7 @@ impl Status {
             reboot_required: kernel
                 .text("/run/reboot-required.pkgs")
                 .is_some_and(|packages| packages.lines().any(|package| package == "gpu-handoff")),
+            setup_error,
             problems,
         }
     }
@@ -108,7 +116,7 @@ impl Status {
         json!({
             "schema": SCHEMA,
             "gpus": gpus,
-            "setup": {"reboot_required": self.reboot_required, "error": null},
+            "setup": {"reboot_required": self.reboot_required, "error": self.setup_error},
         })
     }
 
@@ -122,6 +130,9 @@ impl Status {
         }
         if self.reboot_required {
             text.push_str("reboot required: the host preparation takes effect with the next boot\n");
+        }
+        if let Some(why) = &self.setup_error {
+            text.push_str(&format!("set-up is not done: {why}\n"));
         }
         text
     }

@@ -328,8 +328,8 @@ fn words_of_ours(file: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const ASKED: Wish = Wish { cmdline: true, undo: false };
-    const UNDO: Wish = Wish { cmdline: false, undo: true };
+    const ASKED: Wish = Wish { cmdline: true, undo: false, defer: false };
+    const UNDO: Wish = Wish { cmdline: false, undo: true, defer: false };
 
     fn on(kind: Kind, booted: &str) -> Bootloader {
         Bootloader {
@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn grub_gets_a_file_of_ours() {
         let grub = on(Kind::Grub, "root=/dev/sda quiet");
-        assert_eq!(grub.plan(Wish { cmdline: false, undo: false }), Ok(None));
+        assert_eq!(grub.plan(Wish { cmdline: false, undo: false, defer: false }), Ok(None));
         let edit = grub.plan(ASKED).unwrap().unwrap();
         let Some(Change::WriteGrub(text)) = edit.change else { panic!("{edit:?}") };
         assert!(

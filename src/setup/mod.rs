@@ -4,5 +4,66 @@
 
 pub mod bootloader;
 pub mod conflicts;
+mod document;
+pub mod driver;
 pub mod hookscript;
+pub mod pending;
 pub mod vfio;
+
+use crate::App;
+use crate::driver as installer;
+use crate::stop::Result;
+
+/// What to set up on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    Vfio(vfio::Wish),
+    Driver(driver::Wish),
+    /// The driver's modules for this kernel.
+    Kernel(String),
+    All(vfio::Wish, driver::Wish),
+    Pending,
+}
+
+/// # Errors
+/// What could not be done; the next call goes on from there.
+pub fn run(app: &App, what: &What) -> Result<()> {
+    match what {
+        What::Vfio(wish) => pending::noted(app, pending::Task::Vfio, wish.defer, vfio::setup(app, *wish)),
+        What::Driver(wish) => driver::setup_and_note(app, wish),
+        What::Kernel(release) => driver::kernels::build_and_note(app, release),
+        What::All(vfio, driver) if driver.undo => {
+            driver::setup_and_note(app, driver)?;
+            vfio::setup(app, *vfio)
+        }
+        What::All(vfio, driver) => {
+            vfio::setup(app, *vfio)?;
+            if has_driver(app)? { driver::setup_and_note(app, driver) } else { Ok(()) }
+        }
+        What::Pending => pending::run(app),
+    }
+}
+
+/// What [`run`] would do now, a line each.
+///
+/// # Errors
+/// Why it would refuse.
+pub fn plan(app: &App, what: &What) -> Result<String> {
+    match what {
+        What::Vfio(wish) => vfio::plan(app, *wish),
+        What::Driver(wish) => driver::plan(app, wish),
+        What::Kernel(release) => driver::kernels::plan(app, release),
+        What::All(vfio, driver) => {
+            let mut text = vfio::plan(app, *vfio)?;
+            if driver.undo || has_driver(app)? {
+                text.push_str(&driver::plan(app, driver)?);
+            }
+            Ok(text)
+        }
+        What::Pending => pending::plan(app),
+    }
+}
+
+fn has_driver(app: &App) -> Result<bool> {
+    Ok(installer::found(app, &app.config_for_verb()?.driver)?.is_some())
+}

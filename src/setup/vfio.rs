@@ -32,11 +32,13 @@ const REBOOT_BY: &str = "/run/reboot-required.pkgs";
 const NAME: &str = "gpu-handoff";
 
 /// What is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wish {
     /// The kernel's command line is edited as well.
     pub cmdline: bool,
     pub undo: bool,
+    /// What cannot be done now is left pending.
+    pub defer: bool,
 }
 
 /// One thing to do.

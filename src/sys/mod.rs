@@ -21,7 +21,7 @@ use std::time::Duration;
 
 pub use expendable::{Request, decode, encode};
 pub use file::{is_writable, replace_file};
-pub use held::flock_is_held;
+pub use held::{flock_is_held, posix_lock_is_held};
 pub use linux::Linux;
 pub use lock::Lock;
 pub use maps::Mapped;

@@ -173,9 +173,9 @@ fn what_cannot_be_set_up_is_not_touched() {
     let other = INSTALLER.replace("580.95.05", "570.86.16");
     let by_name = ready().file("root/NVIDIA-Linux-x86_64-570.86.16.run", &other);
     let by_name = by_name.config(r#"{"driver":{"runfile":"/root/NVIDIA-Linux-x86_64-570.86.16.run"}}"#);
-    says_no(&by_name, 3, "wrong installer version: it is 570.86.16, the host's driver is 580.95.05");
+    says_no(&by_name, 3, "wrong installer version: it is 570.86.16, wanted is 580.95.05");
     let by_header = ready().file(&format!("{CACHE}/{NAME}"), &other);
-    says_no(&by_header, 3, "wrong installer version: it is 570.86.16, the host's driver is 580.95.05");
+    says_no(&by_header, 3, "wrong installer version: it is 570.86.16, wanted is 580.95.05");
     let nonsense = ready().file("root/x", "\u{7f}ELF").config(r#"{"driver":{"runfile":"/root/x"}}"#);
     says_no(&nonsense, 3, "/root/x is no installer of NVIDIA's driver");
     let toolkit = r#"{"cuda":{"package":"cuda-toolkit-14-0"}}"#;

@@ -1,11 +1,11 @@
-//! The driver's installer: the same `.run` file for a container as for the host.
+//! The driver's installer, a `.run` file: on this host, in the cache, or to be downloaded.
 
-use super::inside::Teller;
 use crate::App;
 use crate::config::Driver;
 use crate::gpu::nvidia::Version;
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
+use crate::teller::Teller;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::time::Duration;
@@ -28,9 +28,6 @@ const DOWNLOAD: Duration = Duration::from_secs(2 * 3600);
 /// What curl says when a server cannot send the rest of a file, or has none.
 const NO_REST: [&str; 3] = ["curl: (33)", "curl: (36)", "error: 416"];
 
-/// From 515 on an installer has modules in the plural.
-const PLURAL: &str = "515.0";
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     File(String),
@@ -44,6 +41,33 @@ pub struct Installer {
     pub path: String,
     pub name: String,
     pub sha256: String,
+}
+
+/// The installer that the host's driver is to come from, and its version: the one that the configuration names, or else
+/// the newest in [`CACHE`]. None when there is neither.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn found(app: &App, config: &Driver) -> Result<Option<(Source, String)>> {
+    let version = match (&config.runfile, &config.runfile_url) {
+        (Some(path), _) => match version_in_name(path) {
+            Some(version) => version,
+            None => version_in_header(&header(app, path).unwrap_or_default())
+                .ok_or_else(|| Stop::refused(format!("driver.runfile: {path} is no installer of NVIDIA's driver")))?,
+        },
+        (None, Some(url)) => version_in_name(url).ok_or_else(|| {
+            Stop::usage(format!("driver.runfile_url: {url} does not end in NVIDIA-Linux-x86_64-VERSION.run"))
+        })?,
+        (None, None) => {
+            let names = app.kernel.list(CACHE);
+            let kept = names.iter().filter(|name| name.ends_with(".run")).filter_map(|name| version_in_name(name));
+            match kept.max_by_key(|version| version.parse::<Version>().ok()) {
+                Some(version) => version,
+                None => return Ok(None),
+            }
+        }
+    };
+    Ok(Some((source(app, config, &version)?, version)))
 }
 
 /// Where the installer of this version comes from.
@@ -116,6 +140,31 @@ pub fn fetch(app: &App, source: &Source, config: &Driver, version: &str, teller:
     let sha256 = sum(app, &path)?;
     check_sum(&path, &sha256, config)?;
     Ok(Installer { path, name: file_name(version), sha256 })
+}
+
+/// Keeps an installer in [`CACHE`]: for kernels that are yet to come, for containers, and for the way back.
+///
+/// # Errors
+/// When it could not be copied whole.
+pub fn keep(app: &App, installer: Installer) -> Result<Installer> {
+    let kept = format!("{CACHE}/{}", installer.name);
+    if installer.path == kept {
+        return Ok(installer);
+    }
+    let failed = |error: io::Error| Stop::failed(format!("{} could not be copied to {kept}: {error}", installer.path));
+    let part = format!("{kept}.part");
+    let (from, beside, to) = (app.kernel.path(&installer.path), app.kernel.path(&part), app.kernel.path(&kept));
+    fs::create_dir_all(app.kernel.path(CACHE)).map_err(failed)?;
+    let _ = fs::remove_file(&beside);
+    let copied = fs::copy(&from, &beside).and_then(|_| File::open(&beside)?.sync_all()).map_err(failed);
+    let is_right = copied.and_then(|()| match sum(app, &part)? {
+        sum if sum == installer.sha256 => fs::rename(&beside, &to).map_err(failed),
+        _ => Err(Stop::failed(format!("{} changed while it was copied to {kept}", installer.path))),
+    });
+    if is_right.is_err() {
+        let _ = fs::remove_file(&beside);
+    }
+    is_right.map(|()| Installer { path: kept, ..installer })
 }
 
 /// To a file in [`CACHE`], going on where an earlier download ended, if the server lets it.
@@ -196,18 +245,11 @@ pub fn file_name(version: &str) -> String {
     format!("NVIDIA-Linux-x86_64-{version}.run")
 }
 
-/// What an installer is told, so that it asks nothing and installs only what a container can have.
-pub fn flags(version: &str) -> Vec<&'static str> {
-    let is_new = version.parse::<Version>().ok() >= PLURAL.parse().ok();
-    let modules = if is_new { "--no-kernel-modules" } else { "--no-kernel-module" };
-    vec!["--silent", modules, "--no-nouveau-check", "--no-x-check", "--no-check-for-alternate-installs"]
-}
-
 fn check_version(what: &str, name: Option<String>, header: Option<String>, wanted: &str) -> Result<()> {
     for version in [&header, &name].into_iter().flatten() {
         if version != wanted {
             return Err(Stop::refused(format!(
-                "{what}: wrong installer version: it is {version}, the host's driver is {wanted}; nothing was touched"
+                "{what}: wrong installer version: it is {version}, wanted is {wanted}; nothing was touched"
             )));
         }
     }
@@ -286,18 +328,8 @@ mod tests {
             [(Some("580.95.05"), Some("570.26")), (Some("570.26"), None), (Some("570.26"), Some("580.95.05"))]
         {
             let message = check(name, header).unwrap_err();
-            assert!(
-                message.contains("wrong installer version: it is 570.26, the host's driver is 580.95.05"),
-                "{message}"
-            );
+            assert!(message.contains("wrong installer version: it is 570.26, wanted is 580.95.05"), "{message}");
         }
         assert!(check(None, None).unwrap_err().contains("is no installer"));
-    }
-
-    #[test]
-    fn the_flag_for_no_modules_has_had_two_names() {
-        assert!(flags("580.95.05").contains(&"--no-kernel-modules"));
-        assert!(flags("515.43.04").contains(&"--no-kernel-modules"));
-        assert!(flags("470.256.02").contains(&"--no-kernel-module"));
     }
 }

@@ -1,21 +1,22 @@
 //! The command line: one table of verbs makes the parser and `--help`.
 
+mod verbs;
+
 use crate::App;
 use crate::containers::{self, Style, Who, Wish};
 use crate::events::watch::{self, After};
 use crate::events::{hookscript, manual, settle, udev};
 use crate::handoff::history::History;
 use crate::handoff::reconcile::Scope;
-use crate::handoff::resume;
 use crate::report::history;
 use crate::report::status::Status;
-use crate::setup::hookscript as registration;
-use crate::setup::vfio;
+use crate::setup::{self, driver, hookscript as registration, vfio};
 use crate::stop::{Result, Stop};
 use lexopt::Arg;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
+use verbs::{FLAGS, Flag, VERBS, Verb};
 
 /// What may be asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,172 +37,12 @@ pub enum Call {
     Sync { who: Who, dry_run: bool },
     Enable { id: u32, dry_run: bool },
     Disable { id: u32, dry_run: bool },
-    SetupVfio { wish: vfio::Wish, dry_run: bool },
+    SetUp { what: setup::What, dry_run: bool },
     Udev,
     Settle,
     Help,
     Version,
 }
-
-/// `--NAME`, or `--NAME VALUE`.
-struct Flag {
-    name: &'static str,
-    has_value: bool,
-    goes_with: &'static str,
-}
-
-const FLAGS: &[Flag] = &[
-    Flag { name: "json", has_value: false, goes_with: "--status and history" },
-    Flag { name: "dry-run", has_value: false, goes_with: "a verb that changes something; for a VM, see plan" },
-    Flag { name: "unfinished", has_value: false, goes_with: "reconcile" },
-    Flag { name: "reboot", has_value: false, goes_with: "watch" },
-    Flag { name: "gpu", has_value: true, goes_with: "container attach and container setup" },
-    Flag { name: "style", has_value: true, goes_with: "container attach and container setup" },
-    Flag { name: "dri", has_value: false, goes_with: "container attach and container setup" },
-    Flag { name: "cmdline", has_value: false, goes_with: "setup vfio" },
-    Flag { name: "undo", has_value: false, goes_with: "setup vfio" },
-    Flag { name: "all", has_value: false, goes_with: "container check and container sync" },
-];
-
-struct Verb {
-    /// The first is the one to use; the others are older spellings. Some are of two words.
-    names: &'static [&'static str],
-    /// Flags are in here too: what is not, does not go with this verb.
-    arguments: &'static str,
-    about: &'static str,
-    call: fn(&mut Given) -> Result<Call>,
-}
-
-const VERBS: &[Verb] = &[
-    Verb {
-        names: &["--status", "status"],
-        arguments: "[--json]",
-        about: "every NVIDIA GPU: functions, drivers, owner, users, last handoff",
-        call: |given| Ok(Call::Status { json: given.has("json") }),
-    },
-    Verb {
-        names: &["history"],
-        arguments: "[--json]",
-        about: "past handoffs and refusals, the newest last: when, which way, how long, with what result",
-        call: |given| Ok(Call::History { json: given.has("json") }),
-    },
-    Verb {
-        names: &["to-vfio", "to_vfio", "handoff vfio"],
-        arguments: "[SLOT] [--dry-run]",
-        about: "give a GPU to vfio-pci by hand, until to-nvidia or a reboot",
-        call: |given| Ok(Call::ToVfio { slot: given.slot()?, dry_run: given.has("dry-run") }),
-    },
-    Verb {
-        names: &["to-nvidia", "to_nvidia", "handoff nvidia"],
-        arguments: "[SLOT] [--dry-run]",
-        about: "bring a GPU home by hand, whatever its home is",
-        call: |given| Ok(Call::ToNvidia { slot: given.slot()?, dry_run: given.has("dry-run") }),
-    },
-    Verb {
-        names: &["plan"],
-        arguments: "VMID",
-        about: "the steps that starting this VM would take now, or why it would be refused",
-        call: |given| Ok(Call::Plan { vmid: given.id("VM")? }),
-    },
-    Verb {
-        names: &["reconcile"],
-        arguments: "[--unfinished] [--dry-run]",
-        about: "bring home what a VM that does not run, or (--unfinished) only what a killed handoff left behind; \
-                make missing device nodes",
-        call: |given| {
-            let scope = if given.has("unfinished") { Scope::Unfinished } else { Scope::All };
-            Ok(Call::Reconcile { scope, dry_run: given.has("dry-run") })
-        },
-    },
-    Verb {
-        names: &["container attach"],
-        arguments: "CTID [--gpu SLOT] [--style mount|dev] [--dri] [--dry-run]",
-        about: "let a container use the GPU: device rules and nodes in its configuration",
-        call: |given| {
-            Ok(Call::Attach { ctid: given.id("container")?, wish: given.wish()?, dry_run: given.has("dry-run") })
-        },
-    },
-    Verb {
-        names: &["container detach"],
-        arguments: "CTID [--dry-run]",
-        about: "take out of its configuration what attach put in, and nothing else",
-        call: |given| Ok(Call::Detach { ctid: given.id("container")?, dry_run: given.has("dry-run") }),
-    },
-    Verb {
-        names: &["container setup"],
-        arguments: "CTID [--gpu SLOT] [--style mount|dev] [--dri] [--dry-run]",
-        about: "attach, then install the host's version of the driver and CUDA in the container, and verify",
-        call: |given| {
-            Ok(Call::Setup { ctid: given.id("container")?, wish: given.wish()?, dry_run: given.has("dry-run") })
-        },
-    },
-    Verb {
-        names: &["container check"],
-        arguments: "CTID|--all",
-        about: "whether driver, device nodes and rules of a container fit those of the host",
-        call: |given| Ok(Call::Check { who: given.who()? }),
-    },
-    Verb {
-        names: &["container sync"],
-        arguments: "CTID|--all [--dry-run]",
-        about: "bring containers to the host's version of the driver, and their rules up to date",
-        call: |given| Ok(Call::Sync { who: given.who()?, dry_run: given.has("dry-run") }),
-    },
-    Verb {
-        names: &["enable"],
-        arguments: "ID [--dry-run]",
-        about: "make this the hookscript of a VM or container; never in the place of another",
-        call: |given| Ok(Call::Enable { id: given.id("guest")?, dry_run: given.has("dry-run") }),
-    },
-    Verb {
-        names: &["disable"],
-        arguments: "ID [--dry-run]",
-        about: "remove this hookscript from a VM or container, and no other",
-        call: |given| Ok(Call::Disable { id: given.id("guest")?, dry_run: given.has("dry-run") }),
-    },
-    Verb {
-        names: &["setup vfio"],
-        arguments: "[--cmdline] [--undo] [--dry-run]",
-        about: "prepare the host: vfio-pci at boot, no driver that takes the card first, with --cmdline the IOMMU on the \
-                kernel's command line; --undo takes it all back",
-        call: |given| {
-            let wish = vfio::Wish { cmdline: given.has("cmdline"), undo: given.has("undo") };
-            if wish.cmdline && wish.undo {
-                return Err(usage("--undo takes back what --cmdline did as well: leave that out"));
-            }
-            Ok(Call::SetupVfio { wish, dry_run: given.has("dry-run") })
-        },
-    },
-    Verb {
-        names: &["udev"],
-        arguments: "",
-        about: "what a device event calls for, read from the environment; udev runs it",
-        call: |_| Ok(Call::Udev),
-    },
-    Verb {
-        names: &[settle::VERB],
-        arguments: "",
-        about: "after device events: make missing device nodes, see to containers whose nodes went stale; runs by itself",
-        call: |_| Ok(Call::Settle),
-    },
-    Verb {
-        names: &[resume::VERB],
-        arguments: "",
-        about: "start again what was stopped for a handoff that is over; runs by itself",
-        call: |_| Ok(Call::Resume),
-    },
-    Verb {
-        names: &["watch"],
-        arguments: "VMID [--reboot]",
-        about: "what pre-start leaves behind: wait until the VM runs, or its start is given up and its GPU must come home",
-        call: |given| {
-            let after = if given.has("reboot") { After::Reboot } else { After::Start };
-            Ok(Call::Watch { vmid: given.id("VM")?, after })
-        },
-    },
-    Verb { names: &["--help", "-h", "help"], arguments: "", about: "this text", call: |_| Ok(Call::Help) },
-    Verb { names: &["--version", "-V"], arguments: "", about: "the version", call: |_| Ok(Call::Version) },
-];
 
 /// What stood after the verb.
 struct Given<'a> {
@@ -232,6 +73,27 @@ impl Given<'_> {
         let verb = self.verb;
         let word = self.next().ok_or_else(|| usage(&format!("{verb} needs the id of a {kind}")))?;
         guest_id(word)
+    }
+
+    fn value(&self, flag: &str) -> Option<String> {
+        self.flags.get(flag).and_then(|values| values.last().cloned())
+    }
+
+    fn vfio(&self) -> vfio::Wish {
+        vfio::Wish { cmdline: self.has("cmdline"), undo: self.has("undo"), defer: self.has("defer") }
+    }
+
+    fn driver(&self) -> driver::Wish {
+        let (install_deps, purge) = (self.has("install-deps"), self.has("purge"));
+        driver::Wish { install_deps, purge, undo: self.has("undo"), defer: self.has("defer") }
+    }
+
+    fn set_up(&self, what: setup::What) -> Result<Call> {
+        match ["cmdline", "install-deps", "purge", "defer"].into_iter().find(|flag| self.has("undo") && self.has(flag))
+        {
+            Some(flag) => Err(usage(&format!("--undo takes all of it back: leave out --{flag}"))),
+            None => Ok(Call::SetUp { what, dry_run: self.has("dry-run") }),
+        }
     }
 
     fn who(&mut self) -> Result<Who> {
@@ -379,7 +241,7 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
             | Call::Sync { dry_run: false, .. }
             | Call::Enable { dry_run: false, .. }
             | Call::Disable { dry_run: false, .. }
-            | Call::SetupVfio { dry_run: false, .. }
+            | Call::SetUp { dry_run: false, .. }
             | Call::Udev
             | Call::Settle
     );
@@ -417,8 +279,8 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::Enable { id, dry_run: false } => registration::enable(app, *id),
         Call::Disable { id, dry_run: true } => print(&registration::plan_disable(app, *id)?),
         Call::Disable { id, dry_run: false } => registration::disable(app, *id),
-        Call::SetupVfio { wish, dry_run: true } => print(&vfio::plan(app, *wish)?),
-        Call::SetupVfio { wish, dry_run: false } => vfio::setup(app, *wish),
+        Call::SetUp { what, dry_run: true } => print(&setup::plan(app, what)?),
+        Call::SetUp { what, dry_run: false } => setup::run(app, what),
         Call::Udev => udev::run(app),
         Call::Settle => settle::run(app),
         Call::Status { json } => status(app, *json),
@@ -499,6 +361,12 @@ mod tests {
         }
         assert_eq!(parsed("container detach 101 --dry-run"), Ok(Call::Detach { ctid: 101, dry_run: true }));
         assert_eq!(parsed("container check --all"), Ok(Call::Check { who: Who::All }));
+        let kernel = setup::What::Kernel("6.8.12-4-pve".to_string());
+        assert_eq!(parsed("setup driver --kernel 6.8.12-4-pve"), Ok(Call::SetUp { what: kernel, dry_run: false }));
+        let vfio = vfio::Wish { cmdline: true, ..vfio::Wish::default() };
+        let driver = driver::Wish { purge: true, ..driver::Wish::default() };
+        let all = setup::What::All(vfio, driver);
+        assert_eq!(parsed("setup all --cmdline --purge --dry-run"), Ok(Call::SetUp { what: all, dry_run: true }));
         assert_eq!(parsed("container sync 101"), Ok(Call::Sync { who: Who::One(101), dry_run: false }));
     }
 
@@ -537,6 +405,12 @@ mod tests {
             ("container check", "container check needs the id of a container, or --all"),
             ("container check 101 --all", "101 and --all exclude each other"),
             ("container check 101 --dry-run", "--dry-run goes with a verb"),
+            ("setup", "setup needs vfio, driver, all or pending"),
+            ("setup vfio --purge", "--purge goes with setup driver and setup all"),
+            ("setup vfio --undo --cmdline", "--undo takes all of it back: leave out --cmdline"),
+            ("setup driver --undo --defer", "--undo takes all of it back: leave out --defer"),
+            ("setup driver --kernel 6.8.12-4-pve --purge", "--kernel stands alone"),
+            ("setup driver --kernel", "missing argument for option '--kernel'"),
         ] {
             let message = parsed(line).unwrap_err();
             assert!(message.starts_with(problem), "{line}: {message}");

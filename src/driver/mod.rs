@@ -1,0 +1,8 @@
+//! NVIDIA's driver: where its installer comes from, and what that is told. The same file for the host and for its
+//! containers.
+
+pub mod flags;
+pub mod kind;
+mod source;
+
+pub use source::{CACHE, Installer, Source, download, fetch, file_name, found, keep, source};

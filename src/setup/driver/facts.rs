@@ -1,0 +1,197 @@
+//! What must be known before a driver is installed on the host.
+
+use super::packages;
+use super::record::{self, Record};
+use crate::App;
+use crate::config::Policy;
+use crate::driver::flags::Key;
+use crate::events::notes::handoff_is_under_way;
+use crate::gpu::holders::{Holder, Place, Reach, Watched};
+use crate::gpu::inventory::{Slot, nvidia_slots};
+use crate::gpu::nvidia;
+use crate::handoff::policy::nvidia_services;
+use crate::stop::{Result, Stop};
+use crate::sys::Kernel;
+use crate::systemd;
+use std::time::Duration;
+
+const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
+const MODINFO: &str = "/usr/sbin/modinfo";
+const DPKG_QUERY: &str = "/usr/bin/dpkg-query";
+pub const DKMS: &str = "/usr/sbin/dkms";
+const DKMS_TREE: &str = "/var/lib/dkms";
+const DF: &str = "/usr/bin/df";
+
+/// The firmware's variable: four bytes of attributes, then whether it is on.
+const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+
+/// The key that dkms makes, and that administrators enrol.
+pub const KEY: Key = Key { secret: "/var/lib/dkms/mok.key", public: "/var/lib/dkms/mok.pub" };
+
+/// A question to a program of the host.
+const ANSWER: Duration = Duration::from_secs(60);
+
+pub struct Facts {
+    /// `uname -r`
+    pub release: String,
+    pub record: Option<Record>,
+    pub loaded: Option<String>,
+    /// Of the modules for the running kernel.
+    pub on_disk: Option<String>,
+    /// Versions of `libcuda.so`.
+    pub libraries: Vec<String>,
+    pub has_nouveau: bool,
+    /// Who uses the driver, but for NVIDIA's services when those may be stopped.
+    pub holders: Vec<Holder>,
+    /// NVIDIA's services that run and may be stopped.
+    pub services: Vec<String>,
+    pub is_handoff_under_way: bool,
+    /// A GPU that the driver would find.
+    pub has_gpu_at_home: bool,
+    /// Device ids.
+    pub gpus: Vec<u16>,
+    pub packages: Vec<String>,
+    /// Such as left only their configuration.
+    pub leftovers: Vec<String>,
+    /// `nvidia/550.90.07` in dkms, by somebody else.
+    pub dkms: Vec<String>,
+    /// Packages that are missing to build for the running kernel.
+    pub needs: Vec<String>,
+    pub is_secure: bool,
+    pub has_key: bool,
+    /// MiB where an installer unpacks itself.
+    pub free: Option<u64>,
+}
+
+impl Facts {
+    pub fn read(app: &App, policy: &Policy, with_dkms: bool) -> Result<Facts> {
+        let kernel = &app.kernel;
+        let record = record::read(kernel)?;
+        let release = running(kernel);
+        let slots = nvidia_slots(kernel);
+        let loaded = nvidia::version_as_written(kernel);
+        let holders = if kernel.exists("/sys/module/nvidia") { holders(kernel, &slots) } else { Vec::new() };
+        let services: Vec<String> = if policy.stop_nvidia_services && kernel.exists("/sys/module/nvidia") {
+            nvidia_services().filter(|unit| systemd::has_processes(kernel, &format!("system.slice/{unit}"))).collect()
+        } else {
+            Vec::new()
+        };
+        let is_stopped = |holder: &Holder| matches!(&holder.place, Place::Unit(unit) if services.contains(unit));
+        let installed = kernel.program(DPKG_QUERY, &["-W", "-f", "${Package} ${db:Status-Status}\\n"], ANSWER);
+        let (packages, leftovers) = packages::drivers(&installed.unwrap_or_default());
+        let is_ours = record.as_ref().and_then(|record| record.installed.as_ref()).is_some_and(|one| one.dkms);
+        let gpus = slots.iter().filter_map(Slot::gpu);
+        Ok(Facts {
+            on_disk: on_disk(kernel, &release),
+            libraries: libraries(kernel),
+            has_nouveau: kernel.exists("/sys/module/nouveau"),
+            holders: holders.into_iter().filter(|holder| !is_stopped(holder)).collect(),
+            services,
+            is_handoff_under_way: handoff_is_under_way(kernel),
+            has_gpu_at_home: gpus.clone().any(|gpu| gpu.driver.as_deref().is_none_or(|driver| driver == "nvidia")),
+            gpus: gpus.map(|gpu| gpu.device).collect(),
+            packages,
+            leftovers,
+            dkms: if is_ours { Vec::new() } else { dkms(kernel) },
+            needs: needs(kernel, &release, with_dkms),
+            is_secure: is_secure(kernel),
+            has_key: has_key(kernel),
+            free: free(kernel, "/var/tmp"),
+            release,
+            record,
+            loaded,
+        })
+    }
+
+    /// Modules for the running kernel and libraries are of this version, and nobody was cut off installing it.
+    pub fn has(&self, version: &str) -> bool {
+        self.on_disk.as_deref() == Some(version)
+            && self.libraries == [version]
+            && self.record.as_ref().is_none_or(|record| record.began.is_none())
+    }
+}
+
+/// What the modules are signed with: nothing where the kernel takes any.
+pub fn key(kernel: &dyn Kernel) -> Option<Key> {
+    (is_secure(kernel) && has_key(kernel)).then_some(KEY)
+}
+
+fn is_secure(kernel: &dyn Kernel) -> bool {
+    kernel.read(SECURE_BOOT).is_ok_and(|bytes| bytes.get(4) == Some(&1))
+}
+
+fn has_key(kernel: &dyn Kernel) -> bool {
+    kernel.exists(KEY.secret) && kernel.exists(KEY.public)
+}
+
+pub fn running(kernel: &dyn Kernel) -> String {
+    kernel.text("/proc/sys/kernel/osrelease").unwrap_or_default()
+}
+
+/// The version of a kernel's nvidia module.
+pub fn on_disk(kernel: &dyn Kernel, release: &str) -> Option<String> {
+    let said = kernel.program(MODINFO, &["-k", release, "-F", "version", "nvidia"], ANSWER).ok()?;
+    said.lines().next().map(|line| line.trim().to_string()).filter(|version| !version.is_empty())
+}
+
+fn libraries(kernel: &dyn Kernel) -> Vec<String> {
+    let names = kernel.list(LIBRARIES);
+    // libcuda.so.1 is the link to it.
+    let versions = names.iter().filter_map(|name| name.strip_prefix("libcuda.so.")).filter(|rest| rest.contains('.'));
+    versions.map(str::to_string).collect()
+}
+
+/// Whoever keeps the driver's modules from being unloaded.
+fn holders(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<Holder> {
+    let at_home: Vec<Slot> =
+        slots.iter().filter(|slot| slot.gpu().is_some_and(|gpu| gpu.is_on("nvidia"))).cloned().collect();
+    if at_home.is_empty() {
+        return Vec::new();
+    }
+    Watched::of_slots(kernel, &at_home, Reach::Unloading).holders(kernel)
+}
+
+/// The packages that are missing to build modules for a kernel.
+pub fn needs(kernel: &dyn Kernel, release: &str, with_dkms: bool) -> Vec<String> {
+    let mut needs = Vec::new();
+    let mut need = |is_there: bool, package: String| {
+        if !is_there {
+            needs.push(package);
+        }
+    };
+    need(kernel.exists(&format!("/lib/modules/{release}/build/Makefile")), packages::headers(release));
+    need(kernel.exists("/usr/bin/gcc") || kernel.exists("/usr/bin/cc"), "gcc".to_string());
+    need(kernel.exists("/usr/bin/make"), "make".to_string());
+    need(!with_dkms || kernel.exists(DKMS), "dkms".to_string());
+    needs
+}
+
+fn dkms(kernel: &dyn Kernel) -> Vec<String> {
+    let modules = kernel.list(DKMS_TREE);
+    let nvidia = modules.iter().filter(|name| name.starts_with("nvidia"));
+    let versions = nvidia.flat_map(|name| {
+        let versions = kernel.list(&format!("{DKMS_TREE}/{name}"));
+        versions
+            .into_iter()
+            .filter(|version| version.starts_with(|c: char| c.is_ascii_digit()))
+            .map(move |version| format!("{name}/{version}"))
+    });
+    versions.collect()
+}
+
+/// MiB; none when nobody can tell.
+fn free(kernel: &dyn Kernel, directory: &str) -> Option<u64> {
+    let said = kernel.program(DF, &["-Pk", directory], ANSWER).ok()?;
+    let kib: u64 = said.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
+    Some(kib / 1024)
+}
+
+/// # Errors
+/// When it is not a kernel whose modules are there.
+pub fn check_release(kernel: &dyn Kernel, release: &str) -> Result<()> {
+    let is_name = !release.is_empty() && !release.contains('/') && !release.starts_with(['.', '-']);
+    if is_name && kernel.exists(&format!("/lib/modules/{release}")) {
+        return Ok(());
+    }
+    Err(Stop::usage(format!("there is no kernel {}: /lib/modules has those that there are", release.escape_debug())))
+}

@@ -1,0 +1,117 @@
+//! The driver's modules for kernels other than the one that it was installed with.
+
+use super::facts;
+use super::install;
+use super::record::{self, Installed};
+use super::{begin, load, take_turn};
+use crate::App;
+use crate::driver::{self, flags};
+use crate::setup::pending::{self, Pending, Task};
+use crate::stop::{Result, Stop};
+use crate::sys::Kernel;
+use crate::teller::Teller;
+use std::time::Duration;
+
+/// A kernel's installation waits for it, and a boot may.
+const LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// For the kernel hook: builds for a kernel, or keeps in mind why not.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_and_note(app: &App, release: &str) -> Result<()> {
+    begin(app);
+    facts::check_release(&app.kernel, release)?;
+    let outcome = take_turn(app).and_then(|_turn| build(app, release));
+    pending::note(app, Task::Kernel(release.to_string()), &outcome)?;
+    outcome
+}
+
+/// What [`build_and_note`] would do now, a line each.
+///
+/// # Errors
+/// Why it would refuse.
+pub fn plan(app: &App, release: &str) -> Result<String> {
+    facts::check_release(&app.kernel, release)?;
+    Ok(match missing(app, release)? {
+        None => format!("nothing to do for kernel {release}\n"),
+        Some(installed) => {
+            format!("{:<9} the modules of driver {} for kernel {release}\n", "install", installed.version)
+        }
+    })
+}
+
+/// At boot: for the running kernel, and loads what it built.
+///
+/// # Errors
+/// As [`build`]; that is kept in mind.
+pub fn build_for_running(app: &App) -> Result<()> {
+    let release = facts::running(&app.kernel);
+    if missing(app, &release)?.is_none() {
+        return pending::note(app, Task::Kernel(release), &Ok(()));
+    }
+    build_and_note(app, &release)?;
+    load(app, &app.config_for_hook(), None)
+}
+
+/// For kernels that it was not possible for, and that are there still. Whoever calls has the turn.
+///
+/// # Errors
+/// When it still is not possible for one of them; it stays pending.
+pub fn build_pending(app: &App) -> Result<()> {
+    let mut first = Ok(());
+    for task in Pending::read(&app.kernel)?.0.into_keys() {
+        let Task::Kernel(release) = &task else { continue };
+        let is_there = facts::check_release(&app.kernel, release).is_ok();
+        let outcome = if is_there { build(app, release) } else { Ok(()) };
+        pending::note(app, task, &outcome)?;
+        first = first.and(outcome);
+    }
+    first
+}
+
+/// The driver on record, if this kernel does not have it and it is for us to build.
+fn missing(app: &App, release: &str) -> Result<Option<Installed>> {
+    let installed = record::read(&app.kernel)?.and_then(|record| record.installed).filter(|one| !one.dkms);
+    Ok(installed.filter(|one| facts::on_disk(&app.kernel, release).as_deref() != Some(one.version.as_str())))
+}
+
+fn build(app: &App, release: &str) -> Result<()> {
+    let Some(Installed { version, sha256, kind, .. }) = missing(app, release)? else { return Ok(()) };
+    let needs = facts::needs(&app.kernel, release, false);
+    if !needs.is_empty() {
+        return Err(Stop::refused(format!(
+            "kernel {release} has no driver {version} yet: to build it, apt-get install {}, then: gpu-handoff setup driver \
+             --kernel {release}",
+            needs.join(" ")
+        )));
+    }
+    let config = app.config_for_hook();
+    let path = format!("{}/{}", driver::CACHE, driver::file_name(&version));
+    if !app.kernel.exists(&path) {
+        return Err(Stop::refused(format!(
+            "kernel {release} has no driver {version} yet, and its installer {path} is gone: put it there again, then: \
+             gpu-handoff setup driver --kernel {release}"
+        )));
+    }
+    let teller = Teller::new(app, "driver", "driver")?;
+    // The sum is that of the file which was installed: nothing else is run.
+    let config = crate::config::Driver { runfile: Some(path.clone()), sha256: Some(sha256), ..config.driver };
+    let installer = driver::fetch(app, &driver::Source::File(path), &config, &version, &teller)?;
+    let flags = flags::kernel(&version, release, kind, facts::key(&app.kernel).as_ref());
+    install::run(app, &teller, &format!("building {version} for kernel {release}"), &installer, &flags, LIMIT)?;
+    if facts::on_disk(&app.kernel, release).as_deref() != Some(version.as_str()) {
+        return Err(Stop::failed(format!(
+            "driver: the installer succeeded, but kernel {release} has no nvidia module of version {version}"
+        )));
+    }
+    let mut record = record::read(&app.kernel)?.unwrap_or_default();
+    if let Some(installed) = &mut record.installed
+        && !installed.kernels.iter().any(|one| one == release)
+    {
+        installed.kernels.push(release.to_string());
+        record::write(&app.kernel, &record)?;
+    }
+    teller.say(&format!("kernel {release} has {version}"));
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! NVIDIA's driver on the host itself, from its own installer.
+//!
+//! What there is to do is found by looking, each time. The installer stays in the cache: it builds the same version for
+//! kernels that come later, and brings it back when a newer one fails half-way.
+
+pub mod kernels;
+pub mod record;
+
+mod facts;
+mod install;
+mod packages;
+mod plan;
+
+use crate::App;
+use crate::config::Config;
+use crate::containers::attach;
+use crate::driver::{self, Source};
+use crate::gpu::inventory::nvidia_slots;
+use crate::handoff::reconcile::Scope;
+use crate::setup::pending::{self, Task};
+use crate::stop::{Result, Stop};
+use crate::sys::{Action, Kernel, Lock, heed_termination};
+use crate::systemd;
+use crate::teller::Teller;
+use facts::Facts;
+use plan::{Install, Step};
+use std::fs;
+use std::time::Duration;
+
+const MODPROBE: &str = "/usr/sbin/modprobe";
+const NVIDIA_SMI: &str = "/usr/bin/nvidia-smi";
+const APT: &str = "/usr/bin/apt-get";
+const ENV: &str = "/usr/bin/env";
+
+/// Loading the driver has it look at every GPU; taking it out has it let go of them.
+const LOAD: Duration = Duration::from_secs(120);
+const SMI: Duration = Duration::from_secs(60);
+const PACKAGES: Duration = Duration::from_secs(3600);
+
+/// What is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wish {
+    pub install_deps: bool,
+    pub purge: bool,
+    pub undo: bool,
+    /// Only what can be done beside whatever else goes on; the rest is left pending.
+    pub defer: bool,
+}
+
+const NONE: &str =
+    "no driver is named in driver.runfile or driver.runfile_url, and no NVIDIA-Linux-x86_64-VERSION.run is in";
+
+/// As [`setup`], and keeps in mind what was not done, if that is wished or was so before.
+///
+/// # Errors
+/// As [`setup`].
+pub fn setup_and_note(app: &App, wish: &Wish) -> Result<()> {
+    if wish.undo {
+        return undo(app);
+    }
+    let defer = wish.defer;
+    if defer && driver::found(app, &app.config_for_verb()?.driver).is_ok_and(|found| found.is_none()) {
+        return Ok(());
+    }
+    let outcome = if defer && is_loaded(app) {
+        Err(Stop::refused(
+            "the driver is not installed yet: nvidia or nouveau is loaded; it is at the next boot, or with: gpu-handoff \
+             setup driver",
+        ))
+    } else {
+        setup(app, wish)
+    };
+    pending::noted(app, Task::Driver, defer, outcome)
+}
+
+fn is_loaded(app: &App) -> bool {
+    ["nvidia", "nouveau"].iter().any(|module| app.kernel.exists(&format!("/sys/module/{module}")))
+}
+
+/// # Errors
+/// Why nothing was touched, or what went wrong and what there is now.
+pub fn setup(app: &App, wish: &Wish) -> Result<()> {
+    begin(app);
+    let config = app.config_for_verb()?;
+    let _turn = take_turn(app)?;
+    let (source, version) = found(app, &config)?;
+    let steps = steps(app, &config, wish, &version)?;
+    let teller = Teller::new(app, "driver", "driver")?;
+    if steps.is_empty() {
+        teller.say(&format!("{version} is there: nothing to do"));
+        return kernels::build_pending(app);
+    }
+    let run = Run { app, config: &config, teller: &teller, source: &source };
+    let mut stopped = Vec::new();
+    let outcome = steps.iter().try_for_each(|step| run.carry_out(step, &mut stopped));
+    for unit in stopped {
+        if let Err(error) = systemd::start(&app.kernel, &unit) {
+            app.story.warn(&format!("{unit} was stopped for this and does not start: {error}"));
+        }
+    }
+    outcome?;
+    let attached = attach::attached(app);
+    if !attached.is_empty() {
+        teller.say("containers that were given the GPU: gpu-handoff container sync --all brings them to this version");
+    }
+    kernels::build_pending(app)
+}
+
+/// What [`setup`] would do now, a line each.
+///
+/// # Errors
+/// Why it would refuse.
+pub fn plan(app: &App, wish: &Wish) -> Result<String> {
+    if wish.undo {
+        return install::plan_undo(app);
+    }
+    let config = app.config_for_verb()?;
+    let (source, version) = found(app, &config)?;
+    let steps = steps(app, &config, wish, &version)?;
+    if steps.is_empty() {
+        return Ok(format!("nothing to do: driver {version} is there\n"));
+    }
+    let mut lines = Vec::new();
+    if let Source::Url(url) = source {
+        lines.push(format!("{:<9} {url}", "download"));
+    }
+    lines.extend(steps.iter().map(Step::to_string));
+    Ok(lines.iter().map(|line| format!("{line}\n")).collect())
+}
+
+fn begin(app: &App) {
+    heed_termination();
+    // Nothing here leaves a GPU half-way.
+    app.kernel.end_with_this_run();
+}
+
+/// One at a time, kernels included.
+fn take_turn(app: &App) -> Result<Lock> {
+    let directory = app.kernel.path("/run/gpu-handoff");
+    let path = directory.join("setup.lock");
+    match fs::create_dir_all(&directory).and_then(|()| Lock::take(&path, Duration::ZERO)) {
+        Ok(Some(lock)) => Ok(lock),
+        Ok(None) => {
+            Err(Stop::locked("another run is setting up the driver: wait for it, its log is in /var/log/gpu-handoff"))
+        }
+        Err(error) => Err(Stop::failed(format!("{}: {error}", path.display()))),
+    }
+}
+
+fn found(app: &App, config: &Config) -> Result<(Source, String)> {
+    driver::found(app, &config.driver)?
+        .ok_or_else(|| Stop::refused(format!("{NONE} {}; nothing was touched", driver::CACHE)))
+}
+
+fn steps(app: &App, config: &Config, wish: &Wish, version: &str) -> Result<Vec<Step>> {
+    let facts = Facts::read(app, &config.policy, config.driver.dkms)?;
+    plan::plan(&facts, wish, version, config.driver.module, config.driver.dkms)
+        .map_err(|why| Stop::refused(format!("{why}; nothing was touched")))
+}
+
+struct Run<'a> {
+    app: &'a App,
+    config: &'a Config,
+    teller: &'a Teller<'a>,
+    source: &'a Source,
+}
+
+impl Run<'_> {
+    fn carry_out(&self, step: &Step, stopped: &mut Vec<String>) -> Result<()> {
+        match step {
+            Step::Purge { packages, dkms } => {
+                for module in dkms {
+                    let what = format!("taking {module} out of dkms");
+                    self.apart(&what, &[facts::DKMS, "remove", module, "--all"])?;
+                }
+                let names: Vec<&str> = packages.iter().map(String::as_str).collect();
+                if names.is_empty() { Ok(()) } else { self.apt("purge", &names) }
+            }
+            Step::Packages(packages) => {
+                let names: Vec<&str> = packages.iter().map(String::as_str).collect();
+                self.apt("install", &names)
+            }
+            Step::StopServices(units) => {
+                for unit in units {
+                    systemd::stop(&self.app.kernel, unit)
+                        .map_err(|error| Stop::failed(format!("{unit} does not stop: {error}")))?;
+                    stopped.push(unit.clone());
+                }
+                Ok(())
+            }
+            Step::Install(install) => self.install(install),
+            Step::Load => load(self.app, self.config, None),
+        }
+    }
+
+    fn apt(&self, verb: &str, packages: &[&str]) -> Result<()> {
+        let mut line = vec![ENV, "DEBIAN_FRONTEND=noninteractive", APT, "-q", "-y", "-o", "DPkg::Lock::Timeout=300"];
+        line.extend(["-o", "Dpkg::Use-Pty=0", "--no-install-recommends", verb]);
+        line.extend(packages);
+        self.apart(&format!("apt-get {verb} {}", packages.join(" ")), &line)
+    }
+
+    /// Not cut off: a package half installed is nobody's wish.
+    fn apart(&self, what: &str, line: &[&str]) -> Result<()> {
+        self.teller.run_apart(what, install::LOCK, line, PACKAGES, &|| false)
+    }
+
+    /// And back to the one before, should it come to that.
+    fn install(&self, install: &Install) -> Result<()> {
+        let Install { version, kind, dkms, .. } = install;
+        let fetched = driver::fetch(self.app, self.source, &self.config.driver, version, self.teller)?;
+        let is_copy =
+            fetched.path != format!("{}/{}", driver::CACHE, fetched.name) || matches!(self.source, Source::Url(_));
+        let kept = driver::keep(self.app, fetched)?;
+        install::install(self.app, self.config, self.teller, &kept, *kind, *dkms, is_copy)
+    }
+}
+
+/// Loads the driver where a GPU is at home, makes the device nodes, and asks nvidia-smi. `wanted` is the version that
+/// it must be.
+///
+/// # Errors
+/// The words of whoever said no.
+pub(super) fn load(app: &App, config: &Config, wanted: Option<&str>) -> Result<()> {
+    let is_at_home = |driver: Option<&str>| driver.is_none_or(|driver| driver == "nvidia");
+    let slots = nvidia_slots(&app.kernel);
+    if !slots.iter().filter_map(|slot| slot.gpu()).any(|gpu| is_at_home(gpu.driver.as_deref())) {
+        app.story.say("driver: no GPU is at home, so nothing is loaded: it is when one comes home");
+        return Ok(());
+    }
+    let modules = ["nvidia", "nvidia_uvm"].map(str::to_string).to_vec();
+    app.kernel
+        .act(&Action::Load { modules }, LOAD)
+        .map_err(|error| Stop::failed(format!("driver: its modules cannot be loaded: {error}")))?;
+    // A GPU may have come home meanwhile and found no driver; and the nodes are made.
+    app.handoff(config).reconcile(Scope::All)?;
+    let said = app.kernel.program(NVIDIA_SMI, &["--query-gpu=driver_version", "--format=csv,noheader"], SMI);
+    let said = said.map_err(|error| Stop::failed(format!("driver: nvidia-smi does not work: {error}")))?;
+    let first = said.lines().next().unwrap_or_default().trim();
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != first) {
+        return Err(Stop::failed(format!("driver: nvidia-smi says {}, not {wanted}", first.escape_debug())));
+    }
+    app.story.say(&format!(
+        "driver: nvidia-smi finds {} GPU(s) with driver {}",
+        said.lines().count(),
+        first.escape_debug()
+    ));
+    Ok(())
+}
+
+/// Takes back what was set up, and nothing else.
+fn undo(app: &App) -> Result<()> {
+    begin(app);
+    let _turn = take_turn(app)?;
+    install::undo(app)
+}

@@ -1,0 +1,112 @@
+//! The driver that was set up by this program: `/var/lib/gpu-handoff/driver.json`. Without it there is nothing to build for
+//! a new kernel, and nothing to take back.
+
+use crate::driver::kind::Kind;
+use crate::setup::document;
+use crate::sys::{Kernel, Linux};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+pub const PATH: &str = "/var/lib/gpu-handoff/driver.json";
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Record {
+    pub installed: Option<Installed>,
+    /// This version was about to be installed, and whether it is, is not known.
+    pub began: Option<String>,
+    /// Versions whose installer is in the cache because this program put it there.
+    pub copies: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installed {
+    pub version: String,
+    /// Of the installer.
+    pub sha256: String,
+    pub kind: Option<Kind>,
+    pub dkms: bool,
+    /// Kernels that its modules were built for.
+    pub kernels: Vec<String>,
+}
+
+/// # Errors
+/// Names the file when it cannot be read or understood.
+pub fn read(kernel: &dyn Kernel) -> Result<Option<Record>> {
+    document::read(kernel, PATH)?.map(|value| Record::from_json(&value).context(PATH)).transpose()
+}
+
+/// # Errors
+/// Names the file that could not be written.
+pub fn write(linux: &Linux, record: &Record) -> Result<()> {
+    document::write(linux, PATH, record.to_json())
+}
+
+/// # Errors
+/// Names the file that could not be removed.
+pub fn remove(linux: &Linux) -> Result<()> {
+    document::remove(linux, PATH)
+}
+
+impl Record {
+    pub fn to_json(&self) -> Value {
+        let mut value = json!({"version": null, "began": self.began, "copies": self.copies});
+        if let Some(installed) = &self.installed {
+            value["version"] = json!(installed.version);
+            value["sha256"] = json!(installed.sha256);
+            value["module"] = json!(installed.kind.map(Kind::name));
+            value["dkms"] = json!(installed.dkms);
+            value["kernels"] = json!(installed.kernels);
+        }
+        value
+    }
+
+    /// # Errors
+    /// Names the key that is wrong.
+    pub fn from_json(value: &Value) -> Result<Record> {
+        let installed = match document::string(value, "version")? {
+            None => None,
+            Some(version) => Some(Installed {
+                version,
+                sha256: document::string(value, "sha256")?.context("sha256: not a string")?,
+                kind: match document::string(value, "module")? {
+                    None => None,
+                    Some(name) => match Kind::from_name(&name) {
+                        None => bail!("module: neither open nor proprietary"),
+                        kind => kind,
+                    },
+                },
+                dkms: value.get("dkms").and_then(Value::as_bool).context("dkms: not a flag")?,
+                kernels: document::strings(value, "kernels")?,
+            }),
+        };
+        let (began, copies) = (document::string(value, "began")?, document::strings(value, "copies")?);
+        Ok(Record { installed, began, copies })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_and_back() {
+        let full = Record {
+            installed: Some(Installed {
+                version: "580.95.05".to_string(),
+                sha256: "00".repeat(32),
+                kind: Some(Kind::Open),
+                dkms: false,
+                kernels: vec!["6.8.12-4-pve".to_string()],
+            }),
+            began: Some("590.44.01".to_string()),
+            copies: vec!["580.95.05".to_string()],
+        };
+        let first = Record { began: Some("580.95.05".to_string()), ..Record::default() };
+        for record in [full, first, Record::default()] {
+            assert_eq!(Record::from_json(&record.to_json()).unwrap(), record);
+        }
+        for wrong in [json!({"version": 1}), json!({"version": "1.2"}), json!({"copies": 3}), json!({"copies": [3]})] {
+            assert!(Record::from_json(&wrong).is_err(), "{wrong}");
+        }
+    }
+}
