@@ -102,7 +102,8 @@ impl<'a> Teller<'a> {
         &self,
         what: &str,
         lock: &str,
-        line: &[&str],
+        program: &str,
+        arguments: &[&str],
         limit: Duration,
         may_end: &dyn Fn() -> bool,
     ) -> Result<()> {
@@ -111,14 +112,18 @@ impl<'a> Teller<'a> {
         let path = kernel.path(&self.log_path);
         let heard = File::open(&path).and_then(|mut log| log.seek(SeekFrom::End(0)).map(|_| log));
         let heard = heard.map_err(|error| self.failed(what, &error.to_string()))?;
-        // A pipe would end it when nobody reads any more.
-        let script = "log=$1 && shift && exec \"$@\" >>\"$log\" 2>&1";
-        let (path, lock) = (path.to_string_lossy(), kernel.path(lock));
-        let mut arguments = vec!["-c", script, "sh", &path, FLOCK, "-o", "-n", "-E", NO_TURN];
-        let lock = lock.to_string_lossy();
-        arguments.push(&lock);
-        arguments.extend(line);
-        let talking = kernel.start_talking(SH, &arguments);
+        if let Some(missing) = [FLOCK, program].into_iter().find(|program| !kernel.exists(program)) {
+            return Err(self.failed(what, &format!("{missing} is not installed")));
+        }
+        // A pipe would end it when nobody reads any more. Places for temporary files may be small and in memory.
+        let script =
+            "log=$1 && shift && export TMPDIR=/var/tmp DEBIAN_FRONTEND=noninteractive && exec \"$@\" >>\"$log\" 2>&1";
+        let real = |path: &str| kernel.path(path).to_string_lossy().into_owned();
+        let (flock, lock, program) = (real(FLOCK), real(lock), real(program));
+        let path = path.to_string_lossy();
+        let mut line = vec!["-c", script, "sh", &path, &flock, "-o", "-n", "-E", NO_TURN, &lock, &program];
+        line.extend(arguments);
+        let talking = kernel.start_talking(SH, &line);
         let talking = talking.map_err(|error| self.failed(what, &error.to_string()))?;
         self.attend(what, talking, &mut Ear::Log(heard), limit, &String::new, may_end)
     }

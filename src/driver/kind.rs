@@ -56,7 +56,7 @@ const GENERATIONS: &[Generation] = &[
     Generation {
         first: 0x1e00,
         name: "Turing, Ampere, Ada or Hopper",
-        since: None,
+        since: Some("410"),
         until: None,
         open: true,
         proprietary: true,

@@ -19,6 +19,7 @@ mod refresh;
 mod registration;
 mod runs;
 mod setup;
+mod setup_driver;
 mod setup_vfio;
 mod starts;
 mod status;

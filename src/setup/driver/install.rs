@@ -21,11 +21,8 @@ pub const LOCK: &str = "/run/gpu-handoff/driver.lock";
 /// Compiling the modules on a small machine. Beyond that only what has not begun to uninstall is ended.
 const LIMIT: Duration = Duration::from_secs(3600);
 
-const ENV: &str = "/usr/bin/env";
 const SH: &str = "/bin/sh";
 const DEPMOD: &str = "/usr/sbin/depmod";
-/// /tmp may be small and in memory.
-const TEMPORARY: &str = "TMPDIR=/var/tmp";
 
 /// Where the installer tells of itself, and what it says (nvidia-installer's run_existing_uninstaller) when there is no
 /// way back.
@@ -139,9 +136,9 @@ pub fn run(
     };
     let path = app.kernel.path(&installer.path);
     let path = path.to_string_lossy();
-    let mut line = vec![ENV, TEMPORARY, SH, &path];
+    let mut line: Vec<&str> = vec![&path];
     line.extend(flags.iter().map(String::as_str));
-    let done = teller.run_apart(what, LOCK, &line, limit, &may_end);
+    let done = teller.run_apart(what, LOCK, SH, &line, limit, &may_end);
     if done.is_err() && !app.kernel.is_asked_to_end() {
         quote(app);
     }
@@ -226,10 +223,7 @@ pub fn undo(app: &App) -> Result<()> {
     record.began = record.began.or_else(|| record.installed.as_ref().map(|one| one.version.clone()));
     record::write(&app.kernel, &record)?;
     if app.kernel.exists(UNINSTALLER) {
-        let path = app.kernel.path(UNINSTALLER);
-        let line = [path.to_string_lossy().into_owned(), "--silent".to_string()];
-        let line: Vec<&str> = line.iter().map(String::as_str).collect();
-        teller.run_apart("uninstalling", LOCK, &line, LIMIT, &|| false)?;
+        teller.run_apart("uninstalling", LOCK, UNINSTALLER, &["--silent"], LIMIT, &|| false)?;
     }
     // Those for other kernels may not be in the uninstaller's list.
     for release in record.installed.iter().flat_map(|one| &one.kernels) {

@@ -30,7 +30,6 @@ use std::time::Duration;
 const MODPROBE: &str = "/usr/sbin/modprobe";
 const NVIDIA_SMI: &str = "/usr/bin/nvidia-smi";
 const APT: &str = "/usr/bin/apt-get";
-const ENV: &str = "/usr/bin/env";
 
 /// Loading the driver has it look at every GPU; taking it out has it let go of them.
 const LOAD: Duration = Duration::from_secs(120);
@@ -171,7 +170,7 @@ impl Run<'_> {
             Step::Purge { packages, dkms } => {
                 for module in dkms {
                     let what = format!("taking {module} out of dkms");
-                    self.apart(&what, &[facts::DKMS, "remove", module, "--all"])?;
+                    self.apart(&what, facts::DKMS, &["remove", module, "--all"])?;
                 }
                 let names: Vec<&str> = packages.iter().map(String::as_str).collect();
                 if names.is_empty() { Ok(()) } else { self.apt("purge", &names) }
@@ -194,15 +193,15 @@ impl Run<'_> {
     }
 
     fn apt(&self, verb: &str, packages: &[&str]) -> Result<()> {
-        let mut line = vec![ENV, "DEBIAN_FRONTEND=noninteractive", APT, "-q", "-y", "-o", "DPkg::Lock::Timeout=300"];
+        let mut line = vec!["-q", "-y", "-o", "DPkg::Lock::Timeout=300"];
         line.extend(["-o", "Dpkg::Use-Pty=0", "--no-install-recommends", verb]);
         line.extend(packages);
-        self.apart(&format!("apt-get {verb} {}", packages.join(" ")), &line)
+        self.apart(&format!("apt-get {verb} {}", packages.join(" ")), APT, &line)
     }
 
     /// Not cut off: a package half installed is nobody's wish.
-    fn apart(&self, what: &str, line: &[&str]) -> Result<()> {
-        self.teller.run_apart(what, install::LOCK, line, PACKAGES, &|| false)
+    fn apart(&self, what: &str, program: &str, arguments: &[&str]) -> Result<()> {
+        self.teller.run_apart(what, install::LOCK, program, arguments, PACKAGES, &|| false)
     }
 
     /// And back to the one before, should it come to that.

@@ -31,6 +31,8 @@ pub struct Install {
     pub instead_of: Option<String>,
     pub kind: Option<Kind>,
     pub dkms: bool,
+    /// A GPU is there to try it with.
+    pub load: bool,
 }
 
 impl fmt::Display for Step {
@@ -42,11 +44,12 @@ impl fmt::Display for Step {
             }
             Step::Packages(packages) => write!(f, "{:<9} {}", "install", packages.join(" ")),
             Step::StopServices(units) => write!(f, "{:<9} {} meanwhile", "stop", units.join(" ")),
-            Step::Install(Install { version, instead_of, kind, dkms }) => {
+            Step::Install(Install { version, instead_of, kind, dkms, load }) => {
                 let kind = kind.map_or_else(String::new, |kind| format!(", {} modules", kind.name()));
                 let old = instead_of.as_ref().map_or_else(String::new, |old| format!(" in place of {old}"));
                 let dkms = if *dkms { ", with dkms" } else { "" };
-                write!(f, "{:<9} driver {version}{old}{kind}{dkms}", "install")
+                let load = if *load { "; load it and ask nvidia-smi" } else { "" };
+                write!(f, "{:<9} driver {version}{old}{kind}{dkms}{load}", "install")
             }
             Step::Load => write!(f, "{:<9} nvidia nvidia_uvm, and ask nvidia-smi", "load"),
         }
@@ -131,10 +134,8 @@ pub fn plan(facts: &Facts, wish: &Wish, version: &str, module: Module, dkms: boo
     }
     let old = facts.record.as_ref().and_then(|record| record.installed.as_ref()).map(|one| one.version.clone());
     let instead_of = old.or_else(|| facts.libraries.first().cloned()).filter(|old| old != version);
-    steps.push(Step::Install(Install { version: version.to_string(), instead_of, kind, dkms }));
-    if can_load {
-        steps.push(Step::Load);
-    }
+    let install = Install { version: version.to_string(), instead_of, kind, dkms, load: can_load };
+    steps.push(Step::Install(install));
     Ok(steps)
 }
 
@@ -179,8 +180,7 @@ mod tests {
 
     #[test]
     fn a_first_driver_and_a_newer_one() {
-        let load = "load      nvidia nvidia_uvm, and ask nvidia-smi";
-        let first = ["install   driver 580.95.05, open modules", load];
+        let first = ["install   driver 580.95.05, open modules; load it and ask nvidia-smi"];
         assert_eq!(told(&bare(), &Wish::default()), first);
         let old = || Facts {
             on_disk: Some("570.86.16".to_string()),
@@ -191,12 +191,11 @@ mod tests {
         };
         let newer = [
             "stop      nvidia-persistenced.service meanwhile",
-            "install   driver 580.95.05 in place of 570.86.16, open modules",
-            load,
+            "install   driver 580.95.05 in place of 570.86.16, open modules; load it and ask nvidia-smi",
         ];
         assert_eq!(told(&old(), &Wish::default()), newer);
         let away = Facts { has_gpu_at_home: false, ..bare() };
-        assert_eq!(told(&away, &Wish::default()), first[..1]);
+        assert_eq!(told(&away, &Wish::default()), ["install   driver 580.95.05, open modules"]);
     }
 
     #[test]
@@ -211,7 +210,7 @@ mod tests {
         let began = crate::setup::driver::record::Record { began: Some(NEW.to_string()), ..Default::default() };
         assert_eq!(
             told(&Facts { record: Some(began), loaded: Some(NEW.to_string()), ..there() }, &Wish::default()).len(),
-            2
+            1
         );
     }
 
@@ -254,6 +253,6 @@ mod tests {
         let wish = Wish { purge: true, install_deps: true, ..Wish::default() };
         let steps = told(&facts, &wish);
         assert_eq!(steps[..2], ["purge     nvidia-driver libcuda1 nvidia/550.90.07", "install   make"]);
-        assert_eq!(steps.len(), 4);
+        assert_eq!(steps.len(), 3);
     }
 }

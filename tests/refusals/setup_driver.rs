@@ -1,0 +1,381 @@
+use super::starts::with_program;
+use super::*;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+// setup driver, setup pending; the installers are scripts that do with files below the root what real ones do
+
+const CACHE: &str = "var/cache/gpu-handoff";
+const RECORD: &str = "var/lib/gpu-handoff/driver.json";
+const PENDING: &str = "var/lib/gpu-handoff/setup.pending";
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+const RELEASE: &str = "6.8.12-4-pve";
+const SECURE_BOOT: &str = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+
+/// Builds (unless `fails-build`), uninstalls, installs (unless `fails-install` names its version). Notes how it was called.
+const INSTALLER: &str = r#"#!/bin/sh
+targetdir="NVIDIA-Linux-x86_64-VERSION"
+root=${0%/var/cache/*}
+echo "VERSION $*" >>"$root/calls"
+log=$root/var/log/nvidia-installer.log
+kernel=$(cat "$root/proc/sys/kernel/osrelease")
+only=''
+while [ $# -gt 0 ]; do
+    case $1 in -K) only=yes ;; -k) kernel=$2 && shift ;; esac
+    shift
+done
+[ ! -e "$root/fails-build" ] || { echo 'make: *** [Makefile] Error 2' >>"$log"; echo 'ERROR: The kernel module failed to build.' >&2; exit 1; }
+if [ -z "$only" ]; then
+    echo '-> Uninstalling the previous installation' >>"$log"
+    rm -f "$root"/usr/lib/x86_64-linux-gnu/libcuda.so.* "$root"/lib/modules/*/nvidia
+    grep -qsx VERSION "$root/fails-install" && { echo 'ERROR: no space' >&2; exit 1; }
+    mkdir -p "$root/usr/lib/x86_64-linux-gnu"
+    : >"$root/usr/lib/x86_64-linux-gnu/libcuda.so.VERSION"
+fi
+echo VERSION >"$root/lib/modules/$kernel/nvidia"
+exit 0
+"#;
+
+/// `modinfo -k RELEASE -F version nvidia`
+const MODINFO: &str = "#!/bin/sh\ncat \"${0%/usr/sbin/modinfo}/lib/modules/$2/nvidia\" 2>/dev/null\n";
+const SMI: &str = "#!/bin/sh\nroot=${0%/usr/bin/nvidia-smi}\ncat \"$root/lib/modules/$(cat \"$root/proc/sys/kernel/osrelease\")/nvidia\"\n";
+
+fn executable(host: Host, path: &str, text: &str) -> Host {
+    let host = host.file(path, text);
+    fs::set_permissions(host.path(path), fs::Permissions::from_mode(0o755)).unwrap();
+    host
+}
+
+fn with_installer(host: Host, version: &str) -> Host {
+    let name = format!("{CACHE}/NVIDIA-Linux-x86_64-{version}.run");
+    host.file(&name, &INSTALLER.replace("VERSION", version))
+}
+
+/// A host with all that an installer needs, and the GPU of nobody.
+fn ready() -> Host {
+    let host = Host::new()
+        .function("0000:01:00.0", "030000", "10de:2684", "", 5)
+        .file("proc/sys/kernel/osrelease", &format!("{RELEASE}\n"))
+        .file(&format!("lib/modules/{RELEASE}/build/Makefile"), "")
+        .file("lib/modules/6.14.0-1-pve/build/Makefile", "")
+        .file("var/log/x", "")
+        .file("calls", "");
+    let host = executable(executable(host, "usr/sbin/modinfo", MODINFO), "usr/bin/nvidia-smi", SMI);
+    for program in ["usr/bin/gcc", "usr/bin/make", "usr/sbin/modprobe"] {
+        symlink("/bin/true", host.path(program)).unwrap();
+    }
+    fs::create_dir_all(host.path("bin")).unwrap();
+    for program in ["bin/sh", "usr/bin/flock", "usr/bin/sha256sum"] {
+        symlink(format!("/{program}"), host.path(program)).unwrap();
+    }
+    host
+}
+
+/// As [`ready`], with a driver that was set up.
+fn with_driver() -> Host {
+    let host = with_installer(ready(), "570.86.16");
+    works(&host, "setup driver");
+    calls(&host);
+    host
+}
+
+fn calls(host: &Host) -> Vec<String> {
+    let calls = fs::read_to_string(host.path("calls")).unwrap();
+    fs::write(host.path("calls"), "").unwrap();
+    calls.lines().map(str::to_string).collect()
+}
+
+fn there(host: &Host) -> (Vec<String>, String) {
+    let mut libraries: Vec<String> = fs::read_dir(host.path(LIBRARIES))
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    libraries.sort();
+    let module = fs::read_to_string(host.path(&format!("lib/modules/{RELEASE}/nvidia"))).unwrap_or_default();
+    (libraries, module.trim().to_string())
+}
+
+fn has(version: &str) -> (Vec<String>, String) {
+    (vec![format!("libcuda.so.{version}")], version.to_string())
+}
+
+fn record(host: &Host) -> Value {
+    serde_json::from_slice(&fs::read(host.path(RECORD)).unwrap()).unwrap()
+}
+
+fn error(host: &Host) -> Value {
+    let status: Value = serde_json::from_str(&host.run("--status --json").out).unwrap();
+    status["setup"]["error"].clone()
+}
+
+#[track_caller]
+fn works(host: &Host, call: &str) -> String {
+    let run = host.run(call);
+    assert_eq!(run.code, Some(0), "{call}: {}", run.err);
+    run.err
+}
+
+/// No in these words, and no installer was started.
+#[track_caller]
+fn says_no(host: &Host, call: &str, code: i32, words: &str) {
+    let run = host.run(call);
+    assert_eq!(run.code, Some(code), "{call}: {}", run.err);
+    let last = run.err.lines().last().unwrap_or_default();
+    assert!(last.contains(words), "{}", run.err);
+    assert_eq!(calls(host), Vec::<String>::new());
+}
+
+#[test]
+fn the_first_driver_and_then_nothing() {
+    let host = with_installer(ready(), "580.95.05");
+    let plan = "install   driver 580.95.05, open modules; load it and ask nvidia-smi\n";
+    assert_eq!(host.run("setup driver --dry-run").out, plan);
+    assert!(calls(&host).is_empty());
+    works(&host, "setup driver");
+    assert_eq!(
+        calls(&host),
+        ["580.95.05 --silent --no-nouveau-check --no-x-check --no-check-for-alternate-installs --no-dkms \
+          --skip-module-load --kernel-module-type=open"]
+    );
+    assert_eq!(there(&host), has("580.95.05"));
+    let record = record(&host);
+    assert_eq!(record["version"], "580.95.05");
+    assert_eq!(record["kernels"], json!([RELEASE]));
+    assert_eq!((&record["began"], &record["copies"]), (&Value::Null, &json!([])));
+    let host = host
+        .file("sys/module/nvidia/version", "580.95.05\n")
+        .file("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue\n");
+    assert!(works(&host, "setup driver").contains("580.95.05 is there: nothing to do"));
+    assert_eq!(calls(&host), Vec::<String>::new());
+}
+
+#[test]
+fn a_driver_from_elsewhere_is_kept_and_two_of_them_at_most() {
+    let mut host = ready();
+    for version in ["570.86.16", "580.95.05", "590.44.01"] {
+        let path = format!("root/NVIDIA-Linux-x86_64-{version}.run");
+        let text = INSTALLER.replace("VERSION", version);
+        host = host.file(&path, &text).config(&format!(r#"{{"driver":{{"runfile":"/{path}"}}}}"#));
+        works(&host, "setup driver");
+        assert_eq!(there(&host), has(version));
+    }
+    let mut kept: Vec<String> =
+        fs::read_dir(host.path(CACHE)).unwrap().map(|one| one.unwrap().file_name().into_string().unwrap()).collect();
+    kept.sort();
+    assert_eq!(kept, ["NVIDIA-Linux-x86_64-580.95.05.run", "NVIDIA-Linux-x86_64-590.44.01.run"]);
+}
+
+#[test]
+fn what_is_missing_or_in_the_way_is_named() {
+    let host = || with_installer(ready(), "580.95.05");
+    says_no(&ready(), "setup driver", 3, "no NVIDIA-Linux-x86_64-VERSION.run is in /var/cache/gpu-handoff");
+    let nouveau = host().file("sys/module/nouveau/refcnt", "1\n");
+    says_no(&nouveau, "setup driver", 3, "nouveau is loaded");
+    let bare = host();
+    fs::remove_dir_all(bare.path(&format!("lib/modules/{RELEASE}/build"))).unwrap();
+    fs::remove_file(bare.path("usr/bin/make")).unwrap();
+    says_no(&bare, "setup driver", 3, "this is missing: apt-get install proxmox-headers-6.8.12-4-pve make ");
+    let secure = host().file(SECURE_BOOT, "\u{6}\0\0\0\u{1}");
+    says_no(&secure, "setup driver", 3, "Secure Boot is on and there is no key");
+    let packaged = executable(host(), "usr/bin/dpkg-query", "#!/bin/sh\necho nvidia-driver installed\n");
+    says_no(
+        &packaged,
+        "setup driver",
+        3,
+        "from packages: nvidia-driver; to have them purged first: gpu-handoff setup driver --purge",
+    );
+    let full = executable(host(), "usr/bin/df", "#!/bin/sh\necho x\necho x 1 1 102400 1 /\n");
+    says_no(&full, "setup driver", 3, "where 100 MiB are free");
+    let old = with_installer(ready(), "390.157");
+    says_no(&old, "setup driver", 3, "driver 390.157 has not got the GPU with id 10de:2684");
+    let wrong = host().config(r#"{"driver":{"runfile":"/root/none.run"}}"#);
+    says_no(&wrong, "setup driver", 3, "none.run");
+    let sum = host().config(&format!(r#"{{"driver":{{"sha256":"{}"}}}}"#, "00".repeat(32)));
+    says_no(&sum, "setup driver", 1, "checksum mismatch");
+    says_no(&host(), "setup driver --kernel 7.0", 2, "there is no kernel 7.0");
+    says_no(&host(), "setup driver --kernel ../x", 2, "there is no kernel ../x");
+}
+
+#[test]
+fn under_secure_boot_the_modules_are_signed_with_the_key_of_dkms() {
+    let host = with_installer(ready(), "580.95.05")
+        .file(SECURE_BOOT, "\u{6}\0\0\0\u{1}")
+        .file("var/lib/dkms/mok.key", "")
+        .file("var/lib/dkms/mok.pub", "");
+    works(&host, "setup driver");
+    let call = calls(&host).remove(0);
+    assert!(
+        call.ends_with(
+            "--module-signing-secret-key=/var/lib/dkms/mok.key --module-signing-public-key=/var/lib/dkms/mok.pub"
+        ),
+        "{call}"
+    );
+}
+
+#[test]
+fn packages_are_purged_and_installed_when_asked() {
+    let query = "#!/bin/sh\n[ -e \"${0%/usr/bin/dpkg-query}/purged\" ] || echo nvidia-driver installed\n";
+    let apt = "#!/bin/sh\nroot=${0%/usr/bin/apt-get}\necho \"apt $*\" >>\"$root/calls\"\n: >\"$root/purged\"\n\
+               mkdir -p \"$root/lib/modules/6.8.12-4-pve/build\"\n";
+    let host = executable(with_installer(ready(), "580.95.05"), "usr/bin/dpkg-query", query);
+    let host = executable(host, "usr/bin/apt-get", apt);
+    fs::remove_dir_all(host.path(&format!("lib/modules/{RELEASE}/build"))).unwrap();
+    works(&host, "setup driver --purge --install-deps");
+    let calls = calls(&host);
+    assert!(calls[0].starts_with("apt ") && calls[0].ends_with(" purge nvidia-driver"), "{calls:?}");
+    assert!(calls[1].ends_with(" install proxmox-headers-6.8.12-4-pve"), "{calls:?}");
+    assert!(calls[2].starts_with("580.95.05 "), "{calls:?}");
+}
+
+#[test]
+fn a_build_that_fails_leaves_the_old_driver() {
+    let host = with_installer(with_driver(), "580.95.05").file("fails-build", "");
+    let run = host.run("setup driver");
+    assert_eq!(run.code, Some(1));
+    assert!(run.err.contains("The kernel module failed to build."), "{}", run.err);
+    assert!(run.err.contains("/var/log/nvidia-installer.log: make: *** [Makefile] Error 2"), "{}", run.err);
+    assert!(run.err.trim_end().ends_with("driver 570.86.16 is there as before"), "{}", run.err);
+    assert_eq!(there(&host), has("570.86.16"));
+    assert_eq!(record(&host)["version"], "570.86.16");
+    assert_eq!(record(&host)["began"], Value::Null);
+}
+
+#[test]
+fn what_fails_after_the_old_one_is_gone_brings_it_back() {
+    let host = with_installer(with_driver(), "580.95.05").file("fails-install", "580.95.05\n");
+    let run = host.run("setup driver");
+    assert_eq!(run.code, Some(1));
+    assert!(
+        run.err.trim_end().ends_with("driver 580.95.05 could not be installed; 570.86.16 is there again"),
+        "{}",
+        run.err
+    );
+    assert_eq!(there(&host), has("570.86.16"));
+    assert_eq!(record(&host)["version"], "570.86.16");
+    // Neither: said, and the next call begins anew.
+    let host = host.file("fails-install", "580.95.05\n570.86.16\n");
+    let run = host.run("setup driver");
+    assert_eq!(run.code, Some(1));
+    assert!(run.err.contains("there is no driver now"), "{}", run.err);
+    assert_eq!(record(&host)["began"], "580.95.05");
+    fs::remove_file(host.path("fails-install")).unwrap();
+    works(&host, "setup pending");
+    assert_eq!(there(&host), has("580.95.05"));
+}
+
+#[test]
+fn a_new_kernel_gets_the_same_driver() {
+    let new = "6.14.0-1-pve";
+    let host = with_driver();
+    let call = format!("setup driver --kernel {new}");
+    works(&host, &call);
+    assert_eq!(
+        calls(&host),
+        [format!(
+            "570.86.16 --silent --no-nouveau-check --no-x-check --no-check-for-alternate-installs --no-dkms -K -k {new} \
+             --skip-module-load --kernel-module-type=open"
+        )]
+    );
+    assert_eq!(record(&host)["kernels"], json!([RELEASE, new]));
+    works(&host, &call);
+    assert_eq!(calls(&host), Vec::<String>::new());
+    // Without a driver of ours it is nobody's business.
+    works(&ready(), &call);
+}
+
+#[test]
+fn a_kernel_that_cannot_have_it_yet_is_kept_in_mind() {
+    let new = "6.14.0-1-pve";
+    let host = with_driver();
+    let headers = host.path(&format!("lib/modules/{new}/build/Makefile"));
+    fs::remove_file(&headers).unwrap();
+    let call = format!("setup driver --kernel {new}");
+    says_no(&host, &call, 3, "apt-get install proxmox-headers-6.14.0-1-pve");
+    assert!(error(&host).as_str().unwrap().contains("proxmox-headers-6.14.0-1-pve"));
+    assert!(host.run("--status").out.contains("set-up is not done: kernel 6.14.0-1-pve"));
+    fs::write(&headers, "").unwrap();
+    fs::write(host.path("fails-build"), "").unwrap();
+    assert_eq!(host.run(&call).code, Some(1));
+    assert!(error(&host).as_str().unwrap().contains("failed to build"));
+    // It is the one that runs now: at boot.
+    fs::remove_file(host.path("fails-build")).unwrap();
+    let host = host.file("proc/sys/kernel/osrelease", &format!("{new}\n"));
+    calls(&host);
+    works(&host, "setup pending");
+    assert_eq!(calls(&host).len(), 1);
+    assert_eq!(error(&host), Value::Null);
+    assert!(!host.path(PENDING).exists());
+    // A changed installer is not run.
+    let kept = host.path(&format!("{CACHE}/NVIDIA-Linux-x86_64-570.86.16.run"));
+    fs::write(&kept, format!("{}\n", fs::read_to_string(&kept).unwrap())).unwrap();
+    fs::remove_file(host.path(&format!("lib/modules/{new}/nvidia"))).unwrap();
+    says_no(&host, &call, 1, "checksum mismatch");
+}
+
+#[test]
+fn the_package_leaves_it_for_later_while_a_driver_is_loaded() {
+    let host = with_installer(ready(), "580.95.05").file("sys/module/nouveau/refcnt", "1\n");
+    says_no(&host, "setup driver --defer", 3, "nvidia or nouveau is loaded");
+    assert!(error(&host).as_str().unwrap().contains("at the next boot"));
+    says_no(&host, "setup pending", 3, "nouveau is loaded");
+    fs::remove_dir_all(host.path("sys/module/nouveau")).unwrap();
+    works(&host, "setup pending");
+    assert_eq!(there(&host), has("580.95.05"));
+    assert_eq!(error(&host), Value::Null);
+    assert_eq!(works(&ready(), "setup driver --defer"), "");
+    assert_eq!(works(&ready(), "setup pending"), "");
+}
+
+#[test]
+fn a_person_is_told_and_nothing_is_kept_for_later() {
+    let host = with_installer(ready(), "580.95.05").file("fails-build", "");
+    assert_eq!(host.run("setup driver").code, Some(1));
+    assert!(!host.path(PENDING).exists());
+    assert_eq!(host.run("setup driver --defer").code, Some(1));
+    assert!(error(&host).as_str().unwrap().contains("failed to build"));
+    fs::remove_file(host.path("fails-build")).unwrap();
+    works(&host, "setup driver");
+    assert!(!host.path(PENDING).exists());
+}
+
+#[test]
+fn it_is_taken_back_as_it_came() {
+    let uninstaller = "#!/bin/sh\nroot=${0%/usr/bin/nvidia-uninstall}\necho \"uninstall $*\" >>\"$root/calls\"\n\
+                       rm -f \"$root\"/usr/lib/x86_64-linux-gnu/libcuda.so.* \"$root\"/lib/modules/*/nvidia \"$0\"\n";
+    let module = "lib/modules/6.14.0-1-pve/kernel/drivers/video/nvidia-uvm.ko";
+    let host = with_driver();
+    works(&host, "setup driver --kernel 6.14.0-1-pve");
+    calls(&host);
+    let host = executable(host, "usr/bin/nvidia-uninstall", uninstaller).file(module, "");
+    let depmod = "#!/bin/sh\necho \"depmod $*\" >>\"${0%/usr/sbin/depmod}/calls\"\n";
+    let host = executable(host, "usr/sbin/depmod", depmod);
+    assert_eq!(host.run("setup driver --undo --dry-run").out, "remove    driver 570.86.16\n");
+    let away = host.record("vm-111", "0000:01:00", "away", "nvidia");
+    says_no(&away, "setup driver --undo", 3, "the GPU is with VM 111");
+    fs::remove_file(away.path("run/gpu-handoff/vm-111")).unwrap();
+    works(&away, "setup driver --undo");
+    assert_eq!(calls(&away), ["uninstall --silent", "depmod 6.14.0-1-pve"]);
+    assert!(!away.path(RECORD).exists() && !away.path(module).exists());
+    assert!(away.path(&format!("{CACHE}/NVIDIA-Linux-x86_64-570.86.16.run")).exists(), "that is the administrator's");
+    assert!(works(&away, "setup driver --undo").contains("gpu-handoff has installed no driver"));
+}
+
+#[test]
+fn files_of_ours_that_nobody_understands_are_named() {
+    let host = with_installer(ready(), "580.95.05").file(RECORD, r#"{"schema":2}"#);
+    says_no(&host, "setup driver", 1, "driver.json: schema 2: written by a newer gpu-handoff");
+    let host = with_driver().file(PENDING, "{");
+    says_no(&host, "setup pending", 1, "setup.pending: EOF");
+    assert!(error(&host).as_str().unwrap().contains("setup.pending: EOF"));
+}
+
+#[test]
+fn all_is_vfio_and_then_the_driver() {
+    let host = with_program(with_installer(ready(), "580.95.05"), "usr/sbin/update-initramfs", "prepare");
+    let plan = host.run("setup all --dry-run").out;
+    assert!(plan.contains("write     /etc/modules-load.d/gpu-handoff.conf\n"), "{plan}");
+    assert!(plan.ends_with("; load it and ask nvidia-smi\n"), "{plan}");
+    works(&host, "setup all");
+    assert_eq!(there(&host), has("580.95.05"));
+    assert!(host.path("etc/modules-load.d/gpu-handoff.conf").exists());
+}
