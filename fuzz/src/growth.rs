@@ -40,6 +40,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("message", crate::message),
     ("command_line", crate::command_line),
     ("attach", crate::attach),
+    ("setup", crate::setup),
 ];
 
 /// The name of another target, a beginning, what is repeated, and an end.

@@ -13,7 +13,7 @@ mod whole;
 pub use containers::{attach, attachment};
 pub use growth::growth;
 pub use kernel::{command_line, device_number, driver, holders, locks, maps, message, modules, process, static_ids};
-pub use ours::{config, journal, record, wedge};
+pub use ours::{config, journal, record, setup, wedge};
 pub use proxmox::{ct, mapping, pci_id, property, vm};
 pub use whole::{machine, store};
 

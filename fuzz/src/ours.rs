@@ -9,6 +9,9 @@ use gpu_handoff::handoff::journal::Journal;
 use gpu_handoff::handoff::record::{Owner, Record};
 use gpu_handoff::handoff::step::Step;
 use gpu_handoff::handoff::wedge::Wedge;
+use gpu_handoff::setup::document;
+use gpu_handoff::setup::driver::record::Record as Installed;
+use gpu_handoff::setup::pending::Pending;
 use std::time::Duration;
 
 /// The name of the file, then what is in it.
@@ -72,5 +75,27 @@ pub fn config(data: &[u8]) {
             assert!(problem.starts_with(PATH));
             assert_one_line(&problem);
         }
+    }
+}
+
+/// What set-up keeps: the driver that was installed, and what is yet to be done.
+pub fn setup(data: &[u8]) {
+    let value = match document::parse(data) {
+        Ok(value) => value,
+        Err(error) => return assert_one_line(&format!("{error:#}")),
+    };
+    match Installed::from_json(&value) {
+        Ok(record) => {
+            assert_eq!(Installed::from_json(&record.to_json()).expect("was written"), record);
+            assert!(record.copies.iter().all(|version| !version.contains('/')));
+        }
+        Err(error) => assert_one_line(&format!("{error:#}")),
+    }
+    match Pending::from_json(&value) {
+        Ok(pending) => {
+            assert_eq!(Pending::from_json(&pending.to_json()).expect("was written"), pending);
+            assert_one_line(&pending.why().unwrap_or_default());
+        }
+        Err(error) => assert_one_line(&format!("{error:#}")),
     }
 }

@@ -60,7 +60,8 @@ pub fn found(app: &App, config: &Driver) -> Result<Option<(Source, String)>> {
         })?,
         (None, None) => {
             let names = app.kernel.list(CACHE);
-            let kept = names.iter().filter(|name| name.ends_with(".run")).filter_map(|name| version_in_name(name));
+            let kept =
+                names.iter().filter_map(|name| version_in_name(name).filter(|version| file_name(version) == *name));
             match kept.max_by_key(|version| version.parse::<Version>().ok()) {
                 Some(version) => version,
                 None => return Ok(None),

@@ -4,7 +4,7 @@
 
 pub mod bootloader;
 pub mod conflicts;
-mod document;
+pub mod document;
 pub mod driver;
 pub mod hookscript;
 pub mod pending;

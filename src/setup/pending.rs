@@ -54,13 +54,15 @@ impl Pending {
     /// Names the key that is wrong.
     pub fn from_json(value: &Value) -> anyhow::Result<Pending> {
         let mut tasks = BTreeMap::new();
+        // They are told as one line.
+        let plain = |why: &str| why.replace(|c: char| c.is_control(), " ");
         for (key, task) in [("vfio", Task::Vfio), ("driver", Task::Driver)] {
             if let Some(why) = document::string(value, key)? {
-                tasks.insert(task, why);
+                tasks.insert(task, plain(&why));
             }
         }
         for (release, why) in value.get("kernels").and_then(Value::as_object).into_iter().flatten() {
-            tasks.insert(Task::Kernel(release.clone()), why.as_str().unwrap_or_default().to_string());
+            tasks.insert(Task::Kernel(release.clone()), plain(why.as_str().unwrap_or_default()));
         }
         Ok(Pending(tasks))
     }

@@ -7,6 +7,7 @@ use super::bootloader::{self, Bootloader};
 use super::conflicts;
 use crate::App;
 use crate::config::{Config, Home};
+use crate::driver;
 use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, replace_file};
 use std::fs;
@@ -67,7 +68,7 @@ impl Facts {
         Ok(Facts {
             load: own(kernel, LOAD)?,
             modprobe: own(kernel, MODPROBE)?,
-            has_nvidia: has_nvidia(kernel) || config.driver.is_configured(),
+            has_nvidia: has_nvidia(kernel) || is_wanted(app, config),
             keeps_nouveau: config.homes.values().any(|home| *home == Home::Driver("nouveau".to_string())),
             has_initramfs_tools: kernel.exists(UPDATE_INITRAMFS),
             is_pending: kernel.exists(PENDING),
@@ -225,6 +226,11 @@ pub(super) fn own(kernel: &dyn Kernel, path: &str) -> Result<Option<String>> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Stop::failed(format!("{path}: {error}"))),
     }
+}
+
+/// There is an installer, or one is configured.
+fn is_wanted(app: &App, config: &Config) -> bool {
+    config.driver.is_configured() || driver::found(app, &config.driver).is_ok_and(|found| found.is_some())
 }
 
 /// Loaded, or among the running kernel's modules.

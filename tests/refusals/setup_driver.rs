@@ -305,11 +305,15 @@ fn a_kernel_that_cannot_have_it_yet_is_kept_in_mind() {
     assert_eq!(calls(&host).len(), 1);
     assert_eq!(error(&host), Value::Null);
     assert!(!host.path(PENDING).exists());
+    let loaded = host.file("sys/module/nvidia/refcnt", "0\n");
+    fs::remove_file(loaded.path(&format!("lib/modules/{new}/nvidia"))).unwrap();
+    says_no(&loaded, &call, 3, "nvidia is loaded in another version; reboot");
+    fs::remove_dir_all(loaded.path("sys/module/nvidia")).unwrap();
+    let host = loaded;
     // A changed installer is not run.
     let kept = host.path(&format!("{CACHE}/NVIDIA-Linux-x86_64-570.86.16.run"));
     fs::write(&kept, format!("{}\n", fs::read_to_string(&kept).unwrap())).unwrap();
-    fs::remove_file(host.path(&format!("lib/modules/{new}/nvidia"))).unwrap();
-    says_no(&host, &call, 1, "checksum mismatch");
+    says_no(&host, &call, 3, "checksum mismatch");
 }
 
 #[test]

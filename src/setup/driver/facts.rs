@@ -134,7 +134,7 @@ pub fn on_disk(kernel: &dyn Kernel, release: &str) -> Option<String> {
     said.lines().next().map(|line| line.trim().to_string()).filter(|version| !version.is_empty())
 }
 
-fn libraries(kernel: &dyn Kernel) -> Vec<String> {
+pub fn libraries(kernel: &dyn Kernel) -> Vec<String> {
     let names = kernel.list(LIBRARIES);
     // libcuda.so.1 is the link to it.
     let versions = names.iter().filter_map(|name| name.strip_prefix("libcuda.so.")).filter(|rest| rest.contains('.'));
@@ -189,8 +189,7 @@ fn free(kernel: &dyn Kernel, directory: &str) -> Option<u64> {
 /// # Errors
 /// When it is not a kernel whose modules are there.
 pub fn check_release(kernel: &dyn Kernel, release: &str) -> Result<()> {
-    let is_name = !release.is_empty() && !release.contains('/') && !release.starts_with(['.', '-']);
-    if is_name && kernel.exists(&format!("/lib/modules/{release}")) {
+    if record::is_release(release) && kernel.exists(&format!("/lib/modules/{release}")) {
         return Ok(());
     }
     Err(Stop::usage(format!("there is no kernel {}: /lib/modules has those that there are", release.escape_debug())))

@@ -4,10 +4,10 @@ use super::facts::{self, Facts};
 use super::record::{self, Installed, Record};
 use super::{LOAD, MODPROBE, load};
 use crate::App;
-use crate::config::{Config, Policy};
+use crate::config::{Config, Driver, Policy};
 use crate::driver::flags;
 use crate::driver::kind::Kind;
-use crate::driver::{CACHE, Installer, file_name};
+use crate::driver::{self, CACHE, Installer, Source, file_name};
 use crate::setup::pending::{self, Task};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
@@ -51,12 +51,12 @@ pub fn install(
     }
     // Whoever is killed in between leaves word.
     record::write(&app.kernel, &Record { began: Some(version.clone()), ..before.clone() })?;
-    let old = libraries_and_module(app);
+    let old = whole(app);
     let failed = match run_and_load(app, config, teller, installer, kind, dkms) {
         Ok(()) => return finish(app, before, installer, kind, dkms),
         Err(stop) => stop,
     };
-    let now = libraries_and_module(app);
+    let now = whole(app);
     if now == old && now.is_some() {
         record::write(&app.kernel, &before)?;
         let old = old.unwrap_or_default();
@@ -67,12 +67,9 @@ pub fn install(
         return Err(Stop { message: format!("{}; try again: gpu-handoff setup driver", failed.message), ..failed });
     };
     app.story.warn(&failed.message);
-    let kept = Installer {
-        path: format!("{CACHE}/{}", file_name(&back.version)),
-        name: file_name(&back.version),
-        sha256: back.sha256.clone(),
-    };
-    match run_and_load(app, config, teller, &kept, back.kind, back.dkms) {
+    let again = kept(app, teller, &back)
+        .and_then(|installer| run_and_load(app, config, teller, &installer, back.kind, back.dkms));
+    match again {
         Ok(()) => {
             record::write(&app.kernel, &before)?;
             Err(Stop::failed(format!("driver {version} could not be installed; {} is there again", back.version)))
@@ -91,10 +88,22 @@ fn version_of(installer: &Installer) -> String {
 }
 
 /// The version that is there whole.
-fn libraries_and_module(app: &App) -> Option<String> {
-    let facts = Facts::read(app, &Policy::default(), false).ok()?;
-    let version = facts.on_disk?;
-    (facts.libraries == [version.clone()]).then_some(version)
+fn whole(app: &App) -> Option<String> {
+    let version = facts::on_disk(&app.kernel, &facts::running(&app.kernel))?;
+    (facts::libraries(&app.kernel) == [version.clone()]).then_some(version)
+}
+
+/// The installer of a driver that was set up: the very file, nothing else is run.
+///
+/// # Errors
+/// When it is gone or has changed.
+pub fn kept(app: &App, teller: &Teller, installed: &Installed) -> Result<Installer> {
+    let path = format!("{CACHE}/{}", file_name(&installed.version));
+    if !app.kernel.exists(&path) {
+        return Err(Stop::refused(format!("the installer {path} is gone: put it there again")));
+    }
+    let config = Driver { sha256: Some(installed.sha256.clone()), ..Driver::default() };
+    driver::fetch(app, &Source::File(path), &config, &installed.version, teller)
 }
 
 fn run_and_load(

@@ -5,7 +5,7 @@ use super::install;
 use super::record::{self, Installed};
 use super::{begin, load, take_turn};
 use crate::App;
-use crate::driver::{self, flags};
+use crate::driver::flags;
 use crate::setup::pending::{self, Pending, Task};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
@@ -20,8 +20,11 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 /// # Errors
 /// As [`build`].
 pub fn build_and_note(app: &App, release: &str) -> Result<()> {
-    begin(app);
     facts::check_release(&app.kernel, release)?;
+    if missing(app, release)?.is_none() {
+        return pending::note(app, Task::Kernel(release.to_string()), &Ok(()));
+    }
+    begin(app);
     let outcome = take_turn(app).and_then(|_turn| build(app, release));
     pending::note(app, Task::Kernel(release.to_string()), &outcome)?;
     outcome
@@ -77,28 +80,23 @@ fn missing(app: &App, release: &str) -> Result<Option<Installed>> {
 }
 
 fn build(app: &App, release: &str) -> Result<()> {
-    let Some(Installed { version, sha256, kind, .. }) = missing(app, release)? else { return Ok(()) };
+    let Some(installed) = missing(app, release)? else { return Ok(()) };
+    let Installed { version, kind, .. } = &installed;
+    let later = |why: String| {
+        let again = format!("gpu-handoff setup driver --kernel {release}");
+        Stop::refused(format!("kernel {release} has no driver {version} yet: {why}, then: {again}"))
+    };
     let needs = facts::needs(&app.kernel, release, false);
     if !needs.is_empty() {
-        return Err(Stop::refused(format!(
-            "kernel {release} has no driver {version} yet: to build it, apt-get install {}, then: gpu-handoff setup driver \
-             --kernel {release}",
-            needs.join(" ")
-        )));
+        return Err(later(format!("to build it, apt-get install {}", needs.join(" "))));
     }
-    let config = app.config_for_hook();
-    let path = format!("{}/{}", driver::CACHE, driver::file_name(&version));
-    if !app.kernel.exists(&path) {
-        return Err(Stop::refused(format!(
-            "kernel {release} has no driver {version} yet, and its installer {path} is gone: put it there again, then: \
-             gpu-handoff setup driver --kernel {release}"
-        )));
+    // The installer would take the modules out from under whoever uses them.
+    if release == facts::running(&app.kernel) && app.kernel.exists("/sys/module/nvidia") {
+        return Err(later("nvidia is loaded in another version; reboot".to_string()));
     }
     let teller = Teller::new(app, "driver", "driver")?;
-    // The sum is that of the file which was installed: nothing else is run.
-    let config = crate::config::Driver { runfile: Some(path.clone()), sha256: Some(sha256), ..config.driver };
-    let installer = driver::fetch(app, &driver::Source::File(path), &config, &version, &teller)?;
-    let flags = flags::kernel(&version, release, kind, facts::key(&app.kernel).as_ref());
+    let installer = install::kept(app, &teller, &installed).map_err(|stop| later(stop.message))?;
+    let flags = flags::kernel(version, release, *kind, facts::key(&app.kernel).as_ref());
     install::run(app, &teller, &format!("building {version} for kernel {release}"), &installer, &flags, LIMIT)?;
     if facts::on_disk(&app.kernel, release).as_deref() != Some(version.as_str()) {
         return Err(Stop::failed(format!(

@@ -15,7 +15,8 @@ use crate::App;
 use crate::config::Config;
 use crate::containers::attach;
 use crate::driver::{self, Source};
-use crate::gpu::inventory::nvidia_slots;
+use crate::events::notes::handoff_is_under_way;
+use crate::gpu::inventory::{Slot, nvidia_slots};
 use crate::handoff::reconcile::Scope;
 use crate::setup::pending::{self, Task};
 use crate::stop::{Result, Stop};
@@ -222,28 +223,34 @@ impl Run<'_> {
 /// The words of whoever said no.
 pub(super) fn load(app: &App, config: &Config, wanted: Option<&str>) -> Result<()> {
     let is_at_home = |driver: Option<&str>| driver.is_none_or(|driver| driver == "nvidia");
-    let slots = nvidia_slots(&app.kernel);
-    if !slots.iter().filter_map(|slot| slot.gpu()).any(|gpu| is_at_home(gpu.driver.as_deref())) {
-        app.story.say("driver: no GPU is at home, so nothing is loaded: it is when one comes home");
-        return Ok(());
+    let slots = || nvidia_slots(&app.kernel);
+    let has_gpu = || slots().iter().filter_map(Slot::gpu).any(|gpu| is_at_home(gpu.driver.as_deref()));
+    let outcome = if has_gpu() { try_load(app, config, wanted) } else { Ok(()) };
+    // A VM may have taken it meanwhile.
+    if has_gpu() && !handoff_is_under_way(&app.kernel) {
+        return outcome;
     }
+    app.story.say("driver: no GPU is at home, so nothing is loaded: it is when one comes home");
+    Ok(())
+}
+
+fn try_load(app: &App, config: &Config, wanted: Option<&str>) -> Result<()> {
     let modules = ["nvidia", "nvidia_uvm"].map(str::to_string).to_vec();
     app.kernel
         .act(&Action::Load { modules }, LOAD)
         .map_err(|error| Stop::failed(format!("driver: its modules cannot be loaded: {error}")))?;
     // A GPU may have come home meanwhile and found no driver; and the nodes are made.
-    app.handoff(config).reconcile(Scope::All)?;
+    if let Err(stop) = app.handoff(config).reconcile(Scope::All) {
+        app.story.warn(&stop.message);
+    }
     let said = app.kernel.program(NVIDIA_SMI, &["--query-gpu=driver_version", "--format=csv,noheader"], SMI);
     let said = said.map_err(|error| Stop::failed(format!("driver: nvidia-smi does not work: {error}")))?;
     let first = said.lines().next().unwrap_or_default().trim();
     if let Some(wanted) = wanted.filter(|wanted| *wanted != first) {
         return Err(Stop::failed(format!("driver: nvidia-smi says {}, not {wanted}", first.escape_debug())));
     }
-    app.story.say(&format!(
-        "driver: nvidia-smi finds {} GPU(s) with driver {}",
-        said.lines().count(),
-        first.escape_debug()
-    ));
+    let number = said.lines().count();
+    app.story.say(&format!("driver: nvidia-smi finds {number} GPU(s) with driver {}", first.escape_debug()));
     Ok(())
 }
 

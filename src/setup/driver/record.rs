@@ -2,6 +2,7 @@
 //! a new kernel, and nothing to take back.
 
 use crate::driver::kind::Kind;
+use crate::gpu::nvidia::Version;
 use crate::setup::document;
 use crate::sys::{Kernel, Linux};
 use anyhow::{Context, Result, bail};
@@ -80,8 +81,31 @@ impl Record {
             }),
         };
         let (began, copies) = (document::string(value, "began")?, document::strings(value, "copies")?);
-        Ok(Record { installed, began, copies })
+        let record = Record { installed, began, copies };
+        record.check()?;
+        Ok(record)
     }
+
+    /// All of these become parts of paths.
+    fn check(&self) -> Result<()> {
+        let versions = self.installed.iter().map(|one| &one.version).chain(&self.began).chain(&self.copies);
+        for version in versions {
+            let is_plain = version.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+            if !is_plain || version.parse::<Version>().is_err() {
+                bail!("{version:?} is no version");
+            }
+        }
+        match self.installed.iter().flat_map(|one| &one.kernels).find(|release| !is_release(release)) {
+            Some(release) => bail!("kernels: {release:?} is no kernel"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// As it may stand below /lib/modules.
+pub fn is_release(release: &str) -> bool {
+    let is_word = release.bytes().all(|b| b.is_ascii_alphanumeric() || b".+-_~".contains(&b));
+    is_word && !release.is_empty() && !release.starts_with(['.', '-'])
 }
 
 #[cfg(test)]
@@ -105,7 +129,13 @@ mod tests {
         for record in [full, first, Record::default()] {
             assert_eq!(Record::from_json(&record.to_json()).unwrap(), record);
         }
-        for wrong in [json!({"version": 1}), json!({"version": "1.2"}), json!({"copies": 3}), json!({"copies": [3]})] {
+        for wrong in [
+            json!({"version": 1}),
+            json!({"version": "1.2"}),
+            json!({"copies": 3}),
+            json!({"copies": [3]}),
+            json!({"copies": ["1.2/../x"]}),
+        ] {
             assert!(Record::from_json(&wrong).is_err(), "{wrong}");
         }
     }
