@@ -17,7 +17,7 @@ pub const PATH: &str = "/var/lib/gpu-handoff/setup.pending";
 
 const DPKG_LOCK: &str = "/var/lib/dpkg/lock-frontend";
 /// A large upgrade on a slow disk.
-const DPKG: Duration = Duration::from_secs(3600);
+const DPKG: Duration = Duration::from_secs(20 * 60);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,6 +1,7 @@
 use super::starts::with_program;
 use super::*;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::{Duration, Instant};
 
 // setup driver, setup pending; the installers are scripts that do with files below the root what real ones do
 
@@ -24,9 +25,11 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ ! -e "$root/fails-build" ] || { echo 'make: *** [Makefile] Error 2' >>"$log"; echo 'ERROR: The kernel module failed to build.' >&2; exit 1; }
+[ ! -e "$root/slow-build" ] || sleep 20
 if [ -z "$only" ]; then
     echo '-> Uninstalling the previous installation' >>"$log"
     rm -f "$root"/usr/lib/x86_64-linux-gnu/libcuda.so.* "$root"/lib/modules/*/nvidia
+    [ ! -e "$root/slow-install" ] || sleep 3
     grep -qsx VERSION "$root/fails-install" && { echo 'ERROR: no space' >&2; exit 1; }
     mkdir -p "$root/usr/lib/x86_64-linux-gnu"
     : >"$root/usr/lib/x86_64-linux-gnu/libcuda.so.VERSION"
@@ -261,6 +264,72 @@ fn what_fails_after_the_old_one_is_gone_brings_it_back() {
     fs::remove_file(host.path("fails-install")).unwrap();
     works(&host, "setup pending");
     assert_eq!(there(&host), has("580.95.05"));
+}
+
+/// Starts a set-up and waits until its installer is this far.
+fn begun(host: &Host, marker: &str) -> std::process::Child {
+    let _ = fs::remove_file(host.path("var/log/nvidia-installer.log"));
+    let run = host.command("setup driver").stderr(Stdio::piped()).spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    let so_far = || {
+        ["calls", "var/log/nvidia-installer.log"].map(|path| fs::read_to_string(host.path(path)).unwrap_or_default())
+    };
+    while !so_far().concat().contains(marker) {
+        assert!(Instant::now() < end, "{:?}", so_far());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    run
+}
+
+fn signal(run: &std::process::Child, name: &str) {
+    assert!(Command::new("kill").arg(name).arg(run.id().to_string()).status().unwrap().success());
+}
+
+#[test]
+fn whoever_is_asked_to_end_does_while_the_old_driver_is_whole() {
+    let host = with_installer(with_driver(), "580.95.05").file("slow-build", "");
+    let begin = Instant::now();
+    let run = begun(&host, "580.95.05 ");
+    signal(&run, "-TERM");
+    let ended = run.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("was interrupted") && said.contains("driver 570.86.16 is there as before"), "{said}");
+    assert!(begin.elapsed() < Duration::from_secs(15));
+    assert_eq!(there(&host), has("570.86.16"));
+}
+
+#[test]
+fn an_installer_that_has_begun_to_uninstall_is_not_ended() {
+    let host = with_installer(with_driver(), "580.95.05").file("slow-install", "");
+    let run = begun(&host, "Uninstalling");
+    signal(&run, "-TERM");
+    let ended = run.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(0), "{said}");
+    assert!(said.contains("goes on: what it has begun must not be cut off"), "{said}");
+    assert_eq!(there(&host), has("580.95.05"));
+}
+
+#[test]
+fn an_installer_outlives_the_run_that_started_it_and_the_next_run_converges() {
+    let host = with_installer(with_driver(), "580.95.05").file("slow-install", "");
+    let mut run = begun(&host, "Uninstalling");
+    signal(&run, "-KILL");
+    run.wait().unwrap();
+    assert_eq!(record(&host)["began"], "580.95.05");
+    let meanwhile = host.run("setup driver");
+    assert_eq!(meanwhile.code, Some(1));
+    assert!(meanwhile.err.contains("something that an earlier run started is still at work"), "{}", meanwhile.err);
+    fs::remove_file(host.path("slow-install")).unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while there(&host) != has("580.95.05") {
+        assert!(Instant::now() < end, "{:?}", there(&host));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    works(&host, "setup pending");
+    assert_eq!(there(&host), has("580.95.05"));
+    assert_eq!((&record(&host)["version"], &record(&host)["began"]), (&json!("580.95.05"), &Value::Null));
 }
 
 #[test]

@@ -100,7 +100,8 @@ pub fn plan(facts: &Facts, wish: &Wish, version: &str, module: Module, dkms: boo
             flags::SKIP_LOAD
         ));
     }
-    if !(facts.packages.is_empty() && facts.dkms.is_empty()) && !wish.purge {
+    let is_packaged = !facts.packages.is_empty() || !facts.dkms.is_empty();
+    if is_packaged && !wish.purge {
         let all: Vec<&str> = facts.packages.iter().chain(&facts.dkms).map(String::as_str).collect();
         return Err(format!(
             "another NVIDIA driver is there, from packages: {}; to have them purged first: gpu-handoff setup driver --purge",
@@ -122,7 +123,7 @@ pub fn plan(facts: &Facts, wish: &Wish, version: &str, module: Module, dkms: boo
     if let Some(free) = facts.free.filter(|free| *free < ROOM) {
         return Err(format!("an installer needs {ROOM} MiB in /var/tmp, where {free} MiB are free"));
     }
-    if wish.purge && !(facts.packages.is_empty() && facts.leftovers.is_empty() && facts.dkms.is_empty()) {
+    if wish.purge && (is_packaged || !facts.leftovers.is_empty()) {
         let packages = facts.packages.iter().chain(&facts.leftovers).cloned().collect();
         steps.push(Step::Purge { packages, dkms: facts.dkms.clone() });
     }
