@@ -25,6 +25,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ ! -e "$root/fails-build" ] || { echo 'make: *** [Makefile] Error 2' >>"$log"; echo 'ERROR: The kernel module failed to build.' >&2; exit 1; }
+grep -qsx "$kernel" "$root/fails-kernel" && { echo 'ERROR: no' >&2; exit 1; }
 [ ! -e "$root/slow-build" ] || sleep 20
 if [ -z "$only" ]; then
     echo '-> Uninstalling the previous installation' >>"$log"
@@ -59,7 +60,7 @@ fn ready() -> Host {
         .function("0000:01:00.0", "030000", "10de:2684", "", 5)
         .file("proc/sys/kernel/osrelease", &format!("{RELEASE}\n"))
         .file(&format!("lib/modules/{RELEASE}/build/Makefile"), "")
-        .file("lib/modules/6.14.0-1-pve/build/Makefile", "")
+        .file("lib/modules/6.14.0-1-pve/build/x", "")
         .file("var/log/x", "")
         .file("calls", "");
     let host = executable(executable(host, "usr/sbin/modinfo", MODINFO), "usr/bin/nvidia-smi", SMI);
@@ -335,7 +336,7 @@ fn an_installer_outlives_the_run_that_started_it_and_the_next_run_converges() {
 #[test]
 fn a_new_kernel_gets_the_same_driver() {
     let new = "6.14.0-1-pve";
-    let host = with_driver();
+    let host = with_driver().file(&format!("lib/modules/{new}/build/Makefile"), "");
     let call = format!("setup driver --kernel {new}");
     works(&host, &call);
     assert_eq!(
@@ -353,11 +354,28 @@ fn a_new_kernel_gets_the_same_driver() {
 }
 
 #[test]
+fn kernels_with_headers_get_a_new_driver_too() {
+    let new = "6.14.0-1-pve";
+    let host = with_installer(with_driver(), "580.95.05").file(&format!("lib/modules/{new}/build/Makefile"), "");
+    works(&host, "setup driver");
+    let kernels: Vec<bool> = calls(&host).iter().map(|call| call.contains(&format!("-K -k {new}"))).collect();
+    assert_eq!(kernels, [false, true]);
+    assert_eq!(record(&host)["kernels"], json!([RELEASE, new]));
+    assert!(!host.path(PENDING).exists());
+    // One that fails is no reason to say that the driver is not there.
+    let host = with_installer(host, "590.44.01").file("fails-kernel", &format!("{new}\n"));
+    assert_eq!(host.run("setup driver --defer").code, Some(1));
+    assert_eq!(there(&host), has("590.44.01"));
+    let pending: Value = serde_json::from_slice(&fs::read(host.path(PENDING)).unwrap()).unwrap();
+    assert_eq!(pending["driver"], Value::Null);
+    assert!(pending["kernels"][new].as_str().unwrap().contains("building 590.44.01 for kernel 6.14.0-1-pve failed"));
+}
+
+#[test]
 fn a_kernel_that_cannot_have_it_yet_is_kept_in_mind() {
     let new = "6.14.0-1-pve";
     let host = with_driver();
     let headers = host.path(&format!("lib/modules/{new}/build/Makefile"));
-    fs::remove_file(&headers).unwrap();
     let call = format!("setup driver --kernel {new}");
     says_no(&host, &call, 3, "apt-get install proxmox-headers-6.14.0-1-pve");
     assert!(error(&host).as_str().unwrap().contains("proxmox-headers-6.14.0-1-pve"));
@@ -416,7 +434,7 @@ fn it_is_taken_back_as_it_came() {
     let uninstaller = "#!/bin/sh\nroot=${0%/usr/bin/nvidia-uninstall}\necho \"uninstall $*\" >>\"$root/calls\"\n\
                        rm -f \"$root\"/usr/lib/x86_64-linux-gnu/libcuda.so.* \"$root\"/lib/modules/*/nvidia \"$0\"\n";
     let module = "lib/modules/6.14.0-1-pve/kernel/drivers/video/nvidia-uvm.ko";
-    let host = with_driver();
+    let host = with_driver().file("lib/modules/6.14.0-1-pve/build/Makefile", "");
     works(&host, "setup driver --kernel 6.14.0-1-pve");
     calls(&host);
     let host = executable(host, "usr/bin/nvidia-uninstall", uninstaller).file(module, "");

@@ -159,11 +159,15 @@ pub fn needs(kernel: &dyn Kernel, release: &str, with_dkms: bool) -> Vec<String>
             needs.push(package);
         }
     };
-    need(kernel.exists(&format!("/lib/modules/{release}/build/Makefile")), packages::headers(release));
+    need(has_headers(kernel, release), packages::headers(release));
     need(kernel.exists("/usr/bin/gcc") || kernel.exists("/usr/bin/cc"), "gcc".to_string());
     need(kernel.exists("/usr/bin/make"), "make".to_string());
     need(!with_dkms || kernel.exists(DKMS), "dkms".to_string());
     needs
+}
+
+pub fn has_headers(kernel: &dyn Kernel, release: &str) -> bool {
+    kernel.exists(&format!("/lib/modules/{release}/build/Makefile"))
 }
 
 fn dkms(kernel: &dyn Kernel) -> Vec<String> {

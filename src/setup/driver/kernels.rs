@@ -57,17 +57,37 @@ pub fn build_for_running(app: &App) -> Result<()> {
     load(app, &app.config_for_hook(), None)
 }
 
-/// For kernels that it was not possible for, and that are there still. Whoever calls has the turn.
+/// After a driver was installed for the running kernel: those others that can have it too shall.
 ///
 /// # Errors
-/// When it still is not possible for one of them; it stays pending.
+/// When that cannot be kept in mind.
+pub fn owe(app: &App) -> Result<()> {
+    for release in app.kernel.list("/lib/modules") {
+        let can_have = facts::check_release(&app.kernel, &release).is_ok() && facts::has_headers(&app.kernel, &release);
+        if can_have && let Some(installed) = missing(app, &release)? {
+            let why = Stop::failed(format!("kernel {release} has no driver {} yet", installed.version));
+            pending::note(app, Task::Kernel(release), &Err(why))?;
+        }
+    }
+    Ok(())
+}
+
+/// For kernels that have been owed it, as far as they are there still.
+///
+/// # Errors
+/// When it is not possible for one of them; it stays pending.
 pub fn build_pending(app: &App) -> Result<()> {
     let mut first = Ok(());
     for task in Pending::read(&app.kernel)?.0.into_keys() {
-        let Task::Kernel(release) = &task else { continue };
-        let is_there = facts::check_release(&app.kernel, release).is_ok();
-        let outcome = if is_there { build(app, release) } else { Ok(()) };
-        pending::note(app, task, &outcome)?;
+        let Task::Kernel(release) = task else { continue };
+        let is_there = facts::check_release(&app.kernel, &release).is_ok();
+        let outcome =
+            if is_there { build_and_note(app, &release) } else { pending::note(app, Task::Kernel(release), &Ok(())) };
+        if let Err(stop) = &outcome
+            && first.is_err()
+        {
+            app.story.warn(&stop.message);
+        }
         first = first.and(outcome);
     }
     first

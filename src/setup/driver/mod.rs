@@ -70,7 +70,8 @@ pub fn setup_and_note(app: &App, wish: &Wish) -> Result<()> {
     } else {
         setup(app, wish)
     };
-    pending::noted(app, Task::Driver, defer, outcome)
+    pending::noted(app, Task::Driver, defer, outcome)?;
+    kernels::build_pending(app)
 }
 
 fn is_loaded(app: &App) -> bool {
@@ -88,7 +89,7 @@ pub fn setup(app: &App, wish: &Wish) -> Result<()> {
     let teller = Teller::new(app, "driver", "driver")?;
     if steps.is_empty() {
         teller.say(&format!("{version} is there: nothing to do"));
-        return kernels::build_pending(app);
+        return Ok(());
     }
     let run = Run { app, config: &config, teller: &teller, source: &source };
     let mut stopped = Vec::new();
@@ -103,7 +104,7 @@ pub fn setup(app: &App, wish: &Wish) -> Result<()> {
     if !attached.is_empty() {
         teller.say("containers that were given the GPU: gpu-handoff container sync --all brings them to this version");
     }
-    kernels::build_pending(app)
+    kernels::owe(app)
 }
 
 /// What [`setup`] would do now, a line each.
