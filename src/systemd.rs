@@ -32,6 +32,12 @@ impl Shutdown {
     }
 }
 
+/// Whether the host is still coming up.
+pub fn is_booting(kernel: &dyn Kernel) -> bool {
+    let state = kernel.program(SYSTEMCTL, &["show", "--property=SystemState", "--value"], ANSWER);
+    state.is_ok_and(|state| matches!(state.trim(), "initializing" | "starting"))
+}
+
 /// `ActiveState` of a unit: `active`, `inactive`, `failed`, `activating`, …; none when systemd does not answer.
 pub fn state(kernel: &dyn Kernel, unit: &str) -> Option<String> {
     let text = kernel.program(SYSTEMCTL, &["show", "--property=ActiveState", "--value", "--", unit], ANSWER).ok()?;

@@ -85,7 +85,7 @@ impl Given<'_> {
 
     fn driver(&self) -> driver::Wish {
         let (install_deps, purge) = (self.has("install-deps"), self.has("purge"));
-        driver::Wish { install_deps, purge, undo: self.has("undo"), defer: self.has("defer") }
+        driver::Wish { install_deps, purge, undo: self.has("undo"), defer: self.has("defer"), offline: false }
     }
 
     fn set_up(&self, what: setup::What) -> Result<Call> {

@@ -5,9 +5,9 @@ use super::kind::Kind;
 use crate::gpu::nvidia::Version;
 
 /// From 515 on an installer has modules in the plural, and two kinds of them.
-const TWO_KINDS: &str = "515.0";
+pub const TWO_KINDS: &str = "515.0";
 /// The kind has an option of its own, until then it is the folder with its sources.
-const KIND: &str = "560.0";
+pub const KIND: &str = "560.0";
 /// Nothing is loaded when that is said.
 pub const SKIP_LOAD: &str = "550.0";
 

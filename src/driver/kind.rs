@@ -1,6 +1,6 @@
 //! Open or proprietary modules: by the generation of the GPUs, which is told from their device ids. Pure.
 
-use super::flags::is_from;
+use super::flags::{KIND, TWO_KINDS, is_from};
 use crate::config::Module;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl Kind {
     }
 }
 
-/// The first device id of a generation, and what its GPUs can run with. Ids have only ever gone up.
+/// The first device id of a generation, and what its GPUs can run with.
 struct Generation {
     first: u16,
     name: &'static str,
@@ -38,87 +38,68 @@ struct Generation {
     since: Option<&'static str>,
     /// The first driver that no longer has it.
     until: Option<&'static str>,
-    open: bool,
-    proprietary: bool,
+    kinds: &'static [Kind],
 }
 
+const BOTH: &[Kind] = &[Kind::Open, Kind::Proprietary];
+
 const GENERATIONS: &[Generation] = &[
-    Generation { first: 0, name: "Fermi or older", since: None, until: Some("391"), open: false, proprietary: true },
-    Generation { first: 0x0fc0, name: "Kepler", since: None, until: Some("475"), open: false, proprietary: true },
+    Generation { first: 0, name: "Kepler or older", since: None, until: Some("475"), kinds: &[Kind::Proprietary] },
     Generation {
         first: 0x1340,
-        name: "Maxwell, Pascal or Volta",
+        name: "Maxwell to Volta",
         since: None,
         until: Some("581"),
-        open: false,
-        proprietary: true,
+        kinds: &[Kind::Proprietary],
     },
-    Generation {
-        first: 0x1e00,
-        name: "Turing, Ampere, Ada or Hopper",
-        since: Some("410"),
-        until: None,
-        open: true,
-        proprietary: true,
-    },
-    Generation {
-        first: 0x2900,
-        name: "Blackwell or newer",
-        since: Some("570"),
-        until: None,
-        open: true,
-        proprietary: false,
-    },
+    Generation { first: 0x1e00, name: "Turing to Hopper", since: Some("410"), until: None, kinds: BOTH },
+    Generation { first: 0x2900, name: "Blackwell or newer", since: Some("570"), until: None, kinds: &[Kind::Open] },
 ];
 
 fn generation(device: u16) -> &'static Generation {
     GENERATIONS.iter().rev().find(|generation| generation.first <= device).unwrap_or(&GENERATIONS[0])
 }
 
-/// The kind of modules that this driver needs for these GPUs; none where it has only one.
+/// Why modules of this kind and version are none for a GPU.
+fn objection(device: u16, version: &str, kind: Kind) -> Option<String> {
+    let generation = generation(device);
+    let card = format!("the GPU with id 10de:{device:04x} ({})", generation.name);
+    if generation.until.is_some_and(|first_without| is_from(version, first_without)) {
+        return Some(format!("driver {version} no longer has {card}; take an older branch"));
+    }
+    if let Some(first) = generation.since.filter(|first| !is_from(version, first)) {
+        return Some(format!("driver {version} has not got {card} yet; take {first} or newer"));
+    }
+    (!generation.kinds.contains(&kind)).then(|| format!("driver {version} has no {} modules for {card}", kind.name()))
+}
+
+/// The kind of modules that serves most of these GPUs; none where the driver has only one. The others are ignored, as the
+/// driver does.
 ///
 /// # Errors
-/// When it has none for one of them.
+/// When none of them is served.
 pub fn choose(devices: &[u16], version: &str, wish: Module) -> Result<Option<Kind>, String> {
-    let mut can = [(Kind::Open, is_from(version, "515")), (Kind::Proprietary, true)];
-    for device in devices {
-        let generation = generation(*device);
-        let card = format!("the GPU with id 10de:{device:04x} ({})", generation.name);
-        if generation.until.is_some_and(|first_without| is_from(version, first_without)) {
-            return Err(format!("driver {version} no longer has {card}; take an older branch"));
-        }
-        if let Some(first) = generation.since.filter(|first| !is_from(version, first)) {
-            return Err(format!("driver {version} has not got {card} yet; take {first} or newer"));
-        }
-        can[0].1 &= generation.open;
-        can[1].1 &= generation.proprietary;
-        let missing = match wish {
-            Module::Open if !can[0].1 => Some(Kind::Open),
-            Module::Proprietary if !can[1].1 => Some(Kind::Proprietary),
-            _ => None,
-        };
-        if let Some(kind) = missing {
-            return Err(format!(
-                "driver.module is {}, but driver {version} has no such modules for {card}",
-                kind.name()
-            ));
-        }
-        if can.iter().all(|(_, can)| !can) {
-            return Err(format!("driver {version} has no modules that suit all GPUs of this host, {card} among them"));
-        }
-    }
-    if !is_from(version, "515") {
-        return Ok(None);
-    }
-    let wished = match wish {
-        Module::Open => Some(Kind::Open),
-        Module::Proprietary => Some(Kind::Proprietary),
-        Module::Auto => None,
+    let kinds: &[Kind] = match wish {
+        _ if !is_from(version, TWO_KINDS) => &[Kind::Proprietary],
+        Module::Open => &[Kind::Open],
+        Module::Proprietary => &[Kind::Proprietary],
+        // NVIDIA's own choice is open where it can be, from 560 on; before, the open ones were young.
+        Module::Auto if is_from(version, KIND) => BOTH,
+        Module::Auto => &[Kind::Proprietary, Kind::Open],
     };
-    // NVIDIA's own choice is open where it can be, from 560 on; before, the open ones were young.
-    let open_first = is_from(version, "560");
-    let auto = if can[0].1 && (open_first || !can[1].1) { Kind::Open } else { Kind::Proprietary };
-    Ok(Some(wished.unwrap_or(auto)))
+    let served = |kind: Kind| devices.iter().filter(|device| objection(**device, version, kind).is_none()).count();
+    let mut best = kinds[0];
+    for kind in kinds {
+        if served(*kind) > served(best) {
+            best = *kind;
+        }
+    }
+    if served(best) == 0
+        && let Some(why) = devices.first().and_then(|device| objection(*device, version, best))
+    {
+        return Err(why);
+    }
+    Ok(is_from(version, TWO_KINDS).then_some(best))
 }
 
 #[cfg(test)]
@@ -137,6 +118,7 @@ mod tests {
             (&[ADA], "580.95.05", Module::Proprietary, Some(Kind::Proprietary)),
             (&[ADA], "470.256.02", Module::Auto, None),
             (&[PASCAL], "580.95.05", Module::Auto, Some(Kind::Proprietary)),
+            (&[PASCAL, PASCAL], "580.95.05", Module::Auto, Some(Kind::Proprietary)),
             (&[PASCAL, ADA], "580.95.05", Module::Auto, Some(Kind::Proprietary)),
             (&[BLACKWELL], "580.95.05", Module::Auto, Some(Kind::Open)),
             (&[0x1db4], "580.95.05", Module::Auto, Some(Kind::Proprietary)),
@@ -144,6 +126,10 @@ mod tests {
             (&[0x2330], "580.95.05", Module::Auto, Some(Kind::Open)),
             (&[], "580.95.05", Module::Auto, Some(Kind::Open)),
             (&[0x1180], "470.256.02", Module::Auto, None),
+            // A card that only VMs use is no reason against a driver for the other.
+            (&[0x1287, ADA], "580.95.05", Module::Auto, Some(Kind::Open)),
+            (&[PASCAL, ADA, BLACKWELL], "580.95.05", Module::Auto, Some(Kind::Open)),
+            (&[PASCAL, BLACKWELL], "580.95.05", Module::Proprietary, Some(Kind::Proprietary)),
         ] {
             assert_eq!(choose(devices, version, wish), Ok(kind), "{devices:x?} {version}");
         }
@@ -154,10 +140,13 @@ mod tests {
         for (devices, version, wish, why) in [
             (&[PASCAL][..], "590.44.01", Module::Auto, "driver 590.44.01 no longer has the GPU with id 10de:1b80"),
             (&[BLACKWELL], "550.90.07", Module::Auto, "take 570 or newer"),
-            (&[BLACKWELL], "580.95.05", Module::Proprietary, "driver.module is proprietary"),
-            (&[PASCAL], "580.95.05", Module::Open, "driver.module is open"),
-            (&[ADA], "470.256.02", Module::Open, "driver.module is open"),
-            (&[PASCAL, BLACKWELL], "580.95.05", Module::Auto, "suit all GPUs of this host"),
+            (
+                &[BLACKWELL],
+                "580.95.05",
+                Module::Proprietary,
+                "has no proprietary modules for the GPU with id 10de:2b85",
+            ),
+            (&[PASCAL], "580.95.05", Module::Open, "has no open modules"),
         ] {
             let said = choose(devices, version, wish).unwrap_err();
             assert!(said.contains(why), "{said}");

@@ -40,6 +40,7 @@ pub struct Installer {
     /// As the kernel knows it, below whatever root there is.
     pub path: String,
     pub name: String,
+    pub version: String,
     pub sha256: String,
 }
 
@@ -140,7 +141,7 @@ pub fn fetch(app: &App, source: &Source, config: &Driver, version: &str, teller:
     };
     let sha256 = sum(app, &path)?;
     check_sum(&path, &sha256, config)?;
-    Ok(Installer { path, name: file_name(version), sha256 })
+    Ok(Installer { path, name: file_name(version), version: version.to_string(), sha256 })
 }
 
 /// Keeps an installer in [`CACHE`]: for kernels that are yet to come, for containers, and for the way back.

@@ -37,7 +37,7 @@ pub fn run(app: &App, what: &What) -> Result<()> {
             vfio::setup(app, *vfio)
         }
         What::All(vfio, driver) => {
-            vfio::setup(app, *vfio)?;
+            pending::noted(app, pending::Task::Vfio, false, vfio::setup(app, *vfio))?;
             if has_driver(app)? { driver::setup_and_note(app, driver) } else { Ok(()) }
         }
         What::Pending => pending::run(app),

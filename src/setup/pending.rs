@@ -7,10 +7,13 @@ use super::vfio;
 use crate::App;
 use crate::gpu::inventory::nvidia_slots;
 use crate::stop::{Result, Stop};
-use crate::sys::{Kernel, Linux, heed_termination, posix_lock_is_held};
+use crate::sys::{Kernel, Linux, Lock, heed_termination, posix_lock_is_held};
+use crate::systemd;
+use anyhow::Context;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
 use std::time::Duration;
 
 pub const PATH: &str = "/var/lib/gpu-handoff/setup.pending";
@@ -18,6 +21,10 @@ pub const PATH: &str = "/var/lib/gpu-handoff/setup.pending";
 const DPKG_LOCK: &str = "/var/lib/dpkg/lock-frontend";
 /// A large upgrade on a slow disk.
 const DPKG: Duration = Duration::from_secs(20 * 60);
+/// At boot.
+const TRIES: u64 = 2;
+/// For somebody else to write the file.
+const TURN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,9 +45,15 @@ impl fmt::Display for Task {
     }
 }
 
-/// Each with the reason why it was not done yet.
+/// Why it was not done yet, and how often the boot unit found so.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Pending(pub BTreeMap<Task, String>);
+pub struct Reason {
+    pub why: String,
+    pub tries: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pending(pub BTreeMap<Task, Reason>);
 
 impl Pending {
     /// # Errors
@@ -53,27 +66,33 @@ impl Pending {
     /// # Errors
     /// Names the key that is wrong.
     pub fn from_json(value: &Value) -> anyhow::Result<Pending> {
+        let reason = |key: &str, value: &Value| {
+            let why = value.get("why").and_then(Value::as_str).with_context(|| format!("{key}.why: not a string"))?;
+            let tries =
+                value.get("tries").and_then(Value::as_u64).with_context(|| format!("{key}.tries: not a number"))?;
+            // They are told as one line.
+            anyhow::Ok(Reason { why: why.replace(|c: char| c.is_control(), " "), tries })
+        };
         let mut tasks = BTreeMap::new();
-        // They are told as one line.
-        let plain = |why: &str| why.replace(|c: char| c.is_control(), " ");
         for (key, task) in [("vfio", Task::Vfio), ("driver", Task::Driver)] {
-            if let Some(why) = document::string(value, key)? {
-                tasks.insert(task, plain(&why));
+            if let Some(value) = value.get(key).filter(|value| !value.is_null()) {
+                tasks.insert(task, reason(key, value)?);
             }
         }
-        for (release, why) in value.get("kernels").and_then(Value::as_object).into_iter().flatten() {
-            tasks.insert(Task::Kernel(release.clone()), plain(why.as_str().unwrap_or_default()));
+        for (release, value) in value.get("kernels").and_then(Value::as_object).into_iter().flatten() {
+            tasks.insert(Task::Kernel(release.clone()), reason("kernels", value)?);
         }
         Ok(Pending(tasks))
     }
 
     pub fn to_json(&self) -> Value {
         let mut value = json!({"vfio": null, "driver": null, "kernels": {}});
-        for (task, why) in &self.0 {
+        for (task, Reason { why, tries }) in &self.0 {
+            let reason = json!({"why": why, "tries": tries});
             match task {
-                Task::Vfio => value["vfio"] = json!(why),
-                Task::Driver => value["driver"] = json!(why),
-                Task::Kernel(release) => value["kernels"][release] = json!(why),
+                Task::Vfio => value["vfio"] = reason,
+                Task::Driver => value["driver"] = reason,
+                Task::Kernel(release) => value["kernels"][release] = reason,
             }
         }
         value
@@ -81,8 +100,13 @@ impl Pending {
 
     /// All reasons, as one line; none when nothing is pending.
     pub fn why(&self) -> Option<String> {
-        let reasons: Vec<&str> = self.0.values().map(String::as_str).collect();
+        let reasons: Vec<&str> = self.0.values().map(|reason| reason.why.as_str()).collect();
         (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
+    /// Whether it is to be tried now.
+    fn is_due(&self, task: &Task, at: At) -> bool {
+        self.0.get(task).is_some_and(|reason| at == At::AnyTime || reason.tries < TRIES)
     }
 
     fn write(&self, linux: &Linux) -> anyhow::Result<()> {
@@ -94,14 +118,33 @@ impl Pending {
 ///
 /// # Errors
 /// When that cannot be written.
-pub fn note(app: &App, task: Task, outcome: &Result<()>) -> Result<()> {
-    let mut pending = Pending::read(&app.kernel)?;
-    let before = pending.clone();
-    match outcome {
-        Ok(()) => drop(pending.0.remove(&task)),
-        Err(stop) => drop(pending.0.insert(task, stop.message.clone())),
+pub fn note(app: &App, task: &Task, outcome: &Result<()>) -> Result<()> {
+    change(app, |pending| match outcome {
+        Ok(()) => drop(pending.0.remove(task)),
+        Err(stop) => pending.0.entry(task.clone()).or_default().why.clone_from(&stop.message),
+    })
+}
+
+/// # Errors
+/// When the file cannot be read or written.
+pub fn change(app: &App, change: impl Fn(&mut Pending)) -> Result<()> {
+    let read = || -> Result<(Pending, bool)> {
+        let before = Pending::read(&app.kernel)?;
+        let mut now = before.clone();
+        change(&mut now);
+        let is_other = now != before;
+        Ok((now, is_other))
+    };
+    // Nearly always there is nothing to change.
+    if !read()?.1 {
+        return Ok(());
     }
-    if pending == before { Ok(()) } else { Ok(pending.write(&app.kernel)?) }
+    let lock = app.kernel.path("/run/gpu-handoff/pending.lock");
+    let _turn = lock.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| Lock::take(&lock, TURN));
+    match read()? {
+        (now, true) => Ok(now.write(&app.kernel)?),
+        (_, false) => Ok(()),
+    }
 }
 
 /// As [`note`], but a person who sees what went wrong adds nothing new to it: only `defer` does.
@@ -110,7 +153,7 @@ pub fn note(app: &App, task: Task, outcome: &Result<()>) -> Result<()> {
 /// What went wrong, or as [`note`].
 pub fn noted(app: &App, task: Task, defer: bool, outcome: Result<()>) -> Result<()> {
     if defer || Pending::read(&app.kernel)?.0.contains_key(&task) {
-        note(app, task, &outcome)?;
+        note(app, &task, &outcome)?;
     }
     outcome
 }
@@ -121,48 +164,63 @@ pub fn noted(app: &App, task: Task, defer: bool, outcome: Result<()>) -> Result<
 /// As [`Pending::read`].
 pub fn plan(app: &App) -> Result<String> {
     let pending = Pending::read(&app.kernel)?;
-    let lines: String = pending.0.iter().map(|(task, why)| format!("{task:<9} {why}\n")).collect();
+    let lines: String = pending.0.iter().map(|(task, reason)| format!("{task:<9} {}\n", reason.why)).collect();
     Ok(if lines.is_empty() { "nothing to do\n".to_string() } else { lines })
 }
 
+/// When the boot unit runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// The guests are waiting.
+    Boot,
+    AnyTime,
+}
+
 /// Works off what is pending, and builds for the running kernel what it lacks of the driver that was set up. Nothing on a
-/// host without an NVIDIA GPU, and nothing that delays one where all is well.
+/// host without an NVIDIA GPU. While the guests wait for it at boot, only what they need is done, nothing is downloaded,
+/// and what failed [`TRIES`] times is left to a person.
 ///
 /// # Errors
 /// What could not be done; it stays pending.
 pub fn run(app: &App) -> Result<()> {
-    let pending = Pending::read(&app.kernel)?;
-    let installed = driver::record::read(&app.kernel)?;
-    if (pending.0.is_empty() && installed.is_none()) || nvidia_slots(&app.kernel).is_empty() {
+    let mut pending = Pending::read(&app.kernel)?;
+    let record = driver::record::read(&app.kernel)?;
+    if (pending.0.is_empty() && record.is_none()) || nvidia_slots(&app.kernel).is_empty() {
         return Ok(());
     }
     heed_termination();
-    let mut first = Ok(());
-    let mut keep = |outcome: Result<()>| {
-        if let Err(stop) = outcome {
-            if first.is_ok() {
-                first = Err(stop);
-            } else {
-                app.story.warn(&stop.message);
-            }
-        }
-    };
-    let was_cut_off = installed.as_ref().is_some_and(|record| record.began.is_some());
-    let is_driver_due = pending.0.contains_key(&Task::Driver) || was_cut_off;
-    if !pending.0.is_empty() || was_cut_off {
+    let at = if systemd::is_booting(&app.kernel) { At::Boot } else { At::AnyTime };
+    if record.is_some_and(|record| record.began.is_some()) {
+        pending.0.entry(Task::Driver).or_default();
+    }
+    if !pending.0.is_empty() {
         wait_for_dpkg(app)?;
     }
-    if pending.0.contains_key(&Task::Vfio) {
-        let outcome = vfio::setup(app, vfio::Wish::default());
-        note(app, Task::Vfio, &outcome)?;
-        keep(outcome);
+    let mut first = Ok(());
+    let mut keep = |task: Task, outcome: Result<()>| {
+        note(app, &task, &outcome)?;
+        let Err(stop) = outcome else { return Ok(()) };
+        change(app, |pending| pending.0.entry(task.clone()).or_default().tries += 1)?;
+        if first.is_ok() {
+            first = Err(stop);
+        } else {
+            app.story.warn(&stop.message);
+        }
+        Ok::<(), Stop>(())
+    };
+    if pending.is_due(&Task::Vfio, at) {
+        keep(Task::Vfio, vfio::setup(app, vfio::Wish::default()))?;
     }
-    if is_driver_due {
-        let outcome = driver::setup(app, &Wish::default());
-        note(app, Task::Driver, &outcome)?;
-        keep(outcome);
+    if pending.is_due(&Task::Driver, at) {
+        keep(Task::Driver, driver::setup(app, &Wish { offline: at == At::Boot, ..Wish::default() }))?;
     }
-    keep(kernels::build_for_running(app));
+    let running = kernels::running(app);
+    if !pending.0.contains_key(&running) || pending.is_due(&running, at) {
+        keep(running, kernels::build_for_running(app))?;
+    }
+    if at == At::AnyTime && first.is_ok() {
+        first = kernels::build_pending(app);
+    }
     first
 }
 
@@ -189,12 +247,17 @@ mod tests {
             (Task::Driver, "headers are missing"),
             (Task::Kernel("6.8.12-4-pve".to_string()), "does not build"),
         ];
-        let pending = Pending(tasks.map(|(task, why)| (task, why.to_string())).into());
+        let pending = Pending(tasks.map(|(task, why)| (task, Reason { why: why.to_string(), tries: 1 })).into());
+        assert!(pending.is_due(&Task::Vfio, At::Boot) && !pending.is_due(&Task::Kernel(String::new()), At::AnyTime));
+        let tried = Pending([(Task::Vfio, Reason { why: String::new(), tries: TRIES })].into());
+        assert!(tried.is_due(&Task::Vfio, At::AnyTime) && !tried.is_due(&Task::Vfio, At::Boot));
         assert_eq!(Pending::from_json(&pending.to_json()).unwrap(), pending);
         assert_eq!(pending.why().as_deref(), Some("no room; headers are missing; does not build"));
         let none = Pending::default();
         assert_eq!(Pending::from_json(&none.to_json()).unwrap(), none);
         assert_eq!(none.why(), None);
-        assert!(Pending::from_json(&json!({"driver": 1})).is_err());
+        for wrong in [json!({"driver": 1}), json!({"driver": {"why": 1, "tries": 0}}), json!({"kernels": {"x": "y"}})] {
+            assert!(Pending::from_json(&wrong).is_err(), "{wrong}");
+        }
     }
 }

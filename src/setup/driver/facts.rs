@@ -1,9 +1,10 @@
 //! What must be known before a driver is installed on the host.
 
+use super::install::LOCK;
 use super::packages;
 use super::record::{self, Record};
 use crate::App;
-use crate::config::Policy;
+use crate::config::{Config, Home};
 use crate::driver::flags::Key;
 use crate::events::notes::handoff_is_under_way;
 use crate::gpu::holders::{Holder, Place, Reach, Watched};
@@ -11,7 +12,7 @@ use crate::gpu::inventory::{Slot, nvidia_slots};
 use crate::gpu::nvidia;
 use crate::handoff::policy::nvidia_services;
 use crate::stop::{Result, Stop};
-use crate::sys::Kernel;
+use crate::sys::{Kernel, flock_is_held};
 use crate::systemd;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ const DPKG_QUERY: &str = "/usr/bin/dpkg-query";
 pub const DKMS: &str = "/usr/sbin/dkms";
 const DKMS_TREE: &str = "/var/lib/dkms";
 const DF: &str = "/usr/bin/df";
+const MOKUTIL: &str = "/usr/bin/mokutil";
 
 /// The firmware's variable: four bytes of attributes, then whether it is on.
 const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
@@ -46,6 +48,10 @@ pub struct Facts {
     /// NVIDIA's services that run and may be stopped.
     pub services: Vec<String>,
     pub is_handoff_under_way: bool,
+    /// An installer of ours is at work that no run waits for.
+    pub is_busy: bool,
+    /// nvidia or nouveau.
+    pub is_loaded: bool,
     /// A GPU that the driver would find.
     pub has_gpu_at_home: bool,
     /// Device ids.
@@ -64,14 +70,15 @@ pub struct Facts {
 }
 
 impl Facts {
-    pub fn read(app: &App, policy: &Policy, with_dkms: bool) -> Result<Facts> {
+    pub fn read(app: &App, config: &Config) -> Result<Facts> {
         let kernel = &app.kernel;
+        let with_dkms = config.driver.dkms;
         let record = record::read(kernel)?;
         let release = running(kernel);
         let slots = nvidia_slots(kernel);
         let loaded = nvidia::version_as_written(kernel);
         let holders = if kernel.exists("/sys/module/nvidia") { holders(kernel, &slots) } else { Vec::new() };
-        let services: Vec<String> = if policy.stop_nvidia_services && kernel.exists("/sys/module/nvidia") {
+        let services: Vec<String> = if config.policy.stop_nvidia_services && kernel.exists("/sys/module/nvidia") {
             nvidia_services().filter(|unit| systemd::has_processes(kernel, &format!("system.slice/{unit}"))).collect()
         } else {
             Vec::new()
@@ -79,8 +86,19 @@ impl Facts {
         let is_stopped = |holder: &Holder| matches!(&holder.place, Place::Unit(unit) if services.contains(unit));
         let installed = kernel.program(DPKG_QUERY, &["-W", "-f", "${Package} ${db:Status-Status}\\n"], ANSWER);
         let (packages, leftovers) = packages::drivers(&installed.unwrap_or_default());
-        let is_ours = record.as_ref().and_then(|record| record.installed.as_ref()).is_some_and(|one| one.dkms);
+        let ours: Vec<&String> = record
+            .iter()
+            .flat_map(|record| record.installed.iter().map(|one| &one.version).chain(&record.began))
+            .filter(|_| with_dkms)
+            .collect();
+        let is_ours = |tree: &String| ours.iter().any(|version| tree.ends_with(&format!("/{version}")));
         let gpus = slots.iter().filter_map(Slot::gpu);
+        // One whose home is elsewhere is none for this driver.
+        let is_meant = |slot: &&Slot| match config.homes.get(&slot.address) {
+            None => true,
+            Some(Home::Driver(driver)) => driver == "nvidia",
+            Some(Home::None) => false,
+        };
         Ok(Facts {
             on_disk: on_disk(kernel, &release),
             libraries: libraries(kernel),
@@ -88,14 +106,16 @@ impl Facts {
             holders: holders.into_iter().filter(|holder| !is_stopped(holder)).collect(),
             services,
             is_handoff_under_way: handoff_is_under_way(kernel),
+            is_busy: flock_is_held(kernel, LOCK),
+            is_loaded: ["nvidia", "nouveau"].iter().any(|module| kernel.exists(&format!("/sys/module/{module}"))),
             has_gpu_at_home: gpus.clone().any(|gpu| gpu.driver.as_deref().is_none_or(|driver| driver == "nvidia")),
-            gpus: gpus.map(|gpu| gpu.device).collect(),
+            gpus: slots.iter().filter(is_meant).filter_map(Slot::gpu).map(|gpu| gpu.device).collect(),
             packages,
             leftovers,
-            dkms: if is_ours { Vec::new() } else { dkms(kernel) },
+            dkms: dkms(kernel).into_iter().filter(|tree| !is_ours(tree)).collect(),
             needs: needs(kernel, &release, with_dkms),
             is_secure: is_secure(kernel),
-            has_key: has_key(kernel),
+            has_key: has_key(kernel) && !is_unknown_key(kernel),
             free: free(kernel, "/var/tmp"),
             release,
             record,
@@ -128,9 +148,28 @@ pub fn running(kernel: &dyn Kernel) -> String {
     kernel.text("/proc/sys/kernel/osrelease").unwrap_or_default()
 }
 
+/// The firmware does not know it yet, as far as anybody can tell.
+fn is_unknown_key(kernel: &dyn Kernel) -> bool {
+    let said = kernel.program(MOKUTIL, &["--test-key", KEY.public], ANSWER);
+    said.is_ok_and(|text| text.contains("is not enrolled"))
+}
+
 /// The version of a kernel's nvidia module.
 pub fn on_disk(kernel: &dyn Kernel, release: &str) -> Option<String> {
-    let said = kernel.program(MODINFO, &["-k", release, "-F", "version", "nvidia"], ANSWER).ok()?;
+    module(kernel, release, "nvidia")
+}
+
+/// The version of what was installed whole: modules and libraries.
+pub fn whole(kernel: &dyn Kernel) -> Option<String> {
+    let release = running(kernel);
+    let version = on_disk(kernel, &release)?;
+    let is_whole =
+        libraries(kernel) == [version.clone()] && module(kernel, &release, "nvidia_uvm").as_ref() == Some(&version);
+    is_whole.then_some(version)
+}
+
+fn module(kernel: &dyn Kernel, release: &str, name: &str) -> Option<String> {
+    let said = kernel.program(MODINFO, &["-k", release, "-F", "version", name], ANSWER).ok()?;
     said.lines().next().map(|line| line.trim().to_string()).filter(|version| !version.is_empty())
 }
 
@@ -161,6 +200,8 @@ pub fn needs(kernel: &dyn Kernel, release: &str, with_dkms: bool) -> Vec<String>
     };
     need(has_headers(kernel, release), packages::headers(release));
     need(kernel.exists("/usr/bin/gcc") || kernel.exists("/usr/bin/cc"), "gcc".to_string());
+    // The installer looks for the file; gcc does not bring it.
+    need(kernel.exists("/usr/include/stdio.h"), "libc6-dev".to_string());
     need(kernel.exists("/usr/bin/make"), "make".to_string());
     need(!with_dkms || kernel.exists(DKMS), "dkms".to_string());
     needs

@@ -1,16 +1,19 @@
 //! Running NVIDIA's installer on the host, back to the version before should it fail too late, and taking a driver out.
 
 use super::facts::{self, Facts};
+use super::plan::Install;
 use super::record::{self, Installed, Record};
-use super::{LOAD, MODPROBE, load};
+use super::{LOAD, Run, load};
 use crate::App;
-use crate::config::{Config, Driver, Policy};
+use crate::config::{Config, Driver};
 use crate::driver::flags;
 use crate::driver::kind::Kind;
 use crate::driver::{self, CACHE, Installer, Source, file_name};
+use crate::gpu::nvidia;
 use crate::setup::pending::{self, Task};
 use crate::stop::{Result, Stop};
-use crate::sys::Kernel;
+use crate::sys::{Action, Kernel};
+use crate::systemd;
 use crate::teller::Teller;
 use std::fs;
 use std::time::Duration;
@@ -24,10 +27,10 @@ const LIMIT: Duration = Duration::from_secs(3600);
 const SH: &str = "/bin/sh";
 const DEPMOD: &str = "/usr/sbin/depmod";
 
-/// Where the installer tells of itself, and what it says (nvidia-installer's run_existing_uninstaller) when there is no
-/// way back.
+/// Where the installer tells of itself, and what it says when there is no way back: it uninstalls (nvidia-installer's
+/// run_existing_uninstaller), or has begun to copy files (do_install).
 const LOG: &str = "/var/log/nvidia-installer.log";
-const POINT_OF_NO_RETURN: &str = "Uninstalling the previous installation";
+const POINTS_OF_NO_RETURN: [&str; 2] = ["-> Uninstalling ", "Installing '"];
 const UNINSTALLER: &str = "/usr/bin/nvidia-uninstall";
 
 /// Lines of its log that are quoted when it failed.
@@ -35,62 +38,120 @@ const QUOTED: usize = 6;
 
 /// # Errors
 /// What went wrong, and which driver is there now.
-pub fn install(
-    app: &App,
-    config: &Config,
-    teller: &Teller,
-    installer: &Installer,
-    kind: Option<Kind>,
-    dkms: bool,
-    is_copy: bool,
-) -> Result<()> {
+pub fn install(run: &Run, installer: &Installer, is_copy: bool, wanted: &Install) -> Result<()> {
+    let app = run.app;
+    let Install { version, kind, dkms, .. } = wanted;
     let mut before = record::read(&app.kernel)?.unwrap_or_default();
-    let version = version_of(installer);
-    if is_copy && !before.copies.contains(&version) {
+    if is_copy && !before.copies.contains(version) {
         before.copies.push(version.clone());
     }
+    let loaded = loaded(&app.kernel);
     // Whoever is killed in between leaves word.
     record::write(&app.kernel, &Record { began: Some(version.clone()), ..before.clone() })?;
-    let old = whole(app);
-    let failed = match run_and_load(app, config, teller, installer, kind, dkms) {
-        Ok(()) => return finish(app, before, installer, kind, dkms),
-        Err(stop) => stop,
+    let failed = match run_installer(run, installer, *kind, *dkms) {
+        // What the installer said is no matter when all of it is there.
+        Ok(()) => None,
+        Err(stop) => Some(stop),
     };
-    let now = whole(app);
-    if now == old && now.is_some() {
-        record::write(&app.kernel, &before)?;
-        let old = old.unwrap_or_default();
-        return Err(Stop { message: format!("{}; driver {old} is there as before", failed.message), ..failed });
+    let has_begun = has_uninstalled(app);
+    if facts::whole(&app.kernel).as_ref() == Some(version) && (failed.is_none() || has_begun) {
+        failed.iter().for_each(|stop| app.story.warn(&stop.message));
+        finish(app, &before, installer, *kind, *dkms)?;
+        return load_new(run, &before, &loaded, version);
     }
-    let Some(back) = before.installed.clone().filter(|back| back.version != version) else {
-        // It stays on record as begun: the next run installs it anew.
-        return Err(Stop { message: format!("{}; try again: gpu-handoff setup driver", failed.message), ..failed });
-    };
+    let failed = failed.unwrap_or_else(|| {
+        Stop::failed(format!("driver: the installer succeeded, but not all of {version} is there (log: {LOG})"))
+    });
+    if !has_begun {
+        put_back(app, &before)?;
+        // It takes out the modules before it builds.
+        let again = reload(run, &loaded);
+        let there =
+            facts::whole(&app.kernel).map_or_else(String::new, |old| format!("; driver {old} is there as before"));
+        return Err(Stop { message: format!("{}{there}{again}", failed.message), ..failed });
+    }
     app.story.warn(&failed.message);
-    let again = kept(app, teller, &back)
-        .and_then(|installer| run_and_load(app, config, teller, &installer, back.kind, back.dkms));
-    match again {
-        Ok(()) => {
-            record::write(&app.kernel, &before)?;
-            Err(Stop::failed(format!("driver {version} could not be installed; {} is there again", back.version)))
-        }
-        Err(stop) => Err(Stop::failed(format!(
-            "driver {version} could not be installed, nor {} again: {}; there is no driver now, mend that and: gpu-handoff \
-             setup driver",
-            back.version, stop.message
-        ))),
+    let old = go_back(run, &before, &loaded, version)?;
+    let message = format!("driver {version} could not be installed, {old} is there again: {}", failed.message);
+    Err(Stop { message, ..failed })
+}
+
+/// With the record from before, if there was any.
+fn put_back(app: &App, before: &Record) -> Result<()> {
+    if *before == Record::default() {
+        Ok(record::remove(&app.kernel)?)
+    } else {
+        Ok(record::write(&app.kernel, before)?)
     }
 }
 
-fn version_of(installer: &Installer) -> String {
-    let name = installer.name.strip_prefix("NVIDIA-Linux-x86_64-").unwrap_or(&installer.name);
-    name.strip_suffix(".run").unwrap_or(name).to_string()
+/// It is whole, so it stays unless it cannot be loaded and the one before could.
+fn load_new(run: &Run, before: &Record, loaded: &[String], version: &str) -> Result<()> {
+    if !run.may_load {
+        return Ok(());
+    }
+    let Err(stop) = load(run.app, run.config, loaded, Some(version)) else { return Ok(()) };
+    let stays = |why: String| Stop::failed(format!("driver {version} is installed, but {why}"));
+    if let Some(other) = nvidia::version_as_written(&run.app.kernel) {
+        return Err(stays(if other == version {
+            stop.message
+        } else {
+            format!("{other} was loaded meanwhile: reboot the host, or stop what uses it and unload nvidia")
+        }));
+    }
+    if before.installed.as_ref().is_none_or(|old| old.version == version) {
+        return Err(stays(stop.message));
+    }
+    run.app.story.warn(&stop.message);
+    let old = go_back(run, before, loaded, version)?;
+    Err(Stop::failed(format!("driver {version} cannot be loaded, {old} is there again: {}", stop.message)))
 }
 
-/// The version that is there whole.
-fn whole(app: &App) -> Option<String> {
-    let version = facts::on_disk(&app.kernel, &facts::running(&app.kernel))?;
-    (facts::libraries(&app.kernel) == [version.clone()]).then_some(version)
+/// Back to the driver on record, after the other took its place; which that is.
+fn go_back(run: &Run, before: &Record, loaded: &[String], version: &str) -> Result<String> {
+    let app = run.app;
+    // It stays on record as begun: the next run installs it anew.
+    let began = Record { began: Some(version.to_string()), ..before.clone() };
+    record::write(&app.kernel, &began)?;
+    let Some(back) = before.installed.as_ref().filter(|back| back.version != version) else {
+        return Err(Stop::failed(format!(
+            "driver {version} is not installed whole, and there is none to go back to: mend what the log tells ({LOG}), \
+             then: gpu-handoff setup driver"
+        )));
+    };
+    let again = kept(app, run.teller, back)
+        .and_then(|installer| run_installer(run, &installer, back.kind, back.dkms))
+        .map_err(|stop| stop.message);
+    if facts::whole(&app.kernel).as_ref() != Some(&back.version) {
+        let why = again.err().unwrap_or_else(|| "it is not whole".to_string());
+        return Err(Stop::failed(format!(
+            "driver {version} could not be installed, nor {} again: {why}; there is no driver now: mend that, then: \
+             gpu-handoff setup driver",
+            back.version
+        )));
+    }
+    record::write(&app.kernel, before)?;
+    let trouble = reload(run, loaded);
+    if !trouble.is_empty() {
+        app.story.warn(trouble.trim_start_matches("; "));
+    }
+    Ok(back.version.clone())
+}
+
+/// What was loaded before an installer took it out; what went wrong, to be added to a message.
+fn reload(run: &Run, loaded: &[String]) -> String {
+    if loaded.is_empty() || !run.may_load {
+        return String::new();
+    }
+    load(run.app, run.config, loaded, None).err().map_or_else(String::new, |stop| format!("; {}", stop.message))
+}
+
+/// Modules of the driver that are loaded, in the order in which they can be.
+fn loaded(kernel: &dyn Kernel) -> Vec<String> {
+    let mut loaded = nvidia::unload_order(kernel, "nvidia").unwrap_or_default();
+    loaded.reverse();
+    loaded.retain(|module| kernel.exists(&format!("/sys/module/{module}")));
+    loaded
 }
 
 /// The installer of a driver that was set up: the very file, nothing else is run.
@@ -102,33 +163,30 @@ pub fn kept(app: &App, teller: &Teller, installed: &Installed) -> Result<Install
     if !app.kernel.exists(&path) {
         return Err(Stop::refused(format!("the installer {path} is gone: put it there again")));
     }
-    let config = Driver { sha256: Some(installed.sha256.clone()), ..Driver::default() };
-    driver::fetch(app, &Source::File(path), &config, &installed.version, teller)
+    let source = Source::File(path.clone());
+    let installer = driver::fetch(app, &source, &Driver::default(), &installed.version, teller)?;
+    match installer.sha256 == installed.sha256 {
+        true => Ok(installer),
+        false => {
+            Err(Stop::refused(format!("the installer {path} is not the one that was installed: put that there again")))
+        }
+    }
 }
 
-fn run_and_load(
-    app: &App,
-    config: &Config,
-    teller: &Teller,
-    installer: &Installer,
-    kind: Option<Kind>,
-    dkms: bool,
-) -> Result<()> {
-    let version = version_of(installer);
-    let flags = flags::host(&version, kind, dkms, facts::key(&app.kernel).as_ref());
-    run(app, teller, &format!("installing {version}"), installer, &flags, LIMIT)?;
-    let release = facts::running(&app.kernel);
-    if facts::on_disk(&app.kernel, &release).as_deref() != Some(version.as_str()) {
-        return Err(Stop::failed(format!(
-            "driver: the installer succeeded, but kernel {release} has no nvidia module of version {version} (log: {LOG})"
-        )));
-    }
-    load(app, config, Some(&version))
+fn run_installer(run: &Run, installer: &Installer, kind: Option<Kind>, dkms: bool) -> Result<()> {
+    let version = &installer.version;
+    let flags = flags::host(version, kind, dkms, facts::key(&run.app.kernel).as_ref());
+    execute(run.app, run.teller, &format!("installing {version}"), installer, &flags, LIMIT)
+}
+
+/// Whether the installer that ran last took the old driver out.
+fn has_uninstalled(app: &App) -> bool {
+    app.kernel.text(LOG).is_some_and(|log| POINTS_OF_NO_RETURN.iter().any(|words| log.contains(words)))
 }
 
 /// # Errors
 /// The installer's words; more of its log is quoted before.
-pub fn run(
+pub fn execute(
     app: &App,
     teller: &Teller,
     what: &str,
@@ -136,13 +194,9 @@ pub fn run(
     flags: &[String],
     limit: Duration,
 ) -> Result<()> {
-    let had_uninstaller = app.kernel.exists(UNINSTALLER);
     // What an earlier one told must not be taken for what this one does.
     let _ = fs::remove_file(app.kernel.path(LOG));
-    let may_end = || {
-        let is_gone = had_uninstaller && !app.kernel.exists(UNINSTALLER);
-        !is_gone && !app.kernel.text(LOG).is_some_and(|log| log.contains(POINT_OF_NO_RETURN))
-    };
+    let may_end = || !has_uninstalled(app);
     let path = app.kernel.path(&installer.path);
     let path = path.to_string_lossy();
     let mut line: Vec<&str> = vec![&path];
@@ -168,39 +222,45 @@ fn quote(app: &App) {
 }
 
 /// It is there: what is on record from now on, and which installers need not be kept any longer.
-fn finish(app: &App, before: Record, installer: &Installer, kind: Option<Kind>, dkms: bool) -> Result<()> {
-    let version = version_of(installer);
-    let previous = before.installed.map(|one| one.version).filter(|previous| *previous != version);
+fn finish(app: &App, before: &Record, installer: &Installer, kind: Option<Kind>, dkms: bool) -> Result<()> {
+    let version = installer.version.clone();
+    let previous = before.installed.as_ref().map(|one| &one.version).filter(|previous| **previous != version);
     let (copies, old): (Vec<String>, Vec<String>) =
-        before.copies.into_iter().partition(|copy| *copy == version || previous.as_ref() == Some(copy));
+        before.copies.iter().cloned().partition(|copy| *copy == version || previous == Some(copy));
     for version in old {
         let _ = fs::remove_file(app.kernel.path(&format!("{CACHE}/{}", file_name(&version))));
     }
     let release = facts::running(&app.kernel);
     let installed = Installed { version, sha256: installer.sha256.clone(), kind, dkms, kernels: vec![release.clone()] };
     record::write(&app.kernel, &Record { installed: Some(installed), began: None, copies })?;
-    pending::note(app, Task::Kernel(release), &Ok(()))?;
-    Ok(())
+    pending::note(app, &Task::Kernel(release), &Ok(()))
 }
 
 /// What [`undo`] would do now, a line each.
 ///
 /// # Errors
 /// Why it would refuse.
-pub fn plan_undo(app: &App) -> Result<String> {
-    Ok(match undoable(app)? {
-        None => "nothing to do: gpu-handoff has installed no driver\n".to_string(),
-        Some((record, _)) => {
-            let version = record.installed.map(|one| one.version).or(record.began).unwrap_or_default();
-            format!("{:<9} driver {version}\n", "remove")
-        }
+pub fn plan_undo(app: &App, config: &Config) -> Result<String> {
+    Ok(match undoable(app, config)? {
+        None => format!("{NOTHING}\n"),
+        Some((_, _, version)) => format!("{:<9} driver {version}\n", "remove"),
     })
 }
 
-fn undoable(app: &App) -> Result<Option<(Record, Facts)>> {
+const NOTHING: &str = "nothing to do: gpu-handoff has installed no driver that is still there";
+
+/// What is there because of this program, and which version it is.
+fn undoable(app: &App, config: &Config) -> Result<Option<(Record, Facts, String)>> {
     let Some(record) = record::read(&app.kernel)? else { return Ok(None) };
-    let facts = Facts::read(app, &Policy::default(), false)?;
+    let facts = Facts::read(app, config)?;
+    let ours = record.installed.iter().map(|one| &one.version).chain(&record.began);
+    // Whatever else is there, somebody else put it there.
+    let is_there = |version: &&String| facts.libraries.contains(version) || record.began.as_ref() == Some(*version);
+    let Some(version) = ours.clone().find(is_there).cloned() else { return Ok(None) };
     let nothing = "nothing was touched";
+    if facts.is_busy {
+        return Err(Stop::locked("an installer that an earlier run started is still at work: try again after it"));
+    }
     if let Some(holder) = facts.holders.first() {
         return Err(Stop::refused(format!("the driver is in use: {holder}: {}; {nothing}", holder.remedy())));
     }
@@ -212,24 +272,34 @@ fn undoable(app: &App) -> Result<Option<(Record, Facts)>> {
             "a GPU is changing hands right now: try again when that is over; {nothing}"
         )));
     }
-    Ok(Some((record, facts)))
+    Ok(Some((record, facts, version)))
 }
 
 /// # Errors
 /// Who is in the way, or what could not be removed; the next call goes on from there.
-pub fn undo(app: &App) -> Result<()> {
-    let Some((mut record, facts)) = undoable(app)? else {
-        app.story.say("nothing to do: gpu-handoff has installed no driver");
+pub fn undo(app: &App, config: &Config) -> Result<()> {
+    let undoable = undoable(app, config)?;
+    // What was left for later is not wanted any more.
+    pending::change(app, |pending| pending.0.retain(|task, _| *task == Task::Vfio))?;
+    let Some((mut record, facts, version)) = undoable else {
+        record::remove(&app.kernel)?;
+        app.story.say(NOTHING);
         return Ok(());
     };
     let teller = Teller::new(app, "driver", "driver")?;
-    if facts.loaded.is_some() {
-        let modules = ["-r", "nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia"];
-        app.kernel
-            .program(MODPROBE, &modules, LOAD)
-            .map_err(|error| Stop::failed(format!("driver: its modules cannot be unloaded: {error}")))?;
+    let mut stopped = Vec::new();
+    for unit in &facts.services {
+        systemd::stop(&app.kernel, unit).map_err(|error| Stop::failed(format!("{unit} does not stop: {error}")))?;
+        stopped.push(unit);
     }
-    record.began = record.began.or_else(|| record.installed.as_ref().map(|one| one.version.clone()));
+    let unloaded = unload(app);
+    if unloaded.is_err() {
+        for unit in stopped {
+            let _ = systemd::start(&app.kernel, unit);
+        }
+        return unloaded;
+    }
+    record.began = Some(version.clone());
     record::write(&app.kernel, &record)?;
     if app.kernel.exists(UNINSTALLER) {
         teller.run_apart("uninstalling", LOCK, UNINSTALLER, &["--silent"], LIMIT, &|| false)?;
@@ -238,20 +308,39 @@ pub fn undo(app: &App) -> Result<()> {
     for release in record.installed.iter().flat_map(|one| &one.kernels) {
         remove_modules(app, release)?;
     }
+    // It says nothing when it fails.
+    if facts::libraries(&app.kernel).contains(&version) {
+        return Err(Stop::failed(format!("driver {version} is still there, see /var/log/nvidia-uninstall.log")));
+    }
     for version in &record.copies {
         let _ = fs::remove_file(app.kernel.path(&format!("{CACHE}/{}", file_name(version))));
     }
-    let pending = pending::Pending::read(&app.kernel)?;
-    for task in pending.0.into_keys().filter(|task| *task != Task::Vfio) {
-        pending::note(app, task, &Ok(()))?;
-    }
     record::remove(&app.kernel)?;
-    teller.say("removed");
+    teller.say(&format!("{version} is removed"));
     Ok(())
 }
 
-/// Where nvidia-installer puts them.
-fn remove_modules(app: &App, release: &str) -> Result<()> {
+fn unload(app: &App) -> Result<()> {
+    if !app.kernel.exists("/sys/module/nvidia") {
+        return Ok(());
+    }
+    let order = nvidia::unload_order(&app.kernel, "nvidia")
+        .map_err(|holder| Stop::refused(format!("module {holder} uses the driver: modprobe -r {holder}")))?;
+    let before = loaded(&app.kernel);
+    for module in order {
+        if let Err(error) = app.kernel.act(&Action::Unload { module: module.clone() }, LOAD) {
+            let _ = app.kernel.act(&Action::Load { modules: before }, LOAD);
+            return Err(Stop::failed(format!("module {module} cannot be unloaded: {error}")));
+        }
+    }
+    Ok(())
+}
+
+/// From where nvidia-installer puts them.
+///
+/// # Errors
+/// What could not be removed.
+pub fn remove_modules(app: &App, release: &str) -> Result<()> {
     let folder = format!("/lib/modules/{release}/kernel/drivers/video");
     let modules = ["nvidia.ko", "nvidia-uvm.ko", "nvidia-modeset.ko", "nvidia-drm.ko", "nvidia-peermem.ko"];
     let mut removed = false;

@@ -3,12 +3,12 @@
 use super::facts;
 use super::install;
 use super::record::{self, Installed};
-use super::{begin, load, take_turn};
+use super::{load, take_turn};
 use crate::App;
 use crate::driver::flags;
 use crate::setup::pending::{self, Pending, Task};
 use crate::stop::{Result, Stop};
-use crate::sys::Kernel;
+use crate::sys::{Kernel, flock_is_held, heed_termination};
 use crate::teller::Teller;
 use std::time::Duration;
 
@@ -22,11 +22,11 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 pub fn build_and_note(app: &App, release: &str) -> Result<()> {
     facts::check_release(&app.kernel, release)?;
     if missing(app, release)?.is_none() {
-        return pending::note(app, Task::Kernel(release.to_string()), &Ok(()));
+        return pending::note(app, &Task::Kernel(release.to_string()), &Ok(()));
     }
-    begin(app);
+    heed_termination();
     let outcome = take_turn(app).and_then(|_turn| build(app, release));
-    pending::note(app, Task::Kernel(release.to_string()), &outcome)?;
+    pending::note(app, &Task::Kernel(release.to_string()), &outcome)?;
     outcome
 }
 
@@ -51,10 +51,14 @@ pub fn plan(app: &App, release: &str) -> Result<String> {
 pub fn build_for_running(app: &App) -> Result<()> {
     let release = facts::running(&app.kernel);
     if missing(app, &release)?.is_none() {
-        return pending::note(app, Task::Kernel(release), &Ok(()));
+        return pending::note(app, &Task::Kernel(release), &Ok(()));
     }
     build_and_note(app, &release)?;
-    load(app, &app.config_for_hook(), None)
+    load(app, &app.config_for_hook(), &[], None)
+}
+
+pub fn running(app: &App) -> Task {
+    Task::Kernel(facts::running(&app.kernel))
 }
 
 /// After a driver was installed for the running kernel: those others that can have it too shall.
@@ -65,8 +69,9 @@ pub fn owe(app: &App) -> Result<()> {
     for release in app.kernel.list("/lib/modules") {
         let can_have = facts::check_release(&app.kernel, &release).is_ok() && facts::has_headers(&app.kernel, &release);
         if can_have && let Some(installed) = missing(app, &release)? {
-            let why = Stop::failed(format!("kernel {release} has no driver {} yet", installed.version));
-            pending::note(app, Task::Kernel(release), &Err(why))?;
+            let again = format!("gpu-handoff setup driver --kernel {release}");
+            let why = Stop::failed(format!("kernel {release} has no driver {} yet: {again}", installed.version));
+            pending::note(app, &Task::Kernel(release), &Err(why))?;
         }
     }
     Ok(())
@@ -82,7 +87,7 @@ pub fn build_pending(app: &App) -> Result<()> {
         let Task::Kernel(release) = task else { continue };
         let is_there = facts::check_release(&app.kernel, &release).is_ok();
         let outcome =
-            if is_there { build_and_note(app, &release) } else { pending::note(app, Task::Kernel(release), &Ok(())) };
+            if is_there { build_and_note(app, &release) } else { pending::note(app, &Task::Kernel(release), &Ok(())) };
         if let Err(stop) = &outcome
             && first.is_err()
         {
@@ -95,7 +100,10 @@ pub fn build_pending(app: &App) -> Result<()> {
 
 /// The driver on record, if this kernel does not have it and it is for us to build.
 fn missing(app: &App, release: &str) -> Result<Option<Installed>> {
-    let installed = record::read(&app.kernel)?.and_then(|record| record.installed).filter(|one| !one.dkms);
+    // The installer builds for another kernel only what is installed; what was begun is to be ended first.
+    let is_there = |one: &Installed| facts::libraries(&app.kernel) == [one.version.clone()];
+    let record = record::read(&app.kernel)?.filter(|record| record.began.is_none());
+    let installed = record.and_then(|record| record.installed).filter(|one| !one.dkms && is_there(one));
     Ok(installed.filter(|one| facts::on_disk(&app.kernel, release).as_deref() != Some(one.version.as_str())))
 }
 
@@ -110,14 +118,20 @@ fn build(app: &App, release: &str) -> Result<()> {
     if !needs.is_empty() {
         return Err(later(format!("to build it, apt-get install {}", needs.join(" "))));
     }
-    // The installer would take the modules out from under whoever uses them.
-    if release == facts::running(&app.kernel) && app.kernel.exists("/sys/module/nvidia") {
+    // Older installers would try them.
+    let is_running = release == facts::running(&app.kernel);
+    if is_running && app.kernel.exists("/sys/module/nvidia") && !flags::is_from(version, flags::SKIP_LOAD) {
         return Err(later("nvidia is loaded in another version; reboot".to_string()));
+    }
+    if flock_is_held(&app.kernel, install::LOCK) {
+        return Err(Stop::locked("an installer that an earlier run started is still at work: try again after it"));
     }
     let teller = Teller::new(app, "driver", "driver")?;
     let installer = install::kept(app, &teller, &installed).map_err(|stop| later(stop.message))?;
     let flags = flags::kernel(version, release, *kind, facts::key(&app.kernel).as_ref());
-    install::run(app, &teller, &format!("building {version} for kernel {release}"), &installer, &flags, LIMIT)?;
+    // What a build that was cut off left would be in the way of this one.
+    install::remove_modules(app, release)?;
+    install::execute(app, &teller, &format!("building {version} for kernel {release}"), &installer, &flags, LIMIT)?;
     if facts::on_disk(&app.kernel, release).as_deref() != Some(version.as_str()) {
         return Err(Stop::failed(format!(
             "driver: the installer succeeded, but kernel {release} has no nvidia module of version {version}"

@@ -14,7 +14,7 @@ mod plan;
 use crate::App;
 use crate::config::Config;
 use crate::containers::attach;
-use crate::driver::{self, Source};
+use crate::driver::{self, Installer, Source};
 use crate::events::notes::handoff_is_under_way;
 use crate::gpu::inventory::{Slot, nvidia_slots};
 use crate::handoff::reconcile::Scope;
@@ -24,11 +24,10 @@ use crate::sys::{Action, Kernel, Lock, heed_termination};
 use crate::systemd;
 use crate::teller::Teller;
 use facts::Facts;
-use plan::{Install, Step};
+use plan::Step;
 use std::fs;
 use std::time::Duration;
 
-const MODPROBE: &str = "/usr/sbin/modprobe";
 const NVIDIA_SMI: &str = "/usr/bin/nvidia-smi";
 const APT: &str = "/usr/bin/apt-get";
 
@@ -43,8 +42,10 @@ pub struct Wish {
     pub install_deps: bool,
     pub purge: bool,
     pub undo: bool,
-    /// Only what can be done beside whatever else goes on; the rest is left pending.
+    /// Only what can be done while dpkg runs: nothing is downloaded or loaded; the rest is left pending.
     pub defer: bool,
+    /// Nothing is downloaded: guests wait for it.
+    pub offline: bool,
 }
 
 const NONE: &str =
@@ -58,40 +59,40 @@ pub fn setup_and_note(app: &App, wish: &Wish) -> Result<()> {
     if wish.undo {
         return undo(app);
     }
-    let defer = wish.defer;
-    if defer && driver::found(app, &app.config_for_verb()?.driver).is_ok_and(|found| found.is_none()) {
+    if wish.defer && driver::found(app, &app.config_for_hook().driver).is_ok_and(|found| found.is_none()) {
         return Ok(());
     }
-    let outcome = if defer && is_loaded(app) {
-        Err(Stop::refused(
-            "the driver is not installed yet: nvidia or nouveau is loaded; it is at the next boot, or with: gpu-handoff \
-             setup driver",
-        ))
-    } else {
-        setup(app, wish)
-    };
-    pending::noted(app, Task::Driver, defer, outcome)?;
-    kernels::build_pending(app)
-}
-
-fn is_loaded(app: &App) -> bool {
-    ["nvidia", "nouveau"].iter().any(|module| app.kernel.exists(&format!("/sys/module/{module}")))
+    pending::noted(app, Task::Driver, wish.defer, setup(app, wish))?;
+    // Each may take minutes, and nobody waits for these.
+    if wish.defer { Ok(()) } else { kernels::build_pending(app) }
 }
 
 /// # Errors
 /// Why nothing was touched, or what went wrong and what there is now.
 pub fn setup(app: &App, wish: &Wish) -> Result<()> {
-    begin(app);
+    heed_termination();
     let config = app.config_for_verb()?;
     let _turn = take_turn(app)?;
     let (source, version) = found(app, &config)?;
-    let steps = steps(app, &config, wish, &version)?;
+    let facts = Facts::read(app, &config)?;
+    let steps = steps(&facts, &config, wish, &version, &source)?;
     let teller = Teller::new(app, "driver", "driver")?;
     if steps.is_empty() {
         teller.say(&format!("{version} is there: nothing to do"));
         return Ok(());
     }
-    let run = Run { app, config: &config, teller: &teller, source: &source };
+    // All that can go wrong without anything being changed comes first.
+    let installer = match steps.iter().any(|step| matches!(step, Step::Install(_))) {
+        true => Some(fetch(app, &config, &teller, &source, &version)?),
+        false => None,
+    };
+    if let Some(installed) = facts.record.as_ref().and_then(|record| record.installed.as_ref())
+        && installer.is_some()
+        && let Err(stop) = install::kept(app, &teller, installed)
+    {
+        app.story.warn(&format!("should this fail, there is no way back to {}: {}", installed.version, stop.message));
+    }
+    let run = Run { app, config: &config, teller: &teller, installer, may_load: !wish.defer };
     let mut stopped = Vec::new();
     let outcome = steps.iter().try_for_each(|step| run.carry_out(step, &mut stopped));
     for unit in stopped {
@@ -107,17 +108,24 @@ pub fn setup(app: &App, wish: &Wish) -> Result<()> {
     kernels::owe(app)
 }
 
+/// The installer, in the cache from now on, and whether it is there because of this.
+fn fetch(app: &App, config: &Config, teller: &Teller, source: &Source, version: &str) -> Result<(Installer, bool)> {
+    let fetched = driver::fetch(app, source, &config.driver, version, teller)?;
+    let is_copy = fetched.path != format!("{}/{}", driver::CACHE, fetched.name) || matches!(source, Source::Url(_));
+    Ok((driver::keep(app, fetched)?, is_copy))
+}
+
 /// What [`setup`] would do now, a line each.
 ///
 /// # Errors
 /// Why it would refuse.
 pub fn plan(app: &App, wish: &Wish) -> Result<String> {
     if wish.undo {
-        return install::plan_undo(app);
+        return install::plan_undo(app, &app.config_for_hook());
     }
     let config = app.config_for_verb()?;
     let (source, version) = found(app, &config)?;
-    let steps = steps(app, &config, wish, &version)?;
+    let steps = steps(&Facts::read(app, &config)?, &config, wish, &version, &source)?;
     if steps.is_empty() {
         return Ok(format!("nothing to do: driver {version} is there\n"));
     }
@@ -127,12 +135,6 @@ pub fn plan(app: &App, wish: &Wish) -> Result<String> {
     }
     lines.extend(steps.iter().map(Step::to_string));
     Ok(lines.iter().map(|line| format!("{line}\n")).collect())
-}
-
-fn begin(app: &App) {
-    heed_termination();
-    // Nothing here leaves a GPU half-way.
-    app.kernel.end_with_this_run();
 }
 
 /// One at a time, kernels included.
@@ -153,17 +155,31 @@ fn found(app: &App, config: &Config) -> Result<(Source, String)> {
         .ok_or_else(|| Stop::refused(format!("{NONE} {}; nothing was touched", driver::CACHE)))
 }
 
-fn steps(app: &App, config: &Config, wish: &Wish, version: &str) -> Result<Vec<Step>> {
-    let facts = Facts::read(app, &config.policy, config.driver.dkms)?;
-    plan::plan(&facts, wish, version, config.driver.module, config.driver.dkms)
-        .map_err(|why| Stop::refused(format!("{why}; nothing was touched")))
+fn steps(facts: &Facts, config: &Config, wish: &Wish, version: &str, source: &Source) -> Result<Vec<Step>> {
+    if facts.is_busy {
+        return Err(Stop::locked(
+            "an installer that an earlier run started is still at work, see /var/log/gpu-handoff/driver.log: try again after \
+             it",
+        ));
+    }
+    let steps = plan::plan(facts, wish, version, config.driver.module, config.driver.dkms)
+        .map_err(|why| Stop::refused(format!("{why}; nothing was touched")))?;
+    let is_install = steps.iter().any(|step| matches!(step, Step::Install(_)));
+    match source {
+        Source::Url(_) if is_install && (wish.defer || wish.offline) => {
+            Err(Stop::refused(format!("driver {version} is not downloaded yet: gpu-handoff setup driver does that")))
+        }
+        _ => Ok(steps),
+    }
 }
 
 struct Run<'a> {
     app: &'a App,
     config: &'a Config,
     teller: &'a Teller<'a>,
-    source: &'a Source,
+    /// And whether this program put it into the cache.
+    installer: Option<(Installer, bool)>,
+    may_load: bool,
 }
 
 impl Run<'_> {
@@ -189,8 +205,11 @@ impl Run<'_> {
                 }
                 Ok(())
             }
-            Step::Install(install) => self.install(install),
-            Step::Load => load(self.app, self.config, None),
+            Step::Install(install) => match &self.installer {
+                Some((installer, is_copy)) => install::install(self, installer, *is_copy, install),
+                None => Ok(()),
+            },
+            Step::Load => load(self.app, self.config, &[], None),
         }
     }
 
@@ -205,28 +224,18 @@ impl Run<'_> {
     fn apart(&self, what: &str, program: &str, arguments: &[&str]) -> Result<()> {
         self.teller.run_apart(what, install::LOCK, program, arguments, PACKAGES, &|| false)
     }
-
-    /// And back to the one before, should it come to that.
-    fn install(&self, install: &Install) -> Result<()> {
-        let Install { version, kind, dkms, .. } = install;
-        let fetched = driver::fetch(self.app, self.source, &self.config.driver, version, self.teller)?;
-        let is_copy =
-            fetched.path != format!("{}/{}", driver::CACHE, fetched.name) || matches!(self.source, Source::Url(_));
-        let kept = driver::keep(self.app, fetched)?;
-        install::install(self.app, self.config, self.teller, &kept, *kind, *dkms, is_copy)
-    }
 }
 
-/// Loads the driver where a GPU is at home, makes the device nodes, and asks nvidia-smi. `wanted` is the version that
-/// it must be.
+/// Loads the driver where a GPU is at home, with those of its modules that were loaded before, makes the device nodes,
+/// and asks nvidia-smi. `wanted` is the version that it must be.
 ///
 /// # Errors
 /// The words of whoever said no.
-pub(super) fn load(app: &App, config: &Config, wanted: Option<&str>) -> Result<()> {
+pub(super) fn load(app: &App, config: &Config, before: &[String], wanted: Option<&str>) -> Result<()> {
     let is_at_home = |driver: Option<&str>| driver.is_none_or(|driver| driver == "nvidia");
     let slots = || nvidia_slots(&app.kernel);
     let has_gpu = || slots().iter().filter_map(Slot::gpu).any(|gpu| is_at_home(gpu.driver.as_deref()));
-    let outcome = if has_gpu() { try_load(app, config, wanted) } else { Ok(()) };
+    let outcome = if has_gpu() { try_load(app, config, before, wanted) } else { Ok(()) };
     // A VM may have taken it meanwhile.
     if has_gpu() && !handoff_is_under_way(&app.kernel) {
         return outcome;
@@ -235,8 +244,9 @@ pub(super) fn load(app: &App, config: &Config, wanted: Option<&str>) -> Result<(
     Ok(())
 }
 
-fn try_load(app: &App, config: &Config, wanted: Option<&str>) -> Result<()> {
-    let modules = ["nvidia", "nvidia_uvm"].map(str::to_string).to_vec();
+fn try_load(app: &App, config: &Config, before: &[String], wanted: Option<&str>) -> Result<()> {
+    let mut modules = ["nvidia", "nvidia_uvm"].map(str::to_string).to_vec();
+    modules.extend(before.iter().filter(|module| !modules.contains(module)).cloned().collect::<Vec<_>>());
     app.kernel
         .act(&Action::Load { modules }, LOAD)
         .map_err(|error| Stop::failed(format!("driver: its modules cannot be loaded: {error}")))?;
@@ -257,7 +267,7 @@ fn try_load(app: &App, config: &Config, wanted: Option<&str>) -> Result<()> {
 
 /// Takes back what was set up, and nothing else.
 fn undo(app: &App) -> Result<()> {
-    begin(app);
+    heed_termination();
     let _turn = take_turn(app)?;
-    install::undo(app)
+    install::undo(app, &app.config_for_hook())
 }

@@ -64,14 +64,19 @@ pub fn plan(facts: &Facts, wish: &Wish, version: &str, module: Module, dkms: boo
     let is_there = facts.has(version);
     let can_load = facts.has_gpu_at_home && !facts.has_nouveau;
     let mut steps = Vec::new();
-    if is_there && (facts.loaded.is_some() || !can_load) {
+    if is_there && (facts.loaded.is_some() || !can_load || wish.defer) {
         return match &facts.loaded {
-            Some(loaded) if loaded != version => Err(format!(
+            Some(loaded) if loaded != version && !wish.defer => Err(format!(
                 "driver {version} is installed, but {loaded} is loaded still: reboot the host, or stop what uses it and: \
                  modprobe -r nvidia_uvm nvidia_drm nvidia_modeset nvidia && modprobe nvidia"
             )),
             _ => Ok(steps),
         };
+    }
+    if wish.defer && facts.is_loaded {
+        return Err("the driver is not installed yet, because nvidia or nouveau is loaded: it is after this, at the next boot, \
+                    or with: gpu-handoff setup driver"
+            .to_string());
     }
     if facts.is_handoff_under_way {
         return Err("a GPU is changing hands right now: try again when that is over".to_string());
@@ -87,8 +92,8 @@ pub fn plan(facts: &Facts, wish: &Wish, version: &str, module: Module, dkms: boo
                 .to_string(),
         );
     }
-    if facts.is_secure && !facts.has_key && !dkms {
-        return Err("Secure Boot is on and there is no key to sign the driver's modules with, so the kernel would not take \
+    if facts.is_secure && !facts.has_key {
+        return Err("Secure Boot is on and there is no key that the firmware knows to sign the driver's modules with, so the kernel would not take \
                     them: turn Secure Boot off in the firmware, or make a key that the firmware knows: apt-get install dkms \
                     mokutil && dkms generate_mok && mokutil --import /var/lib/dkms/mok.pub, reboot and confirm it there"
             .to_string());
@@ -135,7 +140,7 @@ pub fn plan(facts: &Facts, wish: &Wish, version: &str, module: Module, dkms: boo
     }
     let old = facts.record.as_ref().and_then(|record| record.installed.as_ref()).map(|one| one.version.clone());
     let instead_of = old.or_else(|| facts.libraries.first().cloned()).filter(|old| old != version);
-    let install = Install { version: version.to_string(), instead_of, kind, dkms, load: can_load };
+    let install = Install { version: version.to_string(), instead_of, kind, dkms, load: can_load && !wish.defer };
     steps.push(Step::Install(install));
     Ok(steps)
 }
@@ -158,6 +163,8 @@ mod tests {
             holders: Vec::<Holder>::new(),
             services: Vec::new(),
             is_handoff_under_way: false,
+            is_busy: false,
+            is_loaded: false,
             has_gpu_at_home: true,
             gpus: vec![0x2684],
             packages: Vec::new(),
