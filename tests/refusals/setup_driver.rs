@@ -14,69 +14,16 @@ const SECURE_BOOT: &str = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d
 
 /// Unloads, builds (unless `fails-build`), uninstalls, installs (unless `fails-install` names its version, or all of it
 /// with `forgets-uvm`). Notes how it was called.
-const INSTALLER: &str = r#"#!/bin/sh
-targetdir="NVIDIA-Linux-x86_64-VERSION"
-root=${0%/var/cache/*}
-echo "VERSION $*" >>"$root/calls"
-log=$root/var/log/nvidia-installer.log
-lib=$root/usr/lib/x86_64-linux-gnu
-kernel=$(cat "$root/proc/sys/kernel/osrelease")
-only=''
-while [ $# -gt 0 ]; do
-    case $1 in -K) only=yes ;; -k) kernel=$2 && shift ;; esac
-    shift
-done
-modules=$root/lib/modules/$kernel/kernel/drivers/video
-[ -n "$only" ] || rm -rf "$root"/sys/module/nvidia* "$root/proc/driver/nvidia/version"
-[ ! -e "$root/fails-build" ] || { echo 'make: *** [Makefile] Error 2' >>"$log"; echo 'ERROR: The kernel module failed to build.' >&2; exit 1; }
-grep -qsx "$kernel" "$root/fails-kernel" && { echo 'ERROR: no' >&2; exit 1; }
-[ ! -e "$root/slow-build" ] || sleep 20
-if [ -n "$only" ]; then
-    [ ! -e "$modules/nvidia.ko" ] || { echo 'ERROR: nvidia.ko already exists as part of this installation' >&2; exit 1; }
-    [ -e "$lib/libcuda.so.VERSION" ] || { echo 'ERROR: not of the same version' >&2; exit 1; }
-else
-    if ls "$lib"/libcuda.so.* >/dev/null 2>&1; then
-        echo '-> Uninstalling the previous installation' >>"$log"
-        rm -f "$lib"/libcuda.so.* "$root"/lib/modules/*/kernel/drivers/video/nvidia*
-    fi
-    [ ! -e "$root/slow-install" ] || sleep 3
-    grep -qsx VERSION "$root/fails-install" && { echo 'ERROR: no space' >&2; exit 1; }
-    echo "-> Installing 'libcuda'" >>"$log"
-    mkdir -p "$lib"
-    : >"$lib/libcuda.so.VERSION"
-fi
-mkdir -p "$modules"
-echo VERSION >"$modules/nvidia.ko"
-[ -e "$root/forgets-uvm" ] || echo VERSION >"$modules/nvidia-uvm.ko"
-exit 0
-"#;
+const INSTALLER: &str = include_str!("programs/installer");
 
 /// `modinfo -k RELEASE -F version nvidia`
 const MODINFO: &str = "#!/bin/sh\n\
     cat \"${0%/usr/sbin/modinfo}/lib/modules/$2/kernel/drivers/video/$(echo \"$5\" | tr _ -).ko\" 2>/dev/null\n";
 
 /// Loads what is on the disk, unless `fails-load` has that version.
-const MODPROBE: &str = r#"#!/bin/sh
-root=${0%/usr/sbin/modprobe}
-version=$(cat "$root/lib/modules/$(cat "$root/proc/sys/kernel/osrelease")/kernel/drivers/video/nvidia.ko")
-grep -qsx "$version" "$root/fails-load" && { echo 'modprobe: ERROR: Key was rejected by service' >&2; exit 1; }
-for module; do
-    case $module in -*) ;; *) mkdir -p "$root/sys/module/$module/holders" && : >"$root/sys/module/$module/refcnt" ;; esac
-done
-[ ! -e "$root/sys/module/nvidia" ] || for holder in "$root"/sys/module/nvidia_*; do
-    mkdir -p "$root/sys/module/nvidia/holders/${holder##*/}"
-done
-mkdir -p "$root/proc/driver/nvidia"
-[ -e "$root/proc/driver/nvidia/version" ] ||
-    echo "NVRM version: NVIDIA UNIX x86_64 Kernel Module  $version  Tue" >"$root/proc/driver/nvidia/version"
-"#;
+const MODPROBE: &str = include_str!("programs/modprobe-driver");
 
-const SMI: &str = r#"#!/bin/sh
-root=${0%/usr/bin/nvidia-smi}
-loaded=$(sed -n 's/.*Module  \([0-9.]*\) .*/\1/p' "$root/proc/driver/nvidia/version")
-[ -e "$root/usr/lib/x86_64-linux-gnu/libcuda.so.$loaded" ] || { echo 'Driver/library version mismatch' >&2; exit 18; }
-echo "$loaded"
-"#;
+const SMI: &str = include_str!("programs/nvidia-smi");
 
 fn executable(host: Host, path: &str, text: &str) -> Host {
     let host = host.file(path, text);

@@ -48,11 +48,8 @@ pub fn install(run: &Run, installer: &Installer, is_copy: bool, wanted: &Install
     let loaded = loaded(&app.kernel);
     // Whoever is killed in between leaves word.
     record::write(&app.kernel, &Record { began: Some(version.clone()), ..before.clone() })?;
-    let failed = match run_installer(run, installer, *kind, *dkms) {
-        // What the installer said is no matter when all of it is there.
-        Ok(()) => None,
-        Err(stop) => Some(stop),
-    };
+    // What the installer said is no matter when all of it is there.
+    let failed = run_installer(run, installer, *kind, *dkms).err();
     let has_begun = has_uninstalled(app);
     if facts::whole(&app.kernel).as_ref() == Some(version) && (failed.is_none() || has_begun) {
         failed.iter().for_each(|stop| app.story.warn(&stop.message));
