@@ -1,7 +1,7 @@
 # What this needs beside Rust and make is installed on the way, see tests/install-missing.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: build deb test demo soak fuzz lint clean help
+.PHONY: build deb test test-package demo soak fuzz lint clean help
 
 build: ## the release binary, target/release/gpu-handoff
 	@tests/install-missing build
@@ -10,8 +10,13 @@ build: ## the release binary, target/release/gpu-handoff
 deb: ## the Debian package, target/deb/gpu-handoff_VERSION_amd64.deb
 	@packaging/build
 
-test: ## every test: unit, vectors, refusals, linkage, shell scripts, manual page, lab
+test: ## every test: unit, vectors, refusals, linkage, shell scripts, manual page, package, lab
 	@tests/all
+
+test-package: ## the package alone: its scripts, built twice, and by piuparts on Debian 12 and 13
+	@tests/package/scripts
+	@tests/package/twice
+	@tests/package/piuparts
 
 demo: ## a VM takes the GPU and gives it back, in the lab
 	@tests/lab/run tests/lab/scripts/demo.sh
@@ -33,4 +38,4 @@ clean: ## remove target, with the lab's image
 	cargo clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)

@@ -13,32 +13,7 @@ if [ -e "$image/disk.img" ]; then
     exit
 fi
 
-# The mirror this machine's apt uses, so that proxies and local mirrors work.
-find_mirror() {
-    # shellcheck disable=SC2016 # apt expands these
-    apt-get indextargets --format '$(ORIGIN) $(LABEL) $(COMPONENT) $(REPO_URI)' \
-        'Created-By: Packages' | awk '$1 == "Debian" && $2 == "Debian" && $3 == "main" { print $4; exit }'
-}
-
-# The Signed-By of that mirror in apt's sources, in either of their formats.
-find_keyring() {
-    local files=()
-    mapfile -t files < <(find /etc/apt -name '*.sources' -o -name '*.list')
-    perl -e '
-        my $want = shift; $want =~ s{/+$}{}; local $/ = "";
-        while (my $par = <>) {
-            next unless $par =~ m{\Q$want\E/?(?:\s|$)};
-            if ($par =~ m{^Signed-By:\s*(/\S+)}mi || $par =~ m{signed-by=(/[^\s\]]+)}i) { print $1; last }
-        }' "$1" "${files[@]}"
-}
-
-mirror=${LAB_MIRROR:-$(find_mirror)}
-if [ -z "$mirror" ]; then
-    apt-get -qq update >&2
-    mirror=$(find_mirror)
-fi
-[ -n "$mirror" ] || broken "found no Debian mirror in apt's sources; set LAB_MIRROR"
-keyring=$(find_keyring "$mirror")
+{ read -r mirror && read -r keyring; } < <("$LAB_SRC/../mirror") || broken "without a Debian mirror there is no image"
 
 say "building the image ($SUITE), about two minutes"
 new=$image.new

@@ -10,14 +10,14 @@ link=/var/lib/vz/snippets/gpu-handoff
 export DEBIAN_FRONTEND=noninteractive
 # What the package or the host's preparation may change; of the initramfs what is in it, not its bytes.
 traces() {
-    find /etc/modules-load.d /etc/modprobe.d /etc/udev /etc/systemd/system /lib/udev/rules.d /usr/sbin /usr/share/gpu-handoff \
+    find /etc/modules-load.d /etc/modprobe.d /etc/udev /etc/systemd/system /etc/kernel /lib/udev/rules.d /usr/sbin /usr/share/gpu-handoff \
         /usr/share/bash-completion /var/lib/vz /var/lib/gpu-handoff /etc/gpu-handoff -type f,l -exec sha256sum {} + 2>/dev/null |
         sort -k2
     lsinitramfs /boot/initrd.img-* | grep -E 'modprobe.d|modules-load.d' | sort
 }
 blacklisted() { lsinitramfs /boot/initrd.img-* | grep -q modprobe.d/gpu-handoff.conf; }
 
-# An initramfs with hardly any modules: it is made five times.
+# An initramfs with hardly any modules: it is made three times.
 echo MODULES=list >/etc/initramfs-tools/conf.d/lab
 
 # ---- a host without anything of ours ----
@@ -33,7 +33,14 @@ is 'its link' /usr/sbin/gpu-handoff "$(readlink $link)"
 ok 'vfio-pci is loaded at boot' grep -qx vfio_pci /etc/modules-load.d/gpu-handoff.conf
 ok 'nouveau is kept away: there is an NVIDIA driver' grep -qx 'blacklist nouveau' /etc/modprobe.d/gpu-handoff.conf
 ok 'in the initramfs, too' blacklisted
-ok 'the boot unit is enabled' systemctl --quiet is-enabled gpu-handoff-reconcile.service
+for unit in gpu-handoff-reconcile.service gpu-handoff-setup.service; do
+    ok "$unit is enabled" systemctl --quiet is-enabled "$unit"
+    ok "$unit is as systemd wants it" systemd-analyze verify --man=no "/usr/lib/systemd/system/$unit"
+done
+ok 'nothing is left to do' test ! -e /var/lib/gpu-handoff/setup.pending
+for folder in postinst.d header_postinst.d; do
+    works "$folder" run-parts --exit-on-error --arg="$(uname -r)" "/etc/kernel/$folder"
+done
 ok 'udev takes the rules' udevadm verify /usr/lib/udev/rules.d/60-gpu-handoff.rules
 ok 'a reboot is asked for' grep -qx gpu-handoff /run/reboot-required.pkgs
 prepared=$(traces)
@@ -66,8 +73,11 @@ works 'and stops' qm stop 111
 to_host $slot1 nvidia
 
 # ---- back, and gone for good ----
+# The initramfs has been made often enough: it is as it was before, and is left so.
+mount --bind /usr/bin/true /usr/sbin/update-initramfs
 works 'installed again' dpkg -i "$deb"
 is 'its link is back' /usr/sbin/gpu-handoff "$(readlink $link)"
+ok 'and the host is prepared' grep -qx vfio_pci /etc/modules-load.d/gpu-handoff.conf
 works 'disable' gpu-handoff disable 111
 works 'purged' dpkg -P gpu-handoff
 same 'as it was before' "$before" "$(traces)"
