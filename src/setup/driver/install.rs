@@ -22,7 +22,7 @@ use std::time::Duration;
 pub const LOCK: &str = "/run/gpu-handoff/driver.lock";
 
 /// Compiling the modules on a small machine. Beyond that only what has not begun to uninstall is ended.
-const LIMIT: Duration = Duration::from_secs(3600);
+const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 const SH: &str = "/bin/sh";
 const DEPMOD: &str = "/usr/sbin/depmod";
