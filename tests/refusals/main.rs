@@ -20,6 +20,7 @@ mod registration;
 mod runs;
 mod setup;
 mod setup_driver;
+mod setup_kernels;
 mod setup_vfio;
 mod starts;
 mod status;

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 // setup driver, setup pending; the installers are scripts that do with files below the root what real ones do
 
-const CACHE: &str = "var/cache/gpu-handoff";
+pub const CACHE: &str = "var/cache/gpu-handoff";
 const RECORD: &str = "var/lib/gpu-handoff/driver.json";
-const PENDING: &str = "var/lib/gpu-handoff/setup.pending";
+pub const PENDING: &str = "var/lib/gpu-handoff/setup.pending";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
-const RELEASE: &str = "6.8.12-4-pve";
+pub const RELEASE: &str = "6.8.12-4-pve";
 const SECURE_BOOT: &str = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 
 /// Unloads, builds (unless `fails-build`), uninstalls, installs (unless `fails-install` names its version, or all of it
@@ -25,19 +25,19 @@ const MODPROBE: &str = include_str!("programs/modprobe-driver");
 
 const SMI: &str = include_str!("programs/nvidia-smi");
 
-fn executable(host: Host, path: &str, text: &str) -> Host {
+pub fn executable(host: Host, path: &str, text: &str) -> Host {
     let host = host.file(path, text);
     fs::set_permissions(host.path(path), fs::Permissions::from_mode(0o755)).unwrap();
     host
 }
 
-fn with_installer(host: Host, version: &str) -> Host {
+pub fn with_installer(host: Host, version: &str) -> Host {
     let name = format!("{CACHE}/NVIDIA-Linux-x86_64-{version}.run");
     host.file(&name, &INSTALLER.replace("VERSION", version))
 }
 
 /// A host with all that an installer needs, and the GPU of nobody.
-fn ready() -> Host {
+pub fn ready() -> Host {
     let host = Host::new()
         .function("0000:01:00.0", "030000", "10de:2684", "", 5)
         .file("proc/sys/kernel/osrelease", &format!("{RELEASE}\n"))
@@ -60,20 +60,20 @@ fn ready() -> Host {
 }
 
 /// As [`ready`], with a driver that was set up.
-fn with_driver() -> Host {
+pub fn with_driver() -> Host {
     let host = with_installer(ready(), "570.86.16");
     works(&host, "setup driver");
     calls(&host);
     host
 }
 
-fn calls(host: &Host) -> Vec<String> {
+pub fn calls(host: &Host) -> Vec<String> {
     let calls = fs::read_to_string(host.path("calls")).unwrap();
     fs::write(host.path("calls"), "").unwrap();
     calls.lines().map(str::to_string).collect()
 }
 
-fn there(host: &Host) -> (Vec<String>, String) {
+pub fn there(host: &Host) -> (Vec<String>, String) {
     let mut libraries: Vec<String> = fs::read_dir(host.path(LIBRARIES))
         .into_iter()
         .flatten()
@@ -85,21 +85,21 @@ fn there(host: &Host) -> (Vec<String>, String) {
     (libraries, module.trim().to_string())
 }
 
-fn has(version: &str) -> (Vec<String>, String) {
+pub fn has(version: &str) -> (Vec<String>, String) {
     (vec![format!("libcuda.so.{version}")], version.to_string())
 }
 
-fn record(host: &Host) -> Value {
+pub fn record(host: &Host) -> Value {
     serde_json::from_slice(&fs::read(host.path(RECORD)).unwrap()).unwrap()
 }
 
-fn error(host: &Host) -> Value {
+pub fn error(host: &Host) -> Value {
     let status: Value = serde_json::from_str(&host.run("--status --json").out).unwrap();
     status["setup"]["error"].clone()
 }
 
 #[track_caller]
-fn works(host: &Host, call: &str) -> String {
+pub fn works(host: &Host, call: &str) -> String {
     let run = host.run(call);
     assert_eq!(run.code, Some(0), "{call}: {}", run.err);
     run.err
@@ -107,7 +107,7 @@ fn works(host: &Host, call: &str) -> String {
 
 /// No in these words, and no installer was started.
 #[track_caller]
-fn says_no(host: &Host, call: &str, code: i32, words: &str) {
+pub fn says_no(host: &Host, call: &str, code: i32, words: &str) {
     let run = host.run(call);
     assert_eq!(run.code, Some(code), "{call}: {}", run.err);
     let last = run.err.lines().last().unwrap_or_default();
@@ -317,74 +317,6 @@ fn an_installer_outlives_the_run_that_started_it_and_the_next_run_converges() {
 }
 
 #[test]
-fn a_new_kernel_gets_the_same_driver() {
-    let new = "6.14.0-1-pve";
-    let host = with_driver().file(&format!("lib/modules/{new}/build/Makefile"), "");
-    let call = format!("setup driver --kernel {new}");
-    works(&host, &call);
-    assert_eq!(
-        calls(&host),
-        [format!(
-            "570.86.16 --silent --no-nouveau-check --no-x-check --no-check-for-alternate-installs --no-dkms -K -k {new} \
-             --skip-module-load --kernel-module-type=open"
-        )]
-    );
-    assert_eq!(record(&host)["kernels"], json!([RELEASE, new]));
-    works(&host, &call);
-    assert_eq!(calls(&host), Vec::<String>::new());
-    // Without a driver of ours it is nobody's business.
-    works(&ready(), &call);
-}
-
-#[test]
-fn kernels_with_headers_get_a_new_driver_too() {
-    let new = "6.14.0-1-pve";
-    let host = with_installer(with_driver(), "580.95.05").file(&format!("lib/modules/{new}/build/Makefile"), "");
-    works(&host, "setup driver");
-    let kernels: Vec<bool> = calls(&host).iter().map(|call| call.contains(&format!("-K -k {new}"))).collect();
-    assert_eq!(kernels, [false, true]);
-    assert_eq!(record(&host)["kernels"], json!([RELEASE, new]));
-    assert!(!host.path(PENDING).exists());
-    // One that fails is no reason to say that the driver is not there.
-    let host = with_installer(host, "590.44.01").file("fails-kernel", &format!("{new}\n"));
-    assert_eq!(host.run("setup driver").code, Some(1));
-    assert_eq!(there(&host), has("590.44.01"));
-    let pending: Value = serde_json::from_slice(&fs::read(host.path(PENDING)).unwrap()).unwrap();
-    assert_eq!(pending["driver"], Value::Null);
-    assert!(
-        pending["kernels"][new]["why"].as_str().unwrap().contains("building 590.44.01 for kernel 6.14.0-1-pve failed")
-    );
-}
-
-#[test]
-fn a_kernel_that_cannot_have_it_yet_is_kept_in_mind() {
-    let new = "6.14.0-1-pve";
-    let host = with_driver();
-    let headers = host.path(&format!("lib/modules/{new}/build/Makefile"));
-    let call = format!("setup driver --kernel {new}");
-    says_no(&host, &call, 3, "apt-get install proxmox-headers-6.14.0-1-pve");
-    assert!(error(&host).as_str().unwrap().contains("proxmox-headers-6.14.0-1-pve"));
-    assert!(host.run("--status").out.contains("set-up is not done: kernel 6.14.0-1-pve"));
-    fs::write(&headers, "").unwrap();
-    fs::write(host.path("fails-build"), "").unwrap();
-    assert_eq!(host.run(&call).code, Some(1));
-    assert!(error(&host).as_str().unwrap().contains("failed to build"));
-    // It is the one that runs now: at boot.
-    fs::remove_file(host.path("fails-build")).unwrap();
-    let host = host.file("proc/sys/kernel/osrelease", &format!("{new}\n"));
-    calls(&host);
-    works(&host, "setup pending");
-    assert_eq!(calls(&host).len(), 1);
-    assert_eq!(error(&host), Value::Null);
-    assert!(!host.path(PENDING).exists());
-    fs::remove_file(host.path(&format!("lib/modules/{new}/kernel/drivers/video/nvidia.ko"))).unwrap();
-    // A changed installer is not run.
-    let kept = host.path(&format!("{CACHE}/NVIDIA-Linux-x86_64-570.86.16.run"));
-    fs::write(&kept, format!("{}\n", fs::read_to_string(&kept).unwrap())).unwrap();
-    says_no(&host, &call, 3, "is not the one that was installed");
-}
-
-#[test]
 fn the_package_leaves_it_for_later_while_a_driver_is_loaded() {
     let host = with_installer(ready(), "580.95.05").file("sys/module/nouveau/refcnt", "1\n");
     says_no(&host, "setup driver --defer", 3, "nvidia or nouveau is loaded");
@@ -512,41 +444,6 @@ fn what_was_put_off_and_is_taken_back_is_not_done_later() {
     fs::remove_dir_all(host.path("sys/module/nouveau")).unwrap();
     assert_eq!(works(&host, "setup pending"), "");
     assert!(there(&host).0.is_empty());
-}
-
-/// While the guests wait.
-#[test]
-fn at_boot_only_what_they_need_is_done_and_not_for_ever() {
-    let new = "6.14.0-1-pve";
-    let systemctl = "#!/bin/sh\necho starting\n";
-    let host = executable(with_driver(), "usr/bin/systemctl", systemctl).file("fails-build", "");
-    let host = host.file(&format!("lib/modules/{new}/build/Makefile"), "");
-    assert_eq!(host.run(&format!("setup driver --kernel {new}")).code, Some(1));
-    calls(&host);
-    works(&host, "setup pending");
-    assert_eq!(calls(&host), Vec::<String>::new(), "another kernel can wait");
-    let host = host.file("proc/sys/kernel/osrelease", &format!("{new}\n"));
-    fs::remove_dir_all(host.path("sys/module")).unwrap();
-    for builds in [1, 1, 0] {
-        host.run("setup pending");
-        assert_eq!(calls(&host).len(), builds);
-    }
-    assert!(error(&host).as_str().unwrap().contains("failed to build"));
-    // By hand it is tried again.
-    fs::remove_file(host.path("fails-build")).unwrap();
-    works(&host, "setup driver");
-    assert_eq!(error(&host), Value::Null);
-}
-
-#[test]
-fn a_build_that_was_cut_off_is_begun_anew() {
-    let new = "6.14.0-1-pve";
-    let host = with_driver()
-        .file(&format!("lib/modules/{new}/build/Makefile"), "")
-        .file(&format!("lib/modules/{new}/kernel/drivers/video/nvidia.ko"), "");
-    works(&host, &format!("setup driver --kernel {new}"));
-    assert_eq!(calls(&host)[0], format!("depmod {new}"));
-    assert_eq!(record(&host)["kernels"], json!([RELEASE, new]));
 }
 
 #[test]
