@@ -1,11 +1,15 @@
 #!/bin/bash
 # Builds the guest's root tree and disk from Debian's archive and prints the
 # folder they are in. Called with the build lock held.
+#
+# The guest has one kernel; the packages of a second one lie on its disk, in
+# /opt/lab/kernel. The tree has them unpacked, for modules to be built.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
 
 SUITE=trixie
+SECOND=rt-amd64 # a kernel of the same release, whose modules the first refuses, and the other way round
 
 image=$LAB_CACHE/image-$(hash_of image-packages host/image.sh)
 if [ -e "$image/disk.img" ]; then
@@ -23,9 +27,15 @@ packages=$(sed 's/#.*//' "$LAB_SRC/image-packages" | xargs | tr ' ' ,)
 # What it mounts into the tree is for it alone: should it be killed, nobody who clears up after it finds /proc there.
 alone=()
 ! unshare --mount true 2>/dev/null || alone=(unshare --mount)
+# The second kernel, with what it depends on and the first has not.
+debs=/opt/lab/kernel
+# shellcheck disable=SC2016 # mmdebstrap's shell expands it
+second='APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -qq -y --no-install-recommends --download-only \
+    -o Dir::Cache::archives="$1'$debs'" -o APT::Sandbox::User=root install linux-image-'$SECOND' linux-headers-'$SECOND
 # Without docker-clean's hook: it deletes packages that are still needed.
 "${alone[@]}" mmdebstrap --quiet --variant=minbase --include="$packages" \
     --aptopt='#clear DPkg::Post-Invoke' --aptopt='#clear APT::Update::Post-Invoke' \
+    --customize-hook="mkdir -p \"\$1$debs\" && $second" \
     ${keyring:+--keyring="$keyring"} "$SUITE" "$new/root" "$mirror" >&2 </dev/null
 
 mapfile -t kernels < <(ls "$new/root/lib/modules")
@@ -33,8 +43,35 @@ mapfile -t kernels < <(ls "$new/root/lib/modules")
 printf '%s\n' "${kernels[0]}" >"$new/kernel"
 cp "$new/root/boot/vmlinuz-${kernels[0]}" "$new/vmlinuz"
 
+# ---- the second kernel: only the modules and headers that the lab has use for, and nothing compressed, because
+# unpacking is slow when it is emulated ----
+keep='arch|block|crypto|lib|mm|virt|fs/(ext4|jbd2|fuse|overlayfs|autofs|efivarfs)|drivers/(acpi|block|char|i2c|iommu)'
+keep+='|drivers/(media/cec|pci|platform/x86|vfio|video|virt|virtio)|drivers/gpu/drm/(display|tiny)|sound/(core|hda|pci/hda)'
+debs=$new/root$debs
+rm -rf "$debs"/{lock,partial} "$debs"/linux-{image,headers}-"$SECOND"_*.deb
+for deb in "$debs"/*.deb; do
+    dpkg-deb -R "$deb" "$new/deb"
+    cd "$new/deb/usr"
+    find . -path './lib/modules/*/kernel/*/*.ko*' -regextype egrep \
+        ! -regex "\./lib/modules/[^/]*/kernel/(($keep)/.*|(fs|sound|drivers/gpu/drm)/[^/]*)" -delete
+    find . -type f -regextype egrep -regex '\./src/[^/]*/include/.*' \
+        ! -regex '\./src/[^/]*/include/(acpi|asm-generic|config|generated|linux|uapi/linux|uapi/asm-generic|vdso)/.*' -delete
+    # Of these make reads none that is empty.
+    find . -path './src/*/include/config/*' -empty -delete
+    cd - >/dev/null
+    dpkg-deb --root-owner-group -Znone -b "$new/deb" "$deb" >&2
+    rm -rf "$new/deb"
+done
+
 # No journal and no checksums: the disk is thrown away after each run.
 PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -O ^has_journal,^metadata_csum -E lazy_itable_init=1 \
     -L lab -d "$new/root" "$new/disk.img" 6G >/dev/null
+
+# From here on the tree is only what modules are built in.
+for deb in "$debs"/*.deb; do dpkg-deb -x "$deb" "$new/root"; done
+rm -rf "$debs"
+kernel=$(basename "$(echo "$new"/root/usr/lib/modules/*-"$SECOND")")
+printf '%s\n' "$kernel" >"$new/kernel2"
+cp "$new/root/boot/vmlinuz-$kernel" "$new/vmlinuz2"
 mv -T "$new" "$image"
 printf '%s\n' "$image"

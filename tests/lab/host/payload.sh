@@ -46,6 +46,11 @@ echo pve1 >etc/hostname
 printf '127.0.0.1 localhost\n127.0.1.1 pve1\n' >etc/hosts
 echo 0123456789abcdef0123456789abcdef >etc/machine-id
 : >etc/fstab
+# An initramfs that is made here is never booted: with the configuration, but hardly a module or a program, it takes a
+# quarter of the time.
+mkdir -p etc/initramfs-tools/conf.d usr/share/initramfs-tools/hooks
+printf '%s\n' MODULES=list BUSYBOX=n COMPRESSLEVEL=1 >etc/initramfs-tools/conf.d/quick
+: >usr/share/initramfs-tools/hooks/udev
 
 # ---- drivers ----
 mkdir -p etc/modprobe.d etc/modules-load.d
@@ -88,7 +93,7 @@ vm_conf 100 plain
 vm_conf 111 gpu-one 0000:01:00,pcie=1,x-vga=1
 [ "$LAB_GPUS" -lt 2 ] || vm_conf 112 gpu-two 0000:02:00,pcie=1,x-vga=1
 chmod 640 etc/pve/nodes/pve1/qemu-server/*.conf
-install -m 755 "$LAB_SRC"/guest/{qm,pct,lab-ct} usr/sbin/
+install -m 755 "$LAB_SRC"/guest/{qm,pct,lab-ct,lab-reboot} usr/sbin/
 cp "$LAB_SRC/guest/proxmox.pl" opt/lab/
 mkdir -p usr/share/lxc/hooks usr/share/lxc/config/{common,userns}.conf.d
 ln -s /usr/sbin/pct usr/share/lxc/pve-container-stop-wrapper
