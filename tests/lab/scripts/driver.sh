@@ -1,7 +1,7 @@
 #!/bin/bash
 # A fresh host: installing the package installs the driver, a kernel upgrade has it built for the new kernel, what fails
 # there is made good at boot, and afterwards there is no trace.
-# lab: --timeout 1200
+# lab: --timeout 1800
 # lab-deb
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
