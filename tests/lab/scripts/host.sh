@@ -11,7 +11,7 @@ remember_home
 
 # ---- the unit, and one that stands for Proxmox's ----
 install -m 644 "${0%/*}/$reconcile" $units
-# Stops the guests at shutdown, as Proxmox's does, and waits until this script has looked.
+# Stops the guests at shutdown, as Proxmox's does, and waits: the machine must not go down before this script has ended.
 cat >$units/pve-guests.service <<UNIT
 [Unit]
 After=lab-script.service
@@ -19,7 +19,7 @@ After=lab-script.service
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/bin/sh -c 'readlink $pci/$slot1.0/driver >/run/guests-found; ls /dev/nvidia* >>/run/guests-found'
-ExecStop=/bin/bash -c 'qm stop 111 >/run/stop.out 2>&1; echo \$? >/run/stop.rc; while [ ! -e /run/looked ]; do sleep 0.1; done'
+ExecStop=/bin/bash -c 'qm stop 111 >/run/stop.out 2>&1; echo \$? >/run/stop.rc; sleep infinity'
 TimeoutStopSec=120
 UNIT
 cat >$units/lab-up.target <<UNIT
@@ -78,5 +78,4 @@ is 'VM 111' 'status: stopped' "$(qm status 111)"
 in_no_vm 'while the host shuts down' $slot1
 is 'it was not bound again' "$mark" "$(stat -c %i "$vfio_driver/$slot1.0")"
 ok 'the record is kept' grep -q '"away"' $records/vm-111
-: >/run/looked
 finish
