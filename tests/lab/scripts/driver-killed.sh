@@ -1,7 +1,7 @@
 #!/bin/bash
 # The host's driver is being set up when something dies: the program, or the installer with it, at each stage. The same
 # call again, or what the boot unit runs, puts it right. And an upgrade that fails brings the old driver back.
-# lab: --timeout 900
+# Part of make test-package: it compiles for minutes.
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
