@@ -2,7 +2,7 @@
 # Killed with SIGKILL before and after every step of both directions: the next run
 # converges, and so does nobody's run, because the worker that outlives its handoff
 # puts it right. Asked to end with SIGTERM, the way there is undone.
-# lab: --timeout 600
+# lab: --timeout 900
 # lab-build: failpoints
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"

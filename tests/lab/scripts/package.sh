@@ -1,6 +1,6 @@
 #!/bin/bash
 # The package is installed on a host that has nothing of ours, and goes again without a trace.
-# lab: --timeout 600
+# lab: --timeout 900
 # lab-deb
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
