@@ -80,5 +80,6 @@ is 'its link is back' /usr/sbin/gpu-handoff "$(readlink $link)"
 ok 'and the host is prepared' grep -qx vfio_pci /etc/modules-load.d/gpu-handoff.conf
 works 'disable' gpu-handoff disable 111
 works 'purged' dpkg -P gpu-handoff
+umount /usr/sbin/update-initramfs
 same 'as it was before' "$before" "$(traces)"
 finish
