@@ -16,6 +16,15 @@ hash_of() {
     (cd "$LAB_SRC" && sha256sum "$@") | sha256sum | cut -c1-12
 }
 
+# of_image IMAGE NAME: fills `program` with how a program of the image's root is called on this machine, with its own
+# libraries: nothing has to be installed here, and nothing that is gets in the way.
+of_image() {
+    local root=$1/root
+    # shellcheck disable=SC2034 # for the caller
+    program=("$root/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+        --library-path "$root/usr/lib/x86_64-linux-gnu" "$root/usr/bin/$2")
+}
+
 install_missing() {
     "$REPO/tests/install-missing" build lab || broken "the lab cannot be built here"
 }

@@ -3,7 +3,8 @@
 # folder they are in. Called with the build lock held.
 #
 # The guest has one kernel; the packages of a second one lie on its disk, in
-# /opt/lab/kernel. The tree has them unpacked, for modules to be built.
+# /opt/lab/kernel. The tree has them unpacked, for modules to be built. It also
+# has the emulator that boots the guest, with its firmware: see of_image.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
@@ -27,15 +28,19 @@ packages=$(sed 's/#.*//' "$LAB_SRC/image-packages" | xargs | tr ' ' ,)
 # What it mounts into the tree is for it alone: should it be killed, nobody who clears up after it finds /proc there.
 alone=()
 ! unshare --mount true 2>/dev/null || alone=(unshare --mount)
-# The second kernel, with what it depends on and the first has not.
+# download FOLDER PACKAGE…: a command that lays packages there, with what they depend on and the guest has not
+download() {
+    # shellcheck disable=SC2016 # mmdebstrap's shell expands it
+    printf 'mkdir -p "$1%s" && APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -qq -y --no-install-recommends --download-only \
+        -o Dir::Cache::archives="$1%s" -o APT::Sandbox::User=root install %s' "$1" "$1" "${*:2}"
+}
 debs=/opt/lab/kernel
-# shellcheck disable=SC2016 # mmdebstrap's shell expands it
-second='APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -qq -y --no-install-recommends --download-only \
-    -o Dir::Cache::archives="$1'$debs'" -o APT::Sandbox::User=root install linux-image-'$SECOND' linux-headers-'$SECOND
+tools=/opt/lab/tools # for this machine, not for the guest
 # Without docker-clean's hook: it deletes packages that are still needed.
 "${alone[@]}" mmdebstrap --quiet --variant=minbase --include="$packages" \
     --aptopt='#clear DPkg::Post-Invoke' --aptopt='#clear APT::Update::Post-Invoke' \
-    --customize-hook="mkdir -p \"\$1$debs\" && $second" \
+    --customize-hook="$(download $debs "linux-image-$SECOND" "linux-headers-$SECOND")" \
+    --customize-hook="$(download $tools qemu-utils ovmf)" \
     ${keyring:+--keyring="$keyring"} "$SUITE" "$new/root" "$mirror" >&2 </dev/null
 
 mapfile -t kernels < <(ls "$new/root/lib/modules")
@@ -63,13 +68,15 @@ for deb in "$debs"/*.deb; do
     rm -rf "$new/deb"
 done
 
+mv "$new/root$tools" "$new/tools"
+
 # No journal and no checksums: the disk is thrown away after each run.
 PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -O ^has_journal,^metadata_csum -E lazy_itable_init=1 \
     -L lab -d "$new/root" "$new/disk.img" 6G >/dev/null
 
-# From here on the tree is only what modules are built in.
-for deb in "$debs"/*.deb; do dpkg-deb -x "$deb" "$new/root"; done
-rm -rf "$debs"
+# From here on the tree is only what modules are built in, and the emulator runs from.
+for deb in "$debs"/*.deb "$new/tools"/*.deb; do dpkg-deb -x "$deb" "$new/root"; done
+rm -rf "$debs" "$new/tools"
 kernel=$(basename "$(echo "$new"/root/usr/lib/modules/*-"$SECOND")")
 printf '%s\n' "$kernel" >"$new/kernel2"
 cp "$new/root/boot/vmlinuz-$kernel" "$new/vmlinuz2"
