@@ -2,6 +2,7 @@
 //! containers.
 
 pub mod flags;
+pub mod installed;
 pub mod kind;
 mod source;
 

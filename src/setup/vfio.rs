@@ -235,15 +235,8 @@ fn is_wanted(app: &App, config: &Config) -> bool {
 
 /// Loaded, or among the running kernel's modules.
 fn has_nvidia(kernel: &dyn Kernel) -> bool {
-    let is_there = || {
-        let release = kernel.text("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let modules = kernel.text(&format!("/lib/modules/{release}/modules.dep")).unwrap_or_default();
-        modules.lines().filter_map(|line| line.split(':').next()).any(|path| {
-            let name = path.rsplit('/').next().unwrap_or_default();
-            name.strip_prefix("nvidia.ko").is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        })
-    };
-    kernel.exists("/sys/module/nvidia") || is_there()
+    let release = kernel.text("/proc/sys/kernel/osrelease").unwrap_or_default();
+    kernel.exists("/sys/module/nvidia") || driver::installed::find(kernel, &release).is_some()
 }
 
 fn iommu(kernel: &dyn Kernel, bootloader: &Bootloader, wish: Wish) -> String {

@@ -85,7 +85,12 @@ fn nouveau_is_kept_away_once_there_is_an_nvidia_driver() {
     assert!(!read(&host, MODPROBE).contains("nouveau"));
     let configured = host.config(r#"{"driver":{"runfile":"/root/NVIDIA-Linux-x86_64-580.95.05.run"}}"#);
     assert!(configured.run("setup vfio --dry-run").out.starts_with("write     /etc/modprobe.d/gpu-handoff.conf\n"));
-    let host = configured.without("etc/gpu-handoff/config.json").file(dep, "updates/dkms/nvidia.ko.zst:\n");
+    let plain = configured.without("etc/gpu-handoff/config.json");
+    assert!(plain.run("setup vfio --dry-run").out.starts_with("nothing to do"));
+    // As Debian's packages call it, and as NVIDIA's installer does.
+    let debians = plain.file(dep, "updates/dkms/nvidia-current-open.ko.xz: x\n");
+    assert!(debians.run("setup vfio --dry-run").out.starts_with("write     /etc/modprobe.d/gpu-handoff.conf\n"));
+    let host = debians.file(dep, "updates/dkms/nvidia.ko.zst:\n");
     works(&host, "setup vfio");
     assert!(read(&host, MODPROBE).ends_with("\nblacklist nouveau\n"));
     assert_eq!(calls(&host).len(), 2);

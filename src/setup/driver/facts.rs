@@ -6,6 +6,7 @@ use super::record::{self, Record};
 use crate::App;
 use crate::config::{Config, Home};
 use crate::driver::flags::Key;
+use crate::driver::installed;
 use crate::events::notes::handoff_is_under_way;
 use crate::gpu::holders::{Holder, Place, Reach, Watched};
 use crate::gpu::inventory::{Slot, nvidia_slots};
@@ -17,7 +18,6 @@ use crate::systemd;
 use std::time::Duration;
 
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
-const MODINFO: &str = "/usr/sbin/modinfo";
 const DPKG_QUERY: &str = "/usr/bin/dpkg-query";
 pub const DKMS: &str = "/usr/sbin/dkms";
 const DKMS_TREE: &str = "/var/lib/dkms";
@@ -156,21 +156,17 @@ fn is_unknown_key(kernel: &dyn Kernel) -> bool {
 
 /// The version of a kernel's nvidia module.
 pub fn on_disk(kernel: &dyn Kernel, release: &str) -> Option<String> {
-    module(kernel, release, "nvidia")
+    installed::version(kernel, release)
 }
 
 /// The version of what was installed whole: modules and libraries.
 pub fn whole(kernel: &dyn Kernel) -> Option<String> {
     let release = running(kernel);
     let version = on_disk(kernel, &release)?;
-    let is_whole =
-        libraries(kernel) == [version.clone()] && module(kernel, &release, "nvidia_uvm").as_ref() == Some(&version);
+    let uvm = installed::find(kernel, &release).map_or_else(|| "nvidia-uvm".to_string(), |one| one.part("uvm"));
+    let is_whole = libraries(kernel) == [version.clone()]
+        && installed::version_of(kernel, &release, &uvm).as_ref() == Some(&version);
     is_whole.then_some(version)
-}
-
-fn module(kernel: &dyn Kernel, release: &str, name: &str) -> Option<String> {
-    let said = kernel.program(MODINFO, &["-k", release, "-F", "version", name], ANSWER).ok()?;
-    said.lines().next().map(|line| line.trim().to_string()).filter(|version| !version.is_empty())
 }
 
 pub fn libraries(kernel: &dyn Kernel) -> Vec<String> {
