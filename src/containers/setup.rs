@@ -430,7 +430,7 @@ fn nodes(app: &App, ctid: u32) -> Result<Vec<String>> {
 
 /// Paths below /dev.
 pub(super) fn given_nodes(config: &ct::CtConfig) -> Vec<String> {
-    let all = containers::given(config).map(|node| node.host.to_string());
+    let all = containers::given(config).map(|node| node.host);
     let mut nodes: Vec<String> = all.filter(|path| path.starts_with("/dev/nvidia")).collect();
     nodes.sort_unstable();
     nodes.dedup();

@@ -56,10 +56,10 @@ pub fn stale(kernel: &dyn Kernel, ctid: u32) -> Vec<Stale> {
 /// By path inside: the host's node and its number. `host` are all nodes that the driver has.
 fn expected<'a>(config: &CtConfig, host: &'a [(String, DeviceNumber)]) -> BTreeMap<String, (&'a str, DeviceNumber)> {
     let mut expected = BTreeMap::new();
-    for Given { host: given, inside } in containers::given(config) {
+    for Given { host: given, inside, .. } in containers::given(config) {
         for (node, number) in host {
             // The node itself, or one in a directory that is given as a whole.
-            let rest = node.strip_prefix(given).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+            let rest = node.strip_prefix(&given).filter(|rest| rest.is_empty() || rest.starts_with('/'));
             if let Some(rest) = rest {
                 expected.insert(format!("{inside}{rest}"), (node.as_str(), *number));
             }

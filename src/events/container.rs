@@ -97,7 +97,7 @@ fn gone(app: &App, ct: &CtConfig) -> Option<Record> {
     here.retain(|path| nodes::is_gpu(path) && !leaving.contains(path));
     let mut named = containers::given(ct).map(|node| node.host).filter(|path| nodes::is_gpu(path)).peekable();
     let lacks = match named.peek() {
-        Some(_) => named.any(|path| !here.iter().any(|other| other == path)),
+        Some(_) => named.any(|path| !here.contains(&path)),
         // By a rule alone: any will do.
         None => here.is_empty(),
     };

@@ -76,7 +76,7 @@ pub fn run(app: &App) -> Result<()> {
     if !is_over {
         return made.and(Err(not_looked_at(&app.kernel, "a handoff", patience)));
     }
-    for ctid in containers::with_gpu(&app.kernel) {
+    for ctid in containers::with_nvidia(&app.kernel) {
         if app.kernel.is_asked_to_end() {
             break;
         }

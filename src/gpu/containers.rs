@@ -1,9 +1,12 @@
-//! Containers that run, and which of them could open an NVIDIA GPU.
+//! Containers that run, which of them could open an NVIDIA GPU, and what their configurations give them of one.
 
-use super::nodes::NVIDIA_MAJOR;
+use super::inventory::{Slot, attribute, nvidia_slots};
+use super::nodes::{self, NVIDIA_MAJOR};
+use super::nvidia;
 use crate::proxmox::ct::{self, CtConfig};
-use crate::sys::Kernel;
+use crate::sys::{DeviceNumber, Kernel};
 use crate::systemd;
+use std::path::{Component, Path};
 
 /// Where Proxmox has LXC put a container's processes (`lxc.cgroup.dir.container = lxc/ID`).
 const CGROUPS: &str = "lxc";
@@ -20,60 +23,242 @@ pub fn runs(kernel: &dyn Kernel, ctid: u32) -> bool {
     systemd::has_processes(kernel, &format!("{CGROUPS}/{ctid}"))
 }
 
-/// Running containers whose configuration gives them an NVIDIA GPU, but for those that somebody froze already.
-pub fn with_gpu(kernel: &dyn Kernel) -> Vec<u32> {
-    let running =
-        kernel.list(&format!("{}/{CGROUPS}", systemd::CGROUPS)).into_iter().filter_map(|name| name.parse::<u32>().ok());
-    running
+/// Running containers that could open one of these slots' GPUs by what their configuration gives them, but for those that
+/// somebody froze already.
+pub fn with_gpu(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<u32> {
+    let own = own_nodes(kernel, slots);
+    running(kernel, &|config| could_open(kernel, config, &own))
+}
+
+/// As [`with_gpu`], those that have anything of NVIDIA's, whether there is such a GPU now or not.
+pub fn with_nvidia(kernel: &dyn Kernel) -> Vec<u32> {
+    let all = own_nodes(kernel, &nvidia_slots(kernel));
+    running(kernel, &|config| has_nvidia(config) || could_open(kernel, config, &all))
+}
+
+fn running(kernel: &dyn Kernel, is_meant: &dyn Fn(&CtConfig) -> bool) -> Vec<u32> {
+    let cgroups = kernel.list(&format!("{}/{CGROUPS}", systemd::CGROUPS)).into_iter();
+    cgroups
+        .filter_map(|name| name.parse::<u32>().ok())
         .filter(|ctid| kernel.text(&freezer(*ctid)).is_some_and(|text| text == "0") && runs(kernel, *ctid))
-        .filter(|ctid| config(kernel, *ctid).is_some_and(|config| has_gpu(&config)))
+        .filter(|ctid| config(kernel, *ctid).is_some_and(|config| is_meant(&config)))
         .collect()
 }
 
-/// By its device nodes: `/dev/nvidia…`, any of `/dev/dri`, or leave to use NVIDIA's major.
-fn has_gpu(config: &CtConfig) -> bool {
-    has_nvidia(config) || given(config).next().is_some()
+/// The nodes that belong to these slots' GPUs alone.
+fn own_nodes(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<(String, DeviceNumber)> {
+    let mut own = Vec::new();
+    for gpu in slots.iter().flat_map(|slot| &slot.functions).filter(|function| function.is_nvidia_gpu()) {
+        if let Some(minor) = nvidia::minor(kernel, &gpu.address) {
+            own.push((format!("/dev/nvidia{minor}"), DeviceNumber { major: NVIDIA_MAJOR, minor }));
+        }
+        let drm = attribute(&gpu.address, "drm");
+        for name in kernel.list(&drm) {
+            let number = kernel.text(&format!("{drm}/{name}/dev")).and_then(|text| text.parse().ok());
+            own.extend(number.map(|number| (format!("/dev/dri/{name}"), number)));
+        }
+    }
+    own
 }
 
-/// As [`has_gpu`], but what it has of `/dev/dri` may be another vendor's.
+/// Of several cards it is the nodes that tell which one a container uses; a rule alone, or what all cards share, may be
+/// for any.
+fn could_open(kernel: &dyn Kernel, config: &CtConfig, own: &[(String, DeviceNumber)]) -> bool {
+    let given: Vec<Given> = given_on(kernel, config, own);
+    let is_own = |given: &Given| own.iter().any(|(path, _)| is_at_or_below(path, &given.host));
+    if nvidia_hook(config).is_some() || given.iter().any(is_own) {
+        return true;
+    }
+    if given.iter().any(|given| nodes::is_gpu(&given.host)) {
+        return false;
+    }
+    let minors: Vec<&str> = config.devices_allow().filter_map(minor_of_nvidia).collect();
+    if !minors.is_empty() {
+        let is_own =
+            |minor: &&str| *minor == "*" || own.iter().any(|(_, n)| n.to_string() == format!("{NVIDIA_MAJOR}:{minor}"));
+        let is_of_all = |minor: &&str| minor.parse().is_ok_and(|minor: u64| minor >= nodes::MODESET_MINOR);
+        return minors.iter().any(is_own) || minors.iter().all(is_of_all);
+    }
+    given.iter().any(|given| given.host.starts_with("/dev/nvidia"))
+}
+
+/// By its device nodes `/dev/nvidia…`, leave to use NVIDIA's major, or LXC's own hook. What it has of `/dev/dri` may be
+/// another vendor's.
 pub fn has_nvidia(config: &CtConfig) -> bool {
-    let major = format!("{NVIDIA_MAJOR}:");
-    let by_rule = config
-        .devices_allow()
-        .any(|rule| rule.split_whitespace().nth(1).is_some_and(|number| number.starts_with(&major)));
-    by_rule || given(config).any(|node| node.host.starts_with("/dev/nvidia"))
+    config.devices_allow().any(|rule| minor_of_nvidia(rule).is_some())
+        || nvidia_hook(config).is_some()
+        || given(config).any(|node| node.host.starts_with("/dev/nvidia"))
+}
+
+/// `0` of `c 195:0 rwm`.
+fn minor_of_nvidia(rule: &str) -> Option<&str> {
+    let (major, minor) = rule.split_whitespace().nth(1)?.split_once(':')?;
+    (major.parse() == Ok(NVIDIA_MAJOR)).then_some(minor)
+}
+
+/// How a configuration gives a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// `devN`: Proxmox makes the node, and fails where there is one.
+    Dev,
+    /// `lxc.mount.entry`
+    Entry,
+    /// `mpN`: what is below `/dev` Proxmox takes for a disk.
+    MountPoint,
 }
 
 /// A device node, or a directory of them, that a configuration gives its container.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Given<'a> {
-    /// Its path on the host: `/dev/nvidia…` or below `/dev/dri`.
-    pub host: &'a str,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// Its path on the host.
+    pub host: String,
     /// In the container.
     pub inside: String,
+    pub way: Way,
+    /// As it stands there: `dev0: /dev/nvidia0,gid=44`.
+    pub line: String,
 }
 
-pub fn given(config: &CtConfig) -> impl Iterator<Item = Given<'_>> {
-    let devices = config.dev.values().filter_map(|dev| dev.device.as_ref());
-    let by_dev = devices.map(|device| Given { host: &device.path, inside: device.path.clone() });
-    let by_mount = config.mount_entries().filter_map(|entry| {
-        let mut words = entry.split_whitespace();
-        let (host, target) = (words.next()?, words.next()?);
-        Some(Given { host, inside: format!("/{}", target.trim_start_matches('/')) })
+/// What may be a node of a GPU, or a directory of such, by its path on the host: `/dev/nvidia…`, what is in `/dev/dri`, or
+/// all of `/dev`.
+pub fn given(config: &CtConfig) -> impl Iterator<Item = Given> {
+    let is_gpu = |path: &str| path.starts_with("/dev/nvidia") || path == "/dev" || is_at_or_below(path, "/dev/dri");
+    all_given(config).filter(move |node| is_gpu(&node.host))
+}
+
+/// As [`given`], and what is one of these nodes under another name: their own path stands for it then.
+pub fn given_on(kernel: &dyn Kernel, config: &CtConfig, known: &[(String, DeviceNumber)]) -> Vec<Given> {
+    let is_known = |path: &str| known.iter().any(|(node, _)| node == path);
+    let resolved = all_given(config).map(|given| {
+        // Elsewhere may be what does not answer.
+        let is_likely = [&given.host, &given.inside].iter().any(|path| path.starts_with("/dev/"));
+        let number = kernel.device_number(&given.host).ok().filter(|_| is_likely && !is_known(&given.host));
+        let node = number.and_then(|number| known.iter().find(|(_, other)| *other == number));
+        node.map(|(path, _)| Given { host: path.clone(), ..given.clone() }).unwrap_or(given)
     });
-    let is_gpu = |path: &str| path.starts_with("/dev/nvidia") || path == "/dev/dri" || path.starts_with("/dev/dri/");
-    by_dev.chain(by_mount).filter(move |node| is_gpu(node.host))
+    let is_gpu = |path: &str| path.starts_with("/dev/nvidia") || path == "/dev" || is_at_or_below(path, "/dev/dri");
+    resolved.filter(|given| is_gpu(&given.host)).collect()
 }
 
-/// The configuration of a container of this node.
+/// Everything that gives a container a path of the host, in the order of kinds.
+pub fn all_given(config: &CtConfig) -> impl Iterator<Item = Given> {
+    let devices = config.dev.iter().filter_map(|(digits, dev)| Some((digits, dev, dev.device.as_ref()?)));
+    let by_dev = devices.map(|(digits, dev, device)| Given {
+        host: plain(&device.path),
+        inside: plain(&device.path),
+        way: Way::Dev,
+        line: format!("dev{digits}: {}", dev.raw),
+    });
+    let by_entry = config.mount_entries().filter_map(|entry| {
+        let mut words = entry.split_whitespace().map(unescape);
+        let (host, target) = (words.next()?, words.next()?);
+        let inside = plain(&format!("/{}", relative(&target)?));
+        Some(Given { host: plain(&host), inside, way: Way::Entry, line: format!("lxc.mount.entry: {entry}") })
+    });
+    let by_point = config.mount_points.iter().map(|(digits, point)| Given {
+        host: plain(&point.host),
+        inside: plain(&point.inside),
+        way: Way::MountPoint,
+        line: format!("mp{digits}: {}", point.raw),
+    });
+    by_dev.chain(by_entry).chain(by_point)
+}
+
+/// A target as it is below the container's root. LXC mounts an absolute one only when it begins with where that root is
+/// on the host, and ignores it else.
+fn relative(target: &str) -> Option<&str> {
+    match target.strip_prefix('/') {
+        None => Some(target),
+        Some(_) => target.split_once("/rootfs/").map(|(_, rest)| rest),
+    }
+}
+
+/// `\040` for a blank, as in fstab.
+fn unescape(word: &str) -> String {
+    ["\\040", "\\011", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\\"])
+        .fold(word.to_string(), |text, (from, to)| text.replace(from, to))
+}
+
+/// Without what does not matter: `//`, `/./`, `..`, a slash at the end.
+fn plain(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(name) => parts.push(name.to_str().unwrap_or_default()),
+            Component::ParentDir => drop(parts.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+/// Whether a path is this one, or in that directory.
+pub fn is_at_or_below(path: &str, directory: &str) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// LXC's own hook, which has nvidia-container-cli mount the host's driver and its nodes: as it stands there.
+pub fn nvidia_hook(config: &CtConfig) -> Option<String> {
+    let is_it = |value: &str| {
+        value.split_whitespace().any(|word| matches!(word.rsplit('/').next(), Some("nvidia" | "nvidia-container-cli")))
+    };
+    let hooks = config.raw_lxc.iter().filter(|(key, value)| key.starts_with("lxc.hook.") && is_it(value));
+    hooks.map(|(key, value)| format!("{key}: {value}")).next()
+}
+
+/// The configuration of a container of this node, with what it includes.
 pub fn config(kernel: &dyn Kernel, ctid: u32) -> Option<CtConfig> {
-    kernel.read(&format!("{CONFIGS}/{ctid}.conf")).ok().map(|bytes| ct::parse(&bytes))
+    let bytes = kernel.read(&format!("{CONFIGS}/{ctid}.conf")).ok()?;
+    Some(with_included(kernel, ct::parse(&bytes)))
+}
+
+/// As deep as LXC itself goes, and against files that include each other.
+const INCLUDES: usize = 8;
+const LINES: usize = 10_000;
+
+/// `lxc.include` names a file of such lines, or a directory of `*.conf`: they take the place of that line.
+pub fn with_included(kernel: &dyn Kernel, mut config: CtConfig) -> CtConfig {
+    for _ in 0..INCLUDES {
+        if !config.raw_lxc.iter().any(|(key, _)| key == "lxc.include") || config.raw_lxc.len() > LINES {
+            break;
+        }
+        let lines = std::mem::take(&mut config.raw_lxc);
+        for (key, value) in lines {
+            match key == "lxc.include" {
+                true => config.raw_lxc.extend(included(kernel, &value)),
+                false => config.raw_lxc.push((key, value)),
+            }
+        }
+    }
+    config
+}
+
+fn included(kernel: &dyn Kernel, path: &str) -> Vec<(String, String)> {
+    let names = kernel.list(path).into_iter().filter(|name| name.ends_with(".conf"));
+    let mut files: Vec<String> = names.map(|name| format!("{path}/{name}")).collect();
+    if files.is_empty() {
+        files.push(path.to_string());
+    }
+    files.iter().filter_map(|file| kernel.read(file).ok()).flat_map(|bytes| ct::parse_included(&bytes)).collect()
+}
+
+/// The containers of this node, running or not.
+pub fn all(kernel: &dyn Kernel) -> Vec<u32> {
+    let mut all: Vec<u32> =
+        kernel.list(CONFIGS).into_iter().filter_map(|name| name.strip_suffix(".conf")?.parse().ok()).collect();
+    all.sort_unstable();
+    all
 }
 
 /// Whether any container of this node, running or not, is given this node.
 pub fn is_given_to_any(kernel: &dyn Kernel, node: &str) -> bool {
-    let all = kernel.list(CONFIGS).into_iter().filter_map(|name| name.strip_suffix(".conf")?.parse().ok());
-    all.filter_map(|ctid| config(kernel, ctid)).any(|config| given(&config).any(|given| given.host == node))
+    let configs = all(kernel).into_iter().filter_map(|ctid| config(kernel, ctid));
+    let gives = |config: &CtConfig| {
+        nvidia_hook(config).is_some() || given(config).any(|given| is_at_or_below(node, &given.host))
+    };
+    configs.into_iter().any(|config| gives(&config))
 }
 
 /// The PID, on the host, of a running container's init. None as long as LXC itself is still preparing the container.
@@ -111,20 +296,92 @@ fn depth_of_init(kernel: &dyn Kernel, pid: i32) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::Linux;
+
+    fn parse(line: &str) -> CtConfig {
+        ct::parse(format!("arch: amd64\n{line}\n").as_bytes())
+    }
+
+    /// Whether a container with these lines could open the card with minor 0 and `renderD128`.
+    fn could(lines: &str) -> bool {
+        let own = [("/dev/nvidia0", NVIDIA_MAJOR, 0), ("/dev/dri/renderD128", 226, 128)];
+        let own = own.map(|(path, major, minor)| (path.to_string(), DeviceNumber { major, minor }));
+        could_open(&Linux::at("/nonexistent".into()), &parse(lines), &own)
+    }
 
     #[test]
-    fn what_gives_a_container_a_gpu() {
-        for (line, gives) in [
-            ("dev0: /dev/nvidia0,gid=44", true),
-            ("dev3: path=/dev/dri/renderD128", true),
-            ("lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file", true),
-            ("lxc.cgroup2.devices.allow: c 195:* rwm", true),
-            ("lxc.cgroup2.devices.allow: c 1951:0 rwm", false),
-            ("lxc.mount.entry: /mnt/nvidia0 dev/nvidia0 none bind", false),
-            ("dev0: /dev/ttyUSB0", false),
-            ("mp0: /dev/nvidia0,mp=/x", false),
+    fn what_lets_a_container_open_a_card() {
+        for lines in [
+            "dev0: /dev/nvidia0,gid=44",
+            "dev3: path=/dev/dri/renderD128",
+            "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file",
+            "lxc.mount.entry: /dev/nvidia0 dev/gpu none bind,ro",
+            "lxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir",
+            "lxc.mount.entry: /dev dev none bind",
+            "lxc.mount.entry = /dev//./nvidia0 dev/nvidia0 none bind",
+            "mp0: /dev/dri,mp=/dev/dri",
+            "lxc.cgroup2.devices.allow: c 195:* rwm",
+            "lxc.cgroup2.devices.allow: c 195:0 rwm",
+            "lxc.cgroup2.devices.allow: c 195:255 rwm",
+            "lxc.hook.mount: /usr/share/lxc/hooks/nvidia",
+            "dev0: /dev/nvidiactl",
+            "dev0: /dev/nvidia0\ndev1: /dev/nvidia1",
         ] {
-            assert_eq!(has_gpu(&ct::parse(format!("arch: amd64\n{line}\n").as_bytes())), gives, "{line}");
+            assert!(could(lines), "{lines}");
         }
+        for lines in [
+            "dev0: /dev/nvidia1\ndev1: /dev/nvidiactl\ndev2: /dev/nvidia-uvm\nlxc.cgroup2.devices.allow: c 195:* rwm",
+            "lxc.mount.entry: /dev/dri/renderD129 dev/dri/renderD129 none bind",
+            "dev0: /dev/dri/card1",
+            "lxc.cgroup2.devices.allow: c 195:1 rwm\nlxc.cgroup2.devices.allow: c 195:255 rwm",
+            "lxc.cgroup2.devices.allow: c 1951:0 rwm",
+            "lxc.mount.entry: /mnt/nvidia0 dev/nvidia0 none bind",
+            "lxc.hook.mount: /root/my-nvidia-hook",
+            "dev0: /dev/ttyUSB0",
+            "#dev0: /dev/nvidia0",
+            "[snap]\ndev0: /dev/nvidia0",
+        ] {
+            assert!(!could(lines), "{lines}");
+        }
+    }
+
+    #[test]
+    fn paths_in_every_spelling() {
+        let found = |line: &str| {
+            let all: Vec<Given> = all_given(&parse(line)).collect();
+            all.first().map(|given| (given.host.clone(), given.inside.clone()))
+        };
+        let is = |line: &str, host: &str, inside: &str| {
+            assert_eq!(found(line), Some((host.to_string(), inside.to_string())), "{line}");
+        };
+        is("lxc.mount.entry: /dev/dri/ dev/dri/ none bind,create=dir", "/dev/dri", "/dev/dri");
+        is("lxc.mount.entry: /dev/../dev/nvidia0 ./dev/nvidia0 none bind", "/dev/nvidia0", "/dev/nvidia0");
+        is(
+            "lxc.mount.entry: /var/lib/lxc/101/rootfs/x /var/lib/lxc/101/rootfs/dev/nvidia0 none bind",
+            "/var/lib/lxc/101/rootfs/x",
+            "/dev/nvidia0",
+        );
+        is("lxc.mount.entry: /mnt/a\\040b dev/x none bind", "/mnt/a b", "/dev/x");
+        is("mp3: volume=/dev/nvidia0,ro=1,mp=/dev/nvidia0", "/dev/nvidia0", "/dev/nvidia0");
+        // LXC ignores it.
+        assert_eq!(found("lxc.mount.entry: /dev/nvidia0 /dev/nvidia0 none bind"), None);
+        assert_eq!(found("mp0: local:101/a.raw,mp=/x"), None);
+    }
+
+    #[test]
+    fn what_is_included_counts() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-include-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("etc/lxc/d")).unwrap();
+        let write = |path: &str, text: &str| std::fs::write(root.join(path), text).unwrap();
+        write("etc/lxc/a.conf", "lxc.include = /etc/lxc/d\n# lxc.mount.entry = /dev/x dev/x none bind\n");
+        write(
+            "etc/lxc/d/b.conf",
+            "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind\nlxc.include = /etc/lxc/a.conf\n",
+        );
+        write("etc/lxc/d/c", "lxc.mount.entry = /dev/nvidia1 dev/nvidia1 none bind\n");
+        let config = with_included(&Linux::at(root.clone()), parse("lxc.include: /etc/lxc/a.conf"));
+        std::fs::remove_dir_all(&root).unwrap();
+        let hosts: Vec<String> = given(&config).map(|given| given.host).collect();
+        assert!(!hosts.is_empty() && hosts.iter().all(|host| host == "/dev/nvidia0"), "{hosts:?}");
     }
 }

@@ -109,7 +109,7 @@ impl Handoff<'_> {
         {
             return Vec::new();
         }
-        let mut containers = containers::with_gpu(self.kernel);
+        let mut containers = containers::with_gpu(self.kernel, &facts.slots);
         containers.retain(|ctid| {
             let is_left = self.config.policy.for_container(*ctid) == ForContainer::Leave;
             !is_left && !halts.contains(&Halt::Stop(Stopped::Container(*ctid)))

@@ -12,8 +12,11 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct CtConfig {
     /// `devN` lines by the digits as written, of which there may be any number.
     pub dev: BTreeMap<String, Dev>,
+    /// `mpN` lines that mount something of the host, by the digits as written.
+    pub mount_points: BTreeMap<String, MountPoint>,
     /// The `lxc.*` lines that are kept, as key and value, in file order.
     pub raw_lxc: Vec<(String, String)>,
+    pub ostype: Option<String>,
     pub unprivileged: bool,
     pub template: bool,
     pub lock: Option<String>,
@@ -39,6 +42,14 @@ pub struct Device {
     pub deny_write: bool,
 }
 
+/// One `mpN` line whose volume is a path of the host.
+#[derive(Debug, PartialEq)]
+pub struct MountPoint {
+    pub raw: String,
+    pub host: String,
+    pub inside: String,
+}
+
 const DEV: &[Key] = &[
     Key::new("path", Kind::Text(is_device_path)).bare(),
     Key::new("mode", Kind::Text(is_mode)),
@@ -60,6 +71,32 @@ pub fn parse(bytes: &[u8]) -> CtConfig {
         }
     }
     config
+}
+
+/// As the container is at its next start: Proxmox applies what is pending first.
+pub fn parse_next(bytes: &[u8]) -> CtConfig {
+    let mut config = parse(bytes);
+    let mut now = None;
+    let mut pending = Vec::new();
+    for (_, line) in perl::lines(bytes) {
+        now = section(line).or(now);
+        if now == Some(Section::Pending) && raw_lxc(line).is_none() && !guest::is_snapstate(line) {
+            pending.push(line);
+        }
+    }
+    for (key, value) in pending.iter().filter_map(|line| setting(line)) {
+        if key == b"delete" {
+            value.split(|byte| b",; !".contains(byte)).for_each(|key| config.remove(&perl::text(key)));
+        }
+    }
+    pending.into_iter().for_each(|line| config.read(line));
+    config
+}
+
+/// The lines of a file of LXC's own, as `lxc.include` names them.
+pub fn parse_included(bytes: &[u8]) -> Vec<(String, String)> {
+    let lines = perl::lines(bytes).map(|(_, line)| perl::trim_start(line));
+    lines.filter_map(raw_lxc).map(|(key, value)| (perl::text(key), perl::text(value))).collect()
 }
 
 /// What describes the container as it is: up to the first header, newlines included.
@@ -136,12 +173,40 @@ impl CtConfig {
             b"template" => self.template = is_set,
             b"lock" => self.lock = Some(perl::text(value)),
             b"hookscript" => self.hookscript = Some(perl::text(value)),
+            b"ostype" => self.ostype = Some(perl::text(value)),
+            [b'm', b'p', digits @ ..] if is_number(digits) => {
+                self.mount_points.remove(&perl::text(digits));
+                self.mount_points.extend(MountPoint::parse(value).map(|point| (perl::text(digits), point)));
+            }
             [b'd', b'e', b'v', digits @ ..] if is_number(digits) => {
                 let dev = Dev { raw: perl::text(value), device: Device::parse(value) };
                 self.dev.insert(perl::text(digits), dev);
             }
             _ => {}
         }
+    }
+}
+
+impl CtConfig {
+    /// Of the settings that can be pending, those that give something of the host.
+    fn remove(&mut self, key: &str) {
+        if let Some(digits) = key.strip_prefix("dev") {
+            self.dev.remove(digits);
+        } else if let Some(digits) = key.strip_prefix("mp") {
+            self.mount_points.remove(digits);
+        }
+    }
+}
+
+impl MountPoint {
+    /// None for a volume of a storage.
+    fn parse(value: &[u8]) -> Option<MountPoint> {
+        let raw = perl::text(value);
+        let value_of = |part: &str, name: &str| part.strip_prefix(name)?.strip_prefix('=').map(str::to_string);
+        let bare = |part: &str| (!part.contains('=')).then(|| part.to_string());
+        let host = raw.split(',').find_map(|part| value_of(part, "volume").or_else(|| bare(part)))?;
+        let inside = raw.split(',').find_map(|part| value_of(part, "mp"))?;
+        host.starts_with('/').then_some(MountPoint { host, inside, raw })
     }
 }
 
@@ -268,6 +333,30 @@ mod tests {
                     dev11: /dev/c\ndelete: dev12\n";
         assert_eq!(taken_dev(text.as_bytes()).into_iter().collect::<Vec<_>>(), [0, 3, 4, 7, 9]);
         assert_eq!(taken_dev(b"dev99999999999999999999: x").into_iter().collect::<Vec<_>>(), [u64::MAX]);
+    }
+
+    #[test]
+    fn what_is_pending_counts_at_the_next_start() {
+        let text = "ostype: debian\ndev0: /dev/a\ndev1: /dev/b\nmp0: /srv/x,mp=/x\nmp1: local:101/a.raw,mp=/y\n[pve:pending]\n\
+                    delete: dev1,!mp0\ndev0: /dev/c\ndev2: /dev/d\n[snap]\ndev3: /dev/e\ndelete: dev0\n";
+        let paths = |config: &CtConfig| {
+            config.dev.values().map(|dev| dev.device.as_ref().unwrap().path.clone()).collect::<Vec<_>>()
+        };
+        let (now, next) = (parse(text.as_bytes()), parse_next(text.as_bytes()));
+        assert_eq!(paths(&now), ["/dev/a", "/dev/b"]);
+        assert_eq!(paths(&next), ["/dev/c", "/dev/d"]);
+        assert_eq!((now.mount_points.len(), next.mount_points.len()), (1, 0));
+        let point = &now.mount_points["0"];
+        assert_eq!((point.host.as_str(), point.inside.as_str()), ("/srv/x", "/x"));
+        assert_eq!(now.ostype.as_deref(), Some("debian"));
+    }
+
+    #[test]
+    fn a_file_of_lxcs() {
+        let text = b"# x\n  lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind\nlxc.cgroup2.devices.allow=c 195:* rwm\nnonsense\n";
+        let lines = parse_included(text);
+        assert_eq!(lines[0], ("lxc.mount.entry".to_string(), "/dev/nvidia0 dev/nvidia0 none bind".to_string()));
+        assert_eq!(lines.len(), 2);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod by_hand;
 mod cards;
 mod events;
 mod files;
+mod given;
 mod guests;
 mod history;
 mod holders;
