@@ -36,7 +36,7 @@ build() { # build KERNEL FILE…: with the guest's own compiler and headers
     }
     chroot "$root" /bin/sh -c "strip --strip-debug $src/*.ko"
 }
-# initramfs KERNEL FILE: the disk's drivers, fakeid, and our own init
+# initramfs KERNEL FILE: the disk's drivers, fakeid (and nvshim), and our own init
 initramfs() {
     local ird=$new/initrd.d ko name
     mkdir -p "$ird"/{bin,dev,proc,sys,root,modules}
@@ -52,7 +52,9 @@ initramfs() {
             esac
             printf '%s\n' "$name" >>"$ird/modules/order"
         done
-    cp "$root$src/fakeid.ko" "$ird/modules/"
+    for name in fakeid nvshim; do
+        [ ! -e "$root$src/$name.ko" ] || cp "$root$src/$name.ko" "$ird/modules/"
+    done
     # The guest's busybox packs it: cpio need not be on this machine.
     rm -rf "${root:?}/root/initrd.d"
     cp -r "$ird" "$root/root/initrd.d"

@@ -15,7 +15,7 @@ cd "$stage"
 
 # ---- the driver's version: over the padded text in the modules' .modinfo ----
 # shellcheck disable=SC2016 # perl's variables
-find usr/lib/modules -path '*/updates/lab/nvidia*.ko' -print0 |
+[ "$LAB_STACK" = genuine ] || find usr/lib/modules -path '*/updates/lab/nvidia*.ko' -print0 |
     xargs -0 perl -0777 -pi -e 's/LAB-DRIVER-VERSION/pack "a18", $ENV{LAB_DRIVER}/ge'
 
 # ---- the lab's own programs ----
@@ -27,7 +27,8 @@ cp "$LAB_SRC"/guest/*.{service,target} etc/systemd/system/
 mkdir -p etc/systemd/system/multi-user.target.wants
 ln -s ../lab-boot.service etc/systemd/system/multi-user.target.wants/
 ln -s lab.target etc/systemd/system/default.target
-printf '%s=%s\n' LAB_HOME "$LAB_HOME" LAB_GPUS "$LAB_GPUS" LAB_DRIVER "$LAB_DRIVER" \
+printf '%s=%s\n' LAB_HOME "$LAB_HOME" LAB_GPUS "$LAB_GPUS" LAB_DRIVER "$LAB_DRIVER" LAB_STACK "$LAB_STACK" \
+    LAB_NAMES "$LAB_NAMES" \
     LAB_MODESET "$LAB_MODESET" LAB_FIRMWARE "$LAB_FIRMWARE" LAB_LIMIT "$LAB_LIMIT" >opt/lab/settings
 
 # ---- a quick boot: nothing that waits for a network or the clock ----
