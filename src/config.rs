@@ -54,17 +54,12 @@ impl Driver {
 }
 
 /// What is installed in containers beside the driver: `cuda`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cuda {
-    pub package: String,
+    /// None for the one that fits the driver and the distribution best.
+    pub package: Option<String>,
     /// `cuda.repo`: what stands for NVIDIA's `…/compute/cuda/repos/`.
     pub repo: Option<String>,
-}
-
-impl Default for Cuda {
-    fn default() -> Cuda {
-        Cuda { package: "cuda-toolkit-12-8".to_string(), repo: None }
-    }
 }
 
 /// What becomes of those who use a GPU when a VM takes it: `policy`.
@@ -155,7 +150,6 @@ impl Default for Config {
 enum Kind {
     Seconds,
     Word(&'static [&'static str]),
-    Text,
     TextOrNull,
     Flag,
 }
@@ -178,7 +172,7 @@ const KEYS: &[(&str, Kind)] = &[
     ("driver.sha256", Kind::TextOrNull),
     ("driver.dkms", Kind::Flag),
     ("driver.module", Kind::Word(&["auto", "open", "proprietary"])),
-    ("cuda.package", Kind::Text),
+    ("cuda.package", Kind::TextOrNull),
     ("cuda.repo", Kind::TextOrNull),
 ];
 
@@ -234,7 +228,7 @@ impl Config {
                     _ => Module::Auto,
                 },
             },
-            cuda: Cuda { package: text("/cuda/package").unwrap_or(defaults.cuda.package), repo: text("/cuda/repo") },
+            cuda: Cuda { package: text("/cuda/package"), repo: text("/cuda/repo") },
         })
     }
 }
@@ -307,7 +301,6 @@ fn check_value(value: &Value, kind: &Kind) -> Result<(), String> {
             (right, "seconds from 0.1 to 3600".to_string())
         }
         Kind::Word(words) => (value.as_str().is_some_and(|w| words.contains(&w)), words.join(" or ")),
-        Kind::Text => (value.is_string(), "a string".to_string()),
         Kind::TextOrNull => (value.is_string() || value.is_null(), "a string or null".to_string()),
         Kind::Flag => (value.is_boolean(), "true or false".to_string()),
     };
@@ -344,7 +337,7 @@ mod tests {
             "policy":{"process":"refuse","unit":"refuse","nvidia_services":"stop","container":"refuse",
               "containers":{},"backup":"idle","ct_without_gpu":"start"},
             "driver":{"runfile":null,"runfile_url":null,"sha256":null,"dkms":false,"module":"auto"},
-            "cuda":{"package":"cuda-toolkit-12-8","repo":null}}"#;
+            "cuda":{"package":null,"repo":null}}"#;
         assert_eq!(Config::parse(text.as_bytes()).unwrap(), Config::default());
         assert_eq!(Config::parse(b"{}").unwrap(), Config::default());
     }
@@ -373,7 +366,7 @@ mod tests {
         assert_eq!(config.driver.runfile.as_deref(), Some("/root/x.run"));
         assert_eq!(config.driver.runfile_url.as_deref(), Some("http://a/b"));
         assert_eq!(config.driver.sha256.as_deref(), Some("00"));
-        assert_eq!(config.cuda, Cuda { package: "cuda-nvcc-13-0".into(), repo: Some("file:/mirror".into()) });
+        assert_eq!(config.cuda, Cuda { package: Some("cuda-nvcc-13-0".into()), repo: Some("file:/mirror".into()) });
     }
 
     #[test]

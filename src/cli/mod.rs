@@ -32,7 +32,7 @@ pub enum Call {
     Watch { vmid: u32, after: After },
     Attach { ctid: u32, wish: Wish, dry_run: bool },
     Detach { ctid: u32, dry_run: bool },
-    Setup { ctid: u32, wish: Wish, dry_run: bool },
+    Setup { ctid: u32, wish: Wish, driver_only: bool, dry_run: bool },
     Check { who: Who },
     Sync { who: Who, dry_run: bool },
     Enable { id: u32, dry_run: bool },
@@ -266,8 +266,12 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::Attach { ctid, wish, dry_run: false } => containers::attach::attach(app, *ctid, wish),
         Call::Detach { ctid, dry_run: true } => print(&containers::attach::plan_detach(app, *ctid)?),
         Call::Detach { ctid, dry_run: false } => containers::attach::detach(app, *ctid),
-        Call::Setup { ctid, wish, dry_run: true } => print(&containers::setup::plan(app, *ctid, wish)?),
-        Call::Setup { ctid, wish, dry_run: false } => containers::setup::setup(app, *ctid, wish),
+        Call::Setup { ctid, wish, driver_only, dry_run: true } => {
+            print(&containers::setup::plan(app, *ctid, wish, *driver_only)?)
+        }
+        Call::Setup { ctid, wish, driver_only, dry_run: false } => {
+            containers::setup::setup(app, *ctid, wish, *driver_only)
+        }
         Call::Check { who } => {
             let (report, done) = containers::check::check(app, *who)?;
             print(&report)?;

@@ -23,6 +23,7 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag { name: "gpu", has_value: true, goes_with: "container attach and container setup" },
     Flag { name: "style", has_value: true, goes_with: "container attach and container setup" },
     Flag { name: "dri", has_value: false, goes_with: "container attach and container setup" },
+    Flag { name: "driver-only", has_value: false, goes_with: "container setup" },
     Flag { name: "cmdline", has_value: false, goes_with: "setup vfio and setup all" },
     Flag { name: "install-deps", has_value: false, goes_with: "setup driver and setup all" },
     Flag { name: "purge", has_value: false, goes_with: "setup driver and setup all" },
@@ -98,10 +99,11 @@ pub(super) const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["container setup"],
-        arguments: "CTID [--gpu SLOT] [--style mount|dev] [--dri] [--dry-run]",
+        arguments: "CTID [--driver-only] [--gpu SLOT] [--style mount|dev] [--dri] [--dry-run]",
         about: "attach, then install the host's version of the driver and CUDA in the container, and verify",
         call: |given| {
-            Ok(Call::Setup { ctid: given.id("container")?, wish: given.wish()?, dry_run: given.has("dry-run") })
+            let (wish, driver_only) = (given.wish()?, given.has("driver-only"));
+            Ok(Call::Setup { ctid: given.id("container")?, wish, driver_only, dry_run: given.has("dry-run") })
         },
     },
     Verb {

@@ -3,10 +3,12 @@
 use super::edit::{self, Change, TooManyDevices};
 use super::line;
 use super::record::{self, Record};
-use super::rules::{self, Away, Facts};
+use super::rules::{self, Away, Facts, Kind, Need};
+use super::theirs::{self, About, Theirs, key_of};
 use super::{Style, Wish, config};
 use crate::App;
 use crate::gpu::choice::choose;
+use crate::gpu::containers::{Given, Way};
 use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
 use crate::gpu::{Slot, containers, nodes};
 use crate::handoff::is_alive;
@@ -41,6 +43,8 @@ pub fn attach(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
     let summary = edit.summary();
     edit.carry_out(app, ctid, &wanted, &lock)?;
     drop(lock);
+    wanted.warn(app);
+    warn_of_theirs(app, ctid, &facts, &wanted);
     warn_of_permissions(app, ctid, &facts, &wanted);
     let slots = wanted.slots.join(" ");
     let Some(summary) = summary else {
@@ -54,6 +58,14 @@ pub fn attach(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
     Ok(())
 }
 
+/// # Errors
+/// Why [`attach`] would refuse.
+pub(super) fn would(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
+    let wanted = Wanted::read(app, ctid, wish)?;
+    let facts = facts(app, ctid, &wanted.slots)?;
+    Edit::attach(app, ctid, &wanted, &facts).map(drop)
+}
+
 /// What [`attach`] would do now, a line each.
 ///
 /// # Errors
@@ -62,6 +74,8 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
     let wanted = Wanted::read(app, ctid, wish)?;
     let facts = facts(app, ctid, &wanted.slots)?;
     let change = Edit::attach(app, ctid, &wanted, &facts)?.change;
+    wanted.warn(app);
+    warn_of_theirs(app, ctid, &facts, &wanted);
     let mut text = format!("container {ctid} gets {}\n", wanted.slots.join(" "));
     let is_loaded = facts.uvm.is_some();
     if !is_loaded {
@@ -84,7 +98,7 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
 /// Why the container is left as it is.
 pub fn detach(app: &App, ctid: u32) -> Result<()> {
     let Some(record) = readable_record(app, ctid)? else {
-        app.story.say(&not_ours(ctid, &config::read(&app.kernel, ctid)?));
+        app.story.say(&not_ours(app, ctid, &config::read(&app.kernel, ctid)?));
         return Ok(());
     };
     if config::is_gone(&app.kernel, ctid) {
@@ -96,7 +110,7 @@ pub fn detach(app: &App, ctid: u32) -> Result<()> {
     config::refuse_read_only(&app.kernel, ctid)?;
     if record.lines.is_empty() {
         record::remove(&app.kernel, ctid)?;
-        app.story.say(&not_ours(ctid, &config::read(&app.kernel, ctid)?));
+        app.story.say(&not_ours(app, ctid, &config::read(&app.kernel, ctid)?));
         return Ok(());
     }
     let lock = config::lock(app, ctid, &format!("gpu-handoff container detach {ctid}"))?;
@@ -135,7 +149,7 @@ pub fn detach(app: &App, ctid: u32) -> Result<()> {
 /// Why it would refuse.
 pub fn plan_detach(app: &App, ctid: u32) -> Result<String> {
     let Some(record) = readable_record(app, ctid)? else {
-        return Ok(format!("{}\n", not_ours(ctid, &config::read(&app.kernel, ctid)?)));
+        return Ok(format!("{}\n", not_ours(app, ctid, &config::read(&app.kernel, ctid)?)));
     };
     if config::is_gone(&app.kernel, ctid) {
         return Ok(format!("{}\n", gone(ctid)));
@@ -204,7 +218,7 @@ impl Edit {
         refuse_unreadable(ctid, &bytes, wanted.style)?;
         let old = readable_record(app, ctid)?;
         let recorded = old.as_ref().map_or(&[][..], |record| &record.lines);
-        let needs = rules::needs(facts, wanted.style, wanted.dri);
+        let needs = not_given(app, ctid, &edit::without_ours(&bytes, recorded), facts, wanted)?;
         let change = Change::attach(&bytes, recorded, &needs).map_err(|TooManyDevices| too_many(ctid))?;
         Edit::new(ctid, &bytes, old, change)
     }
@@ -219,7 +233,11 @@ impl Edit {
         let change = match Facts::read(&app.kernel, &record.slots) {
             Ok(facts) if facts.uvm.is_none() => return Ok(None),
             Ok(facts) => {
-                let needs = rules::needs(&facts, record.style, record.dri);
+                let theirs = Theirs::read(&app.kernel, &edit::without_ours(&bytes, &record.lines));
+                let split = |need: Need| need.by_node(&facts);
+                let left = |need| theirs.left(&app.kernel, vec![need], &split).unwrap_or_default();
+                let needs =
+                    rules::needs(&facts, record.style, record.dri).into_iter().flat_map(left).collect::<Vec<_>>();
                 // Of a run that was killed in between, what is not there was not taken out: it never got there.
                 let mut recorded = record.lines.clone();
                 if record.unfinished {
@@ -238,7 +256,7 @@ impl Edit {
         }
         config::refuse_locked(ctid, &ct::parse(&bytes))?;
         config::refuse_read_only(&app.kernel, ctid)?;
-        let wanted = Wanted { style: record.style, slots: record.slots.clone(), dri: record.dri };
+        let wanted = Wanted { style: record.style, slots: record.slots.clone(), dri: record.dri, warning: None };
         Ok(Some((Edit::new(ctid, &bytes, Some(record), change)?, wanted)))
     }
 
@@ -257,7 +275,7 @@ impl Edit {
 
     /// First the record, of all that is ours before and after: whatever happens then, detach finds it.
     fn carry_out(self, app: &App, ctid: u32, wanted: &Wanted, lock: &Lock) -> Result<()> {
-        let Wanted { style, slots, dri } = wanted.clone();
+        let Wanted { style, slots, dri, .. } = wanted.clone();
         let lines = self.change.ours.clone();
         let record = Record { style, slots, dri, lines, newline: self.newline, unfinished: false };
         if self.change.is_nothing() {
@@ -282,9 +300,15 @@ struct Wanted {
     style: Style,
     slots: Vec<String>,
     dri: bool,
+    /// Why it is not quite what was asked for.
+    warning: Option<String>,
 }
 
 impl Wanted {
+    fn warn(&self, app: &App) {
+        self.warning.iter().for_each(|warning| app.story.warn(warning));
+    }
+
     fn read(app: &App, ctid: u32, wish: &Wish) -> Result<Wanted> {
         let bytes = look(app, ctid)?;
         config::refuse_read_only(&app.kernel, ctid)?;
@@ -295,9 +319,14 @@ impl Wanted {
             Some(old) if wish.gpus.is_empty() && old.slots.iter().all(is_gpu) => old.slots.clone(),
             _ => chosen(app, wish)?,
         };
-        let style = wish.style.or(old.as_ref().map(|old| old.style)).unwrap_or_default();
+        let mut style = wish.style.or(old.as_ref().map(|old| old.style)).unwrap_or_default();
+        let refuses_dev = refuses_dev(&ct::parse_next(&bytes)).filter(|_| style == Style::Dev);
+        if refuses_dev.is_some() {
+            style = Style::Mount;
+        }
+        let warning = refuses_dev.map(|why| format!("container {ctid} gets mounts and no dev[n]: {why}"));
         let dri = wish.dri || old.is_some_and(|old| old.dri);
-        Ok(Wanted { style, slots, dri })
+        Ok(Wanted { style, slots, dri, warning })
     }
 }
 
@@ -321,6 +350,68 @@ fn refuse_unreadable(ctid: u32, bytes: &[u8], style: Style) -> Result<()> {
         odd.join(" "),
         odd.join(",")
     )))
+}
+
+/// Why Proxmox starts no such container with a `devN`: it looks at errno without a call that failed, and says that the
+/// device does not exist (tried with pve-container 6.1.10).
+pub(super) fn refuses_dev(config: &ct::CtConfig) -> Option<String> {
+    let ostype = config.ostype.as_deref().filter(|ostype| matches!(*ostype, "unmanaged" | "nixos"))?;
+    (!config.unprivileged).then(|| {
+        format!(
+            "it is privileged and of ostype {ostype}, and Proxmox starts none such with dev[n] (\"does not exist\")"
+        )
+    })
+}
+
+/// What a container needs and does not have by the lines that are not ours, which are `others`.
+fn not_given(app: &App, ctid: u32, others: &[u8], facts: &Facts, wanted: &Wanted) -> Result<Vec<Need>> {
+    let theirs = Theirs::read(&app.kernel, others);
+    let all = rules::needs(facts, wanted.style, wanted.dri);
+    let needs_rules = theirs.needs_rules(&app.kernel, &all);
+    let left = theirs.left(&app.kernel, all, &|need| need.by_node(facts));
+    let mut left = left.map_err(|Given { inside, line, .. }| {
+        Stop::refused(format!(
+            "container {ctid} was not touched: something else than the host's {inside} is given to it there, by {line}; take \
+             that line out of {}, then: gpu-handoff container attach {ctid}",
+            config::path(ctid)
+        ))
+    })?;
+    left.retain(|need| needs_rules || need.kind != Kind::Rule);
+    Ok(left)
+}
+
+/// What is given by somebody else's lines and will not do.
+fn warn_of_theirs(app: &App, ctid: u32, facts: &Facts, wanted: &Wanted) {
+    let recorded = record::read(&app.kernel, ctid).ok().flatten().map_or_else(Vec::new, |record| record.lines);
+    let Ok(bytes) = config::read(&app.kernel, ctid) else { return };
+    let theirs = Theirs::read(&app.kernel, &edit::without_ours(&bytes, &recorded));
+    if let Some(hook) = &theirs.hook {
+        app.story.warn(&format!(
+            "container {ctid} has LXC's own hook ({hook}), which gives it the host's nodes and driver: nothing is added to that"
+        ));
+    }
+    for path in rules::needs(facts, wanted.style, wanted.dri).iter().filter_map(Need::path) {
+        let About::Given(given) = theirs.about(&app.kernel, &path) else { continue };
+        if let Some(problem) = will_not_do(ctid, &theirs.config, given) {
+            app.story.warn(&format!("container {ctid}: {problem}"));
+        }
+    }
+}
+
+/// What is wrong with a line that gives a node, and what to type.
+pub(super) fn will_not_do(ctid: u32, config: &ct::CtConfig, given: &Given) -> Option<String> {
+    let Given { host, way, line, .. } = given;
+    let key = key_of(line);
+    let dev = key.strip_prefix("dev").and_then(|digits| config.dev.get(digits)?.device.as_ref());
+    match way {
+        Way::Dev if dev.is_some_and(|dev| dev.deny_write) => Some(format!(
+            "{key} gives it {host} without leave to write, which CUDA needs: pct set {ctid} --{key} {host},mode=0666"
+        )),
+        Way::MountPoint if host.starts_with("/dev/") => Some(format!(
+            "Proxmox takes {host} of {key} for a disk, and such a container does not start: pct set {ctid} --delete {key}"
+        )),
+        Way::Dev | Way::Entry | Way::MountPoint => None,
+    }
 }
 
 /// The slots that were named, each once; or the only one there is.
@@ -488,9 +579,8 @@ fn warn_of_permissions(app: &App, ctid: u32, facts: &Facts, wanted: &Wanted) {
     }
 }
 
-fn not_ours(ctid: u32, bytes: &[u8]) -> String {
-    let others = edit::of_others(bytes, &[]);
-    let also = match others.as_slice() {
+fn not_ours(app: &App, ctid: u32, bytes: &[u8]) -> String {
+    let also = match theirs::told(&Theirs::read(&app.kernel, bytes)).as_slice() {
         [] => String::new(),
         others => format!("; these lines are somebody else's: {}", others.join(" | ")),
     };

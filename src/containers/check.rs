@@ -2,16 +2,21 @@
 
 use super::cuda::{self, Fit, Release};
 use super::seen::Seen;
-use super::setup::given_nodes;
+use super::stages::{self, Stage, Toolkit, Wanted};
 use super::stale::{Stale, stale};
-use super::{Who, attach, inside};
+use super::theirs::{self, Theirs, V1_ALLOW, may_open};
+use super::{Who, Wish, attach, inside};
 use crate::App;
-use crate::gpu::nodes::NVIDIA_MAJOR;
-use crate::gpu::nvidia::Version;
-use crate::gpu::{containers, nvidia};
-use crate::proxmox::ct::{self, CtConfig};
+use crate::config::Config;
+use crate::driver;
+use crate::gpu::containers::{self, Way, is_at_or_below};
+use crate::gpu::inventory::nvidia_slots;
+use crate::gpu::nodes::{self, CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
+use crate::gpu::nvidia::{self, Version};
+use crate::proxmox::ct;
 use crate::stop::{Result, Stop};
-use crate::sys::Kernel;
+use crate::sys::{DeviceNumber, Kernel};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io::ErrorKind;
 
@@ -42,12 +47,23 @@ pub fn check(app: &App, who: Who) -> Result<(String, Result<()>)> {
     let attached = attach::attached(app);
     let ctids = match who {
         Who::One(ctid) => vec![ctid],
-        Who::All => attached.clone(),
+        Who::All => {
+            let has_lines = |ctid: &u32| {
+                containers::config(&app.kernel, *ctid).is_some_and(|config| containers::has_nvidia(&config))
+            };
+            let all = containers::all(&app.kernel).into_iter();
+            all.filter(|ctid| attached.contains(ctid) || has_lines(ctid)).collect()
+        }
     };
     let mut text = String::new();
     let mut off = Vec::new();
     for ctid in &ctids {
-        let facts = facts(app, *ctid, &config.cuda.package, attached.contains(ctid))?;
+        let looked = Look { app, ctid: *ctid, config: &config, is_attached: attached.contains(ctid) }.facts();
+        let facts = match looked {
+            // The others are looked at all the same.
+            Err(stop) if who == Who::All => vec![Fact::off("state", stop.message, "see its log")],
+            looked => looked?,
+        };
         let names: Vec<&str> = facts.iter().filter(|fact| fact.mend.is_some()).map(|fact| fact.name).collect();
         if !names.is_empty() {
             off.push(format!("container {ctid}: {}", names.join(", ")));
@@ -71,37 +87,261 @@ fn write_report(text: &mut String, ctid: u32, facts: &[Fact]) {
     }
 }
 
-fn facts(app: &App, ctid: u32, package: &str, is_attached: bool) -> Result<Vec<Fact>> {
-    let kernel = &app.kernel;
-    let config = read(kernel, ctid)?;
-    let mut facts = vec![if is_attached {
-        Fact::good("attached", "by this host")
-    } else if given_nodes(&config).is_empty() {
-        Fact::off("attached", "no", format!("gpu-handoff container attach {ctid}"))
-    } else {
-        Fact::good("attached", "not by gpu-handoff: its lines are somebody else's")
-    }];
-    facts.push(rules(ctid, &config, nvidia::major(kernel, "nvidia-uvm")));
-    if !containers::runs(kernel, ctid) {
-        facts.push(Fact::good("state", format!("stopped: what is inside shows only when it runs (pct start {ctid})")));
-        return Ok(facts);
-    }
-    let seen = inside::look(kernel, ctid, &cuda::base(None), package)?;
-    let host = nvidia::version_as_written(kernel);
-    let live = inside::live_nodes(kernel);
-    // Which GPUs it should have nobody knows then.
-    let is_somebody_elses = !is_attached && given_nodes(&config).iter().any(|node| live.contains(node));
-    let away = if is_somebody_elses { None } else { attach::away(app, ctid) };
-    facts.push(nodes(ctid, &config, &seen, &stale(kernel, ctid), &live, away));
-    facts.push(driver(ctid, &seen, host.as_deref()));
-    facts.push(toolkit(ctid, &seen, package, host.and_then(|version| version.parse().ok())));
-    Ok(facts)
+struct Look<'a> {
+    app: &'a App,
+    ctid: u32,
+    config: &'a Config,
+    is_attached: bool,
 }
 
-fn read(kernel: &dyn Kernel, ctid: u32) -> Result<CtConfig> {
+impl Look<'_> {
+    fn facts(&self) -> Result<Vec<Fact>> {
+        let (app, kernel, ctid) = (self.app, &self.app.kernel, self.ctid);
+        let bytes = read(kernel, ctid)?;
+        let theirs = Theirs::of(kernel, ct::parse_next(&bytes));
+        let runs = containers::runs(kernel, ctid);
+        let mut facts = vec![if self.is_attached {
+            Fact::good("attached", "by this host")
+        } else if theirs.has_nvidia() {
+            Fact::good("attached", "not by gpu-handoff: its lines are somebody else's")
+        } else {
+            Fact::off("attached", "no", self.attach(&theirs))
+        }];
+        facts.extend(theirs.hook.iter().map(|hook| self.hook(hook)));
+        facts.extend(twice(ctid, &theirs));
+        facts.extend(self.lines(&theirs));
+        if !runs {
+            facts.extend(self.devices(&theirs));
+        }
+        facts.push(rules(&theirs, &theirs::known(kernel), &|| {
+            let again = if runs { format!(", then pct reboot {ctid}") } else { String::new() };
+            format!("{}{again}", self.attach(&theirs))
+        }));
+        if !runs {
+            let starts =
+                facts.iter().all(|fact| fact.mend.is_none() || fact.name == "rules" || fact.name == "attached");
+            let how = if starts { format!(" (pct start {ctid})") } else { String::new() };
+            facts.push(Fact::good("state", format!("stopped: what is inside shows only when it runs{how}")));
+            return Ok(facts);
+        }
+        let package = self.config.cuda.package.as_deref().unwrap_or("cuda-toolkit");
+        let seen = inside::look(kernel, ctid, &cuda::base(None), package)?;
+        let host = nvidia::version_as_written(kernel);
+        let live = inside::live_nodes(kernel);
+        let given = theirs.nodes(kernel, &live);
+        // Which GPUs it should have nobody knows then.
+        let is_somebody_elses = !self.is_attached && !given.is_empty();
+        let away = if is_somebody_elses { None } else { attach::away(app, ctid) };
+        facts.push(nodes(ctid, &given, &seen, &stale(kernel, ctid), away));
+        facts.push(self.driver(&theirs, &seen, host.as_deref()));
+        facts.push(self.toolkit(&theirs, &seen, host.as_deref()));
+        facts.extend(docker(ctid, &seen));
+        Ok(facts)
+    }
+
+    /// How to attach it, or what keeps that from working now.
+    fn attach(&self, theirs: &Theirs) -> String {
+        self.or_why_not(theirs, "attach")
+    }
+
+    /// What is advised must be accepted when it is typed.
+    fn or_why_not(&self, theirs: &Theirs, verb: &str) -> String {
+        let (app, ctid) = (self.app, self.ctid);
+        let gpus = self.gpus(theirs);
+        let wish = Wish { gpus: gpus.clone(), style: None, dri: false };
+        match attach::would(app, ctid, &wish) {
+            Ok(()) => {
+                let flags: String = gpus.iter().map(|slot| format!(" --gpu {slot}")).collect();
+                format!("gpu-handoff container {verb} {ctid}{flags}")
+            }
+            Err(stop) => stop.message.replace(&format!("container {ctid} was not touched: "), ""),
+        }
+    }
+
+    /// The GPUs to name where there are several: those whose nodes it has, or else the first that is at home.
+    fn gpus(&self, theirs: &Theirs) -> Vec<String> {
+        let kernel = &self.app.kernel;
+        let slots = nvidia_slots(kernel);
+        if self.is_attached || slots.len() < 2 {
+            return Vec::new();
+        }
+        let minor = |slot: &crate::gpu::Slot| nvidia::minor(kernel, &slot.gpu()?.address);
+        let mut named: Vec<String> = Vec::new();
+        for slot in &slots {
+            let node = minor(slot).map(|minor| format!("/dev/nvidia{minor}"));
+            let is_given = |node: &String| theirs.given.iter().any(|given| given.host == *node);
+            named.extend(node.filter(is_given).map(|_| slot.address.clone()));
+        }
+        if named.is_empty() {
+            named.extend(slots.iter().find(|slot| minor(slot).is_some()).map(|slot| slot.address.clone()));
+        }
+        named
+    }
+
+    fn hook(&self, hook: &str) -> Fact {
+        let tools = ["/usr/bin/nvidia-container-cli", "/usr/local/bin/nvidia-container-cli"];
+        if tools.iter().any(|tool| self.app.kernel.exists(tool)) {
+            return Fact::good("hook", format!("LXC's own gives it the host's driver and nodes: {hook}"));
+        }
+        Fact::off(
+            "hook",
+            format!(
+                "LXC's own ({hook}) calls nvidia-container-cli, which this host lacks: the container does not start"
+            ),
+            format!(
+                "install libnvidia-container-tools from NVIDIA's repository, or take that line out of \
+                 /etc/pve/lxc/{}.conf",
+                self.ctid
+            ),
+        )
+    }
+
+    /// Lines that do not do what they seem to.
+    fn lines(&self, theirs: &Theirs) -> Vec<Fact> {
+        let ctid = self.ctid;
+        let mut facts = Vec::new();
+        let is_ours = |path: &str| path.starts_with("/dev/nvidia") || is_at_or_below(path, "/dev/dri");
+        for given in theirs.given.iter().filter(|given| is_ours(&given.host)) {
+            if let Some(problem) = attach::will_not_do(ctid, &theirs.config, given) {
+                let (what, mend) = problem.rsplit_once(": ").unwrap_or((&problem, ""));
+                facts.push(Fact::off("lines", what, mend));
+            }
+        }
+        let ignored = |entry: &&str| {
+            entry.starts_with("/dev/nvidia")
+                && entry.split_whitespace().nth(1).is_some_and(|target| target.starts_with("/dev/"))
+        };
+        for entry in theirs.config.mount_entries().filter(ignored) {
+            let what = format!("LXC ignores lxc.mount.entry: {entry}, because its target is absolute");
+            facts.push(Fact::off("lines", what, self.attach(theirs)));
+        }
+        if let Some(why) = attach::refuses_dev(&theirs.config) {
+            let devs = dev_keys(theirs);
+            if !devs.is_empty() {
+                facts.push(Fact::off(
+                    "lines",
+                    format!("{} and {why}", devs.join(" ")),
+                    match self.is_attached {
+                        true => format!("gpu-handoff container attach {ctid} --style mount"),
+                        false => format!(
+                            "pct set {ctid} --delete {}, then gpu-handoff container attach {ctid}",
+                            devs.join(",")
+                        ),
+                    },
+                ));
+            }
+        }
+        facts
+    }
+
+    /// Devices without which Proxmox does not start it.
+    fn devices(&self, theirs: &Theirs) -> Vec<Fact> {
+        let (kernel, ctid) = (&self.app.kernel, self.ctid);
+        let makes: Vec<String> = nodes::missing_for_containers(kernel).into_iter().map(|node| node.path).collect();
+        let devs = theirs.given.iter().filter(|given| given.way == Way::Dev && !kernel.exists(&given.inside));
+        let (made, others): (Vec<_>, Vec<_>) = devs.partition(|given| makes.contains(&given.inside));
+        let told = |list: &[&containers::Given]| {
+            let each: Vec<String> =
+                list.iter().map(|given| format!("{} is {}", theirs::key_of(&given.line), given.inside)).collect();
+            format!("{}, which does not exist: it does not start", each.join(", "))
+        };
+        let mut facts = Vec::new();
+        if !made.is_empty() {
+            facts.push(Fact::off("devices", told(&made), "gpu-handoff reconcile"));
+        }
+        if !others.is_empty() {
+            let keys: Vec<String> = others.iter().map(|given| theirs::key_of(&given.line)).collect();
+            let delete = format!("pct set {ctid} --delete {}", keys.join(","));
+            let away =
+                attach::away(self.app, ctid).filter(|_| others.iter().any(|g| g.inside.starts_with("/dev/nvidia")));
+            let mend = away.map_or_else(|| delete.clone(), |away| format!("{away}; or without it: {delete}"));
+            facts.push(Fact::off("devices", told(&others), mend));
+        }
+        facts
+    }
+
+    fn driver(&self, theirs: &Theirs, seen: &Seen, host: Option<&str>) -> Fact {
+        let ctid = self.ctid;
+        let has_none = seen.libcuda.is_empty();
+        let inside = seen.driver().filter(|_| !seen.is_installing);
+        let what = match inside {
+            _ if seen.is_installing => "its installation was interrupted".to_string(),
+            None if has_none => "none".to_string(),
+            None => "not all of it is there, or of more than one version".to_string(),
+            Some(inside) => match host {
+                None => return Fact::good("driver", format!("{inside}; that of the host is not loaded now")),
+                Some(host) if host == inside => return Fact::good("driver", format!("{inside}, as on the host")),
+                Some(host) => format!("{inside}, the host has {host}"),
+            },
+        };
+        if theirs.hook.is_some() {
+            return Fact::off("driver", what, format!("pct reboot {ctid}, which has LXC's own hook mount the host's"));
+        }
+        let Some(host) = host else {
+            return Fact::off("driver", what, "once the host's driver is loaded: gpu-handoff container check again");
+        };
+        let alone = Wanted { driver: host.to_string(), cuda: Toolkit::None, repo: None };
+        let todo = stages::stages(seen, &alone);
+        let hurdle =
+            stages::check(ctid, seen, &alone, &todo).and_then(|()| stages::check_space(ctid, seen, &todo, None));
+        if let Err(why) = hurdle {
+            return Fact::off("driver", what, why.replace(&format!("container {ctid} "), "it "));
+        }
+        let source = driver::source(self.app, &self.config.driver, host);
+        let first = source
+            .err()
+            .map_or_else(String::new, |stop| format!("{}; then: ", stop.message.replace("; nothing was touched", "")));
+        let mend = if inside.is_some() {
+            format!("gpu-handoff container sync {ctid}")
+        } else {
+            self.setup(theirs, seen, host)
+        };
+        Fact::off("driver", what, format!("{first}{mend}"))
+    }
+
+    /// With CUDA where NVIDIA has it for that distribution and there is room for it, and where we attached it.
+    fn setup(&self, theirs: &Theirs, seen: &Seen, host: &str) -> String {
+        let best = match &self.config.cuda.package {
+            Some(package) => Toolkit::Package(package.clone()),
+            None => Toolkit::Best,
+        };
+        let wanted = Wanted { driver: host.to_string(), cuda: best, repo: self.config.cuda.repo.clone() };
+        let works = wanted.settled(self.ctid, seen).and_then(|wanted| {
+            stages::check_toolkit(&wanted)?;
+            let todo: Vec<Stage> = stages::stages(seen, &wanted);
+            stages::check(self.ctid, seen, &wanted, &todo)?;
+            stages::check_space(self.ctid, seen, &todo, None)
+        });
+        let call = self.or_why_not(theirs, "setup");
+        match works.is_ok() && self.is_attached || !call.starts_with("gpu-handoff") {
+            true => call,
+            false => format!("{call} --driver-only"),
+        }
+    }
+
+    /// A container that uses the GPU without a toolkit is well, too.
+    fn toolkit(&self, theirs: &Theirs, seen: &Seen, host: Option<&str>) -> Fact {
+        let driver = host.and_then(|version| version.parse().ok());
+        let package = match &self.config.cuda.package {
+            Some(package) => package.clone(),
+            None => {
+                let there = seen.packages.keys().filter_map(|package| cuda::of_toolkit(package)).max();
+                let best = || cuda::best_for(&seen.os.0, &seen.os.1, driver?).ok();
+                match there.or_else(best) {
+                    Some(release) => cuda::toolkit(release),
+                    None => return Fact::good("cuda", "no cuda-toolkit"),
+                }
+            }
+        };
+        let setup = self.or_why_not(theirs, "setup");
+        toolkit(seen, &package, driver, &setup)
+    }
+}
+
+fn read(kernel: &dyn Kernel, ctid: u32) -> Result<Vec<u8>> {
     let path = format!("/etc/pve/lxc/{ctid}.conf");
     match kernel.read(&path) {
-        Ok(bytes) => Ok(ct::parse(&bytes)),
+        Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Stop::failed(format!("{path}: {error}"))),
         Err(_) if kernel.exists(&format!("/etc/pve/qemu-server/{ctid}.conf")) => {
             Err(Stop::usage(format!("{ctid} is a VM, not a container")))
@@ -110,43 +350,81 @@ fn read(kernel: &dyn Kernel, ctid: u32) -> Result<CtConfig> {
     }
 }
 
-/// Whether the container may open the nodes that are mounted into it. For those of `devN` Proxmox sees to that, and an
-/// unprivileged container may open whatever it can see.
-fn rules(ctid: u32, config: &CtConfig, uvm: Option<u64>) -> Fact {
-    let mounted: Vec<&str> = config.mount_entries().filter_map(|entry| entry.split_whitespace().next()).collect();
-    let has = |stem: &str| mounted.iter().any(|path| path.starts_with(stem));
-    if config.unprivileged || !has("/dev/nvidia") {
-        return Fact::good("rules", "none needed");
-    }
-    let allows = |major: u64| {
-        config.devices_allow().any(|rule| {
-            let mut words = rule.split_whitespace();
-            let kind = words.next();
-            let number = words.next().and_then(|number| number.split(':').next()).unwrap_or_default();
-            kind == Some("a") || (kind == Some("c") && (number == "*" || number.parse() == Ok(major)))
-        })
-    };
-    let mut majors = vec![("nvidia", NVIDIA_MAJOR)];
-    match uvm {
-        Some(major) if has("/dev/nvidia-uvm") => majors.push(("nvidia-uvm", major)),
-        _ => {}
-    }
-    let words = |majors: &[&(&str, u64)]| {
-        majors.iter().map(|(name, major)| format!("{name} {major}")).collect::<Vec<_>>().join(", ")
-    };
-    let missing: Vec<_> = majors.iter().filter(|(_, major)| !allows(*major)).collect();
-    if missing.is_empty() {
-        return Fact::good("rules", format!("for {}", words(&majors.iter().collect::<Vec<_>>())));
-    }
-    Fact::off(
-        "rules",
-        format!("none for {}", words(&missing)),
-        format!("gpu-handoff container sync {ctid}, then pct reboot {ctid}"),
-    )
+fn dev_keys(theirs: &Theirs) -> Vec<String> {
+    let devs = theirs.given.iter().filter(|given| given.way == Way::Dev);
+    devs.map(|given| theirs::key_of(&given.line)).collect()
 }
 
-/// `live` are those that the host's driver has, `away` says who has a GPU instead.
-fn nodes(ctid: u32, config: &CtConfig, seen: &Seen, stale: &[Stale], live: &[String], away: Option<String>) -> Fact {
+/// Proxmox makes the node of a `devN`, and the container does not start where there is one by then.
+fn twice(ctid: u32, theirs: &Theirs) -> Option<Fact> {
+    let pairs = theirs::twice(theirs);
+    let each: Vec<String> = pairs.iter().map(|(path, dev, other)| format!("{path} by {dev} and by {other}")).collect();
+    let devs: Vec<&str> = pairs.iter().map(|(_, dev, _)| dev.as_str()).collect();
+    (!pairs.is_empty()).then(|| {
+        let what = format!("{}: it does not start with that", each.join(", "));
+        Fact::off("twice", what, format!("pct set {ctid} --delete {}", devs.join(",")))
+    })
+}
+
+/// Whether the container may open the nodes that are mounted into it. For those of `devN` Proxmox sees to that, and an
+/// unprivileged container may open whatever it can see.
+fn rules(theirs: &Theirs, known: &[(String, DeviceNumber)], mend: &dyn Fn() -> String) -> Fact {
+    let mounted: Vec<_> = theirs.given.iter().filter(|given| given.way != Way::Dev).collect();
+    // By major: what it is, and the numbers that must be allowed.
+    let mut needed: BTreeMap<u64, (&str, Vec<DeviceNumber>)> = BTreeMap::new();
+    let mut add = |path: &str, number: DeviceNumber| {
+        needed.entry(number.major).or_insert((kind_of(path), Vec::new())).1.push(number);
+    };
+    for (path, number) in known {
+        let is_mounted = mounted.iter().any(|given| is_at_or_below(path, &given.host));
+        if is_mounted || (theirs.hook.is_some() && path.starts_with("/dev/nvidia")) {
+            add(path, *number);
+        }
+    }
+    // While the driver is not loaded the numbers that never change are known all the same.
+    for given in mounted.iter().filter(|given| !known.iter().any(|(path, _)| *path == given.host)) {
+        if let Some(minor) = fixed_minor(&given.host) {
+            add(&given.host, DeviceNumber { major: NVIDIA_MAJOR, minor });
+        }
+    }
+    let old = theirs.config.raw_lxc.iter().any(|(key, _)| key == V1_ALLOW);
+    let old = if old { format!("; {V1_ALLOW} is of cgroup v1 and does nothing here") } else { String::new() };
+    if theirs.config.unprivileged || needed.is_empty() {
+        return Fact::good("rules", format!("none needed{old}"));
+    }
+    let mut missing = Vec::new();
+    for (major, (kind, numbers)) in &needed {
+        let lacking: Vec<_> = numbers.iter().filter(|number| !may_open(&theirs.config, **number)).collect();
+        match lacking.as_slice() {
+            [] => {}
+            all if all.len() == numbers.len() => missing.push(format!("{kind} {major}")),
+            some => missing.extend(some.iter().map(|number| format!("{kind} {number}"))),
+        }
+    }
+    if missing.is_empty() {
+        let all: Vec<String> = needed.iter().map(|(major, (kind, _))| format!("{kind} {major}")).collect();
+        return Fact::good("rules", format!("for {}{old}", all.join(", ")));
+    }
+    Fact::off("rules", format!("none for {}{old}", missing.join(", ")), mend())
+}
+
+fn kind_of(path: &str) -> &'static str {
+    [("/dev/nvidia-uvm", "nvidia-uvm"), ("/dev/nvidia-caps", "nvidia-caps"), ("/dev/dri", "dri")]
+        .iter()
+        .find(|(start, _)| path.starts_with(start))
+        .map_or("nvidia", |(_, kind)| kind)
+}
+
+fn fixed_minor(path: &str) -> Option<u64> {
+    match path.strip_prefix("/dev/nvidia")? {
+        "ctl" => Some(CONTROL_MINOR),
+        "-modeset" => Some(MODESET_MINOR),
+        digits => digits.parse().ok(),
+    }
+}
+
+/// `given` are those of the host's nodes that its configuration gives it; `away` says who has a GPU instead.
+fn nodes(ctid: u32, given: &[String], seen: &Seen, stale: &[Stale], away: Option<String>) -> Fact {
     let mend = format!("pct reboot {ctid}");
     if !stale.is_empty() {
         let words = stale.iter().map(|Stale { path, inside, host }| match inside {
@@ -155,7 +433,6 @@ fn nodes(ctid: u32, config: &CtConfig, seen: &Seen, stale: &[Stale], live: &[Str
         });
         return Fact::off("nodes", words.collect::<Vec<_>>().join(", "), mend);
     }
-    let given: Vec<String> = given_nodes(config).into_iter().filter(|node| live.contains(node)).collect();
     let closed: Vec<&str> = given.iter().filter(|node| !seen.has_node(node)).map(String::as_str).collect();
     if closed.is_empty() {
         let open = if given.is_empty() { "none on the host now".to_string() } else { given.join(" ") };
@@ -164,36 +441,29 @@ fn nodes(ctid: u32, config: &CtConfig, seen: &Seen, stale: &[Stale], live: &[Str
     Fact::off("nodes", format!("{} cannot be opened", closed.join(" ")), mend)
 }
 
-fn driver(ctid: u32, seen: &Seen, host: Option<&str>) -> Fact {
-    let setup = format!("gpu-handoff container setup {ctid}");
-    if seen.is_installing {
-        return Fact::off("driver", "its installation was interrupted", setup);
-    }
-    let Some(inside) = seen.driver() else {
-        let what = if seen.libcuda.is_empty() { "none" } else { "not all of it is there, or of more than one version" };
-        return Fact::off("driver", what, setup);
-    };
-    match host {
-        None => Fact::good("driver", format!("{inside}; that of the host is not loaded now")),
-        Some(host) if host == inside => Fact::good("driver", format!("{inside}, as on the host")),
-        Some(host) => {
-            Fact::off("driver", format!("{inside}, the host has {host}"), format!("gpu-handoff container sync {ctid}"))
-        }
-    }
+fn docker(ctid: u32, seen: &Seen) -> Option<Fact> {
+    seen.docker_sets_cgroups.then(|| {
+        Fact::off(
+            "docker",
+            "NVIDIA's runtime in it sets up device cgroups, which fails in a container",
+            format!("pct exec {ctid} -- nvidia-ctk config --set nvidia-container-cli.no-cgroups --in-place"),
+        )
+    })
 }
 
-/// A container that uses the GPU without a toolkit is well, too.
-fn toolkit(ctid: u32, seen: &Seen, package: &str, host: Option<Version>) -> Fact {
+fn toolkit(seen: &Seen, package: &str, host: Option<Version>, setup: &str) -> Fact {
     let Some(version) = seen.packages.get(package) else {
-        return Fact::good("cuda", format!("no {package} (gpu-handoff container setup {ctid} installs it)"));
+        return Fact::good("cuda", format!("no {package} ({setup} installs it)"));
     };
-    let setup = format!("gpu-handoff container setup {ctid}");
-    if cuda::has_compiler(package) && seen.nvcc.is_none() {
+    let release = Release::of_package(package);
+    let mut nvcc = seen.nvcc.iter().filter(|text| release.is_none_or(|release| Release::parse(text) == Some(release)));
+    let nvcc = nvcc.next();
+    if cuda::has_compiler(package) && nvcc.is_none() {
         return Fact::off("cuda", format!("{package} {version}, but nvcc does not work"), setup);
     }
-    let nvcc = seen.nvcc.as_ref().map_or_else(String::new, |release| format!(", nvcc {release}"));
+    let nvcc = nvcc.map_or_else(String::new, |release| format!(", nvcc {release}"));
     let what = format!("{package} {version}{nvcc}");
-    let fit = Release::of_package(package).zip(host).map(|(release, driver)| cuda::fit(release, driver));
+    let fit = release.zip(host).map(|(release, driver)| cuda::fit(release, driver));
     match fit {
         Some(Fit::No(first)) => Fact::off("cuda", what, format!("it needs driver {first} or newer on the host")),
         Some(Fit::Partly(first)) => Fact::good("cuda", format!("{what}, made for drivers from {first} on")),
@@ -209,12 +479,22 @@ mod tests {
     const MOUNTS: &str = "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n\
         lxc.mount.entry: /dev/nvidia-uvm dev/nvidia-uvm none bind,optional,create=file\n";
 
+    fn theirs(text: &str) -> Theirs {
+        Theirs::read(&crate::sys::Linux::at("/nonexistent".into()), text.as_bytes())
+    }
+
+    fn known() -> Vec<(String, DeviceNumber)> {
+        let nodes =
+            [("nvidia0", 195, 0), ("nvidiactl", 195, 255), ("nvidia-uvm", 511, 0), ("nvidia-uvm-tools", 511, 1)];
+        nodes.map(|(name, major, minor)| (format!("/dev/{name}"), DeviceNumber { major, minor })).to_vec()
+    }
+
     fn rules_of(text: &str) -> Fact {
-        rules(101, &ct::parse(text.as_bytes()), Some(511))
+        rules(&theirs(text), &known(), &|| "type this".to_string())
     }
 
     #[test]
-    fn rules_are_held_against_the_majors_of_now() {
+    fn rules_are_held_against_the_numbers_of_now() {
         let allow = |rule: &str| format!("lxc.cgroup2.devices.allow: {rule}\n");
         let both = format!("{}{}", allow("c 195:* rwm"), allow("c 511:* rwm"));
         assert_eq!(rules_of(&format!("{MOUNTS}{both}")), Fact::good("rules", "for nvidia 195, nvidia-uvm 511"));
@@ -222,57 +502,60 @@ mod tests {
             assert_eq!(rules_of(&format!("{MOUNTS}{}", allow(enough))).mend, None, "{enough}");
         }
         let old = rules_of(&format!("{MOUNTS}{}{}", allow("c 195:* rwm"), allow("c 508:* rwm")));
-        assert_eq!((old.what.as_str(), old.mend.is_some()), ("none for nvidia-uvm 511", true));
+        assert_eq!(old, Fact::off("rules", "none for nvidia-uvm 511", "type this"));
         assert_eq!(rules_of(MOUNTS).what, "none for nvidia 195, nvidia-uvm 511");
         assert_eq!(rules_of(&format!("{MOUNTS}unprivileged: 1\n")).mend, None);
         assert_eq!(rules_of("dev0: /dev/nvidia0\n").mend, None);
-        let major = rules(101, &ct::parse(format!("{MOUNTS}{}", allow("c 195:* rwm")).as_bytes()), None);
-        assert_eq!(major.what, "for nvidia 195");
-    }
-
-    #[test]
-    fn drivers_are_compared_as_written() {
-        let seen = |version: &str| Seen::parse(&format!("libcuda={version}\nlibnvidia-ml={version}\nsmi=yes\n"));
-        let host = Some("580.95.05");
-        assert_eq!(driver(101, &seen("580.95.05"), host), Fact::good("driver", "580.95.05, as on the host"));
-        let other = driver(101, &seen("570.86.16"), host);
-        assert_eq!(other.what, "570.86.16, the host has 580.95.05");
-        assert_eq!(other.mend.as_deref(), Some("gpu-handoff container sync 101"));
-        assert_eq!(driver(101, &seen("580.95.05"), None).mend, None);
-        assert_eq!(driver(101, &Seen::default(), host).what, "none");
-        assert!(driver(101, &Seen::parse("installing=yes"), host).what.contains("interrupted"));
-        assert!(driver(101, &Seen::parse("libcuda=1.1\nlibcuda=1.2"), host).what.starts_with("not all"));
+        // Minors that do not fit, an order that takes it back, and what is of another time.
+        let ctl = "lxc.mount.entry: /dev/nvidiactl dev/nvidiactl none bind\n";
+        let exact = format!("{MOUNTS}{ctl}{}{}{}", allow("c 195:1 rwm"), allow("c 195:255 rwm"), allow("c 511:* rwm"));
+        assert_eq!(rules_of(&exact).what, "none for nvidia 195:0");
+        let denied = format!("{MOUNTS}{both}lxc.cgroup2.devices.deny: a\n");
+        assert_eq!(rules_of(&denied).what, "none for nvidia 195, nvidia-uvm 511");
+        let v1 = rules_of(&format!("{MOUNTS}{both}").replace("cgroup2", "cgroup"));
+        assert_eq!(
+            v1.what,
+            "none for nvidia 195, nvidia-uvm 511; lxc.cgroup.devices.allow is of cgroup v1 and does nothing here"
+        );
+        // The driver is not loaded.
+        let fixed = rules(&theirs(&format!("{MOUNTS}{}", allow("c 195:* rwm"))), &[], &String::new);
+        assert_eq!(fixed, Fact::good("rules", "for nvidia 195"));
+        // A directory, and LXC's own hook.
+        assert_eq!(rules_of("lxc.mount.entry: /dev dev none bind\n").what, "none for nvidia 195, nvidia-uvm 511");
+        assert_eq!(
+            rules_of("lxc.hook.mount: /usr/share/lxc/hooks/nvidia\n").what,
+            "none for nvidia 195, nvidia-uvm 511"
+        );
     }
 
     #[test]
     fn nodes_must_open_and_be_the_hosts() {
-        let config = ct::parse(MOUNTS.as_bytes());
         let good = Seen::parse("node=/dev/nvidia0\nnode=/dev/nvidia-uvm\n");
-        let live = ["/dev/nvidia0", "/dev/nvidia-uvm"].map(str::to_string);
-        assert_eq!(nodes(101, &config, &good, &[], &live, None), Fact::good("nodes", "/dev/nvidia-uvm /dev/nvidia0"));
-        let closed = nodes(101, &config, &Seen::parse("node=/dev/nvidia0\n"), &[], &live, None);
+        let given = ["/dev/nvidia-uvm", "/dev/nvidia0"].map(str::to_string);
+        assert_eq!(nodes(101, &given, &good, &[], None), Fact::good("nodes", "/dev/nvidia-uvm /dev/nvidia0"));
+        let closed = nodes(101, &given, &Seen::parse("node=/dev/nvidia0\n"), &[], None);
         assert_eq!(
             (closed.what.as_str(), closed.mend.as_deref()),
             ("/dev/nvidia-uvm cannot be opened", Some("pct reboot 101"))
         );
-        assert_eq!(nodes(101, &config, &Seen::default(), &[], &[], None).what, "none on the host now");
-        let away = nodes(101, &config, &Seen::parse("node=/dev/nvidia-uvm\n"), &[], &live[1..], Some("who".into()));
+        assert_eq!(nodes(101, &[], &Seen::default(), &[], None).what, "none on the host now");
+        let away = nodes(101, &given[..1], &Seen::parse("node=/dev/nvidia-uvm\n"), &[], Some("who".into()));
         assert_eq!(away, Fact::good("nodes", "/dev/nvidia-uvm; who"));
         let number = |major| DeviceNumber { major, minor: 0 };
         let old = Stale { path: "/dev/nvidia-uvm".into(), inside: Some(number(508)), host: number(511) };
-        let stale = nodes(101, &config, &good, &[old], &live, None);
+        let stale = nodes(101, &given, &good, &[old], None);
         assert_eq!(stale.what, "/dev/nvidia-uvm is 508:0, on the host 511:0");
     }
 
     #[test]
     fn a_toolkit_is_no_duty_but_must_work() {
-        let of = |text: &str| toolkit(101, &Seen::parse(text), "cuda-toolkit-12-8", "580.95.05".parse().ok());
+        let of = |text: &str| toolkit(&Seen::parse(text), "cuda-toolkit-12-8", "580.95.05".parse().ok(), "x");
         assert_eq!(of("").mend, None);
         let package = "package=cuda-toolkit-12-8 12.8.1-1 installed\n";
         assert_eq!(of(&format!("{package}nvcc=12.8\n")), Fact::good("cuda", "cuda-toolkit-12-8 12.8.1-1, nvcc 12.8"));
         assert!(of(package).what.contains("nvcc does not work"));
         let old =
-            toolkit(101, &Seen::parse(&format!("{package}nvcc=12.8\n")), "cuda-toolkit-12-8", "470.1".parse().ok());
+            toolkit(&Seen::parse(&format!("{package}nvcc=12.8\n")), "cuda-toolkit-12-8", "470.1".parse().ok(), "x");
         assert!(old.mend.is_some_and(|mend| mend.contains("525.60.13")));
     }
 

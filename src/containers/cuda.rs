@@ -8,22 +8,42 @@ const REPOSITORIES: &str = "https://developer.download.nvidia.com/compute/cuda/r
 
 pub const KEYRING: &str = "cuda-keyring_1.1-1_all.deb";
 
-/// `ID` and `VERSION_ID` of os-release, and the repository's name.
-const DISTRIBUTIONS: [(&str, &str, &str); 4] = [
-    ("debian", "12", "debian12"),
-    ("debian", "13", "debian13"),
-    ("ubuntu", "22.04", "ubuntu2204"),
-    ("ubuntu", "24.04", "ubuntu2404"),
+/// One of NVIDIA's repositories.
+struct Distribution {
+    /// `ID` and `VERSION_ID` of os-release.
+    id: &'static str,
+    version: &'static str,
+    name: &'static str,
+    /// The first release that it has. What it really has is looked up before anything is installed.
+    begins_with: Release,
+}
+
+const DISTRIBUTIONS: [Distribution; 4] = [
+    Distribution { id: "debian", version: "12", name: "debian12", begins_with: Release(12, 3) },
+    Distribution { id: "debian", version: "13", name: "debian13", begins_with: Release(13, 0) },
+    Distribution { id: "ubuntu", version: "22.04", name: "ubuntu2204", begins_with: Release(12, 0) },
+    Distribution { id: "ubuntu", version: "24.04", name: "ubuntu2404", begins_with: Release(12, 5) },
 ];
 
 pub const SUPPORTED: &str = "Debian 12 and 13, Ubuntu 22.04 and 24.04";
 
-/// The first driver that a release was made for. Newer releases: at least that of the newest here.
-const MADE_FOR: [(Release, &str); 4] = [
+/// The first driver that a release was made for, by NVIDIA's release notes ("CUDA Toolkit and Corresponding Driver
+/// Versions", docs.nvidia.com/cuda/cuda-toolkit-release-notes), each as it first came out. Newer releases: at least that of
+/// the newest here.
+const MADE_FOR: [(Release, &str); 13] = [
+    (Release(12, 0), "525.60.13"),
+    (Release(12, 1), "530.30.02"),
+    (Release(12, 2), "535.54.03"),
+    (Release(12, 3), "545.23.06"),
+    (Release(12, 4), "550.54.14"),
+    (Release(12, 5), "555.42.02"),
+    (Release(12, 6), "560.28.03"),
     (Release(12, 8), "570.26"),
     (Release(12, 9), "575.51.03"),
     (Release(13, 0), "580.65.06"),
     (Release(13, 1), "590.44.01"),
+    (Release(13, 2), "595.45.04"),
+    (Release(13, 3), "610.43.02"),
 ];
 
 /// The first driver that all releases of a major version run with, for what needs no newer one ("minor version
@@ -82,6 +102,42 @@ pub fn fit(release: Release, driver: Version) -> Fit {
     }
 }
 
+/// The toolkit for a driver: the newest release that was made for it or an earlier one, or else the oldest that runs with
+/// it at all. `has` tells whether there is that release.
+pub fn best(driver: Version, has: &dyn Fn(Release) -> bool) -> Option<Release> {
+    let there = || MADE_FOR.iter().map(|(release, _)| *release).filter(|release| has(*release));
+    let fits = |release: &Release| fit(*release, driver) == Fit::Good;
+    there().filter(fits).last().or_else(|| there().find(|release| matches!(fit(*release, driver), Fit::Partly(_))))
+}
+
+/// As [`best`], of what NVIDIA has for a distribution.
+///
+/// # Errors
+/// Why there is none.
+pub fn best_for(id: &str, version: &str, driver: Version) -> Result<Release, String> {
+    let Some(distribution) = distribution(id, version) else {
+        return Err("there is none for its distribution".to_string());
+    };
+    let first = distribution.begins_with;
+    best(driver, &|release| release >= first).ok_or_else(|| {
+        let needed = RUNS_WITH.iter().find(|(major, _)| *major == first.0).map_or("a newer one", |(_, driver)| driver);
+        format!("NVIDIA's repository {} begins with CUDA {first}, which needs driver {needed}", distribution.name)
+    })
+}
+
+pub fn toolkit(release: Release) -> String {
+    format!("cuda-toolkit-{}-{}", release.0, release.1)
+}
+
+/// Which toolkit a package is: `cuda-toolkit-12-8`, and no part of one.
+pub fn of_toolkit(package: &str) -> Option<Release> {
+    Release::of_package(package).filter(|release| toolkit(*release) == package)
+}
+
+fn distribution(id: &str, version: &str) -> Option<&'static Distribution> {
+    DISTRIBUTIONS.iter().find(|distribution| (distribution.id, distribution.version) == (id, version))
+}
+
 /// Whether `package` may be installed: those that bring a driver along would take the place of the one that fits the host.
 ///
 /// # Errors
@@ -113,8 +169,7 @@ pub fn has_compiler(package: &str) -> bool {
 
 /// Where the repository of a distribution is, with a slash at its end; none for one that is not supported.
 pub fn repository(base: Option<&str>, id: &str, version: &str) -> Option<String> {
-    let (.., name) = DISTRIBUTIONS.iter().find(|(an_id, a_version, _)| (*an_id, *a_version) == (id, version))?;
-    Some(format!("{}{name}/x86_64/", self::base(base)))
+    Some(format!("{}{}/x86_64/", self::base(base), distribution(id, version)?.name))
 }
 
 /// What the addresses of all repositories begin with.
@@ -148,13 +203,46 @@ mod tests {
         assert_eq!(fits("12.8", "525.60.13"), Fit::Partly("570.26"));
         assert_eq!(fits("12.8", "520.61.05"), Fit::No("525.60.13"));
         assert_eq!(fits("12.9", "575.51.02"), Fit::Partly("575.51.03"));
-        assert_eq!(fits("12.4", "550.54"), Fit::Good);
+        assert_eq!(fits("12.4", "550.54.14"), Fit::Good);
+        assert_eq!(fits("12.4", "550.54"), Fit::Partly("550.54.14"));
         assert_eq!(fits("13.0", "580.65.06"), Fit::Good);
         assert_eq!(fits("13.0", "575.57.08"), Fit::No("580.65.06"));
         assert_eq!(fits("13.1", "580.95.05"), Fit::Partly("590.44.01"));
-        assert_eq!(fits("13.2", "580.95.05"), Fit::Partly("590.44.01"));
-        assert_eq!(fits("14.0", "580.95.05"), Fit::No("590.44.01"));
-        assert_eq!(fits("14.0", "600.10"), Fit::Good);
+        assert_eq!(fits("13.2", "580.95.05"), Fit::Partly("595.45.04"));
+        assert_eq!(fits("13.9", "600.10"), Fit::Partly("610.43.02"));
+        assert_eq!(fits("14.0", "580.95.05"), Fit::No("610.43.02"));
+        assert_eq!(fits("14.0", "620.10"), Fit::Good);
+    }
+
+    #[test]
+    fn the_toolkit_for_a_distribution_and_a_driver() {
+        let chosen =
+            |id: &str, version: &str, driver: &str| best_for(id, version, driver.parse().unwrap()).map(toolkit);
+        for (id, version, driver, package) in [
+            ("debian", "13", "580.95.05", "cuda-toolkit-13-0"),
+            ("debian", "13", "595.45.04", "cuda-toolkit-13-2"),
+            ("debian", "13", "620.10", "cuda-toolkit-13-3"),
+            ("debian", "12", "570.86.16", "cuda-toolkit-12-8"),
+            ("debian", "12", "565.77", "cuda-toolkit-12-6"),
+            ("debian", "12", "535.54.03", "cuda-toolkit-12-3"),
+            ("ubuntu", "22.04", "535.54.03", "cuda-toolkit-12-2"),
+            ("ubuntu", "24.04", "550.163.01", "cuda-toolkit-12-5"),
+            ("ubuntu", "24.04", "590.48.01", "cuda-toolkit-13-1"),
+        ] {
+            assert_eq!(chosen(id, version, driver), Ok(package.to_string()), "{id} {version} {driver}");
+        }
+        let none = chosen("debian", "13", "570.86.16").unwrap_err();
+        assert_eq!(none, "NVIDIA's repository debian13 begins with CUDA 13.0, which needs driver 580.65.06");
+        assert!(chosen("debian", "12", "470.256.02").is_err() && chosen("alpine", "3.22", "580.95.05").is_err());
+        // Of what there really is.
+        let some = [Release(12, 4), Release(12, 6), Release(13, 1)];
+        let best = |driver: &str| best(driver.parse().unwrap(), &|release| some.contains(&release));
+        assert_eq!(best("580.95.05"), Some(Release(12, 6)));
+        assert_eq!(best("530.30.02"), Some(Release(12, 4)));
+        assert_eq!(best("470.256.02"), None);
+        assert_eq!(of_toolkit("cuda-toolkit-12-8"), Some(Release(12, 8)));
+        assert_eq!(of_toolkit("cuda-toolkit-12-8-config-common"), None);
+        assert_eq!(of_toolkit("cuda-nvcc-12-8"), None);
     }
 
     #[test]

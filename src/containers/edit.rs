@@ -3,6 +3,7 @@
 
 use super::line::{Line, lines, places, present};
 use super::rules::{Kind, Need};
+use crate::gpu::containers::all_given;
 use crate::proxmox::ct::{self, CtConfig};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -203,27 +204,16 @@ fn is_like(config: &CtConfig, line: &Line) -> bool {
     }
 }
 
-/// Lines that give the container something of NVIDIA's and are none of these, as they stand there.
-pub fn of_others(bytes: &[u8], ours: &[Line]) -> Vec<String> {
-    let others = without(bytes, &ours.iter().collect::<Vec<_>>());
-    let config = ct::parse(&others);
-    let mounts = config.mount_entries().filter(|entry| entry.starts_with("/dev/nvidia"));
-    let mut found: Vec<String> = mounts.map(|entry| format!("lxc.mount.entry: {entry}")).collect();
-    let devs = config
-        .dev
-        .iter()
-        .filter(|(_, dev)| dev.device.as_ref().is_some_and(|device| device.path.starts_with("/dev/nvidia")));
-    found.extend(devs.map(|(digits, dev)| format!("dev{digits}: {}", dev.raw)));
-    let rules = config.devices_allow().filter(|rule| rule.split_whitespace().any(|word| word.starts_with("195:")));
-    found.extend(rules.map(|rule| format!("lxc.cgroup2.devices.allow: {rule}")));
-    found
-}
-
 /// `devN` lines that Proxmox cannot read: it starts no container with one of them.
 pub fn unreadable_devs(bytes: &[u8]) -> Vec<String> {
     let config = ct::parse(bytes);
     let odd = config.dev.iter().filter(|(_, dev)| dev.device.is_none());
     odd.map(|(digits, _)| format!("dev{digits}")).collect()
+}
+
+/// The configuration without these lines, of those that are there.
+pub fn without_ours(bytes: &[u8], recorded: &[Line]) -> Vec<u8> {
+    without(bytes, &present(bytes, recorded))
 }
 
 fn without(bytes: &[u8], lines: &[&Line]) -> Vec<u8> {
@@ -236,28 +226,24 @@ fn cloned(lines: &[&Line]) -> Vec<Line> {
 
 /// Needs that no line meets.
 fn missing<'a>(bytes: &[u8], needs: &'a [Need]) -> Vec<&'a Need> {
-    let config = ct::parse(bytes);
+    let config = ct::parse_next(bytes);
     needs.iter().filter(|need| !is_met(&config, need)).collect()
 }
 
 fn is_met(config: &CtConfig, need: &Need) -> bool {
-    let words = |text: &str| text.split_whitespace().map(str::to_string).collect::<Vec<_>>();
-    let wanted = words(&need.value);
-    match need.kind {
-        Kind::Rule => {
-            // They take effect in their order: what denies may take back what came before it.
-            let after = config.raw_lxc.iter().rposition(|(key, _)| key == "lxc.cgroup2.devices.deny");
-            let rules = config.raw_lxc.iter().skip(after.map_or(0, |at| at + 1));
-            rules.filter(|(key, _)| key == "lxc.cgroup2.devices.allow").any(|(_, rule)| words(rule) == wanted)
-        }
-        // Whatever the options are: one mounted over the other helps nobody.
-        Kind::Mount => config.mount_entries().any(|entry| words(entry).get(..2) == wanted.get(..2)),
-        Kind::Dev => {
-            let path = need.value.split(',').next();
-            let devices = config.dev.values().filter_map(|dev| dev.device.as_ref());
-            devices.into_iter().any(|device| Some(device.path.as_str()) == path && !device.deny_write)
-        }
-    }
+    let Some(path) = need.path() else {
+        let words = |text: &str| text.split_whitespace().map(str::to_string).collect::<Vec<_>>();
+        let wanted = words(&need.value);
+        // They take effect in their order: what denies may take back what came before it.
+        let after = config.raw_lxc.iter().rposition(|(key, _)| key == "lxc.cgroup2.devices.deny");
+        let rules = config.raw_lxc.iter().skip(after.map_or(0, |at| at + 1));
+        return rules.filter(|(key, _)| key == "lxc.cgroup2.devices.allow").any(|(_, rule)| words(rule) == wanted);
+    };
+    // In whatever way, and whatever the options are: a node that is given twice helps nobody.
+    all_given(config).any(|given| {
+        let rest = path.strip_prefix(given.inside.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with('/') && format!("{}{rest}", given.host) == path))
+    })
 }
 
 /// For each need the line that is to meet it: one that does so as it is, else one that is for the same.
@@ -428,10 +414,24 @@ mod tests {
         let (new, lines, newline) = attached(theirs.as_bytes(), Style::Mount);
         assert_eq!(lines.len(), wanted(Style::Mount).len() - 2);
         assert_eq!(text(&detached(&new, &lines, newline)), theirs);
-        assert_eq!(of_others(&new, &lines).len(), 2);
-        let (_, lines, _) =
-            attached(b"dev0: path=/dev/nvidia0,mode=0600\ndev1: /dev/nvidiactl,deny-write=1\n", Style::Dev);
-        assert_eq!(lines[0].to_string(), "dev2: /dev/nvidiactl,mode=0666");
+        // Also in the other way, and without leave to write: it would be given twice.
+        for style in [Style::Mount, Style::Dev] {
+            for theirs in [
+                "dev0: path=/dev/nvidia0,mode=0600\ndev1: /dev/nvidiactl,deny-write=1\n",
+                "lxc.mount.entry: /dev dev none bind\n",
+                "lxc.mount.entry: /dev/nvidiactl dev/nvidiactl none bind\nlxc.mount.entry: /srv/x dev//nvidia0 none bind\n",
+                "mp0: /dev/nvidia0,mp=/dev/nvidia0\nmp1: /dev/nvidiactl,mp=/dev/nvidiactl\n",
+                "arch: amd64\n[pve:pending]\ndev0: /dev/nvidia0\ndev1: /dev/nvidiactl\n",
+            ] {
+                let lines = attached(theirs.as_bytes(), style).1;
+                let is_again =
+                    |line: &Line| ["/dev/nvidia0", "/dev/nvidiactl"].iter().any(|node| line.value.starts_with(node));
+                assert!(!lines.iter().any(is_again), "{theirs}");
+                assert!(theirs.contains("/dev dev") != lines.iter().any(|line| line.value.contains("/dev/nvidia-uvm")));
+            }
+        }
+        let deleted = attached(b"dev0: /dev/nvidia0\n[pve:pending]\ndelete: dev0\n", Style::Mount).1;
+        assert!(deleted.iter().any(|line| line.value.starts_with("/dev/nvidia0 ")));
         // What is denied afterwards is not there.
         let denied = format!("{theirs}lxc.cgroup2.devices.deny: a\n");
         let (new, lines, newline) = attached(denied.as_bytes(), Style::Mount);

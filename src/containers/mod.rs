@@ -13,8 +13,10 @@ pub mod record;
 pub mod rules;
 pub mod setup;
 pub mod stale;
+pub mod theirs;
 
 mod cuda;
+mod index;
 mod inside;
 mod seen;
 mod stages;

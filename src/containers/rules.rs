@@ -3,11 +3,9 @@
 
 use super::Style;
 use crate::gpu::inventory::{Slot, attribute, nvidia_slots};
-use crate::gpu::nodes::{self, CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
+use crate::gpu::nodes::{self, CAPS, CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
 use crate::gpu::nvidia;
 use crate::sys::{DeviceNumber, Kernel};
-
-const CAPS: &str = "/dev/nvidia-caps";
 
 /// Of the driver's capability nodes the one that changes how a GPU is partitioned; the others only let look or use.
 const CAP_OF_ADMINISTRATOR: &str = "nvidia-cap1";
@@ -52,11 +50,16 @@ impl Facts {
             are_all: nvidia_slots(kernel).iter().all(|slot| slots.contains(&slot.address)),
             uvm: nvidia::major(kernel, "nvidia-uvm"),
             has_modeset: kernel.exists("/sys/module/nvidia_modeset"),
-            caps: caps.map(|major| (major, kernel.list(CAPS))),
+            caps: caps.map(|major| (major, kernel.list(CAPS).into_iter().filter(|name| is_cap(name)).collect())),
             mode: nodes::mode(kernel),
             gpus,
         })
     }
+}
+
+/// And no node that is just being made.
+fn is_cap(name: &str) -> bool {
+    name.starts_with("nvidia-cap")
 }
 
 /// What the host's other GPUs would need, each by itself.
@@ -93,6 +96,26 @@ pub struct Need {
     pub what: String,
     pub kind: Kind,
     pub value: String,
+}
+
+impl Need {
+    /// The node or directory, which has the same path on the host and in the container; none for a rule.
+    pub fn path(&self) -> Option<String> {
+        match self.kind {
+            Kind::Rule => None,
+            Kind::Mount => self.value.split_whitespace().next().map(str::to_string),
+            Kind::Dev => self.value.split(',').next().map(str::to_string),
+        }
+    }
+
+    /// A directory of nodes as the nodes that are in it.
+    pub fn by_node(self, facts: &Facts) -> Vec<Need> {
+        let names = facts.caps.iter().flat_map(|(_, names)| names);
+        match self.path() {
+            Some(path) if path == CAPS => names.map(|name| mount(name, &format!("{CAPS}/{name}"), "file")).collect(),
+            _ => vec![self],
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,11 +175,12 @@ fn rules(facts: &Facts, dri: bool) -> Vec<Need> {
     rules
 }
 
+fn mount(what: &str, path: &str, kind: &str) -> Need {
+    let target = path.trim_start_matches('/');
+    need(what, Kind::Mount, format!("{path} {target} none bind,optional,create={kind}"))
+}
+
 fn mounts(facts: &Facts, dri: bool) -> Vec<Need> {
-    let mount = |what: &str, path: &str, kind: &str| {
-        let target = path.trim_start_matches('/');
-        need(what, Kind::Mount, format!("{path} {target} none bind,optional,create={kind}"))
-    };
     let mut mounts: Vec<Need> = facts
         .gpus
         .iter()

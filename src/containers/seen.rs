@@ -21,8 +21,14 @@ pub struct Seen {
     pub packages: BTreeMap<String, String>,
     /// apt knows the repository.
     pub knows_repository: bool,
-    /// The release that nvcc says it is of.
-    pub nvcc: Option<String>,
+    /// The releases that there is an nvcc of.
+    pub nvcc: Vec<String>,
+    /// Docker with NVIDIA's runtime is there, and that is not told to leave cgroups alone.
+    pub docker_sets_cgroups: bool,
+    /// Its C library is musl, for which NVIDIA makes nothing.
+    pub has_musl: bool,
+    /// Without it the installer gives up although it installs no module.
+    pub lacks_modprobe: bool,
     /// NVIDIA's nodes that can be opened.
     pub nodes: Vec<String>,
     /// Mount point and free KiB of what `/` and `/var/tmp` are on.
@@ -55,7 +61,10 @@ impl Seen {
                     }
                 }
                 "repository" => seen.knows_repository = true,
-                "nvcc" => seen.nvcc = Some(value),
+                "nvcc" => add(&mut seen.nvcc, value),
+                "docker" => seen.docker_sets_cgroups = true,
+                "libc" => seen.has_musl = value == "musl",
+                "lacks" => seen.lacks_modprobe |= value == "modprobe",
                 "node" => seen.nodes.push(value),
                 "free" => {
                     let of = words.next().map(str::to_string);

@@ -3,9 +3,11 @@
 //! What there is to do is found by looking, each time: so a second run finds nothing, and one after an interruption
 //! goes on where that came. Nothing is changed in a container before it is known that it can be set up.
 
+use super::index::{Index, Room};
 use super::inside::{self, Inside, PCT};
 use super::seen::Seen;
-use super::stages::{self, Stage, Wanted};
+use super::stages::{self, Stage, Toolkit, Wanted};
+use super::theirs::Theirs;
 use super::{Who, Wish, attach, cuda};
 use crate::App;
 use crate::config::Config;
@@ -33,12 +35,12 @@ const ROOM: &str = "/var/tmp/gpu-handoff";
 
 /// # Errors
 /// What did not work; the next call goes on from there.
-pub fn setup(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
+pub fn setup(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<()> {
     begin(app);
     let config = app.config_for_verb()?;
     // Whatever refuses comes first.
-    attach::plan(app, ctid, wish)?;
-    let wanted = wanted(app, &config, true)?;
+    attach::would(app, ctid, wish)?;
+    let wanted = wanted(app, &config, !driver_only)?;
     let source = driver::source(app, &config.driver, &wanted.driver);
     let _turn = take_turn(app, ctid)?;
     let inside = Inside::new(app, ctid)?;
@@ -51,11 +53,15 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
     // Just after a start it may not answer yet.
     let seen = if was_running { look(app, ctid, &wanted) } else { until_ready(app, || look(app, ctid, &wanted)) };
     let checked = seen.and_then(|seen| {
-        let todo = possible(ctid, &seen, &wanted, &source)?;
+        let (wanted, todo) = possible(app, ctid, &seen, &wanted, &source)?;
+        let (wanted, todo, room) = looked_up(&inside, &seen, &wanted, todo)?;
+        if let Some(sizes) = stages::sizes(&seen, &todo, room) {
+            inside.teller.say(&format!("takes up to {sizes}"));
+        }
         let fetched = fetch(&inside, &config, &wanted, &source, &todo)?;
-        Ok((todo, fetched))
+        Ok((wanted, todo, fetched))
     });
-    let (todo, fetched) = match checked {
+    let (wanted, todo, fetched) = match checked {
         Ok(checked) => checked,
         Err(stop) if !was_running => {
             // As it was found.
@@ -85,27 +91,34 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
 ///
 /// # Errors
 /// Why it would refuse.
-pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
+pub fn plan(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<String> {
     let config = app.config_for_verb()?;
     let attaching = attach::plan(app, ctid, wish)?;
-    let wanted = wanted(app, &config, true)?;
+    let wanted = wanted(app, &config, !driver_only)?;
     let source = driver::source(app, &config.driver, &wanted.driver);
     let mut lines = Vec::new();
     if containers::runs(&app.kernel, ctid) {
         let seen = look(app, ctid, &wanted)?;
-        let todo = possible(ctid, &seen, &wanted, &source)?;
+        let (_, todo) = possible(app, ctid, &seen, &wanted, &source)?;
+        has_room(ctid, &seen, &todo, None)?;
         let gets_node = |line: &str| line.trim_start().starts_with("add ") && line.contains("/dev/nvidia");
         let lacks = nodes(app, ctid)?.iter().any(|node| !seen.has_node(node));
         if lacks || attaching.lines().any(gets_node) {
             lines.push(format!("{:<9} container {ctid}, so that it gets the device nodes", "restart"));
         }
         lines.extend(todo.iter().map(Stage::to_string));
+        lines.extend(stages::sizes(&seen, &todo, None).map(|sizes| format!("{:<9} {sizes}", "take")));
     } else {
         lines.push(format!("{:<9} container {ctid}, and again with the device nodes", "start"));
         if let Err(Stop { message, .. }) = source {
             lines.push(format!("{:<9} if it has no driver {}: {message}", "refuse", wanted.driver));
         }
-        let all = stages::stages(&Seen::default(), &wanted);
+        // Which one is known when it can be looked into.
+        let cuda = match &wanted.cuda {
+            Toolkit::Best => Toolkit::Package(format!("the CUDA toolkit that fits driver {}", wanted.driver)),
+            known => known.clone(),
+        };
+        let all = stages::stages(&Seen::default(), &Wanted { cuda, ..wanted.clone() });
         lines.extend(all.iter().map(|stage| format!("{stage}, if it is not there")));
     }
     let nothing = "  nothing to do\n";
@@ -183,6 +196,15 @@ fn what_to_sync(app: &App, ctid: u32, wanted: &Wanted) -> Result<ToSync> {
         return Ok(ToSync::Leave(later));
     }
     let seen = look(app, ctid, wanted)?;
+    if let Some(hook) = hook(app, ctid) {
+        let driver = seen.driver().unwrap_or_default();
+        return Ok(ToSync::Leave(match driver == wanted.driver {
+            true => format!("has driver {driver} of the host, by LXC's own hook"),
+            false => {
+                format!("gets the host's driver by LXC's own hook ({hook}) when it starts again: pct reboot {ctid}")
+            }
+        }));
+    }
     if seen.libcuda.is_empty() && !seen.is_installing {
         return Ok(ToSync::Leave(format!("has no driver: gpu-handoff container setup {ctid} installs it")));
     }
@@ -191,6 +213,7 @@ fn what_to_sync(app: &App, ctid: u32, wanted: &Wanted) -> Result<ToSync> {
         return Ok(ToSync::Leave(format!("has driver {} already", wanted.driver)));
     }
     stages::check(ctid, &seen, wanted, &todo).map_err(Stop::refused)?;
+    stages::check_space(ctid, &seen, &todo, None).map_err(Stop::refused)?;
     warn_about_cuda(app, ctid, &seen, wanted);
     Ok(ToSync::Install(todo))
 }
@@ -219,7 +242,7 @@ fn sync_one(app: &App, ctid: u32, config: &Config, wanted: &Wanted, source: &Res
 
 /// The toolkit that is there stays; but it may be too new for the driver.
 fn warn_about_cuda(app: &App, ctid: u32, seen: &Seen, wanted: &Wanted) {
-    let release = seen.nvcc.as_deref().and_then(cuda::Release::parse);
+    let release = seen.nvcc.iter().filter_map(|text| cuda::Release::parse(text)).min();
     if let (Some(release), Ok(driver)) = (release, wanted.driver.parse())
         && let cuda::Fit::No(first) | cuda::Fit::Partly(first) = cuda::fit(release, driver)
     {
@@ -232,6 +255,10 @@ fn whom(app: &App, who: Who) -> Result<Vec<u32>> {
     match who {
         Who::All => Ok(attached),
         Who::One(ctid) if attached.contains(&ctid) => Ok(vec![ctid]),
+        // By lines that are not ours: named, it is meant.
+        Who::One(ctid) if containers::config(&app.kernel, ctid).is_some_and(|ct| containers::has_nvidia(&ct)) => {
+            Ok(vec![ctid])
+        }
         Who::One(ctid) => {
             Err(Stop::refused(format!("container {ctid} was not given a GPU: gpu-handoff container setup {ctid}")))
         }
@@ -254,7 +281,11 @@ fn wanted(app: &App, config: &Config, with_cuda: bool) -> Result<Wanted> {
             "the host's NVIDIA driver is not loaded{why}, so its version is not known; nothing was touched"
         ))
     })?;
-    let cuda = with_cuda.then(|| config.cuda.package.clone());
+    let cuda = match &config.cuda.package {
+        _ if !with_cuda => Toolkit::None,
+        Some(package) => Toolkit::Package(package.clone()),
+        None => Toolkit::Best,
+    };
     let wanted = Wanted { driver, cuda, repo: config.cuda.repo.clone() };
     match stages::check_toolkit(&wanted) {
         Ok(warning) => warning.iter().for_each(|text| app.story.warn(text)),
@@ -264,14 +295,97 @@ fn wanted(app: &App, config: &Config, with_cuda: bool) -> Result<Wanted> {
     Ok(wanted)
 }
 
-/// What is to be done, if it can be.
-fn possible(ctid: u32, seen: &Seen, wanted: &Wanted, source: &Result<Source>) -> Result<Vec<Stage>> {
-    let todo = stages::stages(seen, wanted);
-    stages::check(ctid, seen, wanted, &todo).map_err(|why| Stop::refused(format!("{why}; nothing was touched")))?;
+/// What is to be done, if it can be, and with which toolkit.
+fn possible(
+    app: &App,
+    ctid: u32,
+    seen: &Seen,
+    wanted: &Wanted,
+    source: &Result<Source>,
+) -> Result<(Wanted, Vec<Stage>)> {
+    let refuse = |why: String| Stop::refused(format!("{why}; nothing was touched"));
+    stages::check_distribution(ctid, seen, wanted)
+        .or_else(|why| if seen.has_musl { Ok(()) } else { Err(why) })
+        .map_err(refuse)?;
+    let wanted = match seen.has_musl {
+        // That is what is told then.
+        true => Wanted { cuda: Toolkit::None, ..wanted.clone() },
+        false => wanted.settled(ctid, seen).map_err(refuse)?,
+    };
+    let todo = stages::stages(seen, &wanted);
+    stages::check(ctid, seen, &wanted, &todo).map_err(refuse)?;
     if todo.iter().any(|stage| matches!(stage, Stage::Driver { .. })) {
+        if let Some(hook) = hook(app, ctid) {
+            return Err(refuse(format!(
+                "container {ctid} gets the host's driver by LXC's own hook, and another cannot be installed over it; take \
+                 this line out of /etc/pve/lxc/{ctid}.conf, or leave the driver to it: {hook}"
+            )));
+        }
         source.clone()?;
     }
-    Ok(todo)
+    Ok((wanted, todo))
+}
+
+fn hook(app: &App, ctid: u32) -> Option<String> {
+    containers::config(&app.kernel, ctid).and_then(|config| containers::nvidia_hook(&config))
+}
+
+/// What the repository has, by its index: whether the toolkit is there, or which one is that fits; and how large it is.
+/// Before anything is changed inside, where apt would find out much later.
+fn looked_up(
+    inside: &Inside,
+    seen: &Seen,
+    wanted: &Wanted,
+    todo: Vec<Stage>,
+) -> Result<(Wanted, Vec<Stage>, Option<Room>)> {
+    let (app, ctid) = (inside.teller.app, inside.ctid);
+    let url = cuda::repository(wanted.repo.as_deref(), &seen.os.0, &seen.os.1);
+    let is_installed = !todo.iter().any(|stage| matches!(stage, Stage::Toolkit { .. }));
+    let (Some(package), Some(url)) = (wanted.package(), url.filter(|_| !is_installed)) else {
+        has_room(ctid, seen, &todo, None)?;
+        return Ok((wanted.clone(), todo, None));
+    };
+    let here = format!("{}/container-{ctid}-Packages", driver::CACHE);
+    let file = app.kernel.path(&here);
+    let _ = fs::remove_file(&file);
+    driver::download(app, &format!("{url}Packages"), &here, &inside.teller)?;
+    let text = fs::read(&file).map_err(|error| Stop::failed(format!("{here}: {error}")));
+    let _ = fs::remove_file(&file);
+    let text = String::from_utf8_lossy(&text?).into_owned();
+    let index = Index::parse(&text);
+    if index.is_empty() {
+        return Err(Stop::failed(format!("{url}Packages is no index of a repository; nothing was touched")));
+    }
+    let mut wanted = wanted.clone();
+    if !index.has(package) {
+        // What was said in the configuration is meant.
+        let driver =
+            wanted.driver.parse().ok().filter(|_| app.config_for_verb().is_ok_and(|c| c.cuda.package.is_none()));
+        let other = driver.and_then(|driver| cuda::best(driver, &|release| index.has(&cuda::toolkit(release))));
+        let Some(other) = other else {
+            let mut there: Vec<cuda::Release> = index.names().filter_map(cuda::of_toolkit).collect();
+            there.sort_unstable();
+            let there: Vec<String> = there.into_iter().map(cuda::toolkit).collect();
+            return Err(Stop::refused(format!(
+                "container {ctid}: {url} has no {package}; it has {}; name one of these in cuda.package (driver {}), or the \
+                 driver alone: gpu-handoff container setup {ctid} --driver-only; nothing was touched",
+                if there.is_empty() { "no cuda-toolkit".to_string() } else { there.join(" ") },
+                wanted.driver
+            )));
+        };
+        wanted.cuda = Toolkit::Package(cuda::toolkit(other));
+    }
+    if let Some(warning) = stages::check_toolkit(&wanted).map_err(Stop::refused)? {
+        app.story.warn(&format!("container {ctid}: {warning}"));
+    }
+    let todo = stages::stages(seen, &wanted);
+    let room = wanted.package().map(|package| index.room(package));
+    has_room(ctid, seen, &todo, room)?;
+    Ok((wanted, todo, room))
+}
+
+fn has_room(ctid: u32, seen: &Seen, todo: &[Stage], toolkit: Option<Room>) -> Result<()> {
+    stages::check_space(ctid, seen, todo, toolkit).map_err(|why| Stop::refused(format!("{why}; nothing was touched")))
 }
 
 /// One setup of a container at a time; an installation is not ended by somebody who is in a hurry.
@@ -388,7 +502,7 @@ fn verify(app: &App, ctid: u32, wanted: &Wanted) -> Result<()> {
 }
 
 fn look(app: &App, ctid: u32, wanted: &Wanted) -> Result<Seen> {
-    let package = wanted.cuda.as_deref().unwrap_or_default();
+    let package = wanted.package().unwrap_or("cuda-toolkit");
     // Which repository it should be depends on what is inside: the part of the address that all have in common.
     let repository = cuda::base(wanted.repo.as_deref());
     inside::look(&app.kernel, ctid, &repository, package)
@@ -422,19 +536,10 @@ fn until_ready<T>(app: &App, attempt: impl Fn() -> Result<T>) -> Result<T> {
 fn nodes(app: &App, ctid: u32) -> Result<Vec<String>> {
     let path = format!("/etc/pve/lxc/{ctid}.conf");
     let bytes = app.kernel.read(&path).map_err(|error| Stop::failed(format!("{path}: {error}")))?;
-    let mut nodes = given_nodes(&ct::parse(&bytes));
     let live = inside::live_nodes(&app.kernel);
-    nodes.retain(|node| (nodes::is_gpu(node) || is_for_all(node)) && live.contains(node));
+    let mut nodes = Theirs::of(&app.kernel, ct::parse_next(&bytes)).nodes(&app.kernel, &live);
+    nodes.retain(|node| nodes::is_gpu(node) || is_for_all(node));
     Ok(nodes)
-}
-
-/// Paths below /dev.
-pub(super) fn given_nodes(config: &ct::CtConfig) -> Vec<String> {
-    let all = containers::given(config).map(|node| node.host);
-    let mut nodes: Vec<String> = all.filter(|path| path.starts_with("/dev/nvidia")).collect();
-    nodes.sort_unstable();
-    nodes.dedup();
-    nodes
 }
 
 /// Belongs to no single GPU, and CUDA does not work without it.
@@ -443,5 +548,5 @@ fn is_for_all(node: &str) -> bool {
 }
 
 fn and_cuda(wanted: &Wanted) -> String {
-    wanted.cuda.as_ref().map_or_else(String::new, |package| format!(" and {package}"))
+    wanted.package().map_or_else(String::new, |package| format!(" and {package}"))
 }

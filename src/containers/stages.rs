@@ -1,6 +1,7 @@
 //! What has to be done in a container, from what a look into it found. Pure.
 
 use super::cuda::{self, Fit, Release};
+use super::index::Room;
 use super::seen::Seen;
 use crate::gpu::nvidia::Version;
 use std::fmt;
@@ -10,10 +11,53 @@ use std::fmt;
 pub struct Wanted {
     /// The host's, as it writes it.
     pub driver: String,
-    /// A package of CUDA; none when only the driver is looked after.
-    pub cuda: Option<String>,
+    pub cuda: Toolkit,
     /// `cuda.repo`.
     pub repo: Option<String>,
+}
+
+/// What of CUDA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Toolkit {
+    /// Only the driver is looked after.
+    None,
+    /// The one that fits the driver and the distribution best, unless there is one that fits.
+    Best,
+    Package(String),
+}
+
+impl Wanted {
+    pub fn package(&self) -> Option<&str> {
+        match &self.cuda {
+            Toolkit::Package(package) => Some(package),
+            Toolkit::None | Toolkit::Best => None,
+        }
+    }
+
+    /// With the toolkit that is meant where this is inside.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn settled(&self, ctid: u32, seen: &Seen) -> Result<Wanted, String> {
+        if self.cuda != Toolkit::Best {
+            return Ok(self.clone());
+        }
+        let driver =
+            self.driver.parse::<Version>().map_err(|()| format!("driver {} is not understood", self.driver))?;
+        let there = seen.packages.keys().filter_map(|package| cuda::of_toolkit(package));
+        let fits = |release: &Release| !matches!(cuda::fit(*release, driver), Fit::No(_));
+        let release = match there.filter(fits).max() {
+            Some(release) => release,
+            None => cuda::best_for(&seen.os.0, &seen.os.1, driver).map_err(|why| {
+                format!(
+                    "container {ctid}: no CUDA toolkit fits driver {}: {why}; install a newer driver on the host, or the \
+                     driver alone: gpu-handoff container setup {ctid} --driver-only",
+                    self.driver
+                )
+            })?,
+        };
+        Ok(Wanted { cuda: Toolkit::Package(cuda::toolkit(release)), ..self.clone() })
+    }
 }
 
 /// One thing to do. Whether it is done is seen by looking again.
@@ -52,8 +96,8 @@ impl fmt::Display for Stage {
 
 const GIB: f64 = 1024.0 * 1024.0;
 
-/// An installer (0.4 GiB) and what it unpacks (1 GiB), where temporary files are: in KiB, as `df` counts.
-const DRIVER_UNPACKED: f64 = 1.5 * GIB;
+/// An installer (0.45 GiB) and what it unpacks (1.8 GiB with 610), where temporary files are: in KiB, as `df` counts.
+const DRIVER_UNPACKED: f64 = 2.3 * GIB;
 /// The driver without kernel modules.
 const DRIVER_INSTALLED: f64 = GIB;
 /// A whole toolkit: packages (3.3 GiB) that are there until all are installed (6.7 GiB).
@@ -72,7 +116,7 @@ pub fn stages(seen: &Seen, wanted: &Wanted) -> Vec<Stage> {
         let instead_of = seen.driver().map(str::to_string);
         stages.push(Stage::Driver { version: wanted.driver.clone(), instead_of });
     }
-    let Some(package) = &wanted.cuda else { return stages };
+    let Some(package) = wanted.package() else { return stages };
     if seen.is_broken {
         stages.push(Stage::Repair);
     }
@@ -81,7 +125,7 @@ pub fn stages(seen: &Seen, wanted: &Wanted) -> Vec<Stage> {
         stages.push(Stage::Repository { url });
     }
     if !has_toolkit(seen, package) {
-        stages.push(Stage::Toolkit { package: package.clone() });
+        stages.push(Stage::Toolkit { package: package.to_string() });
     }
     stages
 }
@@ -105,11 +149,11 @@ fn has_repository(seen: &Seen) -> bool {
 
 fn has_toolkit(seen: &Seen, package: &str) -> bool {
     let release = Release::of_package(package);
-    let nvcc = seen.nvcc.as_deref().and_then(Release::parse);
+    let mut nvcc = seen.nvcc.iter().filter_map(|text| Release::parse(text));
     let compiles = match release {
         _ if !cuda::has_compiler(package) => true,
-        Some(release) => nvcc == Some(release),
-        None => nvcc.is_some(),
+        Some(release) => nvcc.any(|nvcc| nvcc == release),
+        None => nvcc.next().is_some(),
     };
     compiles && seen.packages.contains_key(package)
 }
@@ -119,9 +163,9 @@ fn has_toolkit(seen: &Seen, package: &str) -> bool {
 /// # Errors
 /// Why it does not.
 pub fn check_toolkit(wanted: &Wanted) -> Result<Option<String>, String> {
-    let Some(package) = &wanted.cuda else { return Ok(None) };
-    cuda::check_package(package)?;
     wanted.repo.as_deref().map_or(Ok(()), cuda::check_repo)?;
+    let Some(package) = wanted.package() else { return Ok(None) };
+    cuda::check_package(package)?;
     let Ok(driver) = wanted.driver.parse::<Version>() else { return Ok(None) };
     let Some(release) = Release::of_package(package) else {
         return Ok(Some(format!(
@@ -137,27 +181,33 @@ pub fn check_toolkit(wanted: &Wanted) -> Result<Option<String>, String> {
             wanted.driver
         ))),
         Fit::No(first) => Err(format!(
-            "{package} needs driver {first} or newer, the host has {}; name an older toolkit in cuda.package, or install a \
-             newer driver on the host",
+            "{package} needs driver {first} or newer, the host has {}; name an older toolkit in cuda.package or leave that \
+             out, or install a newer driver on the host",
             wanted.driver
         )),
     }
 }
 
-/// Whether it can be done there at all.
+/// Whether it can be done there at all, but for the room that it takes: [`check_space`].
 ///
 /// # Errors
 /// Why not.
 pub fn check(ctid: u32, seen: &Seen, wanted: &Wanted, stages: &[Stage]) -> Result<(), String> {
-    if wanted.cuda.is_some() && cuda::repository(None, &seen.os.0, &seen.os.1).is_none() {
-        let name = [&seen.os_name, &seen.os.0].into_iter().find(|name| !name.is_empty());
-        let name = name.map_or("a distribution that does not tell its name", String::as_str);
+    let installs_driver = stages.iter().any(|stage| matches!(stage, Stage::Driver { .. }));
+    if installs_driver && seen.has_musl {
         return Err(format!(
-            "container {ctid} has {name}, which NVIDIA's CUDA repository is not set up for here: supported are {}",
-            cuda::SUPPORTED
+            "container {ctid} has {}, whose C library is musl, and NVIDIA's driver is made for glibc only: take a container \
+             of Debian or Ubuntu",
+            os_name(seen)
         ));
     }
-    let installs_driver = stages.iter().any(|stage| matches!(stage, Stage::Driver { .. }));
+    check_distribution(ctid, seen, wanted)?;
+    if installs_driver && seen.lacks_modprobe {
+        return Err(format!(
+            "container {ctid} has no modprobe, which NVIDIA's installer wants although it installs no module; install kmod \
+             first: pct exec {ctid} -- apt-get -y install kmod"
+        ));
+    }
     let packages = seen.driver_packages();
     if installs_driver && !packages.is_empty() {
         return Err(format!(
@@ -167,10 +217,30 @@ pub fn check(ctid: u32, seen: &Seen, wanted: &Wanted, stages: &[Stage]) -> Resul
             packages.iter().filter_map(|package| package.split(' ').next()).collect::<Vec<_>>().join(" ")
         ));
     }
-    check_space(ctid, seen, stages)
+    Ok(())
 }
 
-fn check_space<'a>(ctid: u32, seen: &'a Seen, stages: &[Stage]) -> Result<(), String> {
+/// # Errors
+/// When NVIDIA has no CUDA for it.
+pub fn check_distribution(ctid: u32, seen: &Seen, wanted: &Wanted) -> Result<(), String> {
+    if wanted.cuda == Toolkit::None || cuda::repository(None, &seen.os.0, &seen.os.1).is_some() {
+        return Ok(());
+    }
+    Err(format!(
+        "container {ctid} has {}, which NVIDIA's CUDA repository is not set up for here: supported are {}; the driver alone: \
+         gpu-handoff container setup {ctid} --driver-only",
+        os_name(seen),
+        cuda::SUPPORTED
+    ))
+}
+
+pub fn os_name(seen: &Seen) -> &str {
+    let name = [&seen.os_name, &seen.os.0].into_iter().find(|name| !name.is_empty());
+    name.map_or("a distribution that does not tell its name", String::as_str)
+}
+
+/// What must be free by volume: mount point, free, needed, in KiB. `toolkit` is what the index says of it.
+fn space<'a>(seen: &'a Seen, stages: &[Stage], toolkit: Option<Room>) -> Vec<(&'a str, u64, f64)> {
     let mut needs: Vec<(&str, u64, f64)> = Vec::new();
     let mut need = |place: Option<(&'a str, u64)>, kib: f64| {
         let Some((mount, free)) = place else { return };
@@ -189,19 +259,69 @@ fn check_space<'a>(ctid: u32, seen: &'a Seen, stages: &[Stage]) -> Result<(), St
                 }
             }
             Stage::Toolkit { package } => {
-                need(place(&seen.root), if package.starts_with("cuda-toolkit") { TOOLKIT } else { PACKAGE });
+                let told = toolkit.map(|room| (room.download + room.installed) as f64).filter(|kib| *kib > 0.0);
+                let guess = if package.starts_with("cuda-toolkit") { TOOLKIT } else { PACKAGE };
+                need(place(&seen.root), told.unwrap_or(guess));
             }
             Stage::Clean | Stage::Repair | Stage::Repository { .. } => {}
         }
     }
-    match needs.into_iter().find(|(_, free, needed)| (*free as f64) < *needed) {
-        Some((mount, free, needed)) => Err(format!(
-            "container {ctid} has {:.1} GiB free on {mount}, and {:.1} GiB are needed: pct resize makes a volume larger",
-            free as f64 / GIB,
-            needed / GIB
-        )),
-        None => Ok(()),
+    needs
+}
+
+/// # Errors
+/// Where there is not enough.
+pub fn check_space(ctid: u32, seen: &Seen, stages: &[Stage], toolkit: Option<Room>) -> Result<(), String> {
+    let needs = space(seen, stages, toolkit);
+    let Some((mount, free, needed)) = needs.into_iter().find(|(_, free, needed)| (*free as f64) < *needed) else {
+        return Ok(());
+    };
+    let more = (needed - free as f64) / GIB;
+    let (volume, which) = match mount {
+        "/" => ("rootfs", String::new()),
+        _ => ("mpN", format!(" (its N: pct config {ctid})")),
+    };
+    let alone = match stages {
+        [Stage::Driver { .. }, .., Stage::Toolkit { .. }] => {
+            format!("; the driver alone: gpu-handoff container setup {ctid} --driver-only")
+        }
+        _ => String::new(),
+    };
+    Err(format!(
+        "container {ctid} has {:.1} GiB free on {mount}, and {:.1} GiB are needed; make it larger: pct resize {ctid} {volume} \
+         +{:.0}G{which}{alone}",
+        free as f64 / GIB,
+        needed / GIB,
+        more.ceil()
+    ))
+}
+
+/// How much room this takes, a line for people; none when it takes none.
+pub fn sizes(seen: &Seen, stages: &[Stage], toolkit: Option<Room>) -> Option<String> {
+    let gib = |kib: f64| format!("{:.1} GiB", kib / GIB);
+    let places = space(seen, stages, toolkit);
+    let whole: Vec<String> = places
+        .iter()
+        .map(|(mount, free, needed)| format!("{} on {mount}, where {} are free", gib(*needed), gib(*free as f64)))
+        .collect();
+    let mut parts = Vec::new();
+    for stage in stages {
+        match stage {
+            Stage::Driver { .. } => parts.push(format!(
+                "the driver about {}, and {} while it is installed",
+                gib(DRIVER_INSTALLED),
+                gib(DRIVER_UNPACKED)
+            )),
+            Stage::Toolkit { package } => match toolkit.filter(|room| room.installed > 0) {
+                Some(Room { download, installed }) => {
+                    parts.push(format!("{package} {}, and {} to download", gib(installed as f64), gib(download as f64)))
+                }
+                None => parts.push(format!("{package} up to {}", gib(TOOLKIT))),
+            },
+            Stage::Clean | Stage::Repair | Stage::Repository { .. } => {}
+        }
     }
+    (!whole.is_empty()).then(|| format!("{}: {}", whole.join(", "), parts.join("; ")))
 }
 
 #[cfg(test)]
@@ -214,7 +334,7 @@ mod tests {
         package=cuda-toolkit-12-8 12.8.1-1 installed\n";
 
     fn wanted() -> Wanted {
-        Wanted { driver: "580.95.05".into(), cuda: Some("cuda-toolkit-12-8".into()), repo: None }
+        Wanted { driver: "580.95.05".into(), cuda: Toolkit::Package("cuda-toolkit-12-8".into()), repo: None }
     }
 
     fn driver(instead_of: Option<&str>) -> Stage {
@@ -257,7 +377,7 @@ mod tests {
     fn another_version_is_replaced() {
         let other = format!("{FRESH}{DRIVER}{CUDA}").replace("580.95.05", "570.86.16");
         assert_eq!(left(&other), [driver(Some("570.86.16"))]);
-        let only_driver = Wanted { cuda: None, ..wanted() };
+        let only_driver = Wanted { cuda: Toolkit::None, ..wanted() };
         assert_eq!(stages(&Seen::parse(FRESH), &only_driver), [driver(None)]);
     }
 
@@ -277,6 +397,21 @@ mod tests {
     }
 
     #[test]
+    fn the_toolkit_that_is_meant() {
+        let best = |driver: &str, text: &str| {
+            let wanted = Wanted { driver: driver.into(), cuda: Toolkit::Best, repo: None };
+            wanted.settled(101, &Seen::parse(text)).map(|wanted| wanted.package().unwrap_or_default().to_string())
+        };
+        let debian12 = FRESH.replace("os_version=13", "os_version=12");
+        assert_eq!(best("580.95.05", FRESH).unwrap(), "cuda-toolkit-13-0");
+        assert_eq!(best("570.86.16", &debian12).unwrap(), "cuda-toolkit-12-8");
+        // One that is there and runs is not joined by another.
+        assert_eq!(best("580.95.05", &format!("{debian12}{CUDA}")).unwrap(), "cuda-toolkit-12-8");
+        let why = best("570.86.16", FRESH).unwrap_err();
+        assert!(why.contains("begins with CUDA 13.0") && why.ends_with("container setup 101 --driver-only"), "{why}");
+    }
+
+    #[test]
     fn where_it_cannot_be_done() {
         let fedora = FRESH.replace("os=debian", "os=fedora").replace("Debian 13", "Fedora Linux 42");
         assert!(refusal(&fedora).starts_with("container 101 has Fedora Linux 42, which"), "{}", refusal(&fedora));
@@ -285,6 +420,17 @@ mod tests {
                 .contains("supported are Debian 12 and 13, Ubuntu")
         );
         assert!(refusal("").contains("does not tell its name"));
+        let alone = |text: &str| {
+            let (seen, wanted) = (Seen::parse(text), Wanted { cuda: Toolkit::None, ..wanted() });
+            check(101, &seen, &wanted, &stages(&seen, &wanted))
+        };
+        assert_eq!(alone(&fedora), Ok(()));
+        let alpine = format!("{}libc=musl\n", FRESH.replace("os=debian", "os=alpine").replace("Debian 13", "Alpine"));
+        assert!(alone(&alpine).unwrap_err().contains("has Alpine, whose C library is musl"));
+        assert!(refusal(&alpine).contains("musl"), "{}", refusal(&alpine));
+        let without = format!("{FRESH}lacks=modprobe\n");
+        assert!(alone(&without).unwrap_err().ends_with("pct exec 101 -- apt-get -y install kmod"));
+        assert_eq!(alone(&format!("{without}{DRIVER}")), Ok(()));
         let packaged = refusal(&format!("{FRESH}package=libcuda1 550.1-1 installed\n"));
         assert!(packaged.contains("libcuda1 550.1-1") && packaged.ends_with("apt-get purge libcuda1"), "{packaged}");
     }
@@ -295,24 +441,38 @@ mod tests {
             let (mount, free) = temporary;
             let seen = format!("{FRESH}free=/ / {root}\nfree=/var/tmp {mount} {free}\n");
             let seen = Seen::parse(&seen);
-            check(101, &seen, &wanted(), &stages(&seen, &wanted()))
+            check_space(101, &seen, &stages(&seen, &wanted()), None)
         };
         let gib = 1024 * 1024;
-        assert_eq!(room(13 * gib, ("/", 13 * gib)), Ok(()));
+        assert_eq!(room(14 * gib, ("/", 14 * gib)), Ok(()));
         let message = room(12 * gib, ("/", 12 * gib)).unwrap_err();
-        assert!(message.contains("has 12.0 GiB free on /, and 12.5 GiB are needed"), "{message}");
-        assert_eq!(room(12 * gib, ("/var/tmp", 2 * gib)), Ok(()));
+        assert_eq!(
+            message,
+            "container 101 has 12.0 GiB free on /, and 13.3 GiB are needed; make it larger: pct resize 101 rootfs +2G; the \
+             driver alone: gpu-handoff container setup 101 --driver-only"
+        );
+        assert_eq!(room(12 * gib, ("/var/tmp", 3 * gib)), Ok(()));
         let message = room(12 * gib, ("/var/tmp", gib)).unwrap_err();
-        assert!(message.contains("has 1.0 GiB free on /var/tmp, and 1.5 GiB are needed"), "{message}");
+        assert!(message.contains("has 1.0 GiB free on /var/tmp, and 2.3 GiB are needed"), "{message}");
+        // As the index has it; and the driver alone fits in the 8 GB that Proxmox makes a root by default.
+        let seen = Seen::parse(&format!("{FRESH}free=/ / {}\nfree=/var/tmp / {}\n", 7 * gib, 7 * gib));
+        let all = stages(&seen, &wanted());
+        let small = Some(Room { download: gib, installed: 2 * gib });
+        assert_eq!(check_space(101, &seen, &all, small), Ok(()));
+        assert!(
+            sizes(&seen, &all, small).is_some_and(|text| text.starts_with("6.3 GiB on /, where 7.0 GiB are free: "))
+        );
+        let only_driver = Wanted { cuda: Toolkit::None, ..wanted() };
+        assert_eq!(check_space(101, &seen, &stages(&seen, &only_driver), None), Ok(()));
         // Nothing to do needs no room.
         let full = Seen::parse(&format!("{FRESH}{DRIVER}{CUDA}free=/ / 0\nfree=/var/tmp / 0\n"));
-        assert_eq!(check(101, &full, &wanted(), &stages(&full, &wanted())), Ok(()));
+        assert_eq!(check_space(101, &full, &stages(&full, &wanted()), None), Ok(()));
     }
 
     #[test]
     fn a_toolkit_is_judged_before_anything_is_downloaded() {
         let with = |driver: &str, package: &str| {
-            check_toolkit(&Wanted { driver: driver.into(), cuda: Some(package.into()), repo: None })
+            check_toolkit(&Wanted { driver: driver.into(), cuda: Toolkit::Package(package.into()), repo: None })
         };
         assert_eq!(with("580.95.05", "cuda-toolkit-12-8"), Ok(None));
         assert!(with("560.35.03", "cuda-toolkit-12-8").unwrap().is_some_and(|w| w.contains("drivers from 570.26 on")));

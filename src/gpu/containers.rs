@@ -64,7 +64,7 @@ fn own_nodes(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<(String, DeviceNumber)>
 /// Of several cards it is the nodes that tell which one a container uses; a rule alone, or what all cards share, may be
 /// for any.
 fn could_open(kernel: &dyn Kernel, config: &CtConfig, own: &[(String, DeviceNumber)]) -> bool {
-    let given: Vec<Given> = given_on(kernel, config, own);
+    let given = resolved(kernel, config, own);
     let is_own = |given: &Given| own.iter().any(|(path, _)| is_at_or_below(path, &given.host));
     if nvidia_hook(config).is_some() || given.iter().any(is_own) {
         return true;
@@ -126,18 +126,19 @@ pub fn given(config: &CtConfig) -> impl Iterator<Item = Given> {
     all_given(config).filter(move |node| is_gpu(&node.host))
 }
 
-/// As [`given`], and what is one of these nodes under another name: their own path stands for it then.
-pub fn given_on(kernel: &dyn Kernel, config: &CtConfig, known: &[(String, DeviceNumber)]) -> Vec<Given> {
-    let is_known = |path: &str| known.iter().any(|(node, _)| node == path);
-    let resolved = all_given(config).map(|given| {
+/// All that is given; what is one of these nodes under another name has its path.
+pub fn resolved(kernel: &dyn Kernel, config: &CtConfig, known: &[(String, DeviceNumber)]) -> Vec<Given> {
+    let resolve = |given: Given| {
         // Elsewhere may be what does not answer.
         let is_likely = [&given.host, &given.inside].iter().any(|path| path.starts_with("/dev/"));
-        let number = kernel.device_number(&given.host).ok().filter(|_| is_likely && !is_known(&given.host));
+        if !is_likely || known.iter().any(|(node, _)| *node == given.host) {
+            return given;
+        }
+        let number = kernel.device_number(&given.host).ok();
         let node = number.and_then(|number| known.iter().find(|(_, other)| *other == number));
         node.map(|(path, _)| Given { host: path.clone(), ..given.clone() }).unwrap_or(given)
-    });
-    let is_gpu = |path: &str| path.starts_with("/dev/nvidia") || path == "/dev" || is_at_or_below(path, "/dev/dri");
-    resolved.filter(|given| is_gpu(&given.host)).collect()
+    };
+    all_given(config).map(resolve).collect()
 }
 
 /// Everything that gives a container a path of the host, in the order of kinds.

@@ -3,6 +3,7 @@
 //! Names, numbers and modes are those of nvidia-modprobe: major 195 with minor N for a GPU, 254 for modeset, 255 for
 //! the control device; nvidia-uvm's major is dynamic.
 
+use super::containers;
 use super::inventory::functions_of_driver;
 use super::nvidia;
 use crate::sys::{DeviceNumber, Kernel, Node};
@@ -18,6 +19,12 @@ pub const NVIDIA_MAJOR: u64 = 195;
 pub const MODESET_MINOR: u64 = 254;
 pub const CONTROL_MINOR: u64 = 255;
 
+/// The directory of the nodes that stand for what a process may do, with MIG for instance.
+pub const CAPS: &str = "/dev/nvidia-caps";
+const CAPABILITIES: &str = "/proc/driver/nvidia/capabilities";
+/// `gpu0/mig/gi1/ci0/access`
+const CAPABILITIES_DEPTH: usize = 8;
+
 const PARAMS: &str = "/proc/driver/nvidia/params";
 
 /// The driver's own default.
@@ -31,6 +38,43 @@ pub fn missing(kernel: &dyn Kernel) -> Vec<Node> {
         .filter(|(path, number)| kernel.device_number(path).ok() != Some(*number))
         .map(|(path, number)| Node { path, number, mode: permission.mode, uid: permission.uid, gid: permission.gid })
         .collect()
+}
+
+/// As [`missing`], and those of the driver's capabilities that a container of this host is given: nobody makes them before
+/// somebody asks for one, and Proxmox starts no container without its `devN`.
+pub fn missing_for_containers(kernel: &dyn Kernel) -> Vec<Node> {
+    let mut missing = missing(kernel);
+    let Some(permission) = Permission::read(kernel) else { return missing };
+    let caps = capabilities(kernel).into_iter().filter(|cap| kernel.device_number(&cap.path).ok() != Some(cap.number));
+    let given = caps.filter(|cap| containers::is_given_to_any(kernel, &cap.path));
+    missing.extend(given.map(|cap| Node { uid: permission.uid, gid: permission.gid, ..cap }));
+    missing
+}
+
+/// The nodes in `/dev/nvidia-caps` as the driver has them, by the files that name their minors.
+pub fn capabilities(kernel: &dyn Kernel) -> Vec<Node> {
+    let Some(major) = nvidia::major(kernel, "nvidia-caps") else { return Vec::new() };
+    let mut found = Vec::new();
+    let mut paths = vec![(CAPABILITIES.to_string(), 0)];
+    while let Some((path, depth)) = paths.pop() {
+        let names = kernel.list(&path);
+        if !names.is_empty() && depth < CAPABILITIES_DEPTH {
+            paths.extend(names.iter().map(|name| (format!("{path}/{name}"), depth + 1)));
+            continue;
+        }
+        let text = kernel.text(&path).unwrap_or_default();
+        let value = |name: &str| parameter(&text, name);
+        let Some(minor) = value("DeviceFileMinor").filter(|_| value("DeviceFileModify") != Some(0)) else { continue };
+        found.push(Node {
+            path: format!("{CAPS}/nvidia-cap{minor}"),
+            number: DeviceNumber { major, minor: u64::from(minor) },
+            mode: value("DeviceFileMode").unwrap_or(0o400),
+            uid: 0,
+            gid: 0,
+        });
+    }
+    found.sort_by_key(|node| node.number);
+    found
 }
 
 /// Those that belong to the loaded modules, with the numbers that the driver has now.
@@ -103,5 +147,41 @@ impl Permission {
             uid: value("DeviceFileUID").unwrap_or(0),
             gid: value("DeviceFileGID").unwrap_or(0),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Linux;
+
+    #[test]
+    fn capabilities_are_found_at_any_depth() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-caps-{}", std::process::id()));
+        let file = |path: &str, text: &str| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        file("proc/devices", "Character devices:\n236 nvidia-caps\n237 nvidia-caps-imex-channels\n\nBlock devices:\n");
+        let cap = |minor: u32, mode: u32, modify: u32| {
+            format!("DeviceFileMinor: {minor}\nDeviceFileMode: {mode}\nDeviceFileModify: {modify}\n")
+        };
+        file("proc/driver/nvidia/capabilities/mig/config", &cap(1, 256, 1));
+        file("proc/driver/nvidia/capabilities/mig/monitor", &cap(2, 292, 1));
+        file("proc/driver/nvidia/capabilities/gpu0/mig/gi1/access", &cap(12, 292, 1));
+        file("proc/driver/nvidia/capabilities/fabric-imex-mgmt", &cap(1, 256, 0));
+        let found = capabilities(&Linux::at(root.clone()));
+        std::fs::remove_dir_all(&root).unwrap();
+        let found: Vec<String> =
+            found.iter().map(|node| format!("{} {} {:o}", node.path, node.number, node.mode)).collect();
+        assert_eq!(
+            found,
+            [
+                "/dev/nvidia-caps/nvidia-cap1 236:1 400",
+                "/dev/nvidia-caps/nvidia-cap2 236:2 444",
+                "/dev/nvidia-caps/nvidia-cap12 236:12 444"
+            ]
+        );
     }
 }

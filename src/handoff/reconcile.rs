@@ -92,7 +92,7 @@ impl Handoff<'_> {
     pub fn missing_nodes(&self, scope: Scope) -> Vec<Node> {
         match scope {
             Scope::Unfinished => Vec::new(),
-            Scope::All => nodes::missing(self.kernel),
+            Scope::All => nodes::missing_for_containers(self.kernel),
         }
     }
 

@@ -327,6 +327,7 @@ fn make_node(path: &Path, node: &Node) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
     let beside = path.with_file_name(format!(".{name}.gpu-handoff-{}", std::process::id()));
     let _ = fs::remove_file(&beside);
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
     mknod(&beside, SFlag::S_IFCHR, Mode::empty(), makedev(node.number.major, node.number.minor))?;
     std::os::unix::fs::chown(&beside, Some(node.uid), Some(node.gid))?;
     fs::set_permissions(&beside, fs::Permissions::from_mode(node.mode))?;

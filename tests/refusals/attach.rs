@@ -279,8 +279,8 @@ fn what_somebody_else_wrote_stays() {
                 /dev/nvidia-uvm,gid=44 | lxc.cgroup2.devices.allow: c 195:* rwm";
     says(&host, "container detach 101", &[told]);
     assert_eq!(config(&host), with(theirs));
-    says(&host, "container attach 101", &["container 101 gets 0000:01:00: 6 lines added in /etc/pve/lxc/101.conf"]);
-    says(&host, "container detach 101", &["container 101: 6 lines removed in /etc/pve/lxc/101.conf"]);
+    says(&host, "container attach 101", &["container 101 gets 0000:01:00: 5 lines added in /etc/pve/lxc/101.conf"]);
+    says(&host, "container detach 101", &["container 101: 5 lines removed in /etc/pve/lxc/101.conf"]);
     assert_eq!(config(&host), with(theirs));
 }
 

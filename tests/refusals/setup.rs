@@ -34,6 +34,7 @@ fn ready() -> Host {
         .file("etc/pve/local/x", "")
         .file(&format!("{CACHE}/{NAME}"), INSTALLER)
         .file("web/cuda-keyring_1.1-1_all.deb", "a keyring\n")
+        .file("web/Packages", &index(&["cuda-toolkit-13-0", "cuda-toolkit-13-1"]))
         .file("usr/sbin/pct", include_str!("programs/pct-setup"))
         .file("usr/bin/curl", CURL)
         .file("calls", "");
@@ -44,6 +45,13 @@ fn ready() -> Host {
     fs::create_dir_all(host.path("dev")).unwrap();
     symlink(NULL, host.path("dev/nvidia0")).unwrap();
     running(host, 101, FRESH)
+}
+
+/// Of a repository with these packages.
+fn index(names: &[&str]) -> String {
+    let package =
+        |name: &&str| format!("Package: {name}\nVersion: 1.0-1\nSize: 3000000000\nInstalled-Size: 6500000\n\n");
+    names.iter().map(package).collect()
 }
 
 /// A container that runs, and what a look into it finds.
@@ -94,16 +102,19 @@ fn set_up_and_again() {
             "  restart   container 101, so that it gets the device nodes",
             "  install   driver 580.95.05, without kernel modules",
             "  add       the CUDA repository https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64/",
-            "  install   cuda-toolkit-12-8",
+            "  install   cuda-toolkit-13-0",
+            "  take      13.3 GiB on /, where 19.1 GiB are free: the driver about 1.0 GiB, and 2.3 GiB while it is installed; \
+             cuda-toolkit-13-0 up to 10.0 GiB",
         ]
     );
     assert_eq!(calls(&host), NOTHING);
     let run = host.run("container setup 101");
     assert_eq!(run.code, Some(0), "{}", run.err);
-    assert_eq!(last_line(&run), "container 101: has driver 580.95.05 and cuda-toolkit-12-8");
+    assert_eq!(last_line(&run), "container 101: has driver 580.95.05 and cuda-toolkit-13-0");
     assert_eq!(
         calls(&host),
         [
+            "curl Packages",
             "curl cuda-keyring_1.1-1_all.deb",
             "101 reboot",
             "101 clean",
@@ -119,12 +130,15 @@ fn set_up_and_again() {
     assert!(
         fs::read_to_string(host.path("var/log/gpu-handoff/container-101.log")).unwrap().contains("installing driver")
     );
+    let sizes = "gpu-handoff: container 101: takes up to 12.3 GiB on /, where 19.1 GiB are free: the driver about 1.0 GiB, and \
+                 2.3 GiB while it is installed; cuda-toolkit-13-0 6.2 GiB, and 2.8 GiB to download\n";
+    assert!(run.err.contains(sizes), "{}", run.err);
     // Nothing of the keyring is kept on the host.
     assert_eq!(fs::read_dir(host.path(CACHE)).unwrap().count(), 1);
 
     let run = host.run("container setup 101");
     assert_eq!(run.code, Some(0), "{}", run.err);
-    assert_eq!(last_line(&run), "container 101: has driver 580.95.05 and cuda-toolkit-12-8; nothing was to be done");
+    assert_eq!(last_line(&run), "container 101: has driver 580.95.05 and cuda-toolkit-13-0; nothing was to be done");
     assert_eq!(calls(&host), ["101 smi"]);
     let dry = host.run("container setup 101 --dry-run");
     assert!(dry.out.ends_with("  nothing to do\n") || dry.out.contains(" make "), "{}", dry.out);
@@ -155,8 +169,9 @@ fn it_goes_on_where_it_was_interrupted() {
     assert_eq!(half.run("container setup 101").code, Some(0));
     assert_eq!(calls(&half), ["101 clean", "101 push", "101 driver", "101 smi"]);
     let broken = running(half, 101, &format!("{FRESH}{node}{DRIVER}{CUDA}broken=yes\n").replace("nvcc=12.8\n", ""));
+    let broken = broken.file("web/Packages", &index(&["cuda-toolkit-12-8"]));
     assert_eq!(broken.run("container setup 101").code, Some(0));
-    assert_eq!(calls(&broken), ["101 repair", "101 toolkit", "101 smi"]);
+    assert_eq!(calls(&broken), ["curl Packages", "101 repair", "101 toolkit", "101 smi"]);
     let left = running(broken, 101, &format!("{FRESH}{node}{DRIVER}{CUDA}leftovers=yes\n"));
     assert_eq!(left.run("container setup 101").code, Some(0));
     assert_eq!(calls(&left), ["101 clean", "101 smi"]);
@@ -179,7 +194,7 @@ fn what_cannot_be_set_up_is_not_touched() {
     let nonsense = ready().file("root/x", "\u{7f}ELF").config(r#"{"driver":{"runfile":"/root/x"}}"#);
     says_no(&nonsense, 3, "/root/x is no installer of NVIDIA's driver");
     let toolkit = r#"{"cuda":{"package":"cuda-toolkit-14-0"}}"#;
-    says_no(&ready().config(toolkit), 3, "cuda-toolkit-14-0 needs driver 590.44.01 or newer, the host has 580.95.05");
+    says_no(&ready().config(toolkit), 3, "cuda-toolkit-14-0 needs driver 610.43.02 or newer, the host has 580.95.05");
     says_no(&ready().config(r#"{"cuda":{"package":"cuda-drivers"}}"#), 2, "cuda-drivers brings a driver along");
     says_no(
         &ready().config(r#"{"cuda":{"repo":"/srv/cuda"}}"#),
@@ -189,7 +204,7 @@ fn what_cannot_be_set_up_is_not_touched() {
     let fedora = running(ready(), 101, "os=fedora\nos_version=42\nos_name=Fedora Linux 42\n");
     says_no(&fedora, 3, "container 101 has Fedora Linux 42, which NVIDIA's CUDA repository is not set up for here");
     let full = running(ready(), 101, &FRESH.replace("20000000", "10485760"));
-    says_no(&full, 3, "container 101 has 10.0 GiB free on /, and 12.5 GiB are needed");
+    says_no(&full, 3, "container 101 has 10.0 GiB free on /, and 12.3 GiB are needed");
     let packaged = running(ready(), 101, &format!("{FRESH}package=libcuda1 550.1-1 installed\n"));
     says_no(&packaged, 3, "container 101 has a driver from packages (libcuda1 550.1-1)");
     says_no(&ready().file("proc/driver/nvidia/version", ""), 3, "the host's NVIDIA driver is not loaded");
@@ -232,10 +247,11 @@ fn one_that_was_stopped_is_stopped_again_when_it_cannot_be_set_up() {
     let host = stopped(ready(), 101);
     let dry = host.run("container setup 101 --dry-run").out;
     assert!(dry.contains("  start     container 101, and again with the device nodes\n"), "{dry}");
-    assert!(dry.contains("  install   cuda-toolkit-12-8, if it is not there\n"), "{dry}");
+    let toolkit = "  install   the CUDA toolkit that fits driver 580.95.05, if it is not there\n";
+    assert!(dry.contains(toolkit), "{dry}");
     assert_eq!(calls(&host), NOTHING);
     assert_eq!(host.run("container setup 101").code, Some(0));
-    assert_eq!(calls(&host)[..3], ["101 start", "curl cuda-keyring_1.1-1_all.deb", "101 reboot"]);
+    assert_eq!(calls(&host)[..4], ["101 start", "curl Packages", "curl cuda-keyring_1.1-1_all.deb", "101 reboot"]);
 }
 
 fn sha256(text: &str) -> String {
@@ -263,8 +279,13 @@ fn an_installer_from_the_network_must_have_the_right_sum() {
     let wrong = with("something else\n", &right, NAME);
     says_no(&wrong, 1, "checksum mismatch");
     assert_eq!(fs::read_dir(wrong.path(CACHE)).unwrap().count(), 0, "the next run begins anew");
-    says_no(&ready().without("web"), 1, "cuda-keyring_1.1-1_all.deb failed: curl: (6) Could not resolve host: mirror");
-    let nothing = with(INSTALLER, &right, NAME).without("web");
+    says_no(&ready().without("web"), 1, "/debian13/x86_64/Packages failed: curl: (6) Could not resolve host: mirror");
+    says_no(
+        &ready().without("web/cuda-keyring_1.1-1_all.deb"),
+        1,
+        "cuda-keyring_1.1-1_all.deb failed: curl: (6) Could not resolve host: mirror",
+    );
+    let nothing = with(INSTALLER, &right, NAME).without(&format!("web/{NAME}"));
     says_no(
         &nothing,
         1,
@@ -274,7 +295,7 @@ fn an_installer_from_the_network_must_have_the_right_sum() {
     let good = with(INSTALLER, &right, NAME);
     let run = good.run("container setup 101");
     assert_eq!(run.code, Some(0), "{}", run.err);
-    assert_eq!(calls(&good)[0], format!("curl {NAME}"));
+    assert_eq!(calls(&good)[..2], ["curl Packages".to_string(), format!("curl {NAME}")]);
     assert!(good.path(&format!("{CACHE}/{NAME}")).exists());
     let begun = with(INSTALLER, &right, NAME).file(&format!("{CACHE}/{NAME}.part"), "the beginn");
     let run = begun.run("container setup 101");
@@ -286,12 +307,12 @@ fn an_installer_from_the_network_must_have_the_right_sum() {
 #[test]
 fn what_fails_inside_is_told_in_its_own_words() {
     let host =
-        ready().file("fails-toolkit", "Reading package lists...\nE: Unable to locate package cuda-toolkit-12-8\n");
+        ready().file("fails-toolkit", "Reading package lists...\nE: Unable to locate package cuda-toolkit-13-0\n");
     let run = host.run("container setup 101");
     assert_eq!(run.code, Some(1));
     assert_eq!(
         last_line(&run),
-        "error: container 101: installing cuda-toolkit-12-8 failed: E: Unable to locate package cuda-toolkit-12-8 (log: \
+        "error: container 101: installing cuda-toolkit-13-0 failed: E: Unable to locate package cuda-toolkit-13-0 (log: \
          /var/log/gpu-handoff/container-101.log)"
     );
     let log = fs::read_to_string(host.path("var/log/gpu-handoff/container-101.log")).unwrap();
@@ -409,7 +430,7 @@ fn checked() {
         run.out,
         format!(
             "container 102\n  attached  by this host\n  {rules}\n  nodes     /dev/nvidia0\n  driver    580.95.05, as on the \
-             host\n  cuda      no cuda-toolkit-12-8 (gpu-handoff container setup 102 installs it)\n"
+             host\n  cuda      no cuda-toolkit-13-0 (gpu-handoff container setup 102 installs it)\n"
         )
     );
     assert_eq!(run.code, Some(0), "{}", run.err);
@@ -429,7 +450,7 @@ fn checked() {
     let host = running_inside(host, 102, &format!("{FRESH}{DRIVER}"));
     let run = host.run("container check 102");
     assert!(
-        run.out.contains("rules     none for nvidia-uvm 508: gpu-handoff container sync 102, then pct reboot 102\n")
+        run.out.contains("rules     none for nvidia-uvm 508: gpu-handoff container attach 102, then pct reboot 102\n")
     );
     assert!(run.out.contains("nodes     /dev/nvidia0 cannot be opened: pct reboot 102\n"), "{}", run.out);
     assert_eq!(calls(&host), NOTHING);
@@ -445,7 +466,7 @@ fn checked_while_a_vm_has_the_gpu() {
     let host = four();
     assert_eq!(host.run("container check 102").code, Some(0));
     let looked = |host: &Host| fs::read_to_string(host.path("looked")).unwrap();
-    assert!(looked(&host).ends_with(" cuda-toolkit-12-8 /dev/nvidia0\n"), "{}", looked(&host));
+    assert!(looked(&host).ends_with(" cuda-toolkit /dev/nvidia0\n"), "{}", looked(&host));
     let host = host.without("proc/driver/nvidia/version").without("proc/driver/nvidia/gpus/0000:01:00.0/information");
     let host = host.without("sys/devices/pci0000:00/0000:01:00.0/driver").vm(111, "hostpci0: 0000:01:00");
     let host = host.record("vm-111", "0000:01:00", "away", "nvidia").running(111, PID);
@@ -453,7 +474,58 @@ fn checked_while_a_vm_has_the_gpu() {
     let run = host.run("container check 102");
     assert!(run.out.contains("  nodes     none on the host now; 0000:01:00: VM 111 has it\n"), "{}", run.out);
     assert_eq!(run.code, Some(0), "{}", run.out);
-    assert!(looked(&host).ends_with(" cuda-toolkit-12-8\n"), "a dead node is left alone: {}", looked(&host));
+    assert!(looked(&host).ends_with(" cuda-toolkit\n"), "a dead node is left alone: {}", looked(&host));
+}
+
+/// Which toolkit there is for the driver and the distribution is known before anything is changed inside.
+#[test]
+fn the_toolkit_that_is_there() {
+    let none = ready().file("web/Packages", &index(&["cuda-toolkit-12-8", "cuda-nvcc-13-0"]));
+    let none = none.config(r#"{"cuda":{"package":"cuda-toolkit-13-0"}}"#);
+    says_no(
+        &none,
+        3,
+        "debian13/x86_64/ has no cuda-toolkit-13-0; it has cuda-toolkit-12-8; name one of these in cuda.package (driver \
+         580.95.05), or the driver alone: gpu-handoff container setup 101 --driver-only; nothing was touched",
+    );
+    let html = ready().file("web/Packages", "<html>not found</html>\n");
+    says_no(&html, 1, "Packages is no index of a repository; nothing was touched");
+    let old =
+        ready().file("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.16  Tue\n");
+    says_no(&old, 3, "begins with CUDA 13.0, which needs driver 580.65.06; install a newer driver on the host, or");
+    // Another release than was expected: the newest that fits of those there are.
+    let other = ready().file("web/Packages", &index(&["cuda-toolkit-12-6", "cuda-toolkit-12-9", "cuda-toolkit-13-1"]));
+    let run = other.run("container setup 101");
+    assert_eq!(last_line(&run), "container 101: has driver 580.95.05 and cuda-toolkit-12-9");
+    // One that is there and runs stays the only one.
+    let there = running(ready(), 101, &format!("{FRESH}{DRIVER}{CUDA}node=/dev/nvidia0\n")).without("web");
+    let run = there.run("container setup 101");
+    assert_eq!(last_line(&run), "container 101: has driver 580.95.05 and cuda-toolkit-12-8; nothing was to be done");
+}
+
+#[test]
+fn the_driver_alone() {
+    let fedora = "os=fedora\nos_version=42\nos_name=Fedora Linux 42\nfree=/ / 7000000\nfree=/var/tmp / 7000000\n";
+    let host = running(ready(), 101, fedora).without("web");
+    let dry = host.run("container setup 101 --driver-only --dry-run").out;
+    assert!(dry.contains("  take      3.3 GiB on /, where 6.7 GiB are free: "), "{dry}");
+    assert!(!dry.contains("cuda") && !dry.contains("CUDA"), "{dry}");
+    let run = host.run("container setup 101 --driver-only");
+    assert_eq!((run.code, last_line(&run)), (Some(0), "container 101: has driver 580.95.05"));
+    assert_eq!(calls(&host), ["101 reboot", "101 clean", "101 push", "101 driver", "101 smi"]);
+    for (inside, words) in [
+        (format!("{fedora}lacks=modprobe\n"), "has no modprobe, which NVIDIA's installer wants"),
+        (format!("{fedora}libc=musl\n"), "whose C library is musl"),
+    ] {
+        let run = running(ready(), 101, &inside).run("container setup 101 --driver-only");
+        assert_eq!(run.code, Some(3));
+        assert!(last_line(&run).contains(words), "{}", run.err);
+    }
+    let run = host.run("container attach 101 --driver-only");
+    assert_eq!(
+        (run.code, last_line(&run)),
+        (Some(2), "error: --driver-only goes with container setup; see gpu-handoff --help")
+    );
 }
 
 /// Only what a look finds changes.
