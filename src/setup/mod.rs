@@ -3,11 +3,13 @@
 //! Files of our own only: somebody else's are read, and told of where they are in the way.
 
 pub mod bootloader;
+pub mod causes;
 pub mod conflicts;
 pub mod document;
 pub mod driver;
 pub mod hookscript;
 pub mod pending;
+pub mod rival;
 pub mod vfio;
 
 use crate::App;

@@ -5,9 +5,11 @@
 
 use super::bootloader::{self, Bootloader};
 use super::conflicts;
+use super::rival::{self, RIVALS};
 use crate::App;
 use crate::config::{Config, Home};
 use crate::driver;
+use crate::modprobe;
 use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, replace_file};
 use std::fs;
@@ -19,6 +21,8 @@ const MODPROBE: &str = "/etc/modprobe.d/gpu-handoff.conf";
 
 /// The first line of each file of ours: what does not begin so is somebody else's.
 pub(super) const MARK: &str = "# Written by gpu-handoff setup vfio, which may write it anew; --undo takes it away.\n";
+
+const NVIDIAFB: &str = "nvidiafb";
 
 const UPDATE_INITRAMFS: &str = "/usr/sbin/update-initramfs";
 
@@ -56,8 +60,8 @@ struct Facts {
     modprobe: Option<String>,
     /// NVIDIA's driver is there or about to be.
     has_nvidia: bool,
-    /// A GPU is at home on nouveau.
-    keeps_nouveau: bool,
+    /// Modules that would take a card before NVIDIA's driver does.
+    rivals: Vec<String>,
     has_initramfs_tools: bool,
     is_pending: bool,
 }
@@ -65,11 +69,12 @@ struct Facts {
 impl Facts {
     fn read(app: &App, config: &Config) -> Result<Facts> {
         let kernel = &app.kernel;
+        let modprobe = own(kernel, MODPROBE)?;
         Ok(Facts {
             load: own(kernel, LOAD)?,
-            modprobe: own(kernel, MODPROBE)?,
+            rivals: rivals(kernel, config, modprobe.as_deref()),
+            modprobe,
             has_nvidia: has_nvidia(kernel) || is_wanted(app, config),
-            keeps_nouveau: config.homes.values().any(|home| *home == Home::Driver("nouveau".to_string())),
             has_initramfs_tools: kernel.exists(UPDATE_INITRAMFS),
             is_pending: kernel.exists(PENDING),
         })
@@ -79,11 +84,12 @@ impl Facts {
     fn wanted(&self) -> (String, String) {
         let load = format!("{MARK}vfio\nvfio_iommu_type1\nvfio_pci\n");
         let mut modprobe = format!(
-            "{MARK}# It would take the card's screen, and nobody could take that back.\nblacklist nvidiafb\n\
+            "{MARK}# It would take the card's screen, and nobody could take that back.\nblacklist {NVIDIAFB}\n\
              # First, so that the numbers of NVIDIA's devices are the same at each boot.\nsoftdep nvidia pre: vfio-pci\n"
         );
-        if self.has_nvidia && !self.keeps_nouveau {
-            modprobe.push_str("# It would take the card before the NVIDIA driver does.\nblacklist nouveau\n");
+        if self.has_nvidia && !self.rivals.is_empty() {
+            modprobe.push_str("# They would take the card before the NVIDIA driver does.\n");
+            modprobe.extend(self.rivals.iter().map(|module| format!("blacklist {module}\n")));
         }
         (load, modprobe)
     }
@@ -140,7 +146,7 @@ pub fn setup(app: &App, wish: Wish) -> Result<()> {
         app.story.say("nothing to do: the host is prepared as it should be");
     }
     if !wish.undo {
-        for warning in conflicts::find(&app.kernel) {
+        for warning in conflicts::find(app, &config) {
             app.story.warn(&warning);
         }
         app.story.say(&iommu(&app.kernel, &bootloader, wish));
@@ -168,6 +174,9 @@ pub fn plan(app: &App, wish: Wish) -> Result<String> {
     lines.extend(bootloader.plan(wish)?.map(|edit| edit.to_text()));
     if lines.is_empty() {
         lines.push("nothing to do: the host is prepared as it should be".to_string());
+    }
+    if !wish.undo {
+        lines.extend(conflicts::find(app, &config).into_iter().map(|line| format!("found     {line}")));
     }
     Ok(lines.iter().map(|line| format!("{line}\n")).collect())
 }
@@ -228,6 +237,25 @@ pub(super) fn own(kernel: &dyn Kernel, path: &str) -> Result<Option<String>> {
     }
 }
 
+/// Those that are known; whoever else has a card now; and whom we kept away before, who shows no longer. Not the driver
+/// that a card is to be at home on.
+fn rivals(kernel: &dyn Kernel, config: &Config, ours: Option<&str>) -> Vec<String> {
+    let mut rivals: Vec<String> = RIVALS.map(str::to_string).to_vec();
+    rivals.extend(rival::on_cards(kernel, config).into_iter().filter_map(|rival| rival.module));
+    let kept = ours.unwrap_or_default().lines().filter_map(|line| line.strip_prefix("blacklist "));
+    rivals.extend(kept.filter(|module| *module != NVIDIAFB).map(str::to_string));
+    let is_home = |module: &String| {
+        config.homes.values().any(|home| matches!(home, Home::Driver(driver) if modprobe::module(driver) == *module))
+    };
+    let mut seen = Vec::new();
+    for rival in rivals {
+        if !is_home(&rival) && !seen.contains(&rival) {
+            seen.push(rival);
+        }
+    }
+    seen
+}
+
 /// There is an installer, or one is configured.
 fn is_wanted(app: &App, config: &Config) -> bool {
     config.driver.is_configured() || driver::found(app, &config.driver).is_ok_and(|found| found.is_some())
@@ -275,7 +303,7 @@ mod tests {
             load: None,
             modprobe: None,
             has_nvidia: true,
-            keeps_nouveau: false,
+            rivals: RIVALS.map(str::to_string).to_vec(),
             has_initramfs_tools: true,
             is_pending: false,
         }
@@ -321,7 +349,8 @@ mod tests {
         let blocks = |facts: Facts| facts.wanted().1.contains("blacklist nouveau\n");
         assert!(blocks(bare()));
         assert!(!blocks(Facts { has_nvidia: false, ..bare() }));
-        assert!(!blocks(Facts { keeps_nouveau: true, ..bare() }));
+        assert!(!blocks(Facts { rivals: Vec::new(), ..bare() }));
+        assert!(bare().wanted().1.ends_with("\nblacklist nouveau\nblacklist nova_core\nblacklist nova_drm\n"));
         assert!(bare().wanted().1.contains("blacklist nvidiafb\n"));
     }
 }
