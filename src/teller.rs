@@ -31,6 +31,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Between asking a command to end and making it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How the last line of a script of ours begins that says what is wrong.
+const VERDICT: &str = "found: ";
+
 /// What `flock` ends with when it got no turn.
 pub const NO_TURN: &str = "75";
 
@@ -43,6 +46,21 @@ pub struct Teller<'a> {
     log: RefCell<File>,
     /// Bytes that the log yet takes.
     room: Cell<usize>,
+}
+
+/// What is asked about a program that goes on by itself: see [`Teller::run_apart`].
+pub struct Apart<'a> {
+    /// Whether it may be ended now.
+    pub may_end: &'a dyn Fn() -> bool,
+    /// How it gets on; nothing when that is not to be seen.
+    pub so_far: &'a dyn Fn() -> String,
+    /// Why it failed, where that is told elsewhere than by its output.
+    pub why: &'a dyn Fn() -> Option<String>,
+}
+
+impl Apart<'_> {
+    /// One that is never ended, and says all by itself.
+    pub const PLAIN: Apart<'static> = Apart { may_end: &|| false, so_far: &String::new, why: &|| None };
 }
 
 /// How what a program says gets here.
@@ -90,11 +108,11 @@ impl<'a> Teller<'a> {
         self.say(what);
         let talking = self.app.kernel.start_talking(program, arguments);
         let talking = talking.map_err(|error| self.failed(what, &error.to_string()))?;
-        self.attend(what, talking, &mut Ear::Pipe, limit, so_far, &|| true)
+        self.attend(what, talking, &mut Ear::Pipe, limit, &Apart { may_end: &|| true, so_far, why: &|| None })
     }
 
     /// As [`Teller::run`], of a program that must not be cut off half-way: it goes on should this run be killed, with a
-    /// lock of its own, and is only ended while `may_end` says so.
+    /// lock of its own, and is only ended while `about` says so.
     ///
     /// # Errors
     /// As [`Teller::run`]; also when another run's program has the lock.
@@ -105,7 +123,7 @@ impl<'a> Teller<'a> {
         program: &str,
         arguments: &[&str],
         limit: Duration,
-        may_end: &dyn Fn() -> bool,
+        about: &Apart,
     ) -> Result<()> {
         self.say(what);
         let kernel = &self.app.kernel;
@@ -125,7 +143,7 @@ impl<'a> Teller<'a> {
         line.extend(arguments);
         let talking = kernel.start_talking(SH, &line);
         let talking = talking.map_err(|error| self.failed(what, &error.to_string()))?;
-        self.attend(what, talking, &mut Ear::Log(heard), limit, &String::new, may_end)
+        self.attend(what, talking, &mut Ear::Log(heard), limit, about)
     }
 
     fn attend(
@@ -134,13 +152,13 @@ impl<'a> Teller<'a> {
         mut talking: Talking,
         ear: &mut Ear,
         limit: Duration,
-        so_far: &dyn Fn() -> String,
-        may_end: &dyn Fn() -> bool,
+        Apart { may_end, so_far, why }: &Apart,
     ) -> Result<()> {
         let kernel = &self.app.kernel;
         let begin = kernel.now();
         let mut said = Said::default();
         let (mut told, mut was_told_to_end) = (begin, false);
+        let mut last = None;
         let ended = loop {
             let ended = talking.ended();
             self.hear(ear, &mut talking, if ended.is_some() { REST } else { 1 }, &mut said);
@@ -164,7 +182,10 @@ impl<'a> Teller<'a> {
             if now.saturating_sub(told) >= TELL_AGAIN {
                 told = now;
                 let how = Some(so_far()).filter(|text| !text.is_empty()).or_else(|| said.last());
-                let how = how.map_or_else(String::new, |line| format!(": {line}"));
+                // The same line again would look like news.
+                let news = how.filter(|how| last.as_ref() != Some(how));
+                last = news.clone().or(last);
+                let how = news.map_or_else(String::new, |line| format!(": {line}"));
                 let seconds = now.saturating_sub(begin).as_secs();
                 self.app.story.say(&format!("{}: {what}, {seconds} s{how}", self.who));
             }
@@ -176,7 +197,7 @@ impl<'a> Teller<'a> {
         if ended.ends_with(&format!(": {NO_TURN}")) {
             return Err(self.failed(what, "something that an earlier run started is still at work there"));
         }
-        let why = said.why().unwrap_or(ended);
+        let why = why().or_else(|| said.why()).unwrap_or(ended);
         Err(self.failed(what, &why))
     }
 
@@ -265,10 +286,14 @@ impl Said {
         self.lines.last().cloned()
     }
 
-    /// The lines that say what is wrong, or else the last ones, as one line.
+    /// The lines that say what is wrong, or else the last ones, as one line. What a script of ours found in the end counts
+    /// before what a program said on its way there.
     fn why(mut self) -> Option<String> {
         const ENOUGH: usize = 3;
         self.end_line();
+        if let Some(verdict) = self.lines.last().and_then(|line| line.strip_prefix(VERDICT)) {
+            return Some(verdict.to_string());
+        }
         let is_why = |line: &&String| {
             ["E: ", "ERROR", "dpkg: error", "curl: "].iter().any(|sign| line.starts_with(sign))
                 || line.contains("No space left")
@@ -302,6 +327,10 @@ mod tests {
         assert_eq!(
             why("10%\r20%\r\x1b[1mtar: x: No space left on device\n").as_deref(),
             Some("[1mtar: x: No space left on device")
+        );
+        assert_eq!(
+            why("ERROR: Failed to execute `systemctl daemon-reload`\nfound: nvidia-smi: no devices\n").as_deref(),
+            Some("nvidia-smi: no devices")
         );
         let long = "x".repeat(10_000);
         assert!(why(&long).is_some_and(|text| text.len() == Said::LONG));

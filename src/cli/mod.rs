@@ -259,7 +259,10 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::ToNvidia { slot, dry_run: false } => manual::to_nvidia(app, slot.as_deref()),
         Call::Plan { vmid } => print(&hookscript::plan(app, *vmid)?),
         Call::Reconcile { scope, dry_run: true } => print(&manual::plan_reconcile(app, *scope)?),
-        Call::Reconcile { scope, dry_run: false } => manual::reconcile(app, *scope),
+        Call::Reconcile { scope, dry_run: false } => {
+            driver::services::start_forgotten(app);
+            manual::reconcile(app, *scope)
+        }
         Call::Resume => manual::resume(app),
         Call::Watch { vmid, after } => watch::run(app, *vmid, *after),
         Call::Attach { ctid, wish, dry_run: true } => print(&containers::attach::plan(app, *ctid, wish)?),

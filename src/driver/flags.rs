@@ -1,17 +1,39 @@
-//! What an installer is told, so that it asks nothing. Pure. The options are those of nvidia-installer's option_table.h,
-//! versions 470 to 590.
+//! What an installer is told, so that it asks nothing. Pure.
 
 use super::kind::Kind;
 use crate::gpu::nvidia::Version;
 
-/// From 515 on an installer has modules in the plural, and two kinds of them.
-pub const TWO_KINDS: &str = "515.0";
-/// The kind has an option of its own, until then it is the folder with its sources.
-pub const KIND: &str = "560.0";
-/// Nothing is loaded when that is said.
-pub const SKIP_LOAD: &str = "550.0";
+/// Options that not every installer has, and the first version that has them: nvidia-installer's option_table.h, held
+/// against its tags from 390.144 to 590.48.01. One that an installer does not know ends it at once.
+const SINCE: &[(&str, &str)] = &[
+    ("--kernel-module-build-directory", "470.42"),
+    ("--no-kernel-modules", "515"),
+    // Without it: dkms is not used by an installer that may not ask.
+    ("--no-dkms", "520.56.06"),
+    (SKIP_LOAD, "550.40.07"),
+    ("--kernel-module-type", "555.42"),
+];
 
+/// Nothing is loaded when that is said; older installers try the modules on a GPU.
+pub const SKIP_LOAD: &str = "--skip-module-load";
+
+/// From then on an installer has two kinds of modules.
+pub const TWO_KINDS: &str = "515";
+/// NVIDIA's own choice is open where it can be, from then on; before, the open ones were young.
+pub const OPEN_FIRST: &str = "560";
+
+/// In all of them.
 const ALWAYS: [&str; 4] = ["--silent", "--no-nouveau-check", "--no-x-check", "--no-check-for-alternate-installs"];
+
+/// Whether an installer of this version knows an option.
+pub fn has(version: &str, option: &str) -> bool {
+    SINCE.iter().find(|(name, _)| *name == option).is_none_or(|(_, first)| is_from(version, first))
+}
+
+/// The first version that knows an option.
+pub fn since(option: &str) -> &'static str {
+    SINCE.iter().find(|(name, _)| *name == option).map_or("", |(_, first)| first)
+}
 
 /// What makes the modules ones that a kernel under Secure Boot takes: where dkms keeps its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,22 +44,30 @@ pub struct Key {
 
 /// Only what a container can have.
 pub fn container(version: &str) -> Vec<String> {
-    let modules = if is_from(version, TWO_KINDS) { "--no-kernel-modules" } else { "--no-kernel-module" };
-    told(&[modules])
+    let plural = "--no-kernel-modules";
+    told(&[if has(version, plural) { plural } else { "--no-kernel-module" }])
 }
 
 /// All of it, for the running kernel. The modules are loaded by whoever called, when nobody is in the way.
 pub fn host(version: &str, kind: Option<Kind>, dkms: bool, key: Option<&Key>) -> Vec<String> {
-    let mut flags = told(&[if dkms { "--dkms" } else { "--no-dkms" }]);
+    let mut flags = told(dkms_flag(version, dkms));
     add_modules(&mut flags, version, kind, key);
     flags
 }
 
 /// Only the modules, for a kernel that need not run.
 pub fn kernel(version: &str, release: &str, kind: Option<Kind>, key: Option<&Key>) -> Vec<String> {
-    let mut flags = told(&["--no-dkms", "-K", "-k", release]);
+    let mut flags = told(&[dkms_flag(version, false), &["-K", "-k", release]].concat());
     add_modules(&mut flags, version, kind, key);
     flags
+}
+
+fn dkms_flag(version: &str, dkms: bool) -> &'static [&'static str] {
+    match dkms {
+        true => &["--dkms"],
+        false if has(version, "--no-dkms") => &["--no-dkms"],
+        false => &[],
+    }
 }
 
 fn told(more: &[&str]) -> Vec<String> {
@@ -45,16 +75,13 @@ fn told(more: &[&str]) -> Vec<String> {
 }
 
 fn add_modules(flags: &mut Vec<String>, version: &str, kind: Option<Kind>, key: Option<&Key>) {
-    if is_from(version, SKIP_LOAD) {
-        flags.push("--skip-module-load".to_string());
+    if has(version, SKIP_LOAD) {
+        flags.push(SKIP_LOAD.to_string());
     }
-    if let Some(kind) = kind
-        && is_from(version, TWO_KINDS)
-    {
-        flags.push(if is_from(version, KIND) {
-            format!("--kernel-module-type={}", kind.name())
-        } else {
-            format!("--kernel-module-build-directory={}", kind.folder())
+    if let Some(kind) = kind.filter(|_| is_from(version, TWO_KINDS)) {
+        flags.push(match has(version, "--kernel-module-type") {
+            true => format!("--kernel-module-type={}", kind.name()),
+            false => format!("--kernel-module-build-directory={}", kind.folder()),
         });
     }
     if let Some(key) = key {
@@ -94,7 +121,14 @@ mod tests {
                 "--no-dkms --skip-module-load --kernel-module-build-directory=kernel",
             ),
             ("535.183.01", Some(Kind::Open), false, None, "--no-dkms --kernel-module-build-directory=kernel-open"),
-            ("470.256.02", Some(Kind::Proprietary), false, None, "--no-dkms"),
+            ("555.58.02", Some(Kind::Open), false, None, "--no-dkms --skip-module-load --kernel-module-type=open"),
+            ("545.29.06", Some(Kind::Open), false, None, "--no-dkms --kernel-module-build-directory=kernel-open"),
+            ("520.56.06", Some(Kind::Open), false, None, "--no-dkms --kernel-module-build-directory=kernel-open"),
+            ("515.105.01", Some(Kind::Open), false, None, "--kernel-module-build-directory=kernel-open"),
+            ("515.105.01", Some(Kind::Open), true, None, "--dkms --kernel-module-build-directory=kernel-open"),
+            ("510.108.03", None, false, None, ""),
+            ("470.256.02", Some(Kind::Proprietary), false, None, ""),
+            ("470.256.02", None, true, None, "--dkms"),
             (
                 "590.44.01",
                 None,
@@ -103,8 +137,12 @@ mod tests {
                 "--no-dkms --skip-module-load --module-signing-secret-key=/a --module-signing-public-key=/b",
             ),
         ] {
-            assert_eq!(host(version, kind, dkms, key).join(" "), format!("{always} {more}"));
+            assert_eq!(host(version, kind, dkms, key).join(" "), format!("{always} {more}").trim_end(), "{version}");
         }
+        assert_eq!(
+            kernel("470.256.02", "6.1.0-1-amd64", None, None).join(" "),
+            format!("{always} -K -k 6.1.0-1-amd64")
+        );
         assert_eq!(
             kernel("580.95.05", "6.8.12-4-pve", Some(Kind::Proprietary), None).join(" "),
             format!("{always} --no-dkms -K -k 6.8.12-4-pve --skip-module-load --kernel-module-type=proprietary")

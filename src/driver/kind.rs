@@ -1,6 +1,8 @@
-//! Open or proprietary modules: by the generation of the GPUs, which is told from their device ids. Pure.
+//! Open or proprietary modules, or none at all: by the generation of the GPUs, which is told from their device ids, and by
+//! NVIDIA's own list where the installer carries one. Pure.
 
-use super::flags::{KIND, TWO_KINDS, is_from};
+use super::flags::{OPEN_FIRST, TWO_KINDS, is_from};
+use super::supported::List;
 use crate::config::Module;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,47 +32,111 @@ impl Kind {
     }
 }
 
-/// The first device id of a generation, and what its GPUs can run with.
+/// GPUs that a driver treats alike. Their ids come in several ranges.
 struct Generation {
-    first: u16,
+    ranges: &'static [(u16, u16)],
     name: &'static str,
     /// The first driver, where an older one is about.
     since: Option<&'static str>,
-    /// The first driver that no longer has it.
-    until: Option<&'static str>,
+    /// The last branch that has it.
+    last: Option<&'static str>,
     kinds: &'static [Kind],
 }
 
+const PROPRIETARY: &[Kind] = &[Kind::Proprietary];
+const OPEN: &[Kind] = &[Kind::Open];
 const BOTH: &[Kind] = &[Kind::Open, Kind::Proprietary];
 
+/// From NVIDIA's lists of legacy GPUs and of supported ones in the READMEs of 390 to 590; the ranges are those of pci.ids.
 const GENERATIONS: &[Generation] = &[
-    Generation { first: 0, name: "Kepler or older", since: None, until: Some("475"), kinds: &[Kind::Proprietary] },
     Generation {
-        first: 0x1340,
-        name: "Maxwell to Volta",
+        ranges: &[
+            (0x06c0, 0x06ff),
+            (0x0dc0, 0x0dff),
+            (0x0e22, 0x0e3f),
+            (0x0f00, 0x0f1f),
+            (0x1040, 0x10bf),
+            (0x1140, 0x117f),
+            (0x1200, 0x127f),
+        ],
+        name: "Fermi",
         since: None,
-        until: Some("581"),
-        kinds: &[Kind::Proprietary],
+        last: Some("390"),
+        kinds: PROPRIETARY,
     },
-    Generation { first: 0x1e00, name: "Turing to Hopper", since: Some("410"), until: None, kinds: BOTH },
-    Generation { first: 0x2900, name: "Blackwell or newer", since: Some("570"), until: None, kinds: &[Kind::Open] },
+    Generation {
+        ranges: &[(0x0fc0, 0x103f), (0x1180, 0x11ff), (0x1280, 0x133f)],
+        name: "Kepler",
+        since: None,
+        last: Some("470"),
+        kinds: PROPRIETARY,
+    },
+    Generation {
+        ranges: &[(0x1340, 0x1dff)],
+        name: "Maxwell, Pascal or Volta",
+        since: None,
+        last: Some("580"),
+        kinds: PROPRIETARY,
+    },
+    Generation { ranges: &[(0x1e00, 0x1f7f)], name: "Turing", since: Some("410"), last: None, kinds: BOTH },
+    Generation {
+        ranges: &[(0x1f80, 0x1fff), (0x2180, 0x21ff)],
+        name: "Turing",
+        since: Some("418"),
+        last: None,
+        kinds: BOTH,
+    },
+    Generation { ranges: &[(0x2000, 0x217f)], name: "Ampere", since: Some("450.80"), last: None, kinds: BOTH },
+    Generation {
+        ranges: &[(0x2200, 0x22ff), (0x2400, 0x25ff)],
+        name: "Ampere",
+        since: Some("455"),
+        last: None,
+        kinds: BOTH,
+    },
+    Generation { ranges: &[(0x2300, 0x23ff)], name: "Hopper", since: Some("520"), last: None, kinds: BOTH },
+    Generation { ranges: &[(0x2600, 0x28ff)], name: "Ada", since: Some("520"), last: None, kinds: BOTH },
+    Generation { ranges: &[(0x2900, 0xffff)], name: "Blackwell or newer", since: Some("570"), last: None, kinds: OPEN },
+    // The rest is older.
+    Generation { ranges: &[(0, 0x133f)], name: "older than Fermi", since: None, last: Some("340"), kinds: PROPRIETARY },
 ];
 
 fn generation(device: u16) -> &'static Generation {
-    GENERATIONS.iter().rev().find(|generation| generation.first <= device).unwrap_or(&GENERATIONS[0])
+    let is_in = |one: &&Generation| one.ranges.iter().any(|(first, last)| (*first..=*last).contains(&device));
+    GENERATIONS.iter().find(is_in).unwrap_or(&GENERATIONS[GENERATIONS.len() - 1])
+}
+
+fn is_after(version: &str, branch: &str) -> bool {
+    let major = |text: &str| text.split('.').next().and_then(|number| number.parse::<u32>().ok());
+    major(version) > major(branch)
 }
 
 /// Why modules of this kind and version are none for a GPU.
-fn objection(device: u16, version: &str, kind: Kind) -> Option<String> {
+fn objection(device: u16, version: &str, kind: Kind, list: Option<&List>) -> Option<String> {
     let generation = generation(device);
     let card = format!("the GPU with id 10de:{device:04x} ({})", generation.name);
-    if generation.until.is_some_and(|first_without| is_from(version, first_without)) {
-        return Some(format!("driver {version} no longer has {card}; take an older branch"));
+    let gone =
+        |branch: &str| format!("driver {version} no longer has {card}; the newest branch that has it is {branch}");
+    let listed = list.map(|list| list.0.get(&device));
+    if let Some(Some(branch)) = listed.flatten().map(|entry| &entry.legacy) {
+        return Some(gone(branch.trim_end_matches(".xx")));
+    }
+    if let Some(branch) = generation.last.filter(|branch| is_after(version, branch)) {
+        return Some(gone(branch));
     }
     if let Some(first) = generation.since.filter(|first| !is_from(version, first)) {
         return Some(format!("driver {version} has not got {card} yet; take {first} or newer"));
     }
-    (!generation.kinds.contains(&kind)).then(|| format!("driver {version} has no {} modules for {card}", kind.name()))
+    if listed == Some(None) {
+        return Some(format!(
+            "driver {version} has not got {card}: it is not in the list of GPUs that its installer carries; take a newer one"
+        ));
+    }
+    let has_kind = match (kind, listed.flatten()) {
+        (Kind::Open, Some(entry)) => entry.open,
+        _ => generation.kinds.contains(&kind),
+    };
+    (!has_kind).then(|| format!("driver {version} has no {} modules for {card}", kind.name()))
 }
 
 /// The kind of modules that serves most of these GPUs; none where the driver has only one. The others are ignored, as the
@@ -78,16 +144,16 @@ fn objection(device: u16, version: &str, kind: Kind) -> Option<String> {
 ///
 /// # Errors
 /// When none of them is served.
-pub fn choose(devices: &[u16], version: &str, wish: Module) -> Result<Option<Kind>, String> {
+pub fn choose(devices: &[u16], version: &str, wish: Module, list: Option<&List>) -> Result<Option<Kind>, String> {
     let kinds: &[Kind] = match wish {
-        _ if !is_from(version, TWO_KINDS) => &[Kind::Proprietary],
-        Module::Open => &[Kind::Open],
-        Module::Proprietary => &[Kind::Proprietary],
-        // NVIDIA's own choice is open where it can be, from 560 on; before, the open ones were young.
-        Module::Auto if is_from(version, KIND) => BOTH,
+        _ if !is_from(version, TWO_KINDS) => PROPRIETARY,
+        Module::Open => OPEN,
+        Module::Proprietary => PROPRIETARY,
+        Module::Auto if is_from(version, OPEN_FIRST) => BOTH,
         Module::Auto => &[Kind::Proprietary, Kind::Open],
     };
-    let served = |kind: Kind| devices.iter().filter(|device| objection(**device, version, kind).is_none()).count();
+    let served =
+        |kind: Kind| devices.iter().filter(|device| objection(**device, version, kind, list).is_none()).count();
     let mut best = kinds[0];
     for kind in kinds {
         if served(*kind) > served(best) {
@@ -95,7 +161,7 @@ pub fn choose(devices: &[u16], version: &str, wish: Module) -> Result<Option<Kin
         }
     }
     if served(best) == 0
-        && let Some(why) = devices.first().and_then(|device| objection(*device, version, best))
+        && let Some(why) = devices.first().and_then(|device| objection(*device, version, best, list))
     {
         return Err(why);
     }
@@ -116,7 +182,8 @@ mod tests {
             (&[ADA][..], "580.95.05", Module::Auto, Some(Kind::Open)),
             (&[ADA], "550.90.07", Module::Auto, Some(Kind::Proprietary)),
             (&[ADA], "580.95.05", Module::Proprietary, Some(Kind::Proprietary)),
-            (&[ADA], "470.256.02", Module::Auto, None),
+            (&[ADA], "520.56.06", Module::Auto, Some(Kind::Proprietary)),
+            (&[0x2204], "470.256.02", Module::Auto, None),
             (&[PASCAL], "580.95.05", Module::Auto, Some(Kind::Proprietary)),
             (&[PASCAL, PASCAL], "580.95.05", Module::Auto, Some(Kind::Proprietary)),
             (&[PASCAL, ADA], "580.95.05", Module::Auto, Some(Kind::Proprietary)),
@@ -131,7 +198,7 @@ mod tests {
             (&[PASCAL, ADA, BLACKWELL], "580.95.05", Module::Auto, Some(Kind::Open)),
             (&[PASCAL, BLACKWELL], "580.95.05", Module::Proprietary, Some(Kind::Proprietary)),
         ] {
-            assert_eq!(choose(devices, version, wish), Ok(kind), "{devices:x?} {version}");
+            assert_eq!(choose(devices, version, wish, None), Ok(kind), "{devices:x?} {version}");
         }
     }
 
@@ -147,9 +214,35 @@ mod tests {
                 "has no proprietary modules for the GPU with id 10de:2b85",
             ),
             (&[PASCAL], "580.95.05", Module::Open, "has no open modules"),
+            (&[ADA], "470.256.02", Module::Auto, "(Ada) yet; take 520 or newer"),
+            (&[ADA], "515.105.01", Module::Auto, "(Ada) yet; take 520 or newer"),
+            (&[0x2330], "515.105.01", Module::Auto, "(Hopper) yet; take 520 or newer"),
+            (&[0x2204], "450.51.05", Module::Auto, "(Ampere) yet; take 455 or newer"),
+            (&[0x1180], "510.108.03", Module::Auto, "(Kepler); the newest branch that has it is 470"),
+            (&[0x1287], "580.95.05", Module::Auto, "(Kepler); the newest branch that has it is 470"),
+            (&[0x06cd], "470.256.02", Module::Auto, "(Fermi); the newest branch that has it is 390"),
+            (&[0x1200], "418.113", Module::Auto, "(Fermi); the newest branch that has it is 390"),
+            (&[0x0a20], "390.157", Module::Auto, "(older than Fermi); the newest branch that has it is 340"),
         ] {
-            let said = choose(devices, version, wish).unwrap_err();
+            let said = choose(devices, version, wish, None).unwrap_err();
             assert!(said.contains(why), "{said}");
         }
+    }
+
+    #[test]
+    fn nvidias_own_list_knows_better() {
+        use super::super::supported::Device;
+        let device = |legacy: Option<&str>, open| Device { legacy: legacy.map(str::to_string), open };
+        let list = List(
+            [(ADA, device(None, true)), (PASCAL, device(Some("575.xx"), false)), (0x2204, device(None, false))].into(),
+        );
+        let choose = |id: u16, wish| choose(&[id], "580.95.05", wish, Some(&list));
+        assert_eq!(choose(ADA, Module::Auto), Ok(Some(Kind::Open)));
+        assert_eq!(choose(0x2204, Module::Auto), Ok(Some(Kind::Proprietary)));
+        assert!(choose(0x2204, Module::Open).unwrap_err().contains("has no open modules"));
+        assert!(choose(PASCAL, Module::Auto).unwrap_err().ends_with("the newest branch that has it is 575"));
+        assert!(
+            choose(0x2206, Module::Auto).unwrap_err().contains("not in the list of GPUs that its installer carries")
+        );
     }
 }

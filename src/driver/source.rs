@@ -4,7 +4,7 @@ use crate::App;
 use crate::config::Driver;
 use crate::gpu::nvidia::Version;
 use crate::stop::{Result, Stop};
-use crate::sys::Kernel;
+use crate::sys::{Kernel, replace_file};
 use crate::teller::Teller;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -15,6 +15,9 @@ pub const CACHE: &str = "/var/cache/gpu-handoff";
 
 const CURL: &str = "/usr/bin/curl";
 const SHA256SUM: &str = "/usr/bin/sha256sum";
+
+/// The names of installers that were downloaded, a line each: when this program goes for good, so do they.
+const DOWNLOADED: &str = "/var/lib/gpu-handoff/downloaded";
 
 /// What the shell part of an installer certainly fits into.
 const HEADER: u64 = 64 * 1024;
@@ -50,6 +53,9 @@ pub struct Installer {
 /// # Errors
 /// What is wrong with it.
 pub fn found(app: &App, config: &Driver) -> Result<Option<(Source, String)>> {
+    if let Some(named) = [&config.runfile, &config.runfile_url].into_iter().flatten().find(|named| is_vgpu(named)) {
+        return Err(vgpu(named));
+    }
     let version = match (&config.runfile, &config.runfile_url) {
         (Some(path), _) => match version_in_name(path) {
             Some(version) => version,
@@ -65,7 +71,10 @@ pub fn found(app: &App, config: &Driver) -> Result<Option<(Source, String)>> {
                 names.iter().filter_map(|name| version_in_name(name).filter(|version| file_name(version) == *name));
             match kept.max_by_key(|version| version.parse::<Version>().ok()) {
                 Some(version) => version,
-                None => return Ok(None),
+                None => match names.iter().find(|name| is_vgpu(name)) {
+                    Some(name) => return Err(vgpu(&format!("{CACHE}/{name}"))),
+                    None => return Ok(None),
+                },
             }
         }
     };
@@ -106,8 +115,12 @@ pub fn source(app: &App, config: &Driver, version: &str) -> Result<Source> {
         Source::File(path) => {
             let header =
                 header(app, path).map_err(|error| Stop::refused(format!("{path}: {error}; nothing was touched")))?;
+            if is_vgpu(path) || is_vgpu_header(&header) {
+                return Err(vgpu(path));
+            }
             check_version(path, version_in_name(path), version_in_header(&header), version)?;
         }
+        Source::Url(url) if is_vgpu(url) => return Err(vgpu(url)),
         Source::Url(url) => check_version(url, version_in_name(url), None, version)?,
     }
     Ok(source)
@@ -134,6 +147,7 @@ pub fn fetch(app: &App, source: &Source, config: &Driver, version: &str, teller:
                 let _ = fs::remove_file(kernel.path(&part));
                 return Err(stop);
             }
+            note_download(app, &file_name(version))?;
             fs::rename(kernel.path(&part), kernel.path(&path))
                 .map_err(|error| Stop::failed(format!("{path}: {error}")))?;
             path
@@ -142,6 +156,20 @@ pub fn fetch(app: &App, source: &Source, config: &Driver, version: &str, teller:
     let sha256 = sum(app, &path)?;
     check_sum(&path, &sha256, config)?;
     Ok(Installer { path, name: file_name(version), version: version.to_string(), sha256 })
+}
+
+fn note_download(app: &App, name: &str) -> Result<()> {
+    let mut names = app.kernel.text(DOWNLOADED).unwrap_or_default();
+    if names.lines().any(|other| other == name) {
+        return Ok(());
+    }
+    if !names.is_empty() {
+        names.push('\n');
+    }
+    let path = app.kernel.path(DOWNLOADED);
+    let made = path.parent().map_or(Ok(()), fs::create_dir_all);
+    made.and_then(|()| replace_file(&path, format!("{names}{name}\n").as_bytes(), 0o644))
+        .map_err(|error| Stop::failed(format!("{DOWNLOADED}: {error}")))
 }
 
 /// Keeps an installer in [`CACHE`]: for kernels that are yet to come, for containers, and for the way back.
@@ -241,6 +269,24 @@ fn check_sum(what: &str, have: &str, config: &Driver) -> Result<()> {
 
 fn is_sum(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// `NVIDIA-Linux-x86_64-550.90.05-vgpu-kvm.run`: NVIDIA's vGPU manager.
+fn is_vgpu(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|name| name.contains("-vgpu-kvm"))
+}
+
+fn is_vgpu_header(bytes: &[u8]) -> bool {
+    let mut lines = bytes.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
+    lines.any(|line| (line.starts_with("targetdir=") || line.starts_with("label=")) && line.contains("vgpu-kvm"))
+}
+
+fn vgpu(path: &str) -> Stop {
+    Stop::refused(format!(
+        "{path} is NVIDIA's vGPU manager, which cuts a card into slices for VMs: with it neither the host nor a container has \
+         CUDA, and a whole card cannot be handed over; take the driver itself, NVIDIA-Linux-x86_64-VERSION.run; nothing \
+         was touched"
+    ))
 }
 
 pub fn file_name(version: &str) -> String {

@@ -183,6 +183,7 @@ enum At {
 /// # Errors
 /// What could not be done; it stays pending.
 pub fn run(app: &App) -> Result<()> {
+    driver::services::start_forgotten(app);
     let mut pending = Pending::read(&app.kernel)?;
     let record = driver::record::read(&app.kernel)?;
     if (pending.0.is_empty() && record.is_none()) || nvidia_slots(&app.kernel).is_empty() {

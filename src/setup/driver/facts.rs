@@ -6,12 +6,13 @@ use super::record::{self, Record};
 use crate::App;
 use crate::config::{Config, Home};
 use crate::driver::flags::Key;
-use crate::driver::installed;
+use crate::driver::installed::{self, Installed};
 use crate::events::notes::handoff_is_under_way;
 use crate::gpu::holders::{Holder, Place, Reach, Watched};
 use crate::gpu::inventory::{Slot, nvidia_slots};
 use crate::gpu::nvidia;
 use crate::handoff::policy::nvidia_services;
+use crate::setup::rival::{self, Rival};
 use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, flock_is_held};
 use crate::systemd;
@@ -42,7 +43,10 @@ pub struct Facts {
     pub on_disk: Option<String>,
     /// Versions of `libcuda.so`.
     pub libraries: Vec<String>,
-    pub has_nouveau: bool,
+    /// Drivers that have a GPU which is to be this one's, or would take it.
+    pub rivals: Vec<Rival>,
+    /// A driver whose files have other names than NVIDIA's installer gives them: `nvidia-current-open 550.163.01`.
+    pub debians: Option<String>,
     /// Who uses the driver, but for NVIDIA's services when those may be stopped.
     pub holders: Vec<Holder>,
     /// NVIDIA's services that run and may be stopped.
@@ -50,7 +54,7 @@ pub struct Facts {
     pub is_handoff_under_way: bool,
     /// An installer of ours is at work that no run waits for.
     pub is_busy: bool,
-    /// nvidia or nouveau.
+    /// nvidia, or a rival.
     pub is_loaded: bool,
     /// A GPU that the driver would find.
     pub has_gpu_at_home: bool,
@@ -65,9 +69,22 @@ pub struct Facts {
     pub needs: Vec<String>,
     pub is_secure: bool,
     pub has_key: bool,
-    /// MiB where an installer unpacks itself.
-    pub free: Option<u64>,
+    /// Where an installer unpacks itself, and where it installs to.
+    pub free: Vec<Free>,
+    /// Of packages with the headers of Proxmox's kernels, the series that they follow: `6.8`.
+    pub headers: Vec<String>,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Free {
+    pub directory: &'static str,
+    /// Where what it lies on is mounted.
+    pub mount: String,
+    pub mib: u64,
+}
+
+/// An installer unpacks itself in the first, and installs to the second.
+const ROOMS: [&str; 2] = ["/var/tmp", "/usr"];
 
 impl Facts {
     pub fn read(app: &App, config: &Config) -> Result<Facts> {
@@ -85,7 +102,15 @@ impl Facts {
         };
         let is_stopped = |holder: &Holder| matches!(&holder.place, Place::Unit(unit) if services.contains(unit));
         let installed = kernel.program(DPKG_QUERY, &["-W", "-f", "${Package} ${db:Status-Status}\\n"], ANSWER);
-        let (packages, leftovers) = packages::drivers(&installed.unwrap_or_default());
+        let installed = installed.unwrap_or_default();
+        let (packages, leftovers) = packages::drivers(&installed);
+        let mut needs = needs(kernel, &release, with_dkms);
+        needs.extend(packages::missing_libglvnd(&installed, &kernel.list(LIBRARIES)));
+        let rivals = rival::all(kernel, config);
+        let debians = installed::find(kernel, &release).filter(Installed::is_debians).map(|one| {
+            let version = installed::version_of(kernel, &release, &one.name).unwrap_or_default();
+            format!("{} {version}", one.name).trim_end().to_string()
+        });
         let ours: Vec<&String> = record
             .iter()
             .flat_map(|record| record.installed.iter().map(|one| &one.version).chain(&record.began))
@@ -102,21 +127,23 @@ impl Facts {
         Ok(Facts {
             on_disk: on_disk(kernel, &release),
             libraries: libraries(kernel),
-            has_nouveau: kernel.exists("/sys/module/nouveau"),
             holders: holders.into_iter().filter(|holder| !is_stopped(holder)).collect(),
             services,
             is_handoff_under_way: handoff_is_under_way(kernel),
             is_busy: flock_is_held(kernel, LOCK),
-            is_loaded: ["nvidia", "nouveau"].iter().any(|module| kernel.exists(&format!("/sys/module/{module}"))),
+            is_loaded: kernel.exists("/sys/module/nvidia") || !rivals.is_empty(),
+            rivals,
+            debians,
             has_gpu_at_home: gpus.clone().any(|gpu| gpu.driver.as_deref().is_none_or(|driver| driver == "nvidia")),
             gpus: slots.iter().filter(is_meant).filter_map(Slot::gpu).map(|gpu| gpu.device).collect(),
             packages,
             leftovers,
             dkms: dkms(kernel).into_iter().filter(|tree| !is_ours(tree)).collect(),
-            needs: needs(kernel, &release, with_dkms),
+            needs,
             is_secure: is_secure(kernel),
             has_key: has_key(kernel) && !is_unknown_key(kernel),
-            free: free(kernel, "/var/tmp"),
+            free: free(kernel),
+            headers: packages::header_series(&installed),
             release,
             record,
             loaded,
@@ -220,11 +247,16 @@ fn dkms(kernel: &dyn Kernel) -> Vec<String> {
     versions.collect()
 }
 
-/// MiB; none when nobody can tell.
-fn free(kernel: &dyn Kernel, directory: &str) -> Option<u64> {
-    let said = kernel.program(DF, &["-Pk", directory], ANSWER).ok()?;
-    let kib: u64 = said.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
-    Some(kib / 1024)
+/// Of each room; those that nobody can tell of are left out.
+fn free(kernel: &dyn Kernel) -> Vec<Free> {
+    let one = |directory: &'static str| {
+        let said = kernel.program(DF, &["-Pk", directory], ANSWER).ok()?;
+        let mut columns = said.lines().nth(1)?.split_whitespace().skip(3);
+        let kib: u64 = columns.next()?.parse().ok()?;
+        let mount = columns.nth(1).unwrap_or_default().to_string();
+        Some(Free { directory, mount, mib: kib / 1024 })
+    };
+    ROOMS.into_iter().filter_map(one).collect()
 }
 
 /// # Errors

@@ -4,6 +4,7 @@ use super::facts::{self, Facts};
 use super::plan::Install;
 use super::record::{self, Installed, Record};
 use super::{LOAD, Run, load};
+use super::{services, why};
 use crate::App;
 use crate::config::{Config, Driver};
 use crate::driver::flags;
@@ -13,8 +14,7 @@ use crate::gpu::nvidia;
 use crate::setup::pending::{self, Task};
 use crate::stop::{Result, Stop};
 use crate::sys::{Action, Kernel};
-use crate::systemd;
-use crate::teller::Teller;
+use crate::teller::{Apart, Teller};
 use std::fs;
 use std::time::Duration;
 
@@ -32,9 +32,6 @@ const DEPMOD: &str = "/usr/sbin/depmod";
 const LOG: &str = "/var/log/nvidia-installer.log";
 const POINTS_OF_NO_RETURN: [&str; 2] = ["-> Uninstalling ", "Installing '"];
 const UNINSTALLER: &str = "/usr/bin/nvidia-uninstall";
-
-/// Lines of its log that are quoted when it failed.
-const QUOTED: usize = 6;
 
 /// # Errors
 /// What went wrong, and which driver is there now.
@@ -182,7 +179,7 @@ fn has_uninstalled(app: &App) -> bool {
 }
 
 /// # Errors
-/// The installer's words; more of its log is quoted before.
+/// What went wrong, in the words of the compiler or whoever else said so.
 pub fn execute(
     app: &App,
     teller: &Teller,
@@ -193,29 +190,21 @@ pub fn execute(
 ) -> Result<()> {
     // What an earlier one told must not be taken for what this one does.
     let _ = fs::remove_file(app.kernel.path(LOG));
-    let may_end = || !has_uninstalled(app);
+    let log = || app.kernel.text(LOG).unwrap_or_default();
+    let about = Apart {
+        may_end: &|| !has_uninstalled(app),
+        so_far: &|| why::progress(&log()).unwrap_or_default(),
+        why: &|| Some(why::causes(&log())).filter(|causes| !causes.is_empty()).map(|causes| causes.join(" | ")),
+    };
     let path = app.kernel.path(&installer.path);
     let path = path.to_string_lossy();
     let mut line: Vec<&str> = vec![&path];
     line.extend(flags.iter().map(String::as_str));
-    let done = teller.run_apart(what, LOCK, SH, &line, limit, &may_end);
-    if done.is_err() && !app.kernel.is_asked_to_end() {
-        quote(app);
-    }
-    done
-}
-
-/// The lines of the installer's log that say what is wrong, or else its last ones.
-fn quote(app: &App) {
-    let log = app.kernel.text(LOG).unwrap_or_default();
-    let lines = || log.lines().map(str::trim_end).filter(|line| !line.trim().is_empty());
-    let mut telling: Vec<&str> = lines().filter(|line| line.to_ascii_lowercase().contains("error")).collect();
-    if telling.is_empty() {
-        telling = lines().collect();
-    }
-    for line in &telling[telling.len().saturating_sub(QUOTED)..] {
-        app.story.say(&format!("  {LOG}: {}", line.escape_debug()));
-    }
+    teller.run_apart(what, LOCK, SH, &line, limit, &about).map_err(|stop| {
+        let is_there = app.kernel.exists(LOG) && !app.kernel.is_asked_to_end();
+        let message = if is_there { format!("{}; all of it: {LOG}", stop.message) } else { stop.message };
+        Stop { message, ..stop }
+    })
 }
 
 /// It is there: what is on record from now on, and which installers need not be kept any longer.
@@ -284,22 +273,20 @@ pub fn undo(app: &App, config: &Config) -> Result<()> {
         return Ok(());
     };
     let teller = Teller::new(app, "driver", "driver")?;
-    let mut stopped = Vec::new();
-    for unit in &facts.services {
-        systemd::stop(&app.kernel, unit).map_err(|error| Stop::failed(format!("{unit} does not stop: {error}")))?;
-        stopped.push(unit);
+    if !facts.services.is_empty() {
+        services::stop(app, &facts.services)?;
     }
     let unloaded = unload(app);
     if unloaded.is_err() {
-        for unit in stopped {
-            let _ = systemd::start(&app.kernel, unit);
-        }
+        services::start_again(app);
         return unloaded;
     }
+    // They go with the driver.
+    services::forget(app)?;
     record.began = Some(version.clone());
     record::write(&app.kernel, &record)?;
     if app.kernel.exists(UNINSTALLER) {
-        teller.run_apart("uninstalling", LOCK, UNINSTALLER, &["--silent"], LIMIT, &|| false)?;
+        teller.run_apart("uninstalling", LOCK, UNINSTALLER, &["--silent"], LIMIT, &Apart::PLAIN)?;
     }
     // Those for other kernels may not be in the uninstaller's list.
     for release in record.installed.iter().flat_map(|one| &one.kernels) {

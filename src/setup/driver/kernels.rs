@@ -5,7 +5,7 @@ use super::install;
 use super::record::{self, Installed};
 use super::{load, take_turn};
 use crate::App;
-use crate::driver::flags;
+use crate::driver::{builds, flags};
 use crate::setup::pending::{self, Pending, Task};
 use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, flock_is_held, heed_termination};
@@ -120,11 +120,14 @@ fn build(app: &App, release: &str) -> Result<()> {
     }
     // Older installers would try them.
     let is_running = release == facts::running(&app.kernel);
-    if is_running && app.kernel.exists("/sys/module/nvidia") && !flags::is_from(version, flags::SKIP_LOAD) {
+    if is_running && app.kernel.exists("/sys/module/nvidia") && !flags::has(version, flags::SKIP_LOAD) {
         return Err(later("nvidia is loaded in another version; reboot".to_string()));
     }
     if flock_is_held(&app.kernel, install::LOCK) {
         return Err(Stop::locked("an installer that an earlier run started is still at work: try again after it"));
+    }
+    if let Some(doubt) = builds::doubt(version, release) {
+        app.story.warn(&doubt);
     }
     let teller = Teller::new(app, "driver", "driver")?;
     let installer = install::kept(app, &teller, &installed).map_err(|stop| later(stop.message))?;

@@ -10,21 +10,22 @@ mod facts;
 mod install;
 mod packages;
 mod plan;
+pub mod services;
+mod why;
 
 use crate::App;
 use crate::config::Config;
 use crate::containers::attach;
-use crate::driver::{self, Installer, Source};
+use crate::driver::{self, Installer, Source, supported};
 use crate::events::notes::handoff_is_under_way;
 use crate::gpu::inventory::{Slot, nvidia_slots};
 use crate::handoff::reconcile::Scope;
 use crate::setup::pending::{self, Task};
 use crate::stop::{Result, Stop};
 use crate::sys::{Action, Kernel, Lock, heed_termination};
-use crate::systemd;
-use crate::teller::Teller;
+use crate::teller::{Apart, Teller};
 use facts::Facts;
-use plan::Step;
+use plan::{Step, Wanted};
 use std::fs;
 use std::time::Duration;
 
@@ -74,8 +75,11 @@ pub fn setup(app: &App, wish: &Wish) -> Result<()> {
     let config = app.config_for_verb()?;
     let _turn = take_turn(app)?;
     let (source, version) = found(app, &config)?;
+    // Somebody was cut off before, and what that owed would look as if it had not been there.
+    services::start_again(app);
     let facts = Facts::read(app, &config)?;
-    let steps = steps(&facts, &config, wish, &version, &source)?;
+    let (steps, notes) = steps(app, &facts, &config, wish, &version, &source)?;
+    notes.iter().for_each(|note| app.story.warn(note));
     let teller = Teller::new(app, "driver", "driver")?;
     if steps.is_empty() {
         teller.say(&format!("{version} is there: nothing to do"));
@@ -93,14 +97,20 @@ pub fn setup(app: &App, wish: &Wish) -> Result<()> {
         app.story.warn(&format!("should this fail, there is no way back to {}: {}", installed.version, stop.message));
     }
     let run = Run { app, config: &config, teller: &teller, installer, may_load: !wish.defer };
-    let mut stopped = Vec::new();
-    let outcome = steps.iter().try_for_each(|step| run.carry_out(step, &mut stopped));
-    for unit in stopped {
-        if let Err(error) = systemd::start(&app.kernel, &unit) {
-            app.story.warn(&format!("{unit} was stopped for this and does not start: {error}"));
+    let mut purged: &[String] = &[];
+    let outcome = steps.iter().try_for_each(|step| {
+        if let Step::Purge { .. } = step {
+            purged = &facts.packages;
         }
+        run.carry_out(step)
+    });
+    services::start_again(app);
+    if let Err(stop) = outcome {
+        // Whoever is without a driver now wants one first of all.
+        let is_bare = !purged.is_empty() && facts::whole(&app.kernel).is_none();
+        let message = if is_bare { format!("{}; {}", stop.message, plan::way_back(purged)) } else { stop.message };
+        return Err(Stop { message, ..stop });
     }
-    outcome?;
     let attached = attach::attached(app);
     if !attached.is_empty() {
         teller.say("containers that were given the GPU: gpu-handoff container sync --all brings them to this version");
@@ -125,7 +135,7 @@ pub fn plan(app: &App, wish: &Wish) -> Result<String> {
     }
     let config = app.config_for_verb()?;
     let (source, version) = found(app, &config)?;
-    let steps = steps(&Facts::read(app, &config)?, &config, wish, &version, &source)?;
+    let (steps, notes) = steps(app, &Facts::read(app, &config)?, &config, wish, &version, &source)?;
     if steps.is_empty() {
         return Ok(format!("nothing to do: driver {version} is there\n"));
     }
@@ -134,14 +144,15 @@ pub fn plan(app: &App, wish: &Wish) -> Result<String> {
         lines.push(format!("{:<9} {url}", "download"));
     }
     lines.extend(steps.iter().map(Step::to_string));
+    lines.extend(notes.iter().map(|note| format!("{:<9} {note}", "note")));
     Ok(lines.iter().map(|line| format!("{line}\n")).collect())
 }
 
 /// One at a time, kernels included.
 fn take_turn(app: &App) -> Result<Lock> {
-    let directory = app.kernel.path("/run/gpu-handoff");
-    let path = directory.join("setup.lock");
-    match fs::create_dir_all(&directory).and_then(|()| Lock::take(&path, Duration::ZERO)) {
+    let path = app.kernel.path(services::TURN);
+    let made = path.parent().map_or(Ok(()), fs::create_dir_all);
+    match made.and_then(|()| Lock::take(&path, Duration::ZERO)) {
         Ok(Some(lock)) => Ok(lock),
         Ok(None) => {
             Err(Stop::locked("another run is setting up the driver: wait for it, its log is in /var/log/gpu-handoff"))
@@ -155,21 +166,41 @@ fn found(app: &App, config: &Config) -> Result<(Source, String)> {
         .ok_or_else(|| Stop::refused(format!("{NONE} {}; nothing was touched", driver::CACHE)))
 }
 
-fn steps(facts: &Facts, config: &Config, wish: &Wish, version: &str, source: &Source) -> Result<Vec<Step>> {
+/// And what is worth knowing before.
+fn steps(
+    app: &App,
+    facts: &Facts,
+    config: &Config,
+    wish: &Wish,
+    version: &str,
+    source: &Source,
+) -> Result<(Vec<Step>, Vec<String>)> {
     if facts.is_busy {
         return Err(Stop::locked(
             "an installer that an earlier run started is still at work, see /var/log/gpu-handoff/driver.log: try again after \
              it",
         ));
     }
-    let steps = plan::plan(facts, wish, version, config.driver.module, config.driver.dkms)
-        .map_err(|why| Stop::refused(format!("{why}; nothing was touched")))?;
+    let file = match source {
+        Source::File(path) if !facts.has(version) => Some(path),
+        _ => None,
+    };
+    let list = file.and_then(|path| supported::read(&app.kernel, path, &facts.gpus));
+    let wanted = Wanted {
+        version,
+        module: config.driver.module,
+        dkms: config.driver.dkms,
+        list: list.as_ref(),
+        packed: file.and_then(|path| Some(fs::metadata(app.kernel.path(path)).ok()?.len() / (1024 * 1024))),
+    };
+    let steps = plan::plan(facts, wish, &wanted).map_err(|why| Stop::refused(format!("{why}; nothing was touched")))?;
+    let notes = plan::notes(facts, &wanted, &steps);
     let is_install = steps.iter().any(|step| matches!(step, Step::Install(_)));
     match source {
         Source::Url(_) if is_install && (wish.defer || wish.offline) => {
             Err(Stop::refused(format!("driver {version} is not downloaded yet: gpu-handoff setup driver does that")))
         }
-        _ => Ok(steps),
+        _ => Ok((steps, notes)),
     }
 }
 
@@ -183,7 +214,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn carry_out(&self, step: &Step, stopped: &mut Vec<String>) -> Result<()> {
+    fn carry_out(&self, step: &Step) -> Result<()> {
         match step {
             Step::Purge { packages, dkms } => {
                 for module in dkms {
@@ -197,14 +228,7 @@ impl Run<'_> {
                 let names: Vec<&str> = packages.iter().map(String::as_str).collect();
                 self.apt("install", &names)
             }
-            Step::StopServices(units) => {
-                for unit in units {
-                    systemd::stop(&self.app.kernel, unit)
-                        .map_err(|error| Stop::failed(format!("{unit} does not stop: {error}")))?;
-                    stopped.push(unit.clone());
-                }
-                Ok(())
-            }
+            Step::StopServices(units) => services::stop(self.app, units),
             Step::Install(install) => match &self.installer {
                 Some((installer, is_copy)) => install::install(self, installer, *is_copy, install),
                 None => Ok(()),
@@ -222,7 +246,7 @@ impl Run<'_> {
 
     /// Not cut off: a package half installed is nobody's wish.
     fn apart(&self, what: &str, program: &str, arguments: &[&str]) -> Result<()> {
-        self.teller.run_apart(what, install::LOCK, program, arguments, PACKAGES, &|| false)
+        self.teller.run_apart(what, install::LOCK, program, arguments, PACKAGES, &Apart::PLAIN)
     }
 }
 

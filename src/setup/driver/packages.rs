@@ -15,6 +15,8 @@ const DRIVER: &[&str] = &[
     "libnvcuvid1",
     "libnvidia-*",
     "libnvoptix1",
+    "linux-modules-nvidia-*",
+    "linux-objects-nvidia-*",
     "nvidia-alternative*",
     "nvidia-compute-utils*",
     "nvidia-dkms*",
@@ -35,6 +37,7 @@ const DRIVER: &[&str] = &[
     "nvidia-tesla*",
     "nvidia-utils*",
     "nvidia-vdpau-driver",
+    "nvidia-vgpu-*",
     "nvidia-vulkan-*",
     "xserver-xorg-video-nvidia*",
 ];
@@ -74,6 +77,50 @@ pub fn headers(release: &str) -> String {
     format!("{family}-{release}")
 }
 
+/// The packages of libglvnd that an installer calls essential (its library_is_optional names the one that is not), each
+/// with a library of it.
+const LIBGLVND: [(&str, &str); 4] = [
+    ("libglvnd0", "libGLdispatch.so.0"),
+    ("libgl1", "libGL.so.1"),
+    ("libglx0", "libGLX.so.0"),
+    ("libegl1", "libEGL.so.1"),
+];
+
+/// Those that are missing where others are there: an installer finds that out when the old driver is gone, and gives up.
+/// None of them is fine, it brings its own. `said` as for [`drivers`].
+pub fn missing_libglvnd(said: &str, libraries: &[String]) -> Vec<String> {
+    let is_installed = |name: &str| said.lines().any(|line| line == format!("{name} installed"));
+    let is_there = |file: &str| libraries.iter().any(|library| library == file);
+    let by_package = LIBGLVND.iter().any(|(name, _)| is_installed(name));
+    let has = |(name, file): &(&str, &str)| if by_package { is_installed(name) } else { is_there(file) };
+    if !LIBGLVND.iter().any(has) {
+        return Vec::new();
+    }
+    LIBGLVND.iter().filter(|one| !has(one)).map(|(name, _)| (*name).to_string()).collect()
+}
+
+/// The series of Proxmox's kernels whose headers are kept up to date: `6.14` of `proxmox-headers-6.14`.
+pub fn header_series(said: &str) -> Vec<String> {
+    let installed = said.lines().filter_map(|line| line.strip_suffix(" installed"));
+    let series = installed
+        .filter_map(|name| name.strip_prefix("proxmox-headers-").or_else(|| name.strip_prefix("pve-headers-")));
+    series.filter(|series| series.bytes().all(|b| b.is_ascii_digit() || b == b'.')).map(str::to_string).collect()
+}
+
+/// When the headers follow another series than the kernel that runs: the next kernel would have none, and no driver.
+pub fn other_series(release: &str, series: &[String]) -> Option<String> {
+    let mut numbers = release.strip_suffix("-pve")?.split(['.', '-']);
+    let running = format!("{}.{}", numbers.next()?, numbers.next()?);
+    let is_followed = series.is_empty() || series.contains(&running);
+    (!is_followed).then(|| {
+        format!(
+            "the packages with kernel headers follow {}, and kernel {release} runs: its next update would come without \
+             headers, and so without a driver; apt-get install proxmox-headers-{running}",
+            series.join(" and ")
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +139,31 @@ mod tests {
     fn headers_of_either_family() {
         assert_eq!(headers("6.8.12-4-pve"), "proxmox-headers-6.8.12-4-pve");
         assert_eq!(headers("6.12.43+deb13-amd64"), "linux-headers-6.12.43+deb13-amd64");
+    }
+
+    #[test]
+    fn libglvnd_is_there_whole_or_not_at_all() {
+        let files = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let all = files(&["libGL.so.1", "libGLX.so.0", "libEGL.so.1", "libGLdispatch.so.0", "libc.so.6"]);
+        assert!(missing_libglvnd("", &[]).is_empty() && missing_libglvnd("", &all).is_empty());
+        assert_eq!(missing_libglvnd("", &files(&["libGL.so.1", "libGLX.so.0", "libGLdispatch.so.0"])), ["libegl1"]);
+        // Files of an installer that came before: it takes them with it.
+        assert_eq!(
+            missing_libglvnd("libglvnd0 installed\nlibegl1 config-files\n", &all),
+            ["libgl1", "libglx0", "libegl1"]
+        );
+        assert!(missing_libglvnd("libglvnd0 not-installed\n", &all).is_empty());
+        assert_eq!(missing_libglvnd("", &files(&["libOpenGL.so.0"])), Vec::<String>::new());
+    }
+
+    #[test]
+    fn headers_of_the_series_that_runs() {
+        let said = "proxmox-headers-6.8 installed\nproxmox-headers-6.8.12-4-pve installed\nproxmox-headers-6.14 config-files\n";
+        assert_eq!(header_series(said), ["6.8"]);
+        let told = other_series("6.14.11-4-pve", &header_series(said)).unwrap();
+        assert!(told.ends_with("apt-get install proxmox-headers-6.14"), "{told}");
+        assert_eq!(other_series("6.8.12-4-pve", &header_series(said)), None);
+        assert_eq!(other_series("6.14.11-4-pve", &[]), None);
+        assert_eq!(other_series("6.12.48+deb13-amd64", &header_series(said)), None);
     }
 }
