@@ -27,13 +27,16 @@ pub fn runs(kernel: &dyn Kernel, ctid: u32) -> bool {
 /// somebody froze already.
 pub fn with_gpu(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<u32> {
     let own = own_nodes(kernel, slots);
-    running(kernel, &|config| could_open(kernel, config, &own))
+    // Of a card whose number is not known any may be meant.
+    let is_known = own.iter().filter(|(path, _)| nodes::is_gpu(path)).count()
+        == slots.iter().filter(|s| s.gpu().is_some()).count();
+    running(kernel, &|config| could_open(kernel, config, &own, is_known))
 }
 
 /// As [`with_gpu`], those that have anything of NVIDIA's, whether there is such a GPU now or not.
 pub fn with_nvidia(kernel: &dyn Kernel) -> Vec<u32> {
     let all = own_nodes(kernel, &nvidia_slots(kernel));
-    running(kernel, &|config| has_nvidia(config) || could_open(kernel, config, &all))
+    running(kernel, &|config| has_nvidia(config) || could_open(kernel, config, &all, true))
 }
 
 fn running(kernel: &dyn Kernel, is_meant: &dyn Fn(&CtConfig) -> bool) -> Vec<u32> {
@@ -63,21 +66,21 @@ fn own_nodes(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<(String, DeviceNumber)>
 
 /// Of several cards it is the nodes that tell which one a container uses; a rule alone, or what all cards share, may be
 /// for any.
-fn could_open(kernel: &dyn Kernel, config: &CtConfig, own: &[(String, DeviceNumber)]) -> bool {
+fn could_open(kernel: &dyn Kernel, config: &CtConfig, own: &[(String, DeviceNumber)], is_known: bool) -> bool {
     let given = resolved(kernel, config, own);
     let is_own = |given: &Given| own.iter().any(|(path, _)| is_at_or_below(path, &given.host));
     if nvidia_hook(config).is_some() || given.iter().any(is_own) {
         return true;
     }
     if given.iter().any(|given| nodes::is_gpu(&given.host)) {
-        return false;
+        return !is_known;
     }
     let minors: Vec<&str> = config.devices_allow().filter_map(minor_of_nvidia).collect();
     if !minors.is_empty() {
         let is_own =
             |minor: &&str| *minor == "*" || own.iter().any(|(_, n)| n.to_string() == format!("{NVIDIA_MAJOR}:{minor}"));
         let is_of_all = |minor: &&str| minor.parse().is_ok_and(|minor: u64| minor >= nodes::MODESET_MINOR);
-        return minors.iter().any(is_own) || minors.iter().all(is_of_all);
+        return !is_known || minors.iter().any(is_own) || minors.iter().all(is_of_all);
     }
     given.iter().any(|given| given.host.starts_with("/dev/nvidia"))
 }
@@ -307,7 +310,7 @@ mod tests {
     fn could(lines: &str) -> bool {
         let own = [("/dev/nvidia0", NVIDIA_MAJOR, 0), ("/dev/dri/renderD128", 226, 128)];
         let own = own.map(|(path, major, minor)| (path.to_string(), DeviceNumber { major, minor }));
-        could_open(&Linux::at("/nonexistent".into()), &parse(lines), &own)
+        could_open(&Linux::at("/nonexistent".into()), &parse(lines), &own, true)
     }
 
     #[test]
@@ -344,6 +347,11 @@ mod tests {
         ] {
             assert!(!could(lines), "{lines}");
         }
+        // While the driver does not tell the card's number.
+        let kernel = Linux::at("/nonexistent".into());
+        assert!(could_open(&kernel, &parse("dev0: /dev/nvidia1"), &[], false));
+        assert!(could_open(&kernel, &parse("lxc.cgroup2.devices.allow: c 195:1 rwm"), &[], false));
+        assert!(!could_open(&kernel, &parse("dev0: /dev/dri/card1"), &[], false));
     }
 
     #[test]
