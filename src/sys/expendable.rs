@@ -11,6 +11,7 @@ use super::{ActError, Action, failpoints, scan, terminate};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{self, SigSet, Signal};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pipe2, setsid};
 use std::fs::File;
@@ -136,7 +137,7 @@ impl Worker {
 
     /// Ends it wherever it is, unless not even that can be.
     pub fn kill(self) {
-        let _ = nix::sys::signal::kill(self.pid, nix::sys::signal::Signal::SIGKILL);
+        let _ = signal::kill(self.pid, Signal::SIGKILL);
     }
 }
 
@@ -173,8 +174,11 @@ fn start_reconcile() {
     let _ = command.spawn();
 }
 
-/// New session, nothing on 0 to 2, every other descriptor but those in `keep` closed.
+/// New session, nothing on 0 to 2, every other descriptor but those in `keep` closed. No signal interrupts it: the nvidia
+/// driver's remove, which waits for the GPU's users, would end no sooner and spin meanwhile. It ends with its parent all
+/// the same, and a program that it runs has signals again.
 fn leave_parent_behind(keep: &[i32]) {
+    let _ = SigSet::all().thread_block();
     let _ = setsid();
     let _ = std::env::set_current_dir("/");
     terminate::ignore_no_more();
@@ -279,6 +283,19 @@ mod tests {
                 let open = std::fs::read_dir("/proc/self/fd").map_err(ActError::Os)?.count();
                 return if open == 6 { Ok(Vec::new()) } else { Err(ActError::Program(format!("{open} descriptors"))) };
             }
+            "signals" => {
+                // SIGHUP, SIGINT and SIGTERM are among them; std gives a program an empty mask.
+                let own = std::fs::read_to_string("/proc/self/status").map_err(ActError::Os)?;
+                let program = Command::new("/bin/cat").arg("/proc/self/status").output().map_err(ActError::Os)?;
+                let blocked = |status: &str| {
+                    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap_or_default();
+                    u64::from_str_radix(mask.trim(), 16).unwrap_or_default() & 0x4003
+                };
+                let (own, program) = (blocked(&own), blocked(&String::from_utf8_lossy(&program.stdout)));
+                if (own, program) != (0x4003, 0) {
+                    return Err(ActError::Program(format!("{own:x} blocked, in a program {program:x}")));
+                }
+            }
             "ENODEV" => return Err(ActError::Os(io::Error::from_raw_os_error(libc::ENODEV))),
             "words" => return Err(ActError::Program("the reason".to_string())),
             "die" => std::process::abort(),
@@ -309,6 +326,14 @@ mod tests {
         let (_reader, _writer) = pipe2(OFlag::empty()).unwrap();
         let mut worker = worker();
         let answer = worker.ask(&write("descriptors"), Duration::from_secs(20));
+        assert!(answer.is_ok(), "{answer:?}");
+        worker.dismiss();
+    }
+
+    #[test]
+    fn no_signal_interrupts_a_worker_and_its_programs_have_theirs() {
+        let mut worker = worker();
+        let answer = worker.ask(&write("signals"), Duration::from_secs(20));
         assert!(answer.is_ok(), "{answer:?}");
         worker.dismiss();
     }
