@@ -24,15 +24,16 @@ impl FromStr for Version {
 }
 
 impl Version {
-    /// Drivers from 570 on, up to 580.95.05, hold each GPU while nvidia_drm with modeset=1 is loaded; 580.105.08 and
-    /// 590.44.01 let go of a GPU that is unbound.
-    pub fn drm_holds_gpu(self) -> bool {
-        let fixed = if self.0 >= 590 { Version(590, 44, 1) } else { Version(580, 105, 8) };
-        self >= Version(570, 0, 0) && self < fixed
+    /// Before 580.105.08, of 590 before 590.44.01, nvidia_drm looks for GPUs when it is loaded and never again. With
+    /// modeset=1 it holds each of them until it is unloaded; a GPU that is unbound leaves its DRM device behind, and one
+    /// that is bound later gets none.
+    pub fn drm_looks_once(self) -> bool {
+        self < if self.0 >= 590 { Version(590, 44, 1) } else { Version(580, 105, 8) }
     }
 
-    /// From 595.45 on the driver forgets a GPU that is unbound before it waits for its users: the wait never ends.
-    pub fn waits_for_ever(self) -> bool {
+    /// From 595.45 on the driver forgets a GPU that is unbound before it waits for its users. Whoever has the GPU's node
+    /// lets go of it by ending, as before; whoever has it attached through nvidiactl no more, and that wait never ends.
+    pub fn forgets_attached(self) -> bool {
         self >= Version(595, 45, 0)
     }
 }
@@ -106,16 +107,15 @@ mod tests {
 
     #[test]
     fn versions_compare_by_number() {
-        let holds = |text: &str| text.parse::<Version>().unwrap().drm_holds_gpu();
-        assert!(!holds("565.77"));
-        assert!(holds("570.86.16"));
-        assert!(holds("580.95.05"));
-        assert!(!holds("580.105.08"));
-        assert!(holds("590.9.1"));
-        assert!(!holds("590.44.01"));
-        assert!(!holds("595.45.04"));
-        let waits = |text: &str| text.parse::<Version>().unwrap().waits_for_ever();
-        assert!(waits("595.45.04") && waits("600.1") && !waits("590.48.01"));
+        let looks_once = |text: &str| text.parse::<Version>().unwrap().drm_looks_once();
+        for old in ["515.43.04", "535.261.03", "550.163.01", "565.77", "570.86.16", "580.95.05", "590.9.1"] {
+            assert!(looks_once(old), "{old}");
+        }
+        for new in ["580.105.08", "585.1", "590.44.01", "595.45.04"] {
+            assert!(!looks_once(new), "{new}");
+        }
+        let forgets = |text: &str| text.parse::<Version>().unwrap().forgets_attached();
+        assert!(forgets("595.45.04") && forgets("600.1") && !forgets("590.48.01"));
         assert!("Module".parse::<Version>().is_err());
         assert!("".parse::<Version>().is_err());
     }

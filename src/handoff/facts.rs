@@ -96,7 +96,7 @@ impl Facts {
             static_ids: static_ids::read(kernel),
             drm_holds_gpus: is_loaded("nvidia_drm")
                 && nvidia::modeset_enabled(kernel)
-                && nvidia::version(kernel).is_none_or(nvidia::Version::drm_holds_gpu),
+                && nvidia::version(kernel).is_none_or(nvidia::Version::drm_looks_once),
             console,
             slots,
         })

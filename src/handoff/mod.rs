@@ -167,15 +167,21 @@ impl Handoff<'_> {
         Ok(())
     }
 
-    /// What to do about a call that never came back.
-    fn remedy_of_wedge(&self, slot: &str, wedge: &Wedge) -> String {
+    /// Who uses a card, and what to type to end that.
+    fn holder_of(&self, slot: &str) -> Option<String> {
         let slots: Vec<Slot> = Slot::read(self.kernel, slot).into_iter().collect();
         let holders = Watched::of_slots(self.kernel, &slots, Reach::Slots).holders(self.kernel);
-        let holder = holders.first().map(|holder| format!("{holder}; end it ({})", holder.remedy()));
-        let waits_for_ever = wedge.step.contains("from nvidia")
-            && nvidia::version(self.kernel).is_some_and(nvidia::Version::waits_for_ever);
-        let then = if waits_for_ever {
-            "with this version of the driver the call never ends: reboot the host when you can"
+        holders.first().map(|holder| format!("{holder}; end it ({})", holder.remedy()))
+    }
+
+    /// What to do about a call that never came back.
+    fn remedy_of_wedge(&self, slot: &str, wedge: &Wedge) -> String {
+        let holder = self.holder_of(slot);
+        let forgets_attached = wedge.step.contains("from nvidia")
+            && nvidia::version(self.kernel).is_some_and(nvidia::Version::forgets_attached);
+        let then = if forgets_attached {
+            "the card comes home by itself when the call ends; it never does, with this version of the driver, where \
+             somebody had the card attached through /dev/nvidiactl: then only a reboot frees it"
         } else {
             "the card comes home by itself when the call ends; if it never does, only a reboot frees it"
         };

@@ -253,7 +253,8 @@ fn what_to_do_about_a_wedged_slot() {
         let line = format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  Wed Nov 19 00:00:00 UTC 2026\n");
         wedged().file("proc/driver/nvidia/version", &line)
     };
-    let never = "with this version of the driver the call never ends: reboot the host when you can; other cards keep \
+    let never = "the card comes home by itself when the call ends; it never does, with this version of the driver, where \
+                 somebody had the card attached through /dev/nvidiactl: then only a reboot frees it; other cards keep \
                  working";
     refuses(&driver("590.48.01"), "111 pre-start", 4, &format!("{WEDGED}; {COMES_HOME}"));
     refuses(&driver("595.45.04"), "111 pre-start", 4, &format!("{WEDGED}; {never}"));
