@@ -10,6 +10,7 @@ use crate::App;
 use crate::gpu::choice::choose;
 use crate::gpu::containers::{Given, Way};
 use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
+use crate::gpu::nvidia::{self, Minors};
 use crate::gpu::{Slot, containers, nodes};
 use crate::handoff::is_alive;
 use crate::handoff::reconcile::nodes_to_text;
@@ -466,6 +467,9 @@ fn explain(app: &App, ctid: u32, away: &Away) -> String {
         (Some(vmid), ..) => format!("VM {vmid} has it; stop that first: qm stop {vmid}, {again}"),
         (None, Some(owner), _) => {
             format!("it was given to {owner}; bring it home first: gpu-handoff to-nvidia {slot}, {again}")
+        }
+        (None, None, Some("nvidia")) if Minors::read(&app.kernel).is_busy => {
+            format!("{}; when that is over, {again}", nvidia::busy(&app.kernel))
         }
         (None, None, Some("nvidia")) => {
             "the NVIDIA driver has it but does not list it in /proc/driver/nvidia/gpus; see dmesg".to_string()

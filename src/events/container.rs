@@ -5,7 +5,8 @@ use super::notes::{Notes, handoff_is_under_way};
 use crate::App;
 use crate::config;
 use crate::gpu::inventory::Slot;
-use crate::gpu::{containers, nodes, nvidia};
+use crate::gpu::nvidia::Minors;
+use crate::gpu::{containers, nodes};
 use crate::handoff::reconcile::make_nodes;
 use crate::handoff::record::{Owner, Progress, Record};
 use crate::proxmox::ct::CtConfig;
@@ -84,12 +85,17 @@ fn gone(app: &App, ct: &CtConfig) -> Option<Record> {
     if away.is_empty() {
         return None;
     }
+    let minors = Minors::read(kernel);
+    // What is not known keeps no container from starting.
+    if minors.is_busy {
+        return None;
+    }
     // One that is just leaving still has its number.
     let leaving: Vec<String> = away
         .iter()
         .flat_map(|record| &record.functions)
         .filter_map(|home| {
-            let minor = nvidia::minor(kernel, &home.address)?;
+            let minor = minors.get(&home.address)?;
             Some(format!("/dev/nvidia{minor}"))
         })
         .collect();

@@ -1,8 +1,8 @@
 //! Containers that run, which of them could open an NVIDIA GPU, and what their configurations give them of one.
 
-use super::inventory::{Slot, attribute, nvidia_slots};
+use super::inventory::{Slot, nvidia_slots};
 use super::nodes::{self, NVIDIA_MAJOR};
-use super::nvidia;
+use super::nvidia::Minors;
 use crate::proxmox::ct::{self, CtConfig};
 use crate::sys::{DeviceNumber, Kernel};
 use crate::systemd;
@@ -51,15 +51,12 @@ fn running(kernel: &dyn Kernel, is_meant: &dyn Fn(&CtConfig) -> bool) -> Vec<u32
 /// The nodes that belong to these slots' GPUs alone.
 fn own_nodes(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<(String, DeviceNumber)> {
     let mut own = Vec::new();
+    let minors = Minors::read(kernel);
     for gpu in slots.iter().flat_map(|slot| &slot.functions).filter(|function| function.is_nvidia_gpu()) {
-        if let Some(minor) = nvidia::minor(kernel, &gpu.address) {
+        if let Some(minor) = minors.get(&gpu.address) {
             own.push((format!("/dev/nvidia{minor}"), DeviceNumber { major: NVIDIA_MAJOR, minor }));
         }
-        let drm = attribute(&gpu.address, "drm");
-        for name in kernel.list(&drm) {
-            let number = kernel.text(&format!("{drm}/{name}/dev")).and_then(|text| text.parse().ok());
-            own.extend(number.map(|number| (format!("/dev/dri/{name}"), number)));
-        }
+        own.extend(nodes::drm_of(kernel, &gpu.address));
     }
     own
 }

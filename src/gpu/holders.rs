@@ -2,8 +2,8 @@
 //! namespaces.
 
 use super::inventory::{Slot, VFIO_PCI};
-use super::nodes::{CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
-use super::nvidia;
+use super::nodes::{self, CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
+use super::nvidia::{self, Minors};
 use crate::report::story::printable;
 use crate::sys::{DeviceNumber, Kernel, OpenDevice};
 use std::collections::BTreeMap;
@@ -98,6 +98,8 @@ pub struct Watched {
     elsewhere: Vec<DeviceNumber>,
     /// Majors with many minors, what their paths begin with, and whether they are held or shared.
     families: Vec<(u64, &'static str, bool)>,
+    /// The driver is busy and did not say which nodes are the slots': who holds them is not known.
+    pub is_blind: bool,
 }
 
 impl Watched {
@@ -116,8 +118,9 @@ impl Watched {
         if !on_nvidia {
             return watched;
         }
-        for address in kernel.list("/proc/driver/nvidia/gpus") {
-            let Some(minor) = nvidia::minor(kernel, &address) else { continue };
+        let minors = Minors::read(kernel);
+        watched.is_blind = minors.is_busy;
+        for (address, minor) in minors.each() {
             let number = DeviceNumber { major: NVIDIA_MAJOR, minor };
             let moves = slots.iter().flat_map(|slot| &slot.functions).any(|f| f.address == address);
             if moves || reach == Reach::Unloading {
@@ -182,9 +185,8 @@ impl Watched {
     }
 
     fn add_drm(&mut self, kernel: &dyn Kernel, address: &str) {
-        let drm = format!("/sys/bus/pci/devices/{address}/drm");
-        for name in kernel.list(&drm) {
-            self.add_attribute(kernel, &format!("{drm}/{name}/dev"), &format!("/dev/dri/{name}"));
+        for (path, number) in nodes::drm_of(kernel, address) {
+            self.held.insert(number, path);
         }
         // The framebuffer that a DRM driver makes of it, for the console and for whoever opens it.
         let graphics = format!("/sys/bus/pci/devices/{address}/graphics");

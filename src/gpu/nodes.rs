@@ -4,8 +4,8 @@
 //! the control device; nvidia-uvm's major is dynamic.
 
 use super::containers;
-use super::inventory::functions_of_driver;
-use super::nvidia;
+use super::inventory::{Function, VFIO_PCI, attribute, functions_of_driver, nvidia_slots};
+use super::nvidia::{self, Minors};
 use crate::sys::{DeviceNumber, Kernel, Node};
 
 /// The modules that device nodes belong to.
@@ -30,7 +30,7 @@ const PARAMS: &str = "/proc/driver/nvidia/params";
 /// The driver's own default.
 const ANYBODY: u32 = 0o666;
 
-/// The nodes that belong to the loaded modules and are missing or wrong.
+/// The nodes that belong to the loaded modules and are missing or wrong; of GPUs not while the driver is busy.
 pub fn missing(kernel: &dyn Kernel) -> Vec<Node> {
     let Some(permission) = Permission::read(kernel) else { return Vec::new() };
     wanted(kernel)
@@ -77,14 +77,12 @@ pub fn capabilities(kernel: &dyn Kernel) -> Vec<Node> {
     found
 }
 
-/// Those that belong to the loaded modules, with the numbers that the driver has now.
+/// Those that belong to the loaded modules, with the numbers that the driver has now; of GPUs not while it is busy.
 pub fn wanted(kernel: &dyn Kernel) -> Vec<(String, DeviceNumber)> {
     let mut nodes = Vec::new();
     let mut add = |path: String, major: u64, minor: u64| nodes.push((path, DeviceNumber { major, minor }));
-    for address in kernel.list("/proc/driver/nvidia/gpus") {
-        if let Some(minor) = nvidia::minor(kernel, &address) {
-            add(format!("/dev/nvidia{minor}"), NVIDIA_MAJOR, minor);
-        }
+    for (_, minor) in Minors::read(kernel).each() {
+        add(format!("/dev/nvidia{minor}"), NVIDIA_MAJOR, minor);
     }
     if kernel.exists("/sys/module/nvidia") {
         add("/dev/nvidiactl".to_string(), NVIDIA_MAJOR, CONTROL_MINOR);
@@ -103,14 +101,31 @@ pub fn wanted(kernel: &dyn Kernel) -> Vec<(String, DeviceNumber)> {
 pub fn drm(kernel: &dyn Kernel) -> Vec<(String, DeviceNumber)> {
     let mut nodes = Vec::new();
     for address in functions_of_driver(kernel, "nvidia") {
-        let directory = format!("/sys/bus/pci/devices/{address}/drm");
-        for name in kernel.list(&directory) {
-            if let Some(number) = kernel.text(&format!("{directory}/{name}/dev")).and_then(|text| text.parse().ok()) {
-                nodes.push((format!("/dev/dri/{name}"), number));
-            }
-        }
+        nodes.extend(drm_of(kernel, &address));
     }
     nodes
+}
+
+/// The GPUs that nvidia_drm may have DRM devices of: one that is with a VM may have left its own behind.
+pub fn gpus_of_nvidia_drm(kernel: &dyn Kernel) -> Vec<String> {
+    let gpus = nvidia_slots(kernel).into_iter().filter_map(|slot| slot.gpu().cloned());
+    let may_be =
+        |gpu: &Function| gpu.driver.as_deref().is_none_or(|driver| matches!(driver, "nvidia" | VFIO_PCI | "pci-stub"));
+    gpus.filter(may_be).map(|gpu| gpu.address).collect()
+}
+
+/// The DRM nodes of a function, whichever driver has it now.
+pub fn drm_of(kernel: &dyn Kernel, address: &str) -> Vec<(String, DeviceNumber)> {
+    let directory = attribute(address, "drm");
+    // controlD64 is the card by an old name, which has no node.
+    let names =
+        kernel.list(&directory).into_iter().filter(|name| kernel.link_name(&format!("{directory}/{name}")).is_err());
+    names
+        .filter_map(|name| {
+            let number = kernel.text(&format!("{directory}/{name}/dev"))?.parse().ok()?;
+            Some((format!("/dev/dri/{name}"), number))
+        })
+        .collect()
 }
 
 /// The mode of the nodes, as the administrator gave it to the driver.

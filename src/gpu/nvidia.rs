@@ -1,9 +1,19 @@
 //! What the NVIDIA driver says of itself in `/proc/driver/nvidia` and `/sys/module`.
 
-use crate::sys::Kernel;
+use super::inventory::READ_LIMIT;
+use crate::report::story::printable;
+use crate::sys::{ActError, Kernel};
+use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::time::Duration;
 
 pub const UVM: &str = "nvidia_uvm";
+
+/// What the driver says of each GPU that it has, or cannot let go of.
+pub const GPUS: &str = "/proc/driver/nvidia/gpus";
+
+/// A process that changes its program for another may keep others from looking at it.
+const STACK_LIMIT: Duration = Duration::from_millis(200);
 
 /// Modules that depend on `nvidia` and that this program may unload with it and load again.
 const STACK: [&str; 4] = [UVM, "nvidia_drm", "nvidia_modeset", "nvidia_peermem"];
@@ -54,10 +64,89 @@ pub fn modeset_enabled(kernel: &dyn Kernel) -> bool {
     kernel.text("/sys/module/nvidia_drm/parameters/modeset").is_some_and(|t| matches!(t.as_str(), "Y" | "1"))
 }
 
-/// `Device Minor:` of a GPU, the N of its `/dev/nvidiaN`.
+/// Which node is whose: of each GPU that the driver lists, by address, the N of its `/dev/nvidiaN`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Minors {
+    of: BTreeMap<String, u64>,
+    /// The driver did not say, or not of all.
+    pub is_busy: bool,
+}
+
+impl Minors {
+    /// `information` takes the lock that the driver holds as long as it starts or resets any GPU, which may be half a
+    /// minute.
+    pub fn read(kernel: &dyn Kernel) -> Minors {
+        let mut minors = Minors::default();
+        for address in kernel.list(GPUS) {
+            match kernel.read_slowly(&format!("{GPUS}/{address}/information"), READ_LIMIT) {
+                Ok(text) => {
+                    minors.of.extend(device_minor(&String::from_utf8_lossy(&text)).map(|minor| (address, minor)))
+                }
+                Err(ActError::Stuck { .. }) => {
+                    minors.is_busy = true;
+                    return minors;
+                }
+                Err(_) => {}
+            }
+        }
+        minors
+    }
+
+    pub fn get(&self, address: &str) -> Option<u64> {
+        self.of.get(address).copied()
+    }
+
+    pub fn each(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.of.iter().map(|(address, minor)| (address.as_str(), *minor))
+    }
+}
+
+/// That of one GPU; none, too, while the driver is busy.
 pub fn minor(kernel: &dyn Kernel, address: &str) -> Option<u64> {
-    let text = kernel.text(&format!("/proc/driver/nvidia/gpus/{address}/information"))?;
-    text.lines().find_map(|line| line.strip_prefix("Device Minor:")?.trim().parse().ok())
+    Minors::read(kernel).get(address)
+}
+
+fn device_minor(information: &str) -> Option<u64> {
+    information.lines().find_map(|line| line.strip_prefix("Device Minor:")?.trim().parse().ok())
+}
+
+/// Why nothing could be learnt from the driver, for a sentence that says what was not done.
+pub fn busy(kernel: &dyn Kernel) -> String {
+    let who = in_the_driver(kernel, &["nvidia_open", "nv_open_device"]);
+    let who =
+        who.map_or_else(|| "somebody".to_string(), |process| format!("PID {} ({})", process.pid, process.command));
+    format!(
+        "the NVIDIA driver is busy, {who} has it start or reset a GPU ({GPUS} did not answer within {} s)",
+        READ_LIMIT.as_secs()
+    )
+}
+
+/// A process that is in one of these functions of the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InKernel {
+    pub pid: i32,
+    pub command: String,
+}
+
+/// Looks at where every process is in the kernel; none when nobody is seen there, or only by root.
+pub fn in_the_driver(kernel: &dyn Kernel, functions: &[&str]) -> Option<InKernel> {
+    let mut patience = 3;
+    for pid in kernel.list("/proc").iter().filter_map(|name| name.parse::<i32>().ok()) {
+        let stack = match kernel.read_slowly(&format!("/proc/{pid}/stack"), STACK_LIMIT) {
+            Ok(stack) => String::from_utf8_lossy(&stack).into_owned(),
+            Err(ActError::Stuck { .. }) if patience == 0 => return None,
+            Err(ActError::Stuck { .. }) => {
+                patience -= 1;
+                continue;
+            }
+            Err(_) => continue,
+        };
+        if functions.iter().any(|function| stack.contains(function)) {
+            let command = kernel.text(&format!("/proc/{pid}/comm")).unwrap_or_else(|| "?".to_string());
+            return Some(InKernel { pid, command: printable(&command) });
+        }
+    }
+    None
 }
 
 /// The majors that `/proc/devices` lists for a character device under exactly this name.

@@ -5,10 +5,11 @@ use super::facts::Facts;
 use super::plan::{self, Plan};
 use super::record::{Owner, Progress, Record};
 use super::run::{OnFailure, Outcome};
+use super::step::Step;
 use super::store::Locked;
 use super::{Handoff, LOOK_AGAIN, check, is_alive};
 use crate::gpu::holders::Watched;
-use crate::gpu::inventory::{Slot, VFIO_PCI};
+use crate::gpu::inventory::{READ_LIMIT, Slot, VFIO_PCI};
 use crate::stop::{Result, Stop};
 use crate::sys::ActError;
 use std::time::Duration;
@@ -261,6 +262,16 @@ impl Handoff<'_> {
     pub(super) fn go_home(&self, locked: &Locked, record: &Record, end: Duration) -> Result<Outcome> {
         let plan = self.plan_home(record)?;
         self.run(locked, record, &plan, OnFailure::GoOn, end)
+    }
+
+    /// Nothing is left to bring home of a record but what was left out: time ran out before anything was touched, or
+    /// after all was done.
+    pub(super) fn is_back(&self, record: &Record, left_out: &[String]) -> bool {
+        let Some(rest) = record.without(left_out) else { return true };
+        let holds = |step: &Step| matches!(step.holds(self.kernel, READ_LIMIT), Ok(true));
+        // Nobody can see whether there is an id; Proxmox writes one when QEMU starts, which it has not.
+        let is_seen = |step: &Step| !matches!(step, Step::RemoveId { .. });
+        self.plan_home(&rest).is_ok_and(|plan| plan.iter().all(|(_, step)| !is_seen(step) || holds(step)))
     }
 
     /// What [`Handoff::come_home`] would do for a person now.

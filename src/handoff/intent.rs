@@ -9,10 +9,10 @@ use super::record::{HomeOf, Owner, Progress, Record, Stopped};
 use super::step::Step;
 use super::{Handoff, again, check, is_with};
 use crate::config::{ForContainer, Home};
-use crate::gpu::containers;
 use crate::gpu::holders::{Holder, Place, Reach, Watched};
-use crate::gpu::inventory::{self, Function, Slot, VFIO_PCI};
+use crate::gpu::inventory::{Function, Slot, VFIO_PCI};
 use crate::gpu::power::Power;
+use crate::gpu::{containers, nodes, nvidia};
 use crate::stop::{Result, Stop};
 use crate::systemd;
 
@@ -77,6 +77,13 @@ impl Handoff<'_> {
         check::check(&facts, listed).map_err(refuse)?;
         let plan = plan::to_vfio(&facts, &record).map_err(refuse)?;
         let watched = self.watched(&facts, &plan);
+        if watched.is_blind {
+            let busy = nvidia::busy(self.kernel);
+            return Err(refuse(format!(
+                "{busy}, so who uses the card is not known; when that is over, {}",
+                again(owner)
+            )));
+        }
         let holders = watched.holders(self.kernel);
         let halts = self.decide(owner, &facts, &holders).map_err(|keepers| busy(owner, &names, &keepers))?;
         add_missing(&mut record.frozen, self.to_freeze(&facts, &halts));
@@ -230,7 +237,7 @@ impl Handoff<'_> {
     fn modules_of(&self, gpu: &Function) -> Vec<String> {
         let unloadable = |m: &&String| matches!(m.as_str(), "nvidia" | "nouveau");
         let Some(module) = gpu.module.as_ref().filter(unloadable) else { return Vec::new() };
-        let mut order = crate::gpu::nvidia::unload_order(self.kernel, module).unwrap_or_default();
+        let mut order = nvidia::unload_order(self.kernel, module).unwrap_or_default();
         order.reverse();
         order
     }
@@ -241,7 +248,7 @@ impl Handoff<'_> {
         let reach = if unloads("nvidia") { Reach::Unloading } else { Reach::Unbinding };
         let mut watched = Watched::of_slots(self.kernel, &facts.slots, reach);
         if unloads("nvidia_drm") {
-            watched.add_all_drm(self.kernel, &inventory::functions_of_driver(self.kernel, "nvidia"));
+            watched.add_all_drm(self.kernel, &nodes::gpus_of_nvidia_drm(self.kernel));
         }
         watched
     }

@@ -171,7 +171,7 @@ impl Handoff<'_> {
         left_out: &[String],
         time: TimeBox,
     ) -> Result<()> {
-        if back.is_complete() || back.only_stuck() {
+        if back.is_complete() || back.only_stuck() || (back.failures.is_empty() && self.is_back(record, left_out)) {
             return self.end_record(locked, record, left_out, time);
         }
         let message = format!(

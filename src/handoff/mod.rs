@@ -36,7 +36,7 @@ use run::{OnFailure, Outcome, Run};
 use std::time::Duration;
 use step::Step;
 use store::{Locked, Store};
-use wedge::Wedge;
+use wedge::{Foreign, Wedge};
 
 /// How often to look again while waiting for something to end.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -123,6 +123,13 @@ impl Handoff<'_> {
                 return Err(Stop::overrun(format!(
                     "{slot} is wedged and left alone: {wedge}; {}",
                     self.remedy_of_wedge(slot, &wedge)
+                )));
+            }
+            if let Some(foreign) = Foreign::wait(self.kernel, slot, || self.store.has_call(self.kernel, slot)) {
+                let holder = self.holder_of(slot).map(|holder| format!("{holder}; ")).unwrap_or_default();
+                return Err(Stop::overrun(format!(
+                    "{slot} is wedged and left alone: {foreign}; {holder}until that ends nobody can have the card, and if \
+                     it never does, only a reboot frees it; other cards keep working"
                 )));
             }
         }

@@ -40,6 +40,10 @@ impl Handoff<'_> {
             self.story.warn(&format!("{problem:#}"));
         }
         self.resume_what_was_forgotten();
+        if scope == Scope::All && nvidia::Minors::read(self.kernel).is_busy {
+            let busy = nvidia::busy(self.kernel);
+            self.story.warn(&format!("{busy}: nobody has looked whether /dev/nvidia0 and the like are there; when that is over: gpu-handoff reconcile"));
+        }
         if self.left_behind(scope).is_empty() && self.missing_nodes(scope).is_empty() && !self.lacks_uvm(scope) {
             return Ok(());
         }

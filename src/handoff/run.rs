@@ -2,9 +2,9 @@
 
 use super::plan::{Phase, Plan};
 use super::step::Step;
-use crate::gpu::Slot;
 use crate::gpu::holders::{Reach, Watched};
 use crate::gpu::inventory::slot_of;
+use crate::gpu::{Slot, nvidia};
 use crate::report::Story;
 use crate::sys::failpoints::{self, Point};
 use crate::sys::{ActError, Action, Kernel, Process};
@@ -187,8 +187,11 @@ impl Run<'_> {
             return None;
         }
         let slot: Vec<Slot> = Slot::read(self.kernel, slot_of(address)?).into_iter().collect();
-        let holders = Watched::of_slots(self.kernel, &slot, Reach::Unbinding).holders(self.kernel);
-        holders.first().map(|holder| format!("meanwhile {holder}"))
+        let watched = Watched::of_slots(self.kernel, &slot, Reach::Unbinding);
+        if watched.is_blind {
+            return Some(format!("meanwhile {}", nvidia::busy(self.kernel)));
+        }
+        watched.holders(self.kernel).first().map(|holder| format!("meanwhile {holder}"))
     }
 
     fn change(&self, step: &Step, worker: Process, limit: Duration) -> Result<Effect, Failure> {

@@ -7,7 +7,7 @@ use crate::gpu::inventory::{Function, Slot, VFIO_PCI, nvidia_slots};
 use crate::handoff::is_with;
 use crate::handoff::record::{Owner, Progress, Record};
 use crate::handoff::store::{self, Store};
-use crate::handoff::wedge::Wedge;
+use crate::handoff::wedge::{Foreign, Wedge};
 use crate::setup::pending::Pending;
 use crate::sys::{Kernel, OpenDevice, flock_is_held};
 use serde_json::{Value, json};
@@ -65,9 +65,12 @@ struct Gpu {
     has: Has,
     /// By function: its home, as recorded or, without a record, as configured, else where it is.
     homes: Vec<Option<String>>,
-    /// None when this process may not see who uses it.
+    /// None when this process may not see who uses it, or the driver is busy.
     users: Option<Vec<Holder>>,
+    is_blind: bool,
     wedged: Option<Wedge>,
+    /// A remove that hangs and is none of ours.
+    foreign: Option<Foreign>,
     last: Option<Value>,
 }
 
@@ -168,11 +171,13 @@ impl Gpu {
         {
             problems.push(format!("{}: reading its driver_override {error}", slot.address));
         }
-        let users = open.map(|open| {
-            Watched::of_slots(kernel, std::slice::from_ref(&slot), Reach::Slots).holders_among(kernel, open)
-        });
-        let has = if is_wedged { Has::Wedged(vmid(&ours)) } else { who_has(kernel, &slot, &ours, open) };
-        Gpu { has, homes, users, last: store.last(&slot.address), wedged, slot }
+        let watched = Watched::of_slots(kernel, std::slice::from_ref(&slot), Reach::Slots);
+        let is_blind = watched.is_blind;
+        let users = open.filter(|_| !is_blind).map(|open| watched.holders_among(kernel, open));
+        let foreign = Foreign::find(kernel, &slot, || is_wedged || store.has_call(kernel, &slot.address));
+        let has =
+            if is_wedged || foreign.is_some() { Has::Wedged(vmid(&ours)) } else { who_has(kernel, &slot, &ours, open) };
+        Gpu { has, homes, users, is_blind, last: store.last(&slot.address), wedged, foreign, slot }
     }
 
     fn to_json(&self) -> Value {
@@ -198,7 +203,7 @@ impl Gpu {
             "owner": {"kind": self.has.word(), "vmid": self.has.vmid()},
             "functions": functions,
             "users": self.users.as_ref().map(|users| users.iter().map(user_to_json).collect::<Vec<_>>()),
-            "wedged": self.wedged.as_ref().map(Wedge::to_json),
+            "wedged": self.wedged.as_ref().map(Wedge::to_json).or(self.foreign.as_ref().map(Foreign::to_json)),
             "last": self.last,
         })
     }
@@ -232,10 +237,16 @@ impl Gpu {
                     let _ = writeln!(text, "  used by  {user}");
                 }
             }
+            None if self.is_blind => {
+                text.push_str("  used by  unknown: the NVIDIA driver is busy and does not answer\n")
+            }
             None => text.push_str("  used by  unknown: only root may see that\n"),
         }
         if let Some(wedged) = &self.wedged {
             let _ = writeln!(text, "  wedged   {wedged}");
+        }
+        if let Some(foreign) = &self.foreign {
+            let _ = writeln!(text, "  wedged   {foreign}");
         }
         if let Has::Stranded(_) = self.has {
             let _ = writeln!(text, "  mend     gpu-handoff to-nvidia {}", self.slot.address);

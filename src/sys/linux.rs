@@ -24,6 +24,8 @@ pub struct Linux {
     worker: RefCell<Option<Worker>>,
     mappings: RefCell<Mappings>,
     last_act: Cell<LastAct>,
+    /// What was read slowly and did not answer, and who still waits for it.
+    unanswered: RefCell<Vec<(String, Process)>>,
 }
 
 impl Linux {
@@ -45,6 +47,7 @@ impl Linux {
             worker: RefCell::new(None),
             mappings: RefCell::default(),
             last_act: Cell::new(LastAct::Reconcile),
+            unanswered: RefCell::default(),
         }
     }
 
@@ -144,7 +147,17 @@ impl Kernel for Linux {
     }
 
     fn read_slowly(&self, path: &str, limit: Duration) -> Result<Vec<u8>, ActError> {
-        self.ask(&Request::Read(path.to_string()), limit)
+        let mut unanswered = self.unanswered.borrow_mut();
+        // Nobody need wait for it once more.
+        unanswered.retain(|(_, reader)| process_here(reader.pid) == Some(*reader));
+        if let Some((_, reader)) = unanswered.iter().find(|(other, _)| other == path) {
+            return Err(ActError::Stuck { pid: reader.pid });
+        }
+        let answer = self.ask(&Request::Read(path.to_string()), limit);
+        if let Err(ActError::Stuck { pid }) = &answer {
+            unanswered.extend(process_here(*pid).map(|reader| (path.to_string(), reader)));
+        }
+        answer
     }
 
     fn read_head(&self, path: &str, length: usize, limit: Duration) -> Result<Vec<u8>, ActError> {
@@ -191,11 +204,7 @@ impl Kernel for Linux {
     }
 
     fn worker(&self) -> Option<Process> {
-        // Not below the root: the worker is a process of this machine.
-        let alive = |worker: &Worker| {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", worker.pid())).ok()?;
-            Process::parse(worker.pid(), &stat)
-        };
+        let alive = |worker: &Worker| process_here(worker.pid());
         let mut slot = self.worker.borrow_mut();
         if let Some(process) = slot.as_ref().and_then(alive) {
             return Some(process);
@@ -256,6 +265,11 @@ impl Kernel for Linux {
     fn sleep(&self, time: Duration) {
         std::thread::sleep(time);
     }
+}
+
+/// Not below the root: the worker is a process of this machine.
+fn process_here(pid: i32) -> Option<Process> {
+    Process::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 fn below(root: &Path, path: &str) -> PathBuf {

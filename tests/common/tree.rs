@@ -5,7 +5,7 @@
 use nix::sys::stat::{major, minor};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,6 +16,7 @@ pub const START: u64 = 4711;
 
 pub struct Host {
     root: PathBuf,
+    silent: Vec<PathBuf>,
 }
 
 /// What a run left: its exit code and what it wrote.
@@ -34,7 +35,7 @@ impl Host {
         let root = env::temp_dir().join(format!("gpu-handoff-tree-{}-{number}", process::id()));
         // One that is left from a run that was killed, whose number came round again.
         let _ = fs::remove_dir_all(&root);
-        Host { root }
+        Host { root, silent: Vec::new() }
             .file("proc/sys/kernel/osrelease", "6.12.48-1-pve\n")
             .file("proc/sys/kernel/hostname", "pve.example.org\n")
             .file("proc/cmdline", "root=/dev/sda quiet\n")
@@ -44,6 +45,15 @@ impl Host {
 
     pub fn path(&self, path: &str) -> PathBuf {
         self.root.join(path)
+    }
+
+    /// A file that never answers whoever reads it, as long as the host is there.
+    pub fn silent(mut self, path: &str) -> Host {
+        let full = self.path(path);
+        fs::create_dir_all(full.parent().unwrap()).unwrap();
+        nix::unistd::mkfifo(&full, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        self.silent.push(full);
+        self
     }
 
     /// A script can be run.
@@ -284,6 +294,10 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        // Whoever still reads gets nothing, and an end.
+        for path in &self.silent {
+            let _ = fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+        }
         let _ = fs::remove_dir_all(&self.root);
     }
 }
@@ -302,6 +316,8 @@ impl Snapshot {
             let (path, kind) = (entry.path(), entry.file_type().unwrap());
             let what = if kind.is_symlink() {
                 format!("link to {}", fs::read_link(path).unwrap().display())
+            } else if kind.is_fifo() {
+                "silence".to_string()
             } else if kind.is_dir() {
                 self.add(&path, &format!("{name}/"));
                 "directory".to_string()

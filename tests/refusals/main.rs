@@ -9,6 +9,7 @@ mod tree;
 mod attach;
 mod by_hand;
 mod cards;
+mod driver;
 mod events;
 mod files;
 mod given;

@@ -73,6 +73,11 @@ impl World {
     /// Without what every run changes: the time, the PIDs, who asked for it.
     pub fn but_for_time(mut self) -> World {
         self.state.outlived.clear();
+        // Nor who still reads what does not answer.
+        let readers: Vec<i32> =
+            self.state.hung.iter().filter(|hung| hung.is_reading()).map(|hung| hung.process.pid).collect();
+        self.state.hung.retain(|hung| !hung.is_reading());
+        self.state.processes.retain(|pid, _| !readers.contains(pid));
         self.state.now = Duration::ZERO;
         self.state.next_pid = 0;
         for bytes in self.files.values_mut() {

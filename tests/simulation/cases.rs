@@ -3,6 +3,7 @@
 use super::bench::{Bench, Wish};
 use super::check::{Check, always, ended_well, history_tells, is_home, reached};
 use super::faults::{Fault, Kind};
+use super::kernel::OPENING;
 use super::order;
 use super::setup::{Busy, Ready, Setup};
 use gpu_handoff::handoff::record::{Owner, Progress};
@@ -58,7 +59,7 @@ pub fn with_fault(bench: &mut Bench, setup: &Setup, ready: &Ready, fault: Fault,
     let kind = fault.kind;
     ended_well(bench, &ready.wish, Some(kind), &ran, &ready.before, &ready.home)?;
     always(bench, &ready.home)?;
-    if kind == Kind::Opened {
+    if matches!(kind, Kind::Opened | Kind::Attached) {
         let hangs = !bench.kernel.state.borrow().hung.is_empty();
         if hangs {
             leave_wedged_alone(bench, setup, ready, kind)?;
@@ -68,6 +69,15 @@ pub fn with_fault(bench: &mut Bench, setup: &Setup, ready: &Ready, fault: Fault,
         } else if hangs {
             // This driver never lets go.
             return leave_wedged_alone(bench, setup, ready, kind);
+        }
+    }
+    if kind == Kind::Opening {
+        if !bench.store.wedged_slots().is_empty() {
+            leave_wedged_alone(bench, setup, ready, kind)?;
+        }
+        bench.kernel.advance(OPENING);
+        if !bench.kernel.state.borrow().outlived.is_empty() {
+            last_acts(bench, ready)?;
         }
     }
     if kind.is_hang() {
@@ -224,7 +234,8 @@ fn leave_wedged_alone(bench: &mut Bench, setup: &Setup, ready: &Ready, kind: Kin
     for wish in [Wish::Leave(owner.clone(), vec![other.clone()]), Wish::Home(owner)] {
         let ran = bench.run(&wish, None);
         // Who uses the other card is refused it all the same.
-        if ran.end.code() == Some(3) && setup.busy != Busy::Nobody {
+        // And whoever has nvidiactl open may have that one attached as well.
+        if ran.end.code() == Some(3) && (setup.busy != Busy::Nobody || kind == Kind::Attached) {
             break;
         }
         if ran.end.code() != Some(0) {

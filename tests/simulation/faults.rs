@@ -49,6 +49,10 @@ pub enum Kind {
     /// Just before, somebody whom the search for holders did not see opens the first card's node, and keeps it open for
     /// a while.
     Opened,
+    /// The same through nvidiactl: the first card is attached to it.
+    Attached,
+    /// Somebody begins to open it, which takes a while: there is no descriptor yet.
+    Opening,
     /// SIGTERM: asked to end from here on.
     Term,
     /// At any look, Proxmox takes VM 111's lock: it is being started. Not a fault, but as inconvenient.
@@ -76,6 +80,8 @@ impl Kind {
             Kind::KillInHang { ends: false } => "kill in a hang for ever",
             Kind::KillAtLook => "kill at any look",
             Kind::Opened => "opened unseen",
+            Kind::Attached => "attached unseen",
+            Kind::Opening => "opening",
             Kind::Term => "SIGTERM",
             Kind::StartAtLook => "start at any look",
         }
@@ -156,7 +162,7 @@ pub fn kinds_for(action: &Action) -> Vec<Kind> {
         _ => false,
     };
     if releases {
-        kinds.push(Kind::Opened);
+        kinds.extend([Kind::Opened, Kind::Attached, Kind::Opening]);
     }
     kinds
 }

@@ -22,6 +22,10 @@ pub enum Text {
 impl State {
     pub fn text_of(&self, path: &str) -> Text {
         let parts: Vec<&str> = path.split('/').skip(1).collect();
+        // The driver's lock is taken.
+        if self.is_opening() && path.ends_with("/information") {
+            return Text::NeverReturns;
+        }
         let text = match parts.as_slice() {
             ["sys", "bus", "pci", "devices", address, attribute @ ..] => return self.attribute(address, attribute),
             ["sys", "module", module, rest @ ..] => self.module_file(module, rest),
@@ -34,6 +38,8 @@ impl State {
             ["proc", "cmdline"] => Some("root=/dev/vda rw iommu=pt\n".to_string()),
             ["proc", "locks"] => Some(self.proc_locks()),
             ["proc", "sys", "kernel", "osrelease"] => Some(format!("{RELEASE}\n")),
+            // Who is where in the kernel is nothing that a decision goes by.
+            ["proc", _, "stack"] => None,
             ["proc", pid, file] if pid.parse::<i32>().is_ok() => self.proc_file(pid, file),
             ["lib", "modules", RELEASE, "modules.dep"] => Some("kernel/drivers/vfio/pci/vfio-pci.ko.xz:\n".to_string()),
             ["etc", "modprobe.d", MODPROBE_FILE] => Some(self.modprobe_file()),
@@ -214,7 +220,7 @@ impl State {
             ["etc", "pve", "lxc"] => Vec::new(),
             ["etc", "modprobe.d"] => one(MODPROBE_FILE.to_string(), !self.static_ids.is_empty()),
             ["sys", "class", "mdev_bus", ..] | ["run", "modprobe.d"] => Vec::new(),
-            ["usr" | "lib", ..] => Vec::new(),
+            ["usr" | "lib", ..] | ["proc"] => Vec::new(),
             _ => return None,
         })
     }
@@ -228,6 +234,8 @@ impl State {
             "driver" => self.shown_driver(address).map(str::to_string),
             "driver/module" => self.shown_driver(address).and_then(module_of_driver).map(str::to_string),
             "iommu_group" => function.map(|f| f.group.to_string()),
+            // A node itself; controlD64 would be a link.
+            _ if link.starts_with("drm/") => None,
             _ => return None,
         })
     }

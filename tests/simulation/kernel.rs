@@ -5,7 +5,7 @@ use super::files::Text;
 use super::modules::driver_of_module;
 use super::pci::{Block, Reply};
 use super::sabotage::Sabotage;
-use super::state::{Hung, NodeState, State, Until, nvidia_number};
+use super::state::{Hung, NodeState, State, Until};
 use gpu_handoff::sys::{ActError, Action, DeviceNumber, End, Kernel, OpenDevice, Process};
 use nix::libc;
 use std::cell::{Cell, RefCell};
@@ -19,6 +19,8 @@ const ACT: Duration = Duration::from_millis(4);
 const LOOK: Duration = Duration::from_micros(5);
 /// How long after its beginning a hang ends that ends.
 pub const HANG: Duration = Duration::from_secs(300);
+/// How long a GPU takes to start.
+pub const OPENING: Duration = Duration::from_secs(25);
 /// How long a worker whose call has come back lives on: it has started reconcile and then ends.
 const LINGER: Duration = Duration::from_millis(2);
 
@@ -379,10 +381,13 @@ impl Kernel for SimKernel {
         if !matches!(text, Text::NeverReturns) {
             return self.read(path).map_err(ActError::Os);
         }
-        let until = Until::Unlocked(path.split('/').nth(5).unwrap_or_default().to_string());
+        let until = if path.starts_with("/proc/driver/nvidia/") {
+            Until::Time(self.state.borrow().opening_until)
+        } else {
+            Until::Unlocked(path.split('/').nth(5).unwrap_or_default().to_string())
+        };
         let block = Block { until, locks: Vec::new(), modules: Vec::new() };
-        // Loading nothing stands for reading: there is nothing left to do once it comes back.
-        Err(self.hang(&Action::Load { modules: Vec::new() }, block, limit))
+        Err(self.hang(&Hung::reading(), block, limit))
     }
 
     fn read_head(&self, path: &str, length: usize, _: Duration) -> Result<Vec<u8>, ActError> {
@@ -436,11 +441,14 @@ impl Kernel for SimKernel {
         self.advance(ACT);
         match self.fault_now() {
             None | Some(Kind::Term | Kind::KillAtLook | Kind::StartAtLook) => self.carry_out(action, limit),
-            Some(Kind::Opened) => {
-                let minor = self.state.borrow().functions.values().find_map(|f| f.minor);
-                if let Some(minor) = minor {
-                    self.state.borrow_mut().start_process("opener", "0::/\n", vec![nvidia_number(minor)]);
-                }
+            Some(kind @ (Kind::Opened | Kind::Attached)) => {
+                self.state.borrow_mut().open_unseen(kind == Kind::Attached);
+                self.carry_out(action, limit)
+            }
+            Some(Kind::Opening) => {
+                let mut state = self.state.borrow_mut();
+                state.opening_until = state.now + OPENING;
+                drop(state);
                 self.carry_out(action, limit)
             }
             Some(Kind::Errno(number)) => Err(ActError::Os(io::Error::from_raw_os_error(number))),

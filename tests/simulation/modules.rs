@@ -46,11 +46,13 @@ impl State {
             numbers.filter_map(|(a, _)| self.drm_number(a)).map(|number| self.is_open(number)).sum::<usize>()
         };
         let descriptors = match module {
-            "nvidia" => self
-                .living()
-                .flat_map(|(_, p)| &p.open)
-                .filter(|n| n.major == NVIDIA_MAJOR && n.minor != MODESET_MINOR)
-                .count(),
+            "nvidia" => {
+                self.living()
+                    .flat_map(|(_, p)| &p.open)
+                    .filter(|n| n.major == NVIDIA_MAJOR && n.minor != MODESET_MINOR)
+                    .count()
+                    + usize::from(self.is_opening())
+            }
             "nvidia_modeset" => open(MODESET_MINOR),
             "nvidia_uvm" => self.is_open(self.uvm_number()),
             "nvidia_drm" => drm("nvidia"),

@@ -1,7 +1,7 @@
 //! The driver core's rules: which driver a device gets, what binding and unbinding do, and when they block.
 
 use super::files::VTCONSOLE_BIND;
-use super::state::{CONTROL_MINOR, Pci, State, Until, nvidia_number};
+use super::state::{Pci, State, Until, nvidia_number};
 use nix::libc;
 
 /// How a call ends, or that it does not.
@@ -89,18 +89,28 @@ impl State {
         driver == "vfio-pci" || !self.is_group_taken(self.functions[address].group)
     }
 
-    /// What keeps nvidia's remove callback waiting: descriptors of the GPU and of the control device, and nvidia_drm.
+    /// What keeps nvidia's remove callback waiting: descriptors of the GPU, those of the control device that have it
+    /// attached, and nvidia_drm. The control device alone does not.
     pub fn usage(&self, address: &str) -> usize {
         let minor = self.functions.get(address).and_then(|f| f.minor);
         let of_gpu = minor.map_or(0, |minor| self.is_open(nvidia_number(minor)));
-        of_gpu + self.is_open(nvidia_number(CONTROL_MINOR)) + usize::from(self.drm_holds_gpus())
+        let is_first =
+            self.functions.iter().find(|(_, f)| f.minor.is_some()).is_some_and(|(first, _)| first == address);
+        let opening = usize::from(is_first && self.is_opening());
+        of_gpu + self.attached(address) + usize::from(self.drm_holds_gpus()) + opening
+    }
+
+    fn attached(&self, address: &str) -> usize {
+        self.living().flat_map(|(_, process)| &process.attached).filter(|attached| *attached == address).count()
+    }
+
+    /// nvidia_drm looks for GPUs when it is loaded and never again.
+    pub fn drm_looks_once(&self) -> bool {
+        !self.version_from([580, 105, 8])
     }
 
     pub fn drm_holds_gpus(&self) -> bool {
-        self.is_loaded("nvidia_drm")
-            && self.modeset
-            && self.version_from([570, 0, 0])
-            && !self.version_from([580, 105, 8])
+        self.is_loaded("nvidia_drm") && self.modeset && self.drm_looks_once()
     }
 
     pub fn write(&mut self, path: &str, data: &str) -> Reply {
@@ -207,8 +217,8 @@ impl State {
         }
         let own = address.to_string();
         let waits_for = match driver {
-            // From 595.45 on the GPU is unlinked before the wait, so nothing counts down any more.
-            "nvidia" if self.usage(address) > 0 && self.version_from([595, 45, 0]) => Some(Until::Never),
+            // From 595.45 on the GPU is unlinked before the wait, so that nvidiactl's close finds it no more.
+            "nvidia" if self.attached(address) > 0 && self.version_from([595, 45, 0]) => Some(Until::Never),
             "nvidia" if self.usage(address) > 0 => Some(Until::Unused(own.clone())),
             "vfio-pci" if self.is_group_taken(function.group) => Some(Until::GroupFree(own.clone())),
             "snd_hda_intel" if self.sound_number(address).is_some_and(|n| self.is_open(n) > 0) => {

@@ -2,6 +2,7 @@
 
 use super::bench::{Bench, Wish, World};
 use super::faults::{Fault, Kind};
+use super::kernel::OPENING;
 use super::machine::{AtHome, Home, Machine, slot};
 use super::state::{CONTROL_MINOR, State, nvidia_number};
 use gpu_handoff::config::{Config, Policy};
@@ -68,6 +69,8 @@ pub enum Busy {
     Control,
     /// Units, containers and a program that the policy has stopped.
     Everybody,
+    /// Somebody is inside open() of the first card's node.
+    Opening,
     /// The first card has fallen off the bus.
     Gone,
 }
@@ -304,6 +307,10 @@ pub fn occupy(state: &mut State, busy: Busy) -> bool {
         Busy::SecondNode => minor(state, 2).map(|node| vec![node]),
         Busy::Control => minor(state, 1).map(|_| vec![control]),
         Busy::Everybody => return state.host_everybody(),
+        Busy::Opening => {
+            state.opening_until = state.now + OPENING;
+            return state.is_opening();
+        }
         Busy::Gone => {
             state.functions.entry(gpu(1)).and_modify(|function| function.is_gone = true);
             return true;
@@ -374,6 +381,7 @@ pub fn setups() -> Vec<Setup> {
                 Busy::Second,
                 Busy::SecondNode,
                 Busy::Control,
+                Busy::Opening,
                 Busy::Gone,
             ] {
                 for way in [Way::ToVm, Way::ToHand] {

@@ -43,6 +43,9 @@ pub struct State {
     pub locked_guests: BTreeSet<u32>,
     /// VMs that have a PID file, and the process it names.
     pub pid_files: BTreeMap<u32, i32>,
+    /// A process that is inside open() of the first GPU's node until then: it has no descriptor yet, counts for the
+    /// module and for the GPU, and the driver's lock is taken.
+    pub opening_until: Duration,
     pub hung: Vec<Hung>,
     /// Workers that outlived their run and came back from their last call: each starts reconcile and ends.
     pub outlived: Vec<Process>,
@@ -84,6 +87,8 @@ pub struct Proc {
     pub cgroup: String,
     pub command_line: String,
     pub open: Vec<DeviceNumber>,
+    /// GPUs that it has attached to a descriptor of nvidiactl: nothing outside the driver shows them.
+    pub attached: Vec<String>,
     /// IOMMU groups that it has taken through vfio.
     pub groups: Vec<u32>,
     /// Gone from this moment on.
@@ -107,6 +112,17 @@ pub struct Hung {
     /// Devices whose lock it holds.
     pub locks: Vec<String>,
     pub modules: Vec<String>,
+}
+
+impl Hung {
+    /// Loading nothing stands for reading: there is nothing left to do once it comes back.
+    pub fn reading() -> Action {
+        Action::Load { modules: Vec::new() }
+    }
+
+    pub fn is_reading(&self) -> bool {
+        self.action == Hung::reading()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,6 +159,7 @@ impl State {
             nodes: BTreeMap::new(),
             locked_guests: BTreeSet::new(),
             pid_files: BTreeMap::new(),
+            opening_until: Duration::ZERO,
             hung: Vec::new(),
             outlived: Vec::new(),
             poller: false,
@@ -173,11 +190,27 @@ impl State {
             cgroup: cgroup.to_string(),
             command_line: command.to_string(),
             open,
+            attached: Vec::new(),
             groups: Vec::new(),
             ends: None,
         };
         self.processes.insert(pid, process);
         pid
+    }
+
+    /// Somebody opens the first GPU that nvidia has, by its node or attached to nvidiactl.
+    pub fn open_unseen(&mut self, attached: bool) {
+        let gpu = self.functions.iter().find_map(|(address, f)| Some((address.clone(), f.minor?)));
+        let Some((address, minor)) = gpu else { return };
+        let minor = if attached { CONTROL_MINOR } else { minor };
+        let pid = self.start_process("opener", "0::/\n", vec![nvidia_number(minor)]);
+        if let Some(process) = self.processes.get_mut(&pid).filter(|_| attached) {
+            process.attached.push(address);
+        }
+    }
+
+    pub fn is_opening(&self) -> bool {
+        self.now < self.opening_until && self.is_loaded("nvidia")
     }
 
     pub fn living(&self) -> impl Iterator<Item = (&i32, &Proc)> {
