@@ -5,7 +5,7 @@ LAB_SRC=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 REPO=$(cd "$LAB_SRC/../.." && pwd)
 LAB_OUT=$REPO/target/lab
 # LAB_CACHE lets several work trees share one image.
-LAB_CACHE=${LAB_CACHE:-$LAB_OUT/cache}
+LAB_CACHE=$(realpath -m "${LAB_CACHE:-$LAB_OUT/cache}")
 say() { printf 'lab: %s\n' "$*" >&2; }
 
 # 125: the lab itself is not as promised; never a script's own result.
@@ -27,4 +27,24 @@ of_image() {
 
 install_missing() {
     "$REPO/tests/install-missing" build lab || broken "the lab cannot be built here"
+}
+
+# modprobe_conf HOME: prints what modprobe is told on a host where HOME has the card
+modprobe_conf() {
+    case $1 in
+        nvidia) echo 'blacklist nouveau' ;;
+        nouveau) echo 'blacklist nvidia' ;;
+        none) printf 'blacklist %s\n' nvidia nouveau ;;
+        vfio)
+            printf 'blacklist %s\n' nvidia nouveau
+            echo 'options vfio-pci ids=10de:2684,10de:22ba'
+            echo 'softdep snd_hda_intel pre: vfio-pci'
+            ;;
+    esac
+    # Emulated SVM inside emulation: the nested QEMU is better off without.
+    printf 'blacklist %s\n' kvm_amd kvm_intel
+    # Nothing here needs them, and emulation makes loading them slow.
+    printf 'blacklist %s\n' aesni_intel ghash_clmulni_intel sha1_ssse3 sha256_ssse3 \
+        sha512_ssse3 rapl i2c_i801 lpc_ich iTCO_wdt psmouse pcspkr joydev ahci vga16fb
+    [ -z "$LAB_MODESET" ] || echo "options nvidia-drm modeset=$LAB_MODESET"
 }
