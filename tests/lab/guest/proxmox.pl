@@ -9,7 +9,7 @@ use strict;
 use warnings;
 use Fcntl qw(:flock O_WRONLY O_CREAT O_EXCL);
 
-use constant { ENOENT => 2, EINTR => 4, EEXIST => 17 };
+use constant { ENOENT => 2, EINTR => 4, EEXIST => 17, ECONNREFUSED => 111 };
 sub setsid { syscall(112) }
 sub close_fd { syscall(3, $_[0] + 0) }
 sub nap { select(undef, undef, undef, $_[0]) }
@@ -42,6 +42,11 @@ sub first_line {
 sub write_file {
     my ($path, $data, $mode) = @_;
     my $tmp = "$path.tmp.$$";
+    if ($path =~ m|^\Q$PVE\E/(.*)$| && !has_quorum()) {
+        my $name = "$PVE/nodes/$NODE/$1.tmp.$$";
+        $! = ENOENT;    # left by the removal of the temporary file
+        die "unable to open file '$name' - Permission denied\n";
+    }
     unlink $tmp;
     sysopen(my $fh, $tmp, O_WRONLY | O_CREAT | O_EXCL, $mode // 0644)
         or die "unable to open file '$tmp' - $!\n";
@@ -66,10 +71,32 @@ sub with_lock {
         };
         my $err = $@;
         alarm 0;
+        $! = EINTR;    # by which outside of a task the program ends
         die "can't lock file '$path' - $err" if $err;
         print STDERR " OK\n";
     }
     return $code->();
+}
+
+# ------------------------------------------------------------ pmxcfs, as lab-pve has it
+
+# ~ PVE::Cluster::check_cfs_quorum: without quorum the file system takes away the right to write
+sub has_quorum { my $mode = (stat "$PVE/local")[2]; return !defined $mode || $mode & 0200 }
+sub check_quorum { has_quorum() or die "cluster not ready - no quorum?\n" }
+
+# Its directories go with it.
+sub pmxcfs_is_gone { return !$ROOT && !-l "$PVE/local" }
+
+sub pmxcfs_errors {
+    return ((map { "ipcc_send_rec[$_] failed: Connection refused\n" } 1 .. 3),
+        "Unable to load access control list: Connection refused\n");
+}
+
+# ~ CLIHandler::run_cli_handler, which reads the access control list before anything else
+sub die_without_pmxcfs {
+    return if !pmxcfs_is_gone();
+    print STDERR pmxcfs_errors();
+    exit ECONNREFUSED;
 }
 
 sub make_dir {

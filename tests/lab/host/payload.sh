@@ -44,7 +44,7 @@ vm_conf 100 plain
 vm_conf 111 gpu-one 0000:01:00,pcie=1,x-vga=1
 [ "$LAB_GPUS" -lt 2 ] || vm_conf 112 gpu-two 0000:02:00,pcie=1,x-vga=1
 chmod 640 etc/pve/nodes/pve1/qemu-server/*.conf
-install -m 755 "$LAB_SRC"/guest/{qm,pct,lab-ct,lab-reboot} usr/sbin/
+install -m 755 "$LAB_SRC"/guest/{qm,pct,lab-ct,lab-pve,lab-reboot} usr/sbin/
 cp "$LAB_SRC/guest/proxmox.pl" opt/lab/
 mkdir -p usr/share/lxc/hooks usr/share/lxc/config/{common,userns}.conf.d
 ln -s /usr/sbin/pct usr/share/lxc/pve-container-stop-wrapper

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Checks the lab's stand-in `pct` against what Proxmox VE is known to do, around real
-# LXC, with a hookscript of its own: tests/lab/run --timeout 900 PATH-OF-THIS. Some
+# LXC, with a hookscript of its own: tests/lab/run --timeout 1200 PATH-OF-THIS. Some
 # thirty starts of containers take their time in an emulator.
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
@@ -117,14 +117,18 @@ for id in 101 102; do
     ok "$id: it opens" opens_inside $id /dev/nvidia-uvm
     is "$id: and is in the configuration" 'dev2: /dev/nvidia-uvm,mode=0644' "$(grep dev2 $conf/$id.conf)"
 done
+call pct set 101 --hookscript local:snippets/absent
+exits 'outside of a task the exit code is an errno: a hookscript that is not there' 2
 fails 'a device that is not there' 'Device /dev/absent does not exist' pct set 101 --dev3 /dev/absent
 
 # ---- stop ----
-tell post-stop "sleep 3; touch $W/over"
+tell post-stop "pct status 101 >$W/status 2>&1; sleep 3; touch $W/over"
 call pct stop 101
 took 'pct stop, of which post-stop 3 s,'
 exits stop 0
 ok 'it waits for post-stop' test -e $W/over
+same 'in post-stop it counts as running, without a process' \
+    $'unable to get PID for CT 101 (not running?)\nstatus: running' "$(cat $W/status)"
 is 'the lock in pre-stop and post-stop' 'held held' "$(of pre-stop lock) $(of post-stop lock)"
 is "post-stop has LXC's environment" stop "$(of post-stop target)"
 ok 'and a mount namespace of its own' test "$(of post-stop ns)" != "$(of pre-stop ns)"
@@ -201,12 +205,48 @@ is 'LXC cannot start it' "255 startup for container '101' failed" "$rc $(tail -n
 ok 'LXC says why' grep -q 'mount_entry.*nowhere' <<<"$err"
 ok 'post-stop comes after all' within 30 noted post-stop
 phases 'LXC cannot start it' pre-start post-stop
+config_of 101 'dev0: /dev/nvidia0' 'lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file'
+call pct start 101
+is 'a node that is given twice' "255 startup for container '101' failed" "$rc $(tail -n 1 <<<"$err")"
+ok 'its autodev hook dies' grep -q 'Could not mknod .*/dev/nvidia0: File exists' /run/pve/ct-101.stderr
+within 30 stopped 101
+: >$W/log
+for type in unmanaged nixos; do
+    config_of 101 'dev0: /dev/nvidia0'
+    sed -i "s/^ostype: .*/ostype: $type/" $conf/101.conf
+    fails "dev[n] of a privileged one, $type" 'Device /dev/nvidia0 does not exist' pct start 101
+    phases "dev[n] of a privileged one, $type"
+done
+config_of 102 --unprivileged 'dev0: /dev/nvidia0'
+sed -i 's/^ostype: .*/ostype: unmanaged/' $conf/102.conf
+works 'dev[n] of an unprivileged one, unmanaged' pct start 102
+works 'stop' pct stop 102
+: >$W/log
 config_of 101
 
+# ---- pmxcfs without quorum, and gone ----
+lab-pve no-quorum
+call pct set 101 --onboot 1
+is 'set without quorum' \
+    "2 unable to open file '/etc/pve/nodes/pve1/lxc/101.conf.tmp.PID' - Permission denied" \
+    "$rc $(sed 's/tmp\.[0-9]*/tmp.PID/' <<<"$err")"
+call pct start 101
+says 'start without quorum' 'cluster not ready - no quorum?'
+lab-pve quorum
+lab-pve down
+call pct status 101
+exits 'pmxcfs is gone' 111
+lab-pve up
+phases 'neither'
+
 # ---- locks ----
-flock /run/lock/lxc/pve-config-101.lock sleep 15 &
+(exec 9>>/run/lock/lxc/pve-config-101.lock && flock 9 && exec sleep 1000) &
+holder=$!
 sleep 1
+call pct set 101 --onboot 1
+is 'outside of a task: a lock that is held' '4 trying to acquire lock...' "$rc $(head -n 1 <<<"$err")"
 fails 'the lock is held' "can't lock file '/run/lock/lxc/pve-config-101.lock' - got timeout" pct start 101
+kill $holder
 wait
 echo 'lock: backup' >>$conf/101.conf
 fails 'lock: backup' 'CT is locked (backup)' pct start 101

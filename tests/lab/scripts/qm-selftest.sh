@@ -1,6 +1,6 @@
 #!/bin/bash
 # Checks the lab's stand-in `qm` against what Proxmox VE is known to do, with a
-# hookscript of its own: tests/lab/run --timeout 900 PATH-OF-THIS. Software
+# hookscript of its own: tests/lab/run --timeout 1800 PATH-OF-THIS. Software
 # emulation and some thirty QEMUs take their time. It ends with 1 when a check
 # failed, and leaves the card as it found it.
 set -u
@@ -102,7 +102,8 @@ echo "$phase id=$id argc=$# lc=$LC_ALL lvm=${LVM_SUPPRESS_FD_WARNINGS-unset} mig
 	"reboot=$(yes_if test -e /run/qemu-server/$id.reboot) cleanup=$(yes_if test -e /run/qemu-server/$id.cleanup)" \
 	"reserved=$(cat /run/qemu-server/pci-id-reservations 2>/dev/null | grep -c " $id ")" \
 	"pidfile=$(yes_if test -e /run/qemu-server/$id.pid) leader=$(ps -o pgid= -p $$ | tr -d ' ')" \
-	"conflock=$(sed -n 's/^lock: //p' /etc/pve/qemu-server/$id.conf)" >>$W/log
+	"conflock=$(sed -n 's/^lock: //p' /etc/pve/qemu-server/$id.conf)" \
+	"cgroup=$(cut -d: -f3 /proc/$$/cgroup)" >>$W/log
 echo "out $phase"
 echo "err $phase" >&2
 [ -e $W/do-$phase ] && . $W/do-$phase
@@ -172,6 +173,7 @@ no "another QEMU after a reboot" test "$pid" = "$(pid_of $PLAIN)"
 check "running after a reboot" "status: running" "$(qm status $PLAIN)"
 qm_ guest-poweroff $PLAIN
 check "the lock is held in a post-stop without a task" held "$(field post-stop lock)"
+check "and comes from qmeventd" /system.slice/qmeventd.service "$(field post-stop cgroup)"
 check "phases of a guest that shuts itself down" "0 post-stop" "$rc $(phases)"
 qm_ start $PLAIN; phases >/dev/null
 kill -9 "$(pid_of $PLAIN)"
@@ -226,12 +228,15 @@ yes "the guest's lock is free" flock -n /var/lock/qemu-server/lock-$PLAIN.conf t
 rm "$W"/do-*; phases >/dev/null
 
 title "locks"
-flock /var/lock/qemu-server/lock-$PLAIN.conf sleep 14 & holder=$!
+(exec 9>>/var/lock/qemu-server/lock-$PLAIN.conf; flock 9; exec sleep 1000) & holder=$!
 sleep 1
 qm_ start $PLAIN
 check "lock held by another: message" "can't lock file '/var/lock/qemu-server/lock-$PLAIN.conf' - got timeout" "$(err | tail -1)"
 check "lock held by another: no phase" "255 " "$rc $(phases)"
-wait $holder
+qm_ set $PLAIN --onboot 1
+check "outside of a task: exit status and first line" "4 trying to acquire lock..." "$rc $(err | head -1)"
+check "outside of a task: the reason is the second" "can't lock file '/var/lock/qemu-server/lock-$PLAIN.conf' - got timeout" "$(err | sed -n 2p)"
+kill $holder; wait $holder 2>/dev/null
 config $PLAIN "lock: migrate" "$with_hook"
 qm_ start $PLAIN
 check "lock in the configuration" "255 VM is locked (migrate)" "$rc $(err)"
@@ -254,8 +259,96 @@ check "qm config" $'memory: 64\nname: newer' "$(qm config $PLAIN)"
 qm_ set $PLAIN --hookscript local:snippets/qm-selftest
 check "qm set --hookscript" "0 local:snippets/qm-selftest" "$rc $(sed -n 's/^hookscript: //p' "$CONF/$PLAIN.conf")"
 qm_ set $PLAIN --hookscript local:snippets/qm-selftest-missing
-check "qm set --hookscript of nothing" $'255 400 Parameter verification failed.\n'"hookscript: script 'local:snippets/qm-selftest-missing' does not exist" "$rc $(err)"
+check "qm set --hookscript of nothing" $'2 400 Parameter verification failed.\n'"hookscript: script 'local:snippets/qm-selftest-missing' does not exist" "$rc $(err)"
 phases >/dev/null
+
+title "pmxcfs without quorum, and gone"
+lab-pve no-quorum
+qm_ set $PLAIN --onboot 1
+check "set without quorum" "2 unable to open file '/etc/pve/nodes/$node/qemu-server/$PLAIN.conf.tmp.PID' - Permission denied" "$rc $(err | sed 's/tmp\.[0-9]*/tmp.PID/')"
+qm_ start $PLAIN
+check "start without quorum" "cluster not ready - no quorum?" "$(err)"
+no "which fails" test $rc = 0
+check "no phase" "" "$(phases)"
+lab-pve quorum
+qm_ start $PLAIN; phases >/dev/null
+lab-pve down
+qm_ status $PLAIN
+check "pmxcfs is gone: exit status" 111 $rc
+check "pmxcfs is gone: message" "ipcc_send_rec[1] failed: Connection refused,Unable to load access control list: Connection refused" "$(err | sed -n '1p;$p' | paste -sd,)"
+pid=$(pid_of $PLAIN)
+kill -9 "$pid"
+yes "QEMU ends meanwhile" wait_until 30 gone "$pid"
+sleep 5
+lab-pve up
+check "and post-stop never comes" "" "$(phases)"
+yes "although Proxmox has noted that it should" test -e "$RUN/$PLAIN.cleanup"
+check "stopped all the same" "status: stopped" "$(qm status $PLAIN)"
+rm "$RUN/$PLAIN.cleanup"
+
+title "starts that end without a phase"
+vm_begins() { [ -s "$RUN/$PLAIN.pid" ] && pid=$(pid_of $PLAIN) && grep -qz "qemu-server/$PLAIN.pid" "/proc/$pid/cmdline"; }
+frozen_start() { # a start whose QEMU stands still as soon as it is there; qm's pid in $task
+	qm start $PLAIN "$@" >"$W/1" 2>"$W/2" </dev/null & task=$!
+	until vm_begins 2>/dev/null; do sleep 0.02; done
+	kill -STOP "$pid"
+}
+frozen_start --timeout 20
+wait $task; rc=$?
+check "a start that takes too long" "255 failed: got timeout" "$rc $(err | tail -1 | sed "s/.*' failed/failed/")"
+check "and says first" "start failed" "$(err | tail -1 | cut -d: -f1)"
+yes "its QEMU goes on" vm_begins
+no "without Proxmox's note" test -e "$RUN/$PLAIN.cleanup"
+yes "and without its lock" flock -n /var/lock/qemu-server/lock-$PLAIN.conf true
+kill -CONT "$pid"
+yes "until it has nobody to report to" wait_until 30 gone "$pid"
+frozen_start
+qm_ task-stop $PLAIN
+check "stop of the task: exit status" 0 $rc
+wait $task; rc=$?
+check "the task that was stopped" 255 $rc
+yes "its QEMU goes on" vm_begins
+kill -CONT "$pid"
+yes "until it has nobody to report to" wait_until 30 gone "$pid"
+sleep 2
+check "phases of both" "pre-start pre-start" "$(phases)"
+QM_LAB_DIES=before-note qm_ start $PLAIN
+pid=$(pid_of $PLAIN)
+check "the task dies before Proxmox's note" 255 $rc
+check "the VM runs" "status: running" "$(qm status $PLAIN)"
+no "and nothing says so" test -e "$RUN/$PLAIN.cleanup"
+qm_ stop $PLAIN
+yes "QEMU ends" wait_until 30 gone "$pid"
+sleep 2
+check "stopped without post-stop" "pre-start pre-stop" "$(phases)"
+
+title "qmeventd"
+qm_ start $PLAIN; phases >/dev/null
+echo 'echo $$ >$W/hook; sleep 600' >"$W/do-post-stop"
+kill -9 "$(pid_of $PLAIN)"
+yes "post-stop begins" wait_until 60 test -s "$W/hook"
+systemctl restart qmeventd
+yes "and is killed with qmeventd" gone "$(cat "$W/hook")"
+yes "the lock is free then" flock -n /var/lock/qemu-server/lock-$PLAIN.conf true
+yes "what was noted is noted still" test -e "$RUN/$PLAIN.cleanup"
+rm "$W"/do-* "$RUN/$PLAIN.cleanup"; phases >/dev/null
+qm_ start $PLAIN; phases >/dev/null
+systemctl restart qmeventd
+pid=$(pid_of $PLAIN)
+yes "QEMU finds the new one" wait_until 30 test -e /run/lab-qm/$PLAIN-$pid
+qm_ guest-poweroff $PLAIN
+check "post-stop comes from there" "0 post-stop" "$rc $(phases)"
+
+title "force-legacy-cleanup"
+: >"$RUN/force-legacy-cleanup"
+qm_ start $PLAIN
+qm_ stop $PLAIN
+check "post-stop comes from qmeventd, not from the task" /system.slice/qmeventd.service "$(field post-stop cgroup)"
+check "and once" "0 pre-start post-start pre-stop post-stop" "$rc $(phases)"
+QM_LAB_DIES=before-note qm_ start $PLAIN
+qm_ stop $PLAIN
+check "also of a VM whose start was never noted" "pre-start pre-stop post-stop" "$(phases)"
+rm "$RUN/force-legacy-cleanup"
 
 title "backup of a stopped VM"
 qm_ backup $PLAIN
