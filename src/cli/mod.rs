@@ -355,6 +355,7 @@ mod tests {
         assert_eq!(parsed("reconcile --unfinished"), Ok(Call::Reconcile { scope: Scope::Unfinished, dry_run: false }));
         assert_eq!(parsed("watch 111"), Ok(Call::Watch { vmid: 111, after: After::Start }));
         assert_eq!(parsed("watch 111 --reboot"), Ok(Call::Watch { vmid: 111, after: After::Reboot }));
+        assert_eq!(parsed("watch 111 --stop"), Ok(Call::Watch { vmid: 111, after: After::Stop }));
         assert_eq!(parsed("-V"), Ok(Call::Version));
         let wish =
             |gpus: &[&str], style, dri| Wish { gpus: gpus.iter().map(ToString::to_string).collect(), style, dri };

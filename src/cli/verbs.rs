@@ -20,6 +20,7 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag { name: "dry-run", has_value: false, goes_with: "a verb that changes something; for a VM, see plan" },
     Flag { name: "unfinished", has_value: false, goes_with: "reconcile" },
     Flag { name: "reboot", has_value: false, goes_with: "watch" },
+    Flag { name: "stop", has_value: false, goes_with: "watch" },
     Flag { name: "gpu", has_value: true, goes_with: "container attach and container setup" },
     Flag { name: "style", has_value: true, goes_with: "container attach and container setup" },
     Flag { name: "dri", has_value: false, goes_with: "container attach and container setup" },
@@ -182,10 +183,14 @@ pub(super) const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["watch"],
-        arguments: "VMID [--reboot]",
-        about: "what pre-start leaves behind: wait until the VM runs, or its start is given up and its GPU must come home",
+        arguments: "VMID [--reboot|--stop]",
+        about: "what a hook leaves behind: wait until Proxmox is through with the VM, or its GPU must come home",
         call: |given| {
-            let after = if given.has("reboot") { After::Reboot } else { After::Start };
+            let after = match (given.has("reboot"), given.has("stop")) {
+                (true, _) => After::Reboot,
+                (_, true) => After::Stop,
+                _ => After::Start,
+            };
             Ok(Call::Watch { vmid: given.id("VM")?, after })
         },
     },

@@ -145,12 +145,16 @@ fn post_stop(app: &App, vmid: u32) -> Result<()> {
     }
     // What is half-way, or cannot be read, is put right or told of.
     let record = app.store.record(&owner).ok().flatten();
-    let Some(record) = record.filter(|record| record.progress == Progress::Away) else { return home(app, &owner) };
+    let Some(record) = record.filter(|record| record.progress == Progress::Away) else {
+        let _watcher = watch::outlive_qmeventd(app, vmid);
+        return home(app, &owner);
+    };
     let slots = record.slots().join(" ");
     if running::is_rebooting(&app.kernel, vmid) && watch::begin(app, vmid, After::Reboot).has_begun() {
         app.story.say(&format!("{slots} stays on vfio-pci: VM {vmid} reboots"));
         return Ok(());
     }
+    let _watcher = watch::outlive_qmeventd(app, vmid);
     // The answer is there by the time the VM has let go of the card.
     let shutdown = Shutdown::ask(&app.kernel);
     let stays = || {

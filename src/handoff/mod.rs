@@ -201,7 +201,8 @@ impl Handoff<'_> {
 
 /// Whether a VM runs, or Proxmox is in the middle of starting or stopping it.
 pub fn is_alive(kernel: &dyn Kernel, vmid: u32) -> bool {
-    running::qemu_pid(kernel, vmid).is_some() || running::is_locked(kernel, vmid)
+    // The lock first: whoever lets go of it after a start has started QEMU before.
+    running::is_locked(kernel, vmid) || running::qemu_pid(kernel, vmid).is_some()
 }
 
 /// Whether a VM has what its record names, or is still being started.

@@ -246,6 +246,18 @@ impl Kernel for Linux {
         }
     }
 
+    fn wait_for_end(&self, process: Process, limit: Duration) -> bool {
+        if self.is_real()
+            && let Ok(pidfd) = program::pidfd(process.pid)
+            // Whoever has that PID now has kept it since the descriptor was made.
+            && self.process(process.pid) == Some(process)
+        {
+            return program::wait_for(&pidfd, limit);
+        }
+        self.sleep(limit.min(Duration::from_millis(20)));
+        self.process(process.pid) != Some(process)
+    }
+
     fn caller(&self) -> Option<Process> {
         self.process(nix::unistd::getppid().as_raw())
     }

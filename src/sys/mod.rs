@@ -242,6 +242,20 @@ pub trait Kernel {
     fn is_asked_to_end(&self) -> bool;
     /// Time that passes and is never set back.
     fn now(&self) -> Duration;
+    /// Waits until a process has ended, and with it closed all that it had open. True when it has; false after `limit`, or
+    /// when somebody asks this run to end.
+    fn wait_for_end(&self, process: Process, limit: Duration) -> bool {
+        let end = self.now() + limit;
+        loop {
+            if self.process(process.pid) != Some(process) {
+                return true;
+            }
+            if self.now() >= end || self.is_asked_to_end() {
+                return false;
+            }
+            self.sleep(Duration::from_millis(20));
+        }
+    }
     /// Seconds since 1970, UTC.
     fn unix_time(&self) -> u64;
     fn sleep(&self, time: Duration);

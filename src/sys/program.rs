@@ -125,6 +125,14 @@ pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Waits until a process has ended: true when it has. A signal ends the waiting, too.
+pub fn wait_for(pidfd: &OwnedFd, limit: Duration) -> bool {
+    let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    // Rounded up, as above.
+    let limit = PollTimeout::try_from(limit + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
+    matches!(poll(&mut ended, limit), Ok(1..))
+}
+
 /// A program that takes long and tells meanwhile how it gets on: whoever started it asks now and then.
 pub struct Talking {
     child: Child,

@@ -101,8 +101,8 @@ fn a_refused_start_of_a_vm_that_has_its_card_is_watched() {
 fn a_start_that_nobody_can_watch() {
     let host = settled().flock(LOCK);
     let run = host.run("111 pre-start");
-    let warning = "warning: nobody watches over the start of VM 111: /usr/bin/systemd-run is not installed; if it is \
-                   given up: gpu-handoff reconcile";
+    let warning = "warning: nobody watches over VM 111: /usr/bin/systemd-run is not installed; if its start is given up: \
+                   gpu-handoff reconcile";
     assert_eq!(told(&run), [warning, "0000:01:00 is already on vfio-pci: nothing to do"]);
     assert_eq!(run.code, Some(0));
 }
@@ -112,17 +112,28 @@ fn what_a_watcher_does_in_the_end() {
     for call in ["watch 111", "watch 112"] {
         ignores(&host(), call);
         let other = ended().record("vm-112", "0000:01:00", "away", "nvidia").running(112, PID + 1);
-        ignores(&other.running(111, PID), call);
+        ignores(
+            &other.running(111, PID).file("run/qemu-server/111.cleanup", "").file("run/qemu-server/112.cleanup", ""),
+            call,
+        );
     }
     comes_home(&ended(), "watch 111");
     // Another VM is none of its business.
     ignores(&ended(), "watch 112");
 }
 
-/// As long as Proxmox has the lock; and a reboot is given time. It ends when it is asked to.
+/// As long as Proxmox has the lock, or a QEMU runs of which Proxmox says nothing; and a reboot is given time. It ends when
+/// it is asked to.
 #[test]
 fn a_watcher_waits() {
-    for (host, call) in [(ended().flock(LOCK), "watch 111"), (ended(), "watch 111 --reboot")] {
+    let unnoted = || ended().running(111, PID).file("run/qemu-server/112.cleanup", "");
+    for (host, call) in [
+        (ended().flock(LOCK), "watch 111"),
+        (unnoted(), "watch 111"),
+        (unnoted(), "watch 111 --stop"),
+        (ended(), "watch 111 --reboot"),
+        (ended().file("run/qemu-server/111.reboot", ""), "watch 111"),
+    ] {
         let mut watcher = host.command(call).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(700));
         assert!(watcher.try_wait().unwrap().is_none(), "{call}");
@@ -131,6 +142,24 @@ fn a_watcher_waits() {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         assert_eq!(watcher.wait().unwrap().code(), Some(0), "{call}");
         assert!(host.has_own_file("vm-111"), "{call}");
+    }
+}
+
+/// Who restarts qmeventd kills a post-stop that it runs.
+#[test]
+fn a_post_stop_that_may_be_killed_leaves_a_watcher_behind() {
+    let in_cgroup = |name: &str| ended().flock(LOCK).file("proc/self/cgroup", &format!("0::/{name}\n"));
+    for progress in ["away", "returning"] {
+        let host = in_cgroup("system.slice/qmeventd.service").record("vm-111", "0000:01:00", progress, "nvidia");
+        let host = with_systemd_run(host);
+        assert_eq!(host.run("111 post-stop").code, Some(0));
+        assert_eq!(watcher_of(&asked(&host).unwrap()).1, "watch 111 --stop", "{progress}");
+    }
+    for host in [in_cgroup("user.slice/user-0.slice/session-1.scope"), ended().flock(LOCK)] {
+        let host = with_systemd_run(host);
+        assert_eq!(host.run("111 post-stop").code, Some(0));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!host.path("run/asked").exists());
     }
 }
 

@@ -1,9 +1,11 @@
 //! Runs the program's handoffs on a simulated machine, with the real records in a directory of our own.
 
+use super::beside::Step;
 use super::faults::Fault;
 use super::kernel::{Killed, SimKernel, Stalled};
 use super::state::State;
 use gpu_handoff::config::Config;
+use gpu_handoff::events::watch::{After, watch};
 use gpu_handoff::handoff::Handoff;
 use gpu_handoff::handoff::history::History;
 use gpu_handoff::handoff::home::Asker;
@@ -216,6 +218,27 @@ impl Bench {
             self.log.push(format!("    {act:?}"));
         }
         Ran { end, acts, took }
+    }
+
+    /// A watcher, with this happening beside it; how much it changed.
+    ///
+    /// # Errors
+    /// Why it did not bring the card home.
+    pub fn watch_over(&mut self, vmid: u32, after: After, beside: &[(usize, Step)]) -> Result<usize, String> {
+        self.kernel.begin(None);
+        self.kernel.let_happen(beside, &self.directory);
+        let done = watch(&self.handoff(), vmid, after);
+        self.resume();
+        self.kernel.end(false);
+        done.map_err(|stop| stop.message)?;
+        Ok(self.kernel.acts.borrow().len())
+    }
+
+    /// # Errors
+    /// When the record could not be written.
+    pub fn save(&self, record: &Record) -> Result<(), String> {
+        let path = self.directory.join(record.owner.file_name());
+        fs::write(path, record.to_json()).map_err(|error| error.to_string())
     }
 
     /// systemd starts what was asked for.

@@ -253,6 +253,10 @@ impl State {
                 self.is_loaded("nvidia") && self.functions.get(*address).is_some_and(|f| f.minor.is_some())
             }
             ["dev", ..] => self.nodes.contains_key(path),
+            ["run", "qemu-server", file] => {
+                let noted = file.strip_suffix(".cleanup").and_then(|id| id.parse().ok());
+                noted.is_some_and(|id: u32| self.noted.contains(&id))
+            }
             _ => return None,
         })
     }

@@ -1,5 +1,6 @@
 //! `SimKernel`: the machine as the program sees it, with a fault laid in its way.
 
+use super::beside::Step;
 use super::faults::{Fault, Kind};
 use super::files::Text;
 use super::modules::driver_of_module;
@@ -9,8 +10,10 @@ use super::state::{Hung, NodeState, State, Until};
 use gpu_handoff::sys::{ActError, Action, DeviceNumber, End, Kernel, OpenDevice, Process};
 use nix::libc;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
+use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What a change costs.
@@ -40,6 +43,10 @@ pub struct SimKernel {
     worker: Cell<Option<Process>>,
     looks: Cell<usize>,
     caller: Cell<Option<Process>>,
+    /// What happens beside the run, each at one of its looks.
+    beside: RefCell<VecDeque<(usize, Step)>>,
+    /// Where the locks are that a hook waits for which is called beside the run.
+    locks: RefCell<PathBuf>,
     pub not_modelled: RefCell<BTreeSet<String>>,
 }
 
@@ -53,6 +60,8 @@ impl SimKernel {
             worker: Cell::new(None),
             looks: Cell::new(0),
             caller: Cell::new(None),
+            beside: RefCell::default(),
+            locks: RefCell::default(),
             not_modelled: RefCell::new(BTreeSet::new()),
         }
     }
@@ -61,9 +70,38 @@ impl SimKernel {
     pub fn begin(&self, fault: Option<Fault>) {
         self.fault.set(fault);
         self.acts.borrow_mut().clear();
+        self.beside.borrow_mut().clear();
         self.worker.set(None);
         self.caller.set(None);
         self.looks.set(0);
+    }
+
+    /// From now on this happens beside the run.
+    pub fn let_happen(&self, steps: &[(usize, Step)], locks: &Path) {
+        self.locks.replace(locks.to_path_buf());
+        self.beside.replace(steps.iter().copied().collect());
+    }
+
+    fn happen(&self) {
+        let mut beside = self.beside.borrow_mut();
+        while let Some((_, step)) = beside.front().copied().filter(|(at, _)| *at <= self.looks.get()) {
+            if step == Step::PreStart && is_locked(&self.locks.borrow()) {
+                return;
+            }
+            beside.pop_front();
+            let mut state = self.state.borrow_mut();
+            if step == Step::PreStart && !self.acts.borrow().is_empty() {
+                // The card is home, and the hook takes it from there: another story.
+                beside.clear();
+                Step::Unlock.take(&mut state);
+            }
+            step.take(&mut state);
+        }
+    }
+
+    /// What has not happened yet.
+    pub fn steps_left(&self) -> Vec<(usize, Step)> {
+        self.beside.borrow().iter().copied().collect()
     }
 
     /// Puts another fault, or none, in the way; what was there before.
@@ -127,6 +165,7 @@ impl SimKernel {
     fn look(&self) {
         self.state.borrow_mut().now += LOOK;
         self.looks.set(self.looks.get() + 1);
+        self.happen();
         if self.fault.get() == Some(Fault { at: self.looks.get(), kind: Kind::KillAtLook }) {
             killed();
         }
@@ -233,6 +272,13 @@ impl SimKernel {
             _ => ActError::Os(io::Error::from_raw_os_error(libc::EIO)),
         }
     }
+}
+
+/// Whether anybody has a lock of the program's own.
+fn is_locked(directory: &Path) -> bool {
+    let files = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut locks = files.filter(|file| file.file_name().to_string_lossy().contains("lock"));
+    locks.any(|file| fs::File::open(file.path()).is_ok_and(|file| file.try_lock().is_err()))
 }
 
 fn killed() -> ! {
@@ -496,6 +542,18 @@ impl Kernel for SimKernel {
             self.state.borrow_mut().end_process(process.pid);
         }
         Ok(())
+    }
+
+    fn wait_for_end(&self, process: Process, limit: Duration) -> bool {
+        self.look();
+        let (now, ends) = {
+            let state = self.state.borrow();
+            let Some(waited_for) = state.processes.get(&process.pid) else { return true };
+            (state.now, waited_for.ends)
+        };
+        let waits = ends.map_or(limit, |end| end.saturating_sub(now).min(limit));
+        self.advance(waits);
+        ends.is_some_and(|end| now + waits >= end)
     }
 
     fn caller(&self) -> Option<Process> {

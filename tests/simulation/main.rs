@@ -9,6 +9,7 @@
 //! runs tell their story.
 
 mod bench;
+mod beside;
 mod cases;
 mod check;
 mod faults;
@@ -97,6 +98,10 @@ fn main() -> ExitCode {
     match watch::play(&mut bench) {
         Ok(text) => println!("simulation: {text}"),
         Err(problem) => tally.fail(&problem, format!("a start beside a watcher: {problem}")),
+    }
+    match beside::play(&mut bench) {
+        Ok(text) => println!("simulation: {text}"),
+        Err(problem) => tally.fail(&problem, format!("a watcher beside Proxmox: {problem}")),
     }
     for sabotage in sabotage::Sabotage::ALL {
         match sabotage::caught(&mut bench, sabotage) {

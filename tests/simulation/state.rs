@@ -46,6 +46,8 @@ pub struct State {
     /// A process that is inside open() of the first GPU's node until then: it has no descriptor yet, counts for the
     /// module and for the GPU, and the driver's lock is taken.
     pub opening_until: Duration,
+    /// VMs of which Proxmox has said that their start is through.
+    pub noted: BTreeSet<u32>,
     pub hung: Vec<Hung>,
     /// Workers that outlived their run and came back from their last call: each starts reconcile and ends.
     pub outlived: Vec<Process>,
@@ -160,6 +162,7 @@ impl State {
             locked_guests: BTreeSet::new(),
             pid_files: BTreeMap::new(),
             opening_until: Duration::ZERO,
+            noted: BTreeSet::new(),
             hung: Vec::new(),
             outlived: Vec::new(),
             poller: false,
