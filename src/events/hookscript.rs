@@ -13,7 +13,7 @@ use crate::handoff::home::Asker;
 use crate::handoff::record::{Owner, Progress};
 use crate::proxmox::pci_id::PciId;
 use crate::proxmox::vm::{self, Driver, Hostpci, VmConfig};
-use crate::proxmox::{mapping, running};
+use crate::proxmox::{guest, mapping, running};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use crate::systemd::Shutdown;
@@ -182,9 +182,12 @@ fn read_config(kernel: &dyn Kernel, id: u32) -> Result<Option<VmConfig>> {
             if kernel.exists(&format!("/etc/pve/lxc/{id}.conf")) {
                 return Ok(None);
             }
+            if guest::is_down(kernel) {
+                return Err(Stop::failed(guest::DOWN));
+            }
             Err(Stop::usage(format!("there is no guest {id}: {path} does not exist; qm list shows the VMs")))
         }
-        Err(error) => Err(Stop::failed(format!("{path}: {error}"))),
+        Err(error) => Err(guest::unreadable(&path, &error)),
     }
 }
 

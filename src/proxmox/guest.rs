@@ -1,7 +1,29 @@
 //! What the configurations of VMs and containers have in common.
 
 use super::perl;
+use crate::stop::Stop;
 use crate::sys::Kernel;
+use nix::libc;
+
+/// What is wrong when nothing is known of any guest, and what to type.
+pub const DOWN: &str =
+    "there is nothing in /etc/pve: Proxmox's cluster file system is down; systemctl restart pve-cluster";
+
+/// Whether Proxmox's cluster file system is not there: then the files of guests that exist are not, either.
+pub fn is_down(kernel: &dyn Kernel) -> bool {
+    !kernel.exists("/etc/pve/lxc") && !kernel.exists("/etc/pve/qemu-server")
+}
+
+/// Why a file of it could not be read.
+pub fn unreadable(path: &str, error: &std::io::Error) -> Stop {
+    // What is mounted there has no process behind it any more.
+    match error.raw_os_error() {
+        Some(libc::ENOTCONN | libc::ECONNABORTED) => Stop::failed(format!(
+            "{path}: {error}: Proxmox's cluster file system has died; systemctl restart pve-cluster"
+        )),
+        _ => Stop::failed(format!("{path}: {error}")),
+    }
+}
 
 /// The node of the cluster that has this guest; the folders in /etc/pve are those of all nodes.
 pub fn node_of(kernel: &dyn Kernel, id: u32) -> Option<String> {

@@ -7,7 +7,7 @@ use crate::App;
 use crate::handoff::record::Owner;
 use crate::proxmox::{ct, guest, vm};
 use crate::stop::{Result, Stop};
-use crate::sys::Kernel;
+use crate::sys::{Kernel, is_writable};
 use std::fmt;
 use std::time::Duration;
 
@@ -88,8 +88,11 @@ impl Guest {
                     return Ok(Guest { id, kind, hookscript });
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Stop::failed(format!("{path}: {error}"))),
+                Err(error) => return Err(guest::unreadable(&path, &error)),
             }
+        }
+        if guest::is_down(kernel) {
+            return Err(Stop::failed(guest::DOWN));
         }
         Err(Stop::usage(match guest::node_of(kernel, id) {
             Some(node) => format!("guest {id} is on node {node}: say this there"),
@@ -132,13 +135,29 @@ impl Guest {
         format!("{} set {} {}", self.kind.tool(), self.id, arguments.join(" "))
     }
 
-    fn set(&self, app: &App, arguments: &[&str]) -> Result<Guest> {
+    /// How the guest is afterwards. That counts, whatever the program said: one that took too long may have done it.
+    fn set(&self, app: &App, arguments: &[&str], is_done: &dyn Fn(&Guest) -> bool) -> Result<Guest> {
+        if let Ok(false) = is_writable(&app.kernel.path("/etc/pve/local")) {
+            return Err(Stop::refused(format!(
+                "{self} was not changed: /etc/pve is read-only, the cluster has no quorum; see: pvecm status"
+            )));
+        }
         let id = self.id.to_string();
         let line = [&["set", &id], arguments].concat();
-        app.kernel
-            .program(self.kind.tool(), &line, ANSWER)
-            .map_err(|error| Stop::failed(format!("{self} was not changed: {}: {error}", self.call(arguments))))?;
-        Guest::read(&app.kernel, self.id)
+        let call = self.call(arguments);
+        let said = app.kernel.program(self.kind.tool(), &line, ANSWER);
+        let Err(error) = said else { return Guest::read(&app.kernel, self.id) };
+        match Guest::read(&app.kernel, self.id) {
+            Ok(now) if is_done(&now) => {
+                app.story.warn(&format!("{call}: {error}; the change is made all the same"));
+                Ok(now)
+            }
+            Ok(_) => Err(Stop::failed(format!("{self} was not changed: {call}: {error}"))),
+            Err(stop) => Err(Stop::failed(format!(
+                "whether {self} was changed is not known: {call}: {error}; and now {}",
+                stop.message
+            ))),
+        }
     }
 }
 
@@ -154,7 +173,7 @@ pub fn enable(app: &App, id: u32) -> Result<()> {
     match todo {
         Todo::Nothing => app.story.say(&format!("{guest} has the hookscript already: nothing to do")),
         Todo::Set(arguments) => {
-            if !guest.set(app, arguments)?.has_ours() {
+            if !guest.set(app, arguments, &Guest::has_ours)?.has_ours() {
                 return Err(Stop::failed(format!(
                     "{guest} has no hookscript although Proxmox set it; see: pvesh get /nodes"
                 )));
@@ -175,7 +194,7 @@ pub fn disable(app: &App, id: u32) -> Result<()> {
     match guest.disable(app)? {
         Todo::Nothing => app.story.say(&format!("{guest} has no hookscript: nothing to do")),
         Todo::Set(arguments) => {
-            if guest.set(app, arguments)?.has_ours() {
+            if guest.set(app, arguments, &|guest| !guest.has_ours())?.has_ours() {
                 return Err(Stop::failed(format!("{guest} still has the hookscript although Proxmox removed it")));
             }
             app.story.say(&format!("{guest} has no hookscript any more"));

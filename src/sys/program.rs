@@ -31,7 +31,7 @@ pub struct Running {
 /// Runs a program and waits for it, however long it takes or at most for `limit`; its standard output.
 ///
 /// # Errors
-/// The first line of its standard error when it failed: what comes after it tends to follow from it.
+/// What its standard error gives as the reason when it failed.
 pub fn run(path: &Path, arguments: &[&str], limit: Option<Duration>) -> Result<String, ActError> {
     start(path, arguments)?.finish(limit)
 }
@@ -76,10 +76,8 @@ impl Running {
         if status.success() {
             return Ok(Some(self.output.text()));
         }
-        Err(ActError::Program(match self.complaint.text().lines().find(|line| !line.trim().is_empty()) {
-            Some(line) => line.trim().to_string(),
-            None => format!("{path} ended with {status}"),
-        }))
+        let reason = reason(&self.complaint.text());
+        Err(ActError::Program(reason.unwrap_or_else(|| format!("{path} ended with {status}"))))
     }
 
     /// Waits for its end, however long it takes or at most for `limit`.
@@ -112,6 +110,18 @@ impl Running {
         // Rounded up: a remainder below a millisecond would otherwise spin.
         let _ = poll(&mut all, PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX));
     }
+}
+
+/// The line that says why a program failed: the first, for what comes after it tends to follow from it. Not what announces
+/// that it waits for something, nor how Proxmox's tools begin: with each try to reach the cluster's file system, or with
+/// the number of an error whose text is in the next line.
+fn reason(complaint: &str) -> Option<String> {
+    let lines = complaint.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut telling = lines.clone().filter(|line| {
+        let is_number_only = line.starts_with("400 ") && line.ends_with("failed.");
+        !line.ends_with("...") && !line.starts_with("ipcc_send_rec[") && !is_number_only
+    });
+    telling.next().or_else(|| lines.clone().next()).map(str::to_string)
 }
 
 /// A descriptor of a process that stays the same should its number be given to another.
@@ -236,8 +246,32 @@ mod tests {
     fn what_it_says_and_why_it_failed() {
         assert_eq!(sh("echo one; echo two", None).as_deref(), Ok("one\ntwo\n"));
         assert_eq!(sh("echo the reason >&2; echo what follows >&2; exit 3", None), Err("the reason".to_string()));
+        assert_eq!(
+            sh("echo waiting...; echo 'trying to acquire lock...' >&2; echo '' >&2; echo no >&2; exit 4", None),
+            Err("no".to_string())
+        );
         assert_eq!(sh("exit 3", None), Err("/bin/sh ended with exit status: 3".to_string()));
         assert!(run(Path::new("/nowhere"), &[], None).is_err());
+    }
+
+    #[test]
+    fn the_line_that_matters() {
+        for (complaint, line) in [
+            ("trying to acquire lock...\ncan't lock file '/x' - got timeout\n", "can't lock file '/x' - got timeout"),
+            (
+                "400 Parameter verification failed.\nhookscript: script 'a' does not exist\nqm set <vmid> [OPTIONS]\n",
+                "hookscript: script 'a' does not exist",
+            ),
+            (
+                "ipcc_send_rec[1] failed: Connection refused\nUnable to load access control list: Connection refused\n",
+                "Unable to load access control list: Connection refused",
+            ),
+            ("400 not enough arguments\n", "400 not enough arguments"),
+            ("\ntrying to acquire lock...\n", "trying to acquire lock..."),
+        ] {
+            assert_eq!(reason(complaint).as_deref(), Some(line));
+        }
+        assert_eq!(reason(" \n"), None);
     }
 
     /// More than a pipe holds.

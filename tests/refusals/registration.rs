@@ -1,5 +1,6 @@
 use super::starts::with_program;
 use super::*;
+use std::os::unix::fs::PermissionsExt;
 
 // enable and disable
 
@@ -101,6 +102,46 @@ fn what_proxmox_says_is_passed_on() {
     let occupied = host().file("var/lib/vz/snippets/gpu-handoff", "#!/bin/sh\n");
     let message = "/var/lib/vz/snippets/gpu-handoff is no link to /usr/sbin/gpu-handoff; move it away, then try again";
     refuses(&occupied, "enable 111", 3, message);
+}
+
+/// What counts is how the guest is, and not how the program ended.
+#[test]
+fn what_is_so_afterwards_counts() {
+    let host = host().file("fails-late", "");
+    for (verb, arguments, done) in [
+        (
+            "enable",
+            "--hookscript local:snippets/gpu-handoff",
+            "has the hookscript local:snippets/gpu-handoff from its next start on",
+        ),
+        ("disable", "--delete hookscript", "has no hookscript any more"),
+    ] {
+        let run = host.run(&format!("{verb} 111"));
+        let text = format!(
+            "gpu-handoff: warning: /usr/sbin/qm set 111 {arguments}: unable to release the lock; the change is made all the \
+             same\ngpu-handoff: VM 111 {done}\n"
+        );
+        assert_eq!(run, Run { code: Some(0), out: String::new(), err: text });
+    }
+}
+
+#[test]
+fn the_cluster_s_file_system_may_be_down_or_read_only() {
+    let down = "there is nothing in /etc/pve: Proxmox's cluster file system is down; systemctl restart pve-cluster";
+    for call in ["enable 111", "enable 111 --dry-run", "disable 111", "plan 111"] {
+        assert_eq!(Host::new().run(call), refusal(1, down), "{call}");
+    }
+    let meanwhile = host().file("goes-down", "");
+    let message = format!(
+        "whether VM 111 was changed is not known: /usr/sbin/qm set 111 --hookscript local:snippets/gpu-handoff: Unable to \
+         load access control list: Connection refused; and now {down}"
+    );
+    assert_eq!(meanwhile.run("enable 111"), refusal(1, &message));
+    let host = host().vm(112, OURS).file("etc/pve/local/x", "");
+    fs::set_permissions(host.path("etc/pve/local"), fs::Permissions::from_mode(0o555)).unwrap();
+    let read_only = "/etc/pve is read-only, the cluster has no quorum; see: pvecm status";
+    assert_eq!(host.run("enable 111"), refusal(3, &format!("VM 111 was not changed: {read_only}")));
+    assert_eq!(host.run("disable 112"), refusal(3, &format!("VM 112 was not changed: {read_only}")));
 }
 
 #[test]
