@@ -19,6 +19,9 @@ const ROUNDS: usize = 4;
 /// A process that is asked to end has this long before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// What takes longer is told of while it lasts.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// A container that does not shut down by itself is stopped hard when this much of the time is left.
 const FORCE: Duration = Duration::from_secs(10);
 
@@ -135,9 +138,20 @@ impl Handoff<'_> {
             }
         };
         asked.map_err(|error| format!("{what} does not stop: {error}"))?;
-        self.wait_until(end, || match what {
-            Stopped::Unit(unit) => matches!(systemd::state(self.kernel, unit).as_deref(), Some("inactive" | "failed")),
-            Stopped::Container(ctid) => !containers::runs(self.kernel, *ctid),
+        let begin = self.kernel.now();
+        let mut told = false;
+        self.wait_until(end, || {
+            // Whoever reads the task's log meanwhile.
+            if !told && self.kernel.now() >= begin + PATIENCE {
+                told = true;
+                self.story.say(&format!("  waits for {what} to stop, for up to {} s", left.as_secs()));
+            }
+            match what {
+                Stopped::Unit(unit) => {
+                    matches!(systemd::state(self.kernel, unit).as_deref(), Some("inactive" | "failed"))
+                }
+                Stopped::Container(ctid) => !containers::runs(self.kernel, *ctid),
+            }
         })
         .map_err(|why| format!("{what} does not stop ({why})"))
     }
@@ -156,7 +170,7 @@ impl Handoff<'_> {
         Err(format!("PID {pid} ({command}) does not end"))
     }
 
-    fn wait_until(&self, end: Duration, is_so: impl Fn() -> bool) -> Result<(), String> {
+    fn wait_until(&self, end: Duration, mut is_so: impl FnMut() -> bool) -> Result<(), String> {
         let begin = self.kernel.now();
         loop {
             if is_so() {

@@ -108,7 +108,7 @@ policy '{"unit":"stop"}'
 
 # ---- killed in the middle of stopping: who comes next finishes it ----
 service slow /dev/nvidia0
-sed -i 's/undef, 0.2/undef, 3/' /run/systemd/system/slow.service
+sed -i 's/undef, 0.2/undef, 5/' /run/systemd/system/slow.service
 begin slow /dev/nvidia0
 $hook 111 pre-start </dev/null >/dev/null 2>&1 &
 job=$!
@@ -119,5 +119,9 @@ ok 'killed: home by itself' within 30 test ! -e $records/vm-111
 is_home 'killed'
 ok 'killed: the unit runs again' within 30 runs slow
 ok 'killed: the other unit runs again' within 30 runs ollama
+works 'one stops slowly: pre-start' $hook 111 pre-start
+says 'one stops slowly' 'waits for slow.service to stop, for up to '
+works 'one stops slowly: post-stop' $hook 111 post-stop
+ok 'one stops slowly: it runs again' within 30 runs slow
 systemctl stop slow ollama
 finish
