@@ -3,12 +3,26 @@
 use super::causes::{self, Facts};
 use crate::App;
 use crate::config::Config;
+use crate::gpu::inventory::long_form;
 use crate::sys::Kernel;
 
 const DIRECTORY: &str = "/etc/modprobe.d";
 
 /// Proxmox's own blacklist of nvidiafb.
 const PVE_BLACKLIST: &str = "pve-blacklist.conf";
+
+/// Of cards that a VM names by these addresses, if they are on vfio-pci although no handoff put them there: that, and what
+/// is behind it.
+pub fn of_cards(app: &App, config: &Config, addresses: &[&str]) -> Vec<String> {
+    let slots: Vec<String> = addresses.iter().map(|address| long_form(address)).collect();
+    let is_named =
+        |line: &String| slots.iter().any(|slot| line.split(' ').next().is_some_and(|own| slot.starts_with(own)));
+    let shows = causes::effects(&app.kernel, &app.store, config, false);
+    if !shows.iter().any(is_named) {
+        return Vec::new();
+    }
+    find(app, config)
+}
 
 /// What shows, then what is behind it, then what to do once that is mended.
 pub fn find(app: &App, config: &Config) -> Vec<String> {

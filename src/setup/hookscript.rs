@@ -3,7 +3,9 @@
 //! A guest has one hookscript. Somebody else's is never replaced; and it is Proxmox's own tools that write the guest's
 //! configuration, under its lock.
 
+use super::conflicts;
 use crate::App;
+use crate::config::Config;
 use crate::handoff::record::Owner;
 use crate::proxmox::{ct, guest, vm};
 use crate::stop::{Result, Stop};
@@ -55,6 +57,8 @@ struct Guest {
     id: u32,
     kind: Kind,
     hookscript: Option<String>,
+    /// As its `hostpci` lines name them.
+    addresses: Vec<String>,
 }
 
 impl fmt::Display for Guest {
@@ -81,11 +85,15 @@ impl Guest {
             let path = format!("/etc/pve/{}/{id}.conf", kind.folder());
             match kernel.read(&path) {
                 Ok(bytes) => {
-                    let hookscript = match kind {
-                        Kind::Vm => vm::parse(&bytes).hookscript,
-                        Kind::Container => ct::parse(&bytes).hookscript,
+                    let (hookscript, addresses) = match kind {
+                        Kind::Vm => {
+                            let config = vm::parse(&bytes);
+                            let addresses = config.hostpci.values().flat_map(|line| line.ids.clone()).collect();
+                            (config.hookscript, addresses)
+                        }
+                        Kind::Container => (ct::parse(&bytes).hookscript, Vec::new()),
                     };
-                    return Ok(Guest { id, kind, hookscript });
+                    return Ok(Guest { id, kind, hookscript, addresses });
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(guest::unreadable(&path, &error)),
@@ -175,16 +183,24 @@ pub fn enable(app: &App, id: u32) -> Result<()> {
         Todo::Set(arguments) => {
             if !guest.set(app, arguments, &Guest::has_ours)?.has_ours() {
                 return Err(Stop::failed(format!(
-                    "{guest} has no hookscript although Proxmox set it; see: pvesh get /nodes"
+                    "{guest} has no hookscript although Proxmox set it; look at it: {} config {id}",
+                    guest.kind.tool()
                 )));
             }
             app.story.say(&format!("{guest} has the hookscript {VOLUME} from its next start on"));
         }
     }
-    for warning in warnings(&app.kernel, &guest) {
-        app.story.warn(&warning);
-    }
+    warn(app, &guest);
     Ok(())
+}
+
+/// What may surprise whoever enables it, and what keeps the card from ever being the host's.
+fn warn(app: &App, guest: &Guest) {
+    let addresses: Vec<&str> = guest.addresses.iter().map(String::as_str).collect();
+    let config = Config::read(&app.kernel).unwrap_or_default();
+    for warning in warnings(&app.kernel, guest).iter().chain(&conflicts::of_cards(app, &config, &addresses)) {
+        app.story.warn(warning);
+    }
 }
 
 /// # Errors
@@ -214,9 +230,7 @@ pub fn plan_enable(app: &App, id: u32) -> Result<String> {
     let Todo::Set(arguments) = todo else {
         return Ok(if link.is_empty() { format!("{guest} has the hookscript already: nothing to do\n") } else { link });
     };
-    for warning in warnings(&app.kernel, &guest) {
-        app.story.warn(&warning);
-    }
+    warn(app, &guest);
     Ok(format!("{link}{}\n", guest.call(arguments)))
 }
 
@@ -272,7 +286,7 @@ mod tests {
     use super::*;
 
     fn guest(hookscript: Option<&str>) -> Guest {
-        Guest { id: 111, kind: Kind::Vm, hookscript: hookscript.map(str::to_string) }
+        Guest { id: 111, kind: Kind::Vm, hookscript: hookscript.map(str::to_string), addresses: Vec::new() }
     }
 
     #[test]

@@ -145,6 +145,21 @@ fn the_cluster_s_file_system_may_be_down_or_read_only() {
 }
 
 #[test]
+fn a_card_that_the_host_never_has_is_told_of() {
+    let host = with_tools(settled()).file("etc/driverctl.d/0000:01:00.0", "vfio-pci\n");
+    let run = host.run("enable 111");
+    assert_eq!(run.code, Some(0));
+    for words in [
+        "warning: 0000:01:00 is on vfio-pci, and no handoff put it there",
+        "warning: /etc/driverctl.d/0000:01:00.0:1: vfio-pci gives 0000:01:00.0 to vfio-pci at boot",
+    ] {
+        assert!(run.err.contains(words), "{}", run.err);
+    }
+    let wished = host.config(r#"{"gpus":{"01:00":{"home":"vfio-pci"}}}"#);
+    assert!(!wished.run("enable 111").err.contains("warning"));
+}
+
+#[test]
 fn high_availability_and_clusters_are_told_of() {
     let host = host().file("etc/pve/ha/resources.cfg", "vm: 111\n\tstate started\n").file("etc/pve/corosync.conf", "");
     let run = host.run("enable 111");

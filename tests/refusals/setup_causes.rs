@@ -44,7 +44,7 @@ fn explains(host: Host, places: &[&str]) -> Host {
         let advice = cause.split_once("; to take it out: ").unwrap().1;
         let (first, then) = advice.split_once(" && ").unwrap_or((advice, ""));
         assert!(["", "update-grub", "proxmox-boot-tool refresh"].contains(&then), "{advice}");
-        let here = ["etc", "run", "usr", "lib"].iter().fold(first.to_string(), |line, folder| {
+        let here = ["etc", "run", "usr", "lib", "root"].iter().fold(first.to_string(), |line, folder| {
             line.replace(&format!(" /{folder}/"), &format!(" {root}/{folder}/"))
         });
         if let Some(folder) = first.strip_prefix("ln -s /dev/null /") {
@@ -89,7 +89,9 @@ fn bound_by_a_script() {
     let host = on("vfio-pci").file(early, bind);
     let lines = found(&host);
     assert!(lines[1].starts_with("/etc/initramfs-tools/scripts/init-top/vfio.sh:2: "), "{lines:#?}");
-    assert!(lines[1].ends_with("; to take it out: chmod -x /etc/initramfs-tools/scripts/init-top/vfio.sh"));
+    assert!(lines[1].ends_with("; to take it out: mv /etc/initramfs-tools/scripts/init-top/vfio.sh /root/"));
+    fs::create_dir_all(host.path("root")).unwrap();
+    explains(host, &["/etc/initramfs-tools/scripts/init-top/vfio.sh:2"]);
     // By modprobe, whenever vfio-pci is loaded.
     let host = executable(on("vfio-pci"), "usr/local/bin/vfio-pci-override.sh", bind)
         .file("etc/modprobe.d/vfio.conf", "install vfio-pci /usr/local/bin/vfio-pci-override.sh\n");

@@ -55,7 +55,8 @@ pub struct Cause {
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let text = self.text.escape_debug();
+        // Nobody's file commands a terminal.
+        let text: String = self.text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         write!(f, "{}: {text} {}; to take it out: {}", self.place, self.does, self.mend)
     }
 }

@@ -177,7 +177,7 @@ fn commands(facts: &Facts, script: &Script) -> Option<Cause> {
     if let Some(line) = binds(&script.text, &facts.functions) {
         let text = script.text.lines().nth(line - 1).unwrap_or_default();
         if script.kind == Kind::Initramfs {
-            return Some(cause(line, text, "gives the card to vfio-pci in the initramfs", format!("chmod -x {path}")));
+            return Some(cause(line, text, "gives the card to vfio-pci in the initramfs", format!("mv {path} /root/")));
         }
         return Some(cause(line, text, "gives the card to vfio-pci at boot", at_boot(path, line)));
     }
@@ -303,7 +303,7 @@ mod tests {
         let early = "/etc/initramfs-tools/scripts/init-top/vfio.sh";
         assert_eq!(
             found(vec![script(early, bind, Kind::Initramfs)]),
-            pair(&format!("{early}:2"), &format!("chmod -x {early}"))
+            pair(&format!("{early}:2"), &format!("mv {early} /root/"))
         );
         let unit = "/etc/systemd/system/vfio.service";
         let text = "[Service]\nExecStart=-/usr/local/bin/bind.sh now\n";
