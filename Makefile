@@ -13,10 +13,11 @@ deb: ## the Debian package, target/deb/gpu-handoff_VERSION_amd64.deb
 test: ## every test: unit, vectors, refusals, linkage, shell scripts, manual page, package, lab
 	@tests/all
 
-test-package: ## the package: its scripts, built twice, piuparts on Debian 12 and 13; set-up of the driver, killed, in the lab
+test-package: ## the package: its scripts, built twice, piuparts and autopkgtest on Debian 12 and 13; set-up of the driver, killed, in the lab
 	@tests/package/scripts
 	@tests/package/twice
 	@tests/package/piuparts
+	@tests/package/autopkgtest
 	@tests/lab/run --timeout 1500 tests/lab/scripts/driver-killed.sh
 
 demo: ## a VM takes the GPU and gives it back, in the lab

@@ -9,8 +9,15 @@ use crate::App;
 use crate::gpu::nodes;
 use crate::handoff::reconcile::make_nodes;
 use crate::stop::{Result, Stop};
+use crate::sys::Kernel;
 use crate::systemd;
 use std::time::Duration;
+
+const UNIT_FILES: [&str; 3] = [
+    "/etc/systemd/system/gpu-handoff-settle@.service",
+    "/usr/lib/systemd/system/gpu-handoff-settle@.service",
+    "/lib/systemd/system/gpu-handoff-settle@.service",
+];
 
 /// Making a node takes microseconds.
 const NODE: Duration = Duration::from_secs(1);
@@ -27,9 +34,14 @@ pub fn run(app: &App) -> Result<()> {
     if !notes.event().map_err(|error| not_asked(&error.to_string()))? {
         return made;
     }
-    // A unit for each: one that is about to end would otherwise keep this event from being seen to.
-    let unit = format!("gpu-handoff-settle-{}", std::process::id());
-    if let Err(error) = systemd::run_later(&app.kernel, &unit, &[settle::VERB]) {
+    // A unit for each: one that is about to end would otherwise keep this event from being seen to. The package brings one
+    // that may do little more than it has to.
+    let number = std::process::id();
+    let asked = match UNIT_FILES.iter().any(|file| app.kernel.exists(file)) {
+        true => systemd::start(&app.kernel, &format!("gpu-handoff-settle@{number}.service")),
+        false => systemd::run_later(&app.kernel, &format!("gpu-handoff-settle-{number}"), &[settle::VERB]),
+    };
+    if let Err(error) = asked {
         notes.heed_event();
         return Err(not_asked(&error.to_string()));
     }

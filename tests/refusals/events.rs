@@ -46,6 +46,15 @@ fn of_many_events_one_asks_for_a_look() {
     assert!(!host.has_own_file("device-event"), "the next event asks again");
     assert_eq!(event(&host, GPU_COMES), silence());
     assert_eq!(calls(&host).iter().filter(|call| call.ends_with("settle")).count(), 2);
+    // The package brings a unit for it.
+    let host =
+        host.file("usr/lib/systemd/system/gpu-handoff-settle@.service", "").without("run/gpu-handoff/device-event");
+    assert_eq!(event(&host, GPU_COMES), silence());
+    let asked = calls(&host).pop().unwrap();
+    assert!(
+        asked.starts_with("systemctl start --no-block -- gpu-handoff-settle@") && asked.ends_with(".service"),
+        "{asked}"
+    );
 }
 
 #[test]
