@@ -5,7 +5,7 @@ mod verbs;
 use crate::App;
 use crate::containers::{self, Style, Who, Wish};
 use crate::events::watch::{self, After};
-use crate::events::{hookscript, manual, settle, udev};
+use crate::events::{hookscript, manual, settle, stray, udev};
 use crate::handoff::history::History;
 use crate::handoff::reconcile::Scope;
 use crate::report::history;
@@ -299,7 +299,7 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
 
 fn status(app: &App, json: bool) -> Result<()> {
     let status = Status::read(&app.kernel, &app.store, nix::unistd::geteuid().is_root());
-    for problem in status.problems() {
+    for problem in status.problems().iter().chain(&stray::of_config(app)) {
         app.story.warn(problem);
     }
     if json { print(&format!("{}\n", status.to_json())) } else { print(&status.to_text()) }

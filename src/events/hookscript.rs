@@ -4,6 +4,7 @@
 //! costs one read of its configuration.
 
 use super::container;
+use super::stray;
 use super::watch::{self, After};
 use crate::App;
 use crate::config::{self, Backup, Config};
@@ -56,7 +57,9 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
             // No reason to keep a VM from starting that does not want the GPU any more.
             app.story.warn(&stop.message);
         }
-        return Ok(());
+        return stray::look(app, vmid, &vm).inspect_err(|stop| {
+            app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], stop);
+        });
     }
     let listed = listed(&app.kernel, &vm);
     let covered = |address: &str| listed.iter().any(|id| covers(id, address));
@@ -85,6 +88,10 @@ pub fn plan(app: &App, vmid: u32) -> Result<String> {
     warn_of_dropped_lines(app, vmid, &vm);
     let slots = nvidia_slots(&app.kernel, vmid, &vm)?;
     if slots.is_empty() {
+        stray::look(app, vmid, &vm)?;
+        if stray::has_hook(&vm) {
+            stray::nothing_named(app, vmid, &vm).iter().for_each(|text| app.story.warn(text));
+        }
         let stale = if app.store.has_record(&owner) { ", but its record's slots would come home" } else { "" };
         return Ok(format!("guest {vmid} takes no NVIDIA GPU: nothing to do{stale}\n"));
     }
@@ -95,11 +102,42 @@ pub fn plan(app: &App, vmid: u32) -> Result<String> {
     plan.map_err(|stop| in_backup(stop, vmid, &vm))
 }
 
-/// Proxmox drops a line that it cannot read, and starts the VM without what the line was to give it.
+/// Proxmox drops a line that it cannot read, and starts the VM without what the line was to give it. But a later one may
+/// read what this program cannot, and takes a GPU then whoever uses it: so it is made ready all the same.
 fn warn_of_dropped_lines(app: &App, vmid: u32, vm: &VmConfig) {
     for warning in vm.warnings.iter().filter(|warning| warning.contains("hostpci")) {
-        app.story.warn(&format!("VM {vmid}: {warning}"));
+        let doubtful = vm.doubtful.iter().find(|(_, doubtful)| doubtful.warning == *warning);
+        let gpu =
+            doubtful.and_then(|(index, doubtful)| Some((index, doubtful, named_gpu(&app.kernel, &doubtful.line)?)));
+        let Some((index, doubtful, gpu)) = gpu else {
+            app.story.warn(&format!("VM {vmid}: {warning}"));
+            continue;
+        };
+        let warning = warning.replacen(" is ignored: ", " is not understood: ", 1);
+        let instead = doubtful.instead.as_ref().map_or_else(String::new, |value| {
+            format!("; if it is a mistake: qm set {vmid} --hostpci{index} '{value}'")
+        });
+        app.story.warn(&format!(
+            "VM {vmid}: {warning}; Proxmox may understand it, so {gpu} is given to the VM all the same{instead}"
+        ));
     }
+    for unread in &vm.args.unread {
+        app.story.warn(&format!(
+            "VM {vmid}: args has {}, and which device that names cannot be read; a GPU belongs into hostpci: qm set {vmid} \
+             --hostpci0 SLOT,pcie=1",
+            unread.escape_debug()
+        ));
+    }
+}
+
+/// The first NVIDIA GPU that a line names.
+fn named_gpu(kernel: &dyn Kernel, line: &Hostpci) -> Option<String> {
+    if line.driver == Driver::Keep || line.mdev.is_some() {
+        return None;
+    }
+    let by_mapping = line.mapping.iter().flat_map(|name| mapped(kernel, name));
+    let mut ids = line.addresses().chain(by_mapping);
+    ids.find(|id| Slot::read(kernel, &id.slot).is_some_and(|slot| takes_gpu(&slot, id))).map(|id| id.slot)
 }
 
 /// Every address that the VM's configuration names, itself or by a mapping.
@@ -107,6 +145,8 @@ fn listed(kernel: &dyn Kernel, vm: &VmConfig) -> Vec<PciId> {
     let by_mapping = vm.hostpci.values().filter_map(|hostpci| hostpci.mapping.as_deref());
     let mut ids: Vec<PciId> = by_mapping.flat_map(|name| mapped(kernel, name)).collect();
     ids.extend(vm.hostpci.values().flat_map(Hostpci::addresses));
+    ids.extend(vm.doubtful.values().flat_map(|doubtful| doubtful.line.addresses()));
+    ids.extend(vm.args.ids.iter().cloned());
     ids
 }
 
@@ -141,7 +181,9 @@ fn post_stop(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
     if !app.store.has_record(&owner) {
         container::post_stop(app, vmid);
-        return Ok(());
+        if !adopts_left(app, vmid) {
+            return Ok(());
+        }
     }
     // What is half-way, or cannot be read, is put right or told of.
     let record = app.store.record(&owner).ok().flatten();
@@ -166,6 +208,19 @@ fn post_stop(app: &App, vmid: u32) -> Result<()> {
     };
     let config = app.config_for_hook();
     app.handoff(&config).come_home_unless(&owner, Asker::Proxmox, &stays)
+}
+
+/// Whether a VM that got the hookscript while it ran has a card that Proxmox gave it, which then comes home like any other.
+fn adopts_left(app: &App, vmid: u32) -> bool {
+    let owner = Owner::Vm(vmid);
+    let slots = slots_of(app, vmid).unwrap_or_default();
+    // Nothing is read beside that for a guest without a GPU.
+    if slots.is_empty() {
+        return false;
+    }
+    let config = app.config_for_hook();
+    let handoff = app.handoff(&config);
+    handoff.left_there(&owner, &slots).is_some() && handoff.adopt(&owner, &slots).is_ok_and(|record| record.is_some())
 }
 
 fn home(app: &App, owner: &Owner) -> Result<()> {
@@ -207,19 +262,51 @@ fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec
             let absent = || {
                 let written = if hostpci.ids.len() == 1 { &hostpci.ids[0] } else { &hostpci.raw };
                 Stop::refused(format!(
-                    "VM {vmid}: hostpci{index} names {written}, but there is no such device; lspci -D shows what there is"
+                    "VM {vmid}: hostpci{index} names {written}, but there is no such device; {}",
+                    stray::instead_of_nothing(kernel, vmid, *index, config, written)
                 ))
             };
             let slot = Slot::read(kernel, &id.slot).ok_or_else(absent)?;
             if !slot.functions.iter().any(|f| covers(&id, &f.address)) {
                 return Err(absent());
             }
-            if takes_gpu(&slot, &id) && !slots.contains(&id.slot) {
+            if takes_part(&slot, &id) && !slots.contains(&id.slot) {
                 slots.push(id.slot);
             }
         }
     }
+    for id in &config.args.ids {
+        let slot = Slot::read(kernel, &id.slot).filter(|slot| slot.functions.iter().any(|f| covers(id, &f.address)));
+        let slot = slot.ok_or_else(|| {
+            let function = id.function.map_or_else(String::new, |function| format!(".{function:x}"));
+            Stop::refused(format!(
+                "VM {vmid}: args names {}{function}, but there is no such device; lspci -D shows what there is",
+                id.slot
+            ))
+        })?;
+        if takes_part(&slot, id) && !slots.contains(&id.slot) {
+            slots.push(id.slot.clone());
+        }
+    }
+    for (index, doubtful) in &config.doubtful {
+        let Some(gpu) = named_gpu(kernel, &doubtful.line) else { continue };
+        if let Some(name) = &doubtful.line.mapping {
+            refuse_nvidia_mapping(kernel, vmid, *index, name)?;
+        }
+        if !slots.contains(&gpu) {
+            slots.push(gpu);
+        }
+    }
     Ok(slots)
+}
+
+/// The NVIDIA slots that a VM takes as its configuration is now; none of a container.
+///
+/// # Errors
+/// As for its start.
+pub fn slots_of(app: &App, vmid: u32) -> Result<Vec<String>> {
+    let Some(vm) = read_config(&app.kernel, vmid)? else { return Ok(Vec::new()) };
+    nvidia_slots(&app.kernel, vmid, &vm)
 }
 
 /// Which device a mapping gives is decided by Proxmox after pre-start, so a GPU behind one cannot be made ready yet.
@@ -255,13 +342,30 @@ fn mapped(kernel: &dyn Kernel, name: &str) -> Vec<PciId> {
     entries.iter().flat_map(|entry| entry.path.split(';')).filter_map(PciId::parse).collect()
 }
 
+/// GPUs that a VM is given by `args` work, but Proxmox does not know of them.
+pub fn by_args(app: &App, vmid: u32) -> Option<String> {
+    let vm = read_config(&app.kernel, vmid).ok()??;
+    let is_gpu = |id: &&PciId| Slot::read(&app.kernel, &id.slot).is_some_and(|slot| takes_gpu(&slot, id));
+    let id = vm.args.ids.iter().find(is_gpu)?;
+    Some(format!(
+        "VM {vmid} passes {0} by args, of which Proxmox itself does not know: it does not keep other VMs from it; better: qm set \
+         {vmid} --hostpci0 {0},pcie=1, and take it out of args",
+        id.slot
+    ))
+}
+
+/// A GPU, or an NVSwitch, which needs NVIDIA's driver to come home as well.
+fn takes_part(slot: &Slot, id: &PciId) -> bool {
+    takes_gpu(slot, id) || slot.functions.iter().any(|f| f.is_nvswitch() && !f.is_virtual && covers(id, &f.address))
+}
+
 /// Whether an id takes an NVIDIA GPU, and not only virtual functions of one.
 fn takes_gpu(slot: &Slot, id: &PciId) -> bool {
     slot.is_nvidia_gpu() && slot.functions.iter().any(|f| !f.is_virtual && covers(id, &f.address))
 }
 
 /// Whether an id as written in a configuration names this function: without a function it names the whole slot.
-fn covers(id: &PciId, address: &str) -> bool {
+pub(super) fn covers(id: &PciId, address: &str) -> bool {
     match address.rsplit_once('.') {
         Some((slot, function)) => {
             slot == id.slot && id.function.is_none_or(|n| u8::from_str_radix(function, 16) == Ok(n))

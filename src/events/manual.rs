@@ -1,6 +1,7 @@
 //! A person asks: `to-vfio` and `to-nvidia`. What is done by hand lasts until the opposite call or a reboot.
 
 use crate::App;
+use crate::config::Config;
 use crate::containers::attach;
 use crate::gpu::choice::choose;
 use crate::gpu::inventory::VFIO_PCI;
@@ -44,12 +45,26 @@ pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
     let records = away(app, &slot)
         .inspect_err(|stop| app.handoff(&config).note_refused(Direction::Home, &by_hand, &[&slot], stop))?;
     if records.is_empty() {
-        app.story.say(&already_home(&app.kernel, &slot));
+        return bring_what_was_left(app, &config, &slot);
     }
     for record in records {
         app.handoff(&config).come_home(&record.owner, Asker::Person)?;
     }
     Ok(())
+}
+
+/// No handoff of ours put it where it is, but Proxmox may have.
+fn bring_what_was_left(app: &App, config: &Config, slot: &str) -> Result<()> {
+    let (handoff, by_hand) = (app.handoff(config), Owner::Manual(slot.to_string()));
+    let Some(record) = handoff.left_there(&by_hand, &[slot.to_string()]) else {
+        app.story.say(&already_home(&app.kernel, slot));
+        return Ok(());
+    };
+    handoff.plan_come_home(&record)?;
+    match handoff.adopt(&by_hand, &[slot.to_string()])? {
+        Some(_) => handoff.come_home(&by_hand, Asker::Person),
+        None => Ok(()),
+    }
 }
 
 /// What [`to_nvidia`] would do now, a line each.
@@ -60,10 +75,14 @@ pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
     let slot = choose(&app.kernel, slot)?;
     let config = app.config_for_verb()?;
     let records = away(app, &slot)?;
-    if records.is_empty() {
-        return Ok(format!("{}\n", already_home(&app.kernel, &slot)));
-    }
     let handoff = app.handoff(&config);
+    if records.is_empty() {
+        let left = handoff.left_there(&Owner::Manual(slot.clone()), std::slice::from_ref(&slot));
+        return match left {
+            Some(record) => Ok(home_to_text(&record, &handoff.plan_come_home(&record)?)),
+            None => Ok(format!("{}\n", already_home(&app.kernel, &slot))),
+        };
+    }
     records.iter().map(|record| Ok(home_to_text(record, &handoff.plan_come_home(record)?))).collect()
 }
 

@@ -6,5 +6,6 @@ pub mod hookscript;
 pub mod manual;
 pub mod notes;
 pub mod settle;
+pub mod stray;
 pub mod udev;
 pub mod watch;

@@ -26,7 +26,7 @@ pub fn choose(kernel: &dyn Kernel, named: Option<&str>) -> Result<String> {
         .ok_or_else(|| Stop::usage(format!("{named} is no slot; a slot is written like 0000:01:00")))?;
     let slot = Slot::read(kernel, address)
         .ok_or_else(|| Stop::refused(format!("there is no device in slot {address}; lspci -D shows what there is")))?;
-    if !slot.is_nvidia_gpu() {
+    if !slot.is_nvidia_gpu() && !slot.is_nvswitch() {
         return Err(Stop::refused(format!(
             "slot {address} has no NVIDIA GPU; gpu-handoff --status shows those there are"
         )));

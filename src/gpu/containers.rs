@@ -219,17 +219,25 @@ pub fn config(kernel: &dyn Kernel, ctid: u32) -> Option<CtConfig> {
 const INCLUDES: usize = 8;
 const LINES: usize = 10_000;
 
-/// `lxc.include` names a file of such lines, or a directory of `*.conf`: they take the place of that line.
+/// `lxc.include` names a file of such lines, or a directory of `*.conf`, `lxc.mount.fstab` one of mounts: they take the place
+/// of that line.
 pub fn with_included(kernel: &dyn Kernel, mut config: CtConfig) -> CtConfig {
     for _ in 0..INCLUDES {
-        if !config.raw_lxc.iter().any(|(key, _)| key == "lxc.include") || config.raw_lxc.len() > LINES {
+        let names_file = |key: &str| matches!(key, "lxc.include" | "lxc.mount.fstab" | "lxc.mount");
+        if !config.raw_lxc.iter().any(|(key, _)| names_file(key)) || config.raw_lxc.len() > LINES {
             break;
         }
         let lines = std::mem::take(&mut config.raw_lxc);
         for (key, value) in lines {
-            match key == "lxc.include" {
-                true => config.raw_lxc.extend(included(kernel, &value)),
-                false => config.raw_lxc.push((key, value)),
+            match key.as_str() {
+                "lxc.include" => config.raw_lxc.extend(included(kernel, &value)),
+                // Its lines are as good as entries.
+                "lxc.mount.fstab" | "lxc.mount" => {
+                    let text = kernel.text(&value).unwrap_or_default();
+                    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+                    config.raw_lxc.extend(lines.map(|line| ("lxc.mount.entry".to_string(), line.to_string())));
+                }
+                _ => config.raw_lxc.push((key, value)),
             }
         }
     }
@@ -384,9 +392,12 @@ mod tests {
             "etc/lxc/d/b.conf",
             "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind\nlxc.include = /etc/lxc/a.conf\n",
         );
+        write("etc/lxc/fstab", "# x\n/dev/nvidia0 dev/nvidia0 none bind 0 0\n");
         write("etc/lxc/d/c", "lxc.mount.entry = /dev/nvidia1 dev/nvidia1 none bind\n");
         let config = with_included(&Linux::at(root.clone()), parse("lxc.include: /etc/lxc/a.conf"));
+        let fstab = with_included(&Linux::at(root.clone()), parse("lxc.mount.fstab: /etc/lxc/fstab"));
         std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(given(&fstab).map(|given| given.inside).collect::<Vec<_>>(), ["/dev/nvidia0"]);
         let hosts: Vec<String> = given(&config).map(|given| given.host).collect();
         assert!(!hosts.is_empty() && hosts.iter().all(|host| host == "/dev/nvidia0"), "{hosts:?}");
     }

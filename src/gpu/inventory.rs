@@ -79,6 +79,7 @@ impl Function {
             0x0403 => "audio",
             0x0c03 => "USB",
             0x0c80 => "UCSI",
+            _ if self.is_nvswitch() => "NVSwitch",
             _ => "other",
         }
     }
@@ -88,9 +89,14 @@ impl Function {
         self.vendor == NVIDIA && matches!(self.class >> 8, 0x0300 | 0x0302)
     }
 
+    /// What connects the GPUs of a larger machine; a VM that takes them takes these as well.
+    pub fn is_nvswitch(&self) -> bool {
+        self.vendor == NVIDIA && self.class >> 8 == 0x0680
+    }
+
     /// Bridges stay with the host whatever group they are in.
     pub fn is_bridge(&self) -> bool {
-        self.class >> 16 == 0x06
+        self.class >> 16 == 0x06 && !self.is_nvswitch()
     }
 
     pub fn is_on(&self, driver: &str) -> bool {
@@ -138,6 +144,10 @@ impl Slot {
 
     pub fn is_nvidia_gpu(&self) -> bool {
         self.gpu().is_some()
+    }
+
+    pub fn is_nvswitch(&self) -> bool {
+        self.functions.iter().any(Function::is_nvswitch)
     }
 
     /// SR-IOV virtual functions are Proxmox's business and no GPU of ours.

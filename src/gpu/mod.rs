@@ -9,5 +9,6 @@ pub mod nodes;
 pub mod nvidia;
 pub mod power;
 pub mod static_ids;
+pub mod would_take;
 
 pub use inventory::{Function, Slot};

@@ -101,7 +101,7 @@ impl Handoff<'_> {
         // The VM itself may have its GPU already: then there is nothing left to do.
         let is_own = |holder: &Holder| owner.vmid().is_some_and(|id| holder.place == Place::Vm(id));
         let holders: Vec<Holder> = holders.iter().filter(|holder| !is_own(holder)).cloned().collect();
-        let services = match facts.functions().any(|function| function.is_on("nvidia")) {
+        let services = match facts.functions().any(|f| f.is_on("nvidia") || f.is_on("nvidia-nvswitch")) {
             true => policy::nvidia_services()
                 .filter(|unit| systemd::has_processes(self.kernel, &format!("system.slice/{unit}")))
                 .collect(),
@@ -180,7 +180,7 @@ impl Handoff<'_> {
     }
 
     /// Where every function is at home: what an earlier record says, else what the configuration says, else here.
-    fn record_for(&self, owner: &Owner, slots: &[Slot], earlier: &[Record]) -> Record {
+    pub(super) fn record_for(&self, owner: &Owner, slots: &[Slot], earlier: &[Record]) -> Record {
         // What is with vfio-pci by hand stays there until the opposite call; a VM may use it there meanwhile.
         let by_hand =
             |slot: &Slot| earlier.iter().any(|r| r.owner != *owner && r.owner == Owner::Manual(slot.address.clone()));
@@ -192,8 +192,8 @@ impl Handoff<'_> {
             for function in &slot.functions {
                 let home = known.iter().find_map(|record| record.home_of(&function.address));
                 let home = home.cloned().unwrap_or_else(|| self.home_now(slot, function, by_hand(slot)));
-                if function.is_nvidia_gpu() && function.driver == home.driver {
-                    add_missing(&mut modules, self.modules_of(function));
+                if function.is_nvidia_gpu() && (function.driver == home.driver || function.is_on(VFIO_PCI)) {
+                    add_missing(&mut modules, self.modules_of(&home));
                 }
                 functions.push(home);
             }
@@ -221,22 +221,21 @@ impl Handoff<'_> {
     }
 
     fn home_now(&self, slot: &Slot, function: &Function, by_hand: bool) -> HomeOf {
-        let here = || (function.driver.clone(), function.module.clone());
         let (driver, module) = match self.config.homes.get(&slot.address).filter(|_| !by_hand) {
             Some(Home::Driver(driver)) if function.is_nvidia_gpu() && !function.is_on(driver) => {
                 (Some(driver.clone()), Some(driver.replace('-', "_")))
             }
             Some(Home::None) if function.is_nvidia_gpu() => (None, None),
-            _ => here(),
+            configured => self.found_home(slot, function, configured, by_hand),
         };
         let power = Power::read(self.kernel, &function.address);
         HomeOf { slot: slot.address.clone(), address: function.address.clone(), driver, module, power }
     }
 
-    /// The modules of a GPU's driver, in the order in which they are loaded.
-    fn modules_of(&self, gpu: &Function) -> Vec<String> {
+    /// The modules of a GPU's home driver, in the order in which they are loaded.
+    fn modules_of(&self, home: &HomeOf) -> Vec<String> {
         let unloadable = |m: &&String| matches!(m.as_str(), "nvidia" | "nouveau");
-        let Some(module) = gpu.module.as_ref().filter(unloadable) else { return Vec::new() };
+        let Some(module) = home.module.as_ref().filter(unloadable) else { return Vec::new() };
         let mut order = nvidia::unload_order(self.kernel, module).unwrap_or_default();
         order.reverse();
         order

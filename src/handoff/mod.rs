@@ -12,6 +12,7 @@ pub mod home;
 pub mod intent;
 pub mod journal;
 pub mod leave;
+pub mod origin;
 pub mod plan;
 pub mod policy;
 pub mod reconcile;

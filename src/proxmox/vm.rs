@@ -19,6 +19,29 @@ pub struct VmConfig {
     pub template: bool,
     /// Lines that look like one of the above but that Proxmox drops. Other complaints are left to it.
     pub warnings: Vec<String>,
+    /// Of those lines the ones that name devices all the same: a later Proxmox may take what this one's options do not
+    /// have, and then it gives them to the VM.
+    pub doubtful: BTreeMap<u32, Doubtful>,
+    /// What QEMU is told beside all that: `args`.
+    pub args: Passed,
+}
+
+/// A `hostpciN` line that is refused here.
+#[derive(Debug, PartialEq)]
+pub struct Doubtful {
+    pub line: Hostpci,
+    /// As it is in the warnings.
+    pub warning: String,
+    /// The line with what is understood of it, to be set instead; none when that is nothing, or has no number.
+    pub instead: Option<String>,
+}
+
+/// Devices that QEMU itself is told to pass through: Proxmox knows nothing of them, and nobody gives them to vfio-pci.
+#[derive(Debug, Default, PartialEq)]
+pub struct Passed {
+    pub ids: Vec<PciId>,
+    /// What may name others and cannot be read.
+    pub unread: Vec<String>,
 }
 
 /// What one `hostpciN` line passes through. Proxmox accepts neither and both of `ids` and `mapping`
@@ -67,7 +90,9 @@ pub fn parse(bytes: &[u8]) -> VmConfig {
         if looks_like_ours(line)
             && let Err(reason) = config.read(line)
         {
-            config.warnings.push(format!("line {number} {} is ignored: {reason:#}", quoted(line)));
+            let warning = format!("line {number} {} is ignored: {reason:#}", quoted(line));
+            config.doubtful.extend(Doubtful::read(line, &warning));
+            config.warnings.push(warning);
         }
     }
     config
@@ -84,6 +109,7 @@ impl VmConfig {
         ensure!(!value.contains(&b'\r'), "there is a carriage return in it");
 
         match &line[..colon] {
+            b"args" => self.args = Passed::parse(&perl::text(value)),
             b"lock" => self.lock = Some(perl::text(unquote(value))),
             b"hookscript" => {
                 ensure!(guest::is_volume_id(value), "a hookscript is STORAGE:snippets/NAME");
@@ -119,10 +145,112 @@ impl Hostpci {
     }
 }
 
+impl Doubtful {
+    /// By its number, which may be one that Proxmox does not have yet.
+    fn read(line: &[u8], warning: &str) -> Option<(u32, Doubtful)> {
+        let text = perl::text(line);
+        let (key, value) = text.split_once(':')?;
+        let digits = key.strip_prefix("hostpci")?;
+        let number: u32 = digits.parse().ok().filter(|number: &u32| number.to_string() == digits)?;
+        let value = value.trim();
+        let parts = || value.split(',').map(|part| part.split_once('=').unwrap_or(("host", part)));
+        let of = |name: &str| parts().find(|(key, _)| *key == name).map(|(_, value)| value);
+        let ids: Vec<String> = of("host")
+            .into_iter()
+            .flat_map(|ids| ids.split(';'))
+            .filter(|id| PciId::parse(id).is_some())
+            .map(String::from)
+            .collect();
+        let mapping = of("mapping").filter(|name| property::is_config_id(name.as_bytes())).map(String::from);
+        if ids.is_empty() && mapping.is_none() {
+            return None;
+        }
+        let known = value.split(',').filter(|part| !part.contains('=') || is_known_option(part));
+        let known = known.collect::<Vec<_>>().join(",");
+        let is_good =
+            known != value && hostpci_index(key.as_bytes()).is_some() && Hostpci::parse(known.as_bytes()).is_ok();
+        let line = Hostpci {
+            raw: value.to_string(),
+            ids,
+            mapping,
+            driver: if of("driver") == Some("keep") { Driver::Keep } else { Driver::Vfio },
+            mdev: of("mdev").map(String::from),
+        };
+        Some((number, Doubtful { line, warning: warning.to_string(), instead: is_good.then_some(known) }))
+    }
+}
+
+/// One `key=value` that Proxmox takes; the ones that it must have besides are not asked for.
+fn is_known_option(part: &str) -> bool {
+    property::parse(HOSTPCI, part.as_bytes()).is_ok()
+}
+
+impl Passed {
+    /// `-device vfio-pci,host=01:00.0,multifunction=on`, or as QEMU's JSON, in quotes or not.
+    fn parse(text: &str) -> Passed {
+        let mut passed = Passed::default();
+        for word in words(text) {
+            if word.contains("readconfig") {
+                passed.unread.push(word);
+                continue;
+            }
+            if !word.contains("vfio-pci") {
+                continue;
+            }
+            let json: Option<serde_json::Value> = serde_json::from_str(&word).ok();
+            let option = |name: &str| match &json {
+                Some(json) => json.get(name).and_then(|value| value.as_str()).map(str::to_string),
+                None => word.split(',').find_map(|part| part.strip_prefix(name)?.strip_prefix('=').map(str::to_string)),
+            };
+            let address = option("host")
+                .or_else(|| option("sysfsdev").and_then(|path| path.rsplit('/').next().map(str::to_string)));
+            match address.as_deref().and_then(qemu_address) {
+                Some(id) => passed.ids.push(id),
+                None => passed.unread.push(word),
+            }
+        }
+        passed
+    }
+}
+
+/// As a shell splits them (Text::ParseWords in Proxmox).
+fn words(text: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match quote {
+            Some(end) if c == end => quote = None,
+            None if c == '\'' || c == '"' => quote = Some(c),
+            None if c.is_whitespace() => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+            }
+            _ if c == '\\' && quote != Some('\'') => word.extend(chars.next()),
+            _ => word.push(c),
+        }
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    words
+}
+
+/// `[DOMAIN:]BUS:SLOT.FUNCTION` as QEMU reads it: hexadecimal, with or without zeros before it.
+fn qemu_address(text: &str) -> Option<PciId> {
+    let (slot, function) = text.split_once('.')?;
+    let mut parts: Vec<u32> = slot.split(':').map(|part| u32::from_str_radix(part, 16).ok()).collect::<Option<_>>()?;
+    if parts.len() == 2 {
+        parts.insert(0, 0);
+    }
+    let [domain, bus, device] = parts[..] else { return None };
+    PciId::parse(&format!("{domain:04x}:{bus:02x}:{device:02x}.{:x}", u32::from_str_radix(function, 16).ok()?))
+}
+
 /// Tells our lines, and those that were probably meant to be, from the many others. These cost nothing
 /// more, since most VMs have no GPU and should not pay for being asked.
 fn looks_like_ours(line: &[u8]) -> bool {
-    const OURS: [&[u8]; 4] = [b"hostpci", b"lock", b"hookscript", b"template"];
+    const OURS: [&[u8]; 5] = [b"hostpci", b"lock", b"hookscript", b"template", b"args"];
     const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
     let line = perl::trim_start(line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line));
     OURS.iter().any(|start| line.get(..start.len()).is_some_and(|text| text.eq_ignore_ascii_case(start)))
@@ -217,8 +345,64 @@ mod tests {
     }
 
     #[test]
+    fn what_a_later_proxmox_may_take() {
+        let doubtful = |config: &str| {
+            parse(config.as_bytes())
+                .doubtful
+                .into_iter()
+                .map(|(n, d)| (n, d.line.ids.join(";"), d.instead))
+                .collect::<Vec<_>>()
+        };
+        let is = |config: &str, number: u32, ids: &str, instead: Option<&str>| {
+            assert_eq!(doubtful(config), [(number, ids.to_string(), instead.map(str::to_string))], "{config}");
+        };
+        is("hostpci0: 0000:01:00,pcie=1,newkey=1", 0, "0000:01:00", Some("0000:01:00,pcie=1"));
+        is("hostpci1: newkey=a,host=01:00.0;01:00.1", 1, "01:00.0;01:00.1", Some("host=01:00.0;01:00.1"));
+        is("hostpci0: 01:00,driver=other", 0, "01:00", Some("01:00"));
+        is("hostpci16: 01:00", 16, "01:00", None);
+        assert_eq!(parse(b"hostpci0: 01:00,driver=keep,x=1").doubtful[&0].line.driver, Driver::Keep);
+        assert_eq!(parse(b"hostpci0: mapping=gpu,x=1").doubtful[&0].line.mapping.as_deref(), Some("gpu"));
+        for config in [
+            "hostpci0: 01:00",
+            "hostpci0: 0G:00",
+            "Hostpci0: 01:00",
+            "hostpci00: 01:00",
+            "#hostpci0: 01:00,x=1",
+            "[snap]\nhostpci0: 01:00,x=1",
+        ] {
+            assert_eq!(doubtful(config), [], "{config}");
+        }
+    }
+
+    #[test]
+    fn what_qemu_itself_is_told() {
+        let passed = |args: &str| {
+            let config = parse(format!("args: {args}\n").as_bytes());
+            let ids = config.args.ids.iter().map(|id| format!("{}.{}", id.slot, id.function.unwrap_or(9)));
+            (ids.collect::<Vec<_>>().join(" "), config.args.unread.len())
+        };
+        for (args, ids, unread) in [
+            (
+                "-device vfio-pci,host=01:00.0,multifunction=on -device vfio-pci,host=0000:01:00.1",
+                "0000:01:00.0 0000:01:00.1",
+                0,
+            ),
+            ("-device 'vfio-pci,host=1:0.0,x-vga=on'", "0000:01:00.0", 0),
+            ("-device vfio-pci-nohotplug,sysfsdev=/sys/bus/pci/devices/0000:0A:00.0", "0000:0a:00.0", 0),
+            (r#"-device '{"driver": "vfio-pci", "host": "0000:01:00.0"}'"#, "0000:01:00.0", 0),
+            (r#"-device {\"driver\":\"vfio-pci\",\"host\":\"0000:01:00.0\"}"#, "0000:01:00.0", 0),
+            ("-device vfio-pci,id=x", "", 1),
+            ("-readconfig /etc/vm.cfg", "", 1),
+            ("-cpu host,kvm=off -device virtio-net-pci,host=01:00.0", "", 0),
+        ] {
+            assert_eq!(passed(args), (ids.to_string(), unread), "{args}");
+        }
+        assert_eq!(parse(b"[snap]\nargs: -device vfio-pci,host=01:00.0\n").args, Passed::default());
+    }
+
+    #[test]
     fn survives_any_bytes() {
-        let seed = b"hostpci0: pcie=1,0000:01:00.0;01:00.1,mdev=x\r\nlock: \"a\"\nhookscript: local:a\n[s]\n";
+        let seed = b"args: -device 'vfio-pci,host=01:00.0'\nhostpci0: pcie=1,0000:01:00.0;01:00.1,mdev=x\r\nlock: \"a\"\nhookscript: local:a\n[s]\n";
         noise::mutations(seed, |bytes| {
             let config = parse(bytes);
             for id in config.hostpci.values().flat_map(|line| &line.ids) {

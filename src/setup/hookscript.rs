@@ -6,7 +6,10 @@
 use super::conflicts;
 use crate::App;
 use crate::config::Config;
-use crate::handoff::record::Owner;
+use crate::events::{hookscript, stray};
+use crate::handoff::home::Asker;
+use crate::handoff::record::{HomeOf, Owner, Record};
+use crate::handoff::{is_alive, plan};
 use crate::proxmox::{ct, guest, vm};
 use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, is_writable};
@@ -190,8 +193,75 @@ pub fn enable(app: &App, id: u32) -> Result<()> {
             app.story.say(&format!("{guest} has the hookscript {VOLUME} from its next start on"));
         }
     }
+    if guest.kind == Kind::Container {
+        warn(app, &guest);
+        return Ok(());
+    }
+    let done = put_right(app, id);
     warn(app, &guest);
-    Ok(())
+    tell_of_start(app, id);
+    done
+}
+
+/// The VM ran before it had the hook: then Proxmox has left its card on vfio-pci.
+fn put_right(app: &App, id: u32) -> Result<()> {
+    let (config, owner) = (app.config_for_hook(), Owner::Vm(id));
+    let handoff = app.handoff(&config);
+    let slots = hookscript::slots_of(app, id).unwrap_or_default();
+    let Some(record) = handoff.left_there(&owner, &slots) else { return Ok(()) };
+    if let Some(other) = other_vm(app, id, &record) {
+        app.story.say(&format!(
+            "{} is on vfio-pci for VM {other}, which runs without the hookscript: gpu-handoff enable {other}",
+            record.slots().join(" ")
+        ));
+        return Ok(());
+    }
+    let homes = homes_of(&record);
+    if !handoff.is_running(&owner) {
+        handoff.plan_come_home(&record)?;
+    }
+    let slots: Vec<String> = record.slots().iter().map(ToString::to_string).collect();
+    let Some(record) = handoff.adopt(&owner, &slots)? else { return Ok(()) };
+    let title = record.slots().join(" ");
+    if handoff.is_running(&owner) {
+        app.story.say(&format!("VM {id} runs with {title} since before it had the hookscript; when it stops, {homes}"));
+        return Ok(());
+    }
+    app.story
+        .say(&format!("Proxmox has left {title} on vfio-pci when VM {id} ran without the hookscript: now {homes}"));
+    handoff.come_home(&owner, Asker::Person)
+}
+
+/// `0000:01:00.0 goes home to nvidia, 0000:01:00.1 to snd_hda_intel`
+fn homes_of(record: &Record) -> String {
+    let home = |home: &HomeOf| format!("{} to {}", home.address, home.driver.as_deref().unwrap_or("no driver"));
+    let homes: Vec<String> = record.functions.iter().map(home).collect();
+    format!("it goes home: {}", homes.join(", "))
+}
+
+/// Another VM that runs and names one of these slots.
+fn other_vm(app: &App, id: u32, record: &Record) -> Option<u32> {
+    let names = app.kernel.list("/etc/pve/qemu-server");
+    let mut vms = names.iter().filter_map(|name| name.strip_suffix(".conf")?.parse::<u32>().ok());
+    vms.find(|vmid| {
+        *vmid != id
+            && is_alive(&app.kernel, *vmid)
+            && hookscript::slots_of(app, *vmid)
+                .is_ok_and(|slots| slots.iter().any(|slot| record.slots().contains(&slot.as_str())))
+    })
+}
+
+/// What its next start would be refused for as things are; and what it does not name.
+fn tell_of_start(app: &App, id: u32) {
+    if app.store.has_record(&Owner::Vm(id)) {
+        return;
+    }
+    if let Err(stop) = hookscript::plan(app, id) {
+        app.story.warn(&format!("as things are VM {id} would not start: {}", stop.message));
+    }
+    for text in hookscript::by_args(app, id).iter().chain(&stray::of_config(app)) {
+        app.story.warn(text);
+    }
 }
 
 /// What may surprise whoever enables it, and what keeps the card from ever being the host's.
@@ -228,10 +298,34 @@ pub fn plan_enable(app: &App, id: u32) -> Result<String> {
     let todo = guest.enable()?;
     let link = if link_is_missing(&app.kernel)? { format!("ln -s {PROGRAM} {LINK}\n") } else { String::new() };
     let Todo::Set(arguments) = todo else {
-        return Ok(if link.is_empty() { format!("{guest} has the hookscript already: nothing to do\n") } else { link });
+        let right = plan_put_right(app, &guest);
+        return Ok(match link.is_empty() && right.is_empty() {
+            true => format!("{guest} has the hookscript already: nothing to do\n"),
+            false => format!("{link}{right}"),
+        });
     };
     warn(app, &guest);
-    Ok(format!("{link}{}\n", guest.call(arguments)))
+    let right = plan_put_right(app, &guest);
+    if guest.kind == Kind::Vm {
+        tell_of_start(app, id);
+    }
+    Ok(format!("{link}{}\n{right}", guest.call(arguments)))
+}
+
+fn plan_put_right(app: &App, guest: &Guest) -> String {
+    if guest.kind == Kind::Container {
+        return String::new();
+    }
+    let (config, owner) = (app.config_for_hook(), Owner::Vm(guest.id));
+    let handoff = app.handoff(&config);
+    let left = hookscript::slots_of(app, guest.id).ok().and_then(|slots| handoff.left_there(&owner, &slots));
+    let Some(record) = left.filter(|record| other_vm(app, guest.id, record).is_none()) else { return String::new() };
+    let title = record.slots().join(" ");
+    if handoff.is_running(&owner) {
+        return format!("{title} is on record for {guest}; when that stops, {}\n", homes_of(&record));
+    }
+    let title = format!("{title} vfio-pci -> host, where Proxmox left it");
+    handoff.plan_home(&record).map_or_else(|stop| format!("{}\n", stop.message), |plan| plan::to_text(&title, &plan))
 }
 
 /// What [`disable`] would do now, a line each.

@@ -116,13 +116,149 @@ fn a_line_that_proxmox_drops_is_a_warning_beforehand() {
     assert_eq!(out, "guest 111 takes no NVIDIA GPU: nothing to do\n");
 }
 
+/// A later Proxmox may read it, and would take the card whoever uses it.
+#[test]
+fn an_option_that_is_not_known_on_a_gpus_line() {
+    let host = settled().vm(111, "hostpci0: 0000:01:00,pcie=1,newkey=1");
+    let run = host.run("111 pre-start");
+    let warning = "gpu-handoff: warning: VM 111: line 2 'hostpci0: 0000:01:00,pcie=1,newkey=1' is not understood: there is no \
+                   option 'newkey'; Proxmox may understand it, so 0000:01:00 is given to the VM all the same; if it is a \
+                   mistake: qm set 111 --hostpci0 '0000:01:00,pcie=1'\n";
+    assert_eq!((run.code, run.err), (Some(0), format!("{warning}{}", ready().err)));
+    assert!(host.has_own_file("vm-111"));
+    for line in ["hostpci0: 01:00,driver=other", "hostpci16: 01:00", "hostpci3: x=y,host=01:00.0;01:00.1"] {
+        let out = settled().vm(111, line).run("plan 111").out;
+        assert!(out.starts_with("0000:01:00 host -> VM 111\n"), "{line}: {out}");
+    }
+    for line in
+        ["hostpci0: 02:00,newkey=1", "hostpci0: 01:00,driver=keep,newkey=1", "hostpci0: 01:00.0,mdev=a,newkey=1"]
+    {
+        let host = settled().function("0000:02:00.0", "010802", "144d:a80a", "nvme", 2).vm(111, line);
+        let run = host.run("plan 111");
+        assert_eq!(run.out, "guest 111 takes no NVIDIA GPU: nothing to do\n", "{line}");
+        assert!(run.err.contains(" is ignored: "), "{}", run.err);
+    }
+    let used = super::host()
+        .vm(111, "hostpci0: 01:00,newkey=1")
+        .file(&format!("{}/drm/card0/dev", device("0000:01:00.0")), NULL_NUMBER);
+    let run = used.process(PID, "job", "/x", &[NULL]).run("111 pre-start");
+    assert_eq!(run.code, Some(3), "{}", run.err);
+}
+
+#[test]
+fn what_qemu_itself_is_told_to_pass() {
+    for args in [
+        "args: -device vfio-pci,host=01:00.0,multifunction=on -device vfio-pci,host=01:00.1",
+        "args: -device 'vfio-pci,host=0000:01:00.0'",
+        r#"args: -device '{"driver":"vfio-pci","host":"0000:01:00.0"}'"#,
+    ] {
+        accepts(&settled().vm(111, args), args);
+    }
+    let message = "VM 111: args names 0000:05:00.0, but there is no such device; lspci -D shows what there is";
+    refuses(&host().vm(111, "args: -device vfio-pci,host=05:00.0"), "111 pre-start", 3, message);
+    let run = host().vm(111, "args: -device vfio-pci,id=gpu").run("plan 111");
+    assert!(run.err.contains("args has vfio-pci,id=gpu, and which device that names cannot be read"), "{}", run.err);
+    ignores(&host().vm(111, "args: -cpu host,kvm=off -device virtio-net-pci,id=x"), "111 pre-start");
+    let neighbour = with_neighbour(settled(), "010802", "nvme");
+    accepts(&neighbour.vm(111, "hostpci0: 01:00\nargs: -device vfio-pci,host=02:00.0"), "a neighbour by args");
+}
+
+/// A card more, and the line names somebody else's device.
+#[test]
+fn an_address_that_has_shifted() {
+    const OURS: &str = "hookscript: local:snippets/gpu-handoff\n";
+    let shifted = |lines: &str| {
+        Host::new()
+            .card("0000:02:00", "nvidia", "snd_hda_intel")
+            .function("0000:01:00.0", "010802", "144d:a808", "nvme", 14)
+            .vm(111, lines)
+    };
+    let hooked = || shifted(&format!("{OURS}hostpci0: 0000:01:00,pcie=1"));
+    let at = "the NVIDIA GPU is at 0000:02:00 now: qm set 111 --hostpci0 0000:02:00,pcie=1";
+    let was = |why: &str| {
+        format!(
+            "VM 111 was not started: hostpci0 names 0000:01:00, where an NVIDIA GPU was ({why}) and now is 144d:a808 (class \
+             0108), which nvme has: addresses shift with what is in the host, and Proxmox would take that device from it; \
+             {at}; if VM 111 shall have that device: gpu-handoff disable 111"
+        )
+    };
+    let configured = hooked().config(r#"{"gpus":{"0000:01:00":{"home":"nvidia"}}}"#);
+    refuses(&configured, "111 pre-start", 3, &was("gpus.0000:01:00 in /etc/gpu-handoff/config.json"));
+    let status = configured.run("--status");
+    let told = "gpu-handoff: warning: gpus.0000:01:00 in /etc/gpu-handoff/config.json names no NVIDIA GPU; those of this host: \
+                0000:02:00\n";
+    assert_eq!((status.code, status.err.as_str()), (Some(0), told));
+    let entry = r#"{"schema":1,"time":"2026-11-20T12:00:00Z","direction":"vfio","vmid":111,"slots":["0000:01:00"],"exit":0,"ms":1,"phases":[],"reason":null}"#;
+    let past = hooked().file("var/lib/gpu-handoff/history.jsonl", &format!("{entry}\n"));
+    refuses(&past, "111 pre-start", 3, &was("VM 111 had it before, see gpu-handoff history"));
+    // Nobody knows of a GPU there: told, and Proxmox's business.
+    let run = hooked().run("111 pre-start");
+    let told = format!(
+        "gpu-handoff: warning: VM 111 has this hookscript and takes no NVIDIA GPU: hostpci0 names 0000:01:00, which is 144d:a808 \
+         (class 0108) (nvme has it); {at}\n"
+    );
+    assert_eq!((run.code, run.err), (Some(0), told));
+    // Nobody has it, or the VM has no hook, or names a part of an NVIDIA card.
+    let free = Host::new().card("0000:02:00", "nvidia", "snd_hda_intel").function(
+        "0000:01:00.0",
+        "010802",
+        "144d:a808",
+        "vfio-pci",
+        14,
+    );
+    let free = free.vm(111, &format!("{OURS}hostpci0: 01:00")).config(r#"{"gpus":{"01:00":{"home":"nvidia"}}}"#);
+    assert_eq!(free.run("111 pre-start").code, Some(0));
+    ignores(&shifted("hostpci0: 0000:01:00"), "111 pre-start");
+    ignores(&shifted(OURS), "111 pre-start");
+    let told = shifted(OURS).run("plan 111").err;
+    assert!(told.contains("VM 111 names no device yet (hostpci): qm set 111 --hostpci0 0000:02:00,pcie=1"), "{told}");
+}
+
+/// They connect the GPUs; NVIDIA's driver must have them back, or its fabric manager does not start.
+#[test]
+fn switches_go_with_the_gpus_and_come_home() {
+    let switch = |host: Host, driver: &str| host.function("0000:05:00.0", "068000", "10de:22a3", driver, 5);
+    let host = switch(host(), "nvidia-nvswitch").without("sys/module/nvidia_nvswitch");
+    let host = host.without("sys/bus/pci/drivers/nvidia-nvswitch/module");
+    let host = host.link("sys/bus/pci/drivers/nvidia-nvswitch/module", "sys/module/nvidia");
+    let host = host.vm(111, "hostpci0: 01:00\nhostpci1: 05:00");
+    let out = host.run("plan 111").out;
+    let lines: Vec<&str> = out.lines().filter(|line| line.contains("0000:05:00")).collect();
+    assert_eq!(
+        lines,
+        [
+            "0000:01:00 0000:05:00 host -> VM 111",
+            "  prepare   driver_override=vfio-pci 0000:05:00.0",
+            "  bind      bind to vfio-pci 0000:05:00.0"
+        ]
+    );
+    assert!(out.contains("  release   unload nvidia\n"), "{out}");
+    // A VM that takes only these, and one that Proxmox left on vfio-pci.
+    let out = host.vm(111, "hostpci0: 05:00.0").run("plan 111").out;
+    assert!(out.contains("  release   unbind from nvidia-nvswitch 0000:05:00.0\n"), "{out}");
+    let left = switch(settled(), "vfio-pci").driver("nvidia-nvswitch").vm(111, "hostpci0: 01:00\nhostpci1: 05:00");
+    left.run("111 pre-start");
+    let record = left.own_file("vm-111");
+    let switch = record["functions"].as_array().unwrap().iter().find(|f| f["address"] == "0000:05:00.0").unwrap();
+    assert_eq!(switch["driver"], json!("nvidia-nvswitch"));
+    // As a stranger in the group it is no bridge.
+    let stranger = settled().function("0000:05:00.0", "068000", "10de:22a3", "nvidia-nvswitch", 1);
+    assert_eq!(stranger.run("111 pre-start").code, Some(3));
+}
+
 // Devices
 
 #[test]
 fn absent_devices() {
+    for (config, named, instead) in [
+        ("hostpci0: 05:00", "hostpci0 names 05:00", "qm set 111 --hostpci0 0000:01:00"),
+        ("hostpci2: 0000:05:00.0,pcie=1", "hostpci2 names 0000:05:00.0", "qm set 111 --hostpci2 0000:01:00,pcie=1"),
+    ] {
+        let message =
+            format!("VM 111: {named}, but there is no such device; the NVIDIA GPU is at 0000:01:00 now: {instead}");
+        refuses(&host().vm(111, config), "111 pre-start", 3, &message);
+    }
     for (config, named) in [
-        ("hostpci0: 05:00", "hostpci0 names 05:00"),
-        ("hostpci2: 0000:05:00.0,pcie=1", "hostpci2 names 0000:05:00.0"),
         ("hostpci0: 01:00.2", "hostpci0 names 01:00.2"),
         ("hostpci0: 01:00.0;01:00.7,x-vga=1", "hostpci0 names 01:00.0;01:00.7,x-vga=1"),
         ("hostpci0: 01:00\nhostpci1: 00000:01:00", "hostpci1 names 00000:01:00"),

@@ -170,3 +170,140 @@ fn high_availability_and_clusters_are_told_of() {
     assert!(lines[2].starts_with("gpu-handoff: warning: this node is in a cluster: VM 111 starts only "), "{lines:?}");
     assert_eq!(host.run("enable 101").err.lines().count(), 2, "101 is not managed");
 }
+
+/// VM 111 ran before it had the hook: Proxmox gave vfio-pci the ids of its card, and left it there. NVIDIA's driver and
+/// that of the audio function are loaded.
+fn left_on_vfio() -> Host {
+    let host =
+        with_tools(Host::new().card("0000:01:00", "vfio-pci", "vfio-pci").driver("nvidia").driver("snd_hda_intel"));
+    host.vm(111, "hostpci0: 0000:01:00,pcie=1")
+}
+
+fn homes(host: &Host, record: &str) -> Vec<Value> {
+    let record = host.own_file(record);
+    record["functions"].as_array().unwrap().iter().map(|function| function["driver"].clone()).collect()
+}
+
+#[test]
+fn a_card_that_was_left_on_vfio_pci_comes_home() {
+    let host = left_on_vfio();
+    let plan = host.run("enable 111 --dry-run").out;
+    for line in [
+        "0000:01:00 vfio-pci -> host, where Proxmox left it",
+        "  release   remove_id 10de:2684",
+        "  release   remove_id 10de:22ba",
+        "  release   driver_override=nvidia 0000:01:00.0",
+        "  release   driver_override=snd_hda_intel 0000:01:00.1",
+        "  bind      bind to nvidia 0000:01:00.0",
+        "  bind      bind to snd_hda_intel 0000:01:00.1",
+    ] {
+        assert!(plan.lines().any(|other| other == line), "{line}: {plan}");
+    }
+    // A tree of files unbinds nothing: it is stranded there, and on record.
+    let run = host.run("enable 111");
+    let said = "gpu-handoff: Proxmox has left 0000:01:00 on vfio-pci when VM 111 ran without the hookscript: now it goes \
+                home: 0000:01:00.0 to nvidia, 0000:01:00.1 to snd_hda_intel\n";
+    assert!(run.err.contains(said), "{}", run.err);
+    assert_eq!(homes(&host, "vm-111"), ["nvidia", "snd_hda_intel"]);
+    let removed = fs::read_to_string(host.path("sys/bus/pci/drivers/vfio-pci/remove_id")).unwrap();
+    assert!(removed.starts_with("10de "), "{removed}");
+    // By hand it is the same.
+    let plan = left_on_vfio().run("to-nvidia --dry-run").out;
+    assert!(plan.contains("  bind      bind to nvidia 0000:01:00.0\n"), "{plan}");
+}
+
+/// While the VM runs nothing moves, and then it comes home with the rest.
+#[test]
+fn a_vm_that_runs_since_before_it_had_the_hook() {
+    let host = left_on_vfio().running(111, PID);
+    let said = "0000:01:00 is on record for VM 111; when that stops, it goes home: 0000:01:00.0 to nvidia, 0000:01:00.1 to \
+                snd_hda_intel\n";
+    assert!(host.run("enable 111 --dry-run").out.ends_with(said));
+    let run = host.run("enable 111");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let said = "VM 111 runs with 0000:01:00 since before it had the hookscript; when it stops, it goes home: 0000:01:00.0 to \
+                nvidia, 0000:01:00.1 to snd_hda_intel\n";
+    assert!(run.err.ends_with(said), "{}", run.err);
+    assert_eq!(homes(&host, "vm-111"), ["nvidia", "snd_hda_intel"]);
+    assert_eq!(host.own_file("vm-111")["progress"], json!("away"));
+    // One that got the hookscript in another way: its post-stop finds the card there.
+    let host = left_on_vfio();
+    let run = host.run("111 post-stop");
+    assert!(run.err.contains("0000:01:00 VM 111 -> host"), "{}", run.err);
+    assert_eq!(homes(&host, "vm-111"), ["nvidia", "snd_hda_intel"]);
+    assert_eq!(settled().run("111 post-stop").err, "");
+    // Of another VM that runs with it, without the hook.
+    let host = left_on_vfio().vm(112, "hostpci0: 01:00").running(112, PID);
+    let run = host.run("enable 111");
+    assert!(
+        run.err.contains(
+            "0000:01:00 is on vfio-pci for VM 112, which runs without the hookscript: gpu-handoff enable 112\n"
+        )
+    );
+    assert!(!host.has_own_file("vm-111"));
+}
+
+/// A start with the hook finds the card there: that is no home.
+#[test]
+fn vfio_pci_is_no_home_by_accident() {
+    let host = left_on_vfio();
+    let run = host.run("111 pre-start");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert_eq!(homes(&host, "vm-111"), ["nvidia", "snd_hda_intel"]);
+    // What nothing would take is unbound; and by what the modules are for, when they are not loaded.
+    let host = Host::new().card("0000:01:00", "vfio-pci", "vfio-pci").vm(111, "hostpci0: 0000:01:00");
+    let host = host.file(
+        "lib/modules/6.12.48-1-pve/modules.alias",
+        "alias pci:v000010DEd*sv*sd*bc03sc*i* nouveau\nalias pci:v000010DEd*sv*sd*bc03sc00i00* nvidia\n",
+    );
+    host.run("111 pre-start");
+    assert_eq!(homes(&host, "vm-111"), [json!("nvidia"), Value::Null]);
+}
+
+#[test]
+fn where_something_puts_it_there_it_is_at_home() {
+    let is_home = |host: Host, what: &str| {
+        host.run("111 pre-start");
+        assert_eq!(homes(&host, "vm-111"), ["vfio-pci", "vfio-pci"], "{what}");
+    };
+    let ids = "vfio-pci.ids=10de:2684,10de:22ba";
+    is_home(left_on_vfio().file("proc/cmdline", &format!("quiet {ids}\n")), "command line");
+    let options = "options vfio-pci ids=10de:2684,10de:22ba\n";
+    is_home(left_on_vfio().file("etc/modprobe.d/vfio.conf", options), "modprobe.d");
+    let mut driverctl = left_on_vfio();
+    for number in 0..2 {
+        driverctl =
+            driverctl.file(&format!("{}/driver_override", device(&format!("0000:01:00.{number}"))), "vfio-pci\n");
+    }
+    is_home(driverctl, "driver_override");
+    is_home(left_on_vfio().config(r#"{"gpus":{"01:00":{"home":"vfio-pci"}}}"#), "the configuration");
+    let by_hand = left_on_vfio().record("manual-0000:01:00", "0000:01:00", "away", "nvidia");
+    is_home(by_hand, "by hand");
+    // Nothing on this host would take it.
+    is_home(settled(), "no driver");
+    let kept =
+        settled().file("lib/modules/6.12.48-1-pve/modules.alias", "alias pci:v000010DEd*sv*sd*bc03sc*i* nvidia\n");
+    is_home(kept.file("etc/modprobe.d/x.conf", "blacklist nvidia\n"), "kept away");
+    assert_eq!(left_on_vfio().config(r#"{"gpus":{"01:00":{"home":"vfio-pci"}}}"#).run("to-nvidia").code, Some(0));
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_told_when_it_is_enabled() {
+    let host = with_tools(super::host()).vm(112, "memory: 1").vm(113, "hostpci0: mapping=gpu");
+    let told = host.run("enable 112").err;
+    assert!(
+        told.contains("warning: VM 112 names no device yet (hostpci): qm set 112 --hostpci0 0000:01:00,pcie=1\n"),
+        "{told}"
+    );
+    let host = host.vm(114, "args: -device vfio-pci,host=01:00.0");
+    let told = host.run("enable 114 --dry-run").err;
+    assert!(
+        told.contains("warning: VM 114 passes 0000:01:00 by args, of which Proxmox itself does not know: "),
+        "{told}"
+    );
+    let told = host.run("enable 113").err;
+    assert!(
+        told.contains("warning: as things are VM 113 would not start: VM 113: hostpci0 uses mapping=gpu, which "),
+        "{told}"
+    );
+}

@@ -46,10 +46,8 @@ for version in "${versions[@]}"; do
 done
 rm "$header"
 
-# ---- packages ----
-repo=$new/repos/debian13/x86_64
-mkdir -p "$repo"
-package() { # package NAME VERSION ARCHITECTURE FIELD…: from $new/tree, which it empties
+# ---- packages: a repository for each distribution, with the releases that NVIDIA's has ----
+package() { # package NAME VERSION ARCHITECTURE FIELD…: from $new/tree, which it empties, to $repo
     local name=$1 version=$2 architecture=$3
     shift 3
     mkdir -p "$new/tree/DEBIAN"
@@ -64,53 +62,78 @@ package() { # package NAME VERSION ARCHITECTURE FIELD…: from $new/tree, which 
 GNUPGHOME=$(mktemp -d)
 export GNUPGHOME
 trap 'gpgconf --kill all; rm -rf "$GNUPGHOME"' EXIT
-gpg --batch --quiet --passphrase '' --quick-generate-key 'The lab <lab@example.org>' ed25519 sign never >&2
+key() { # key NAME OPTION…: one to sign with
+    gpg --batch --quiet "${@:3}" --passphrase '' --quick-generate-key "$1 <$1@example.org>" "$2" sign never >&2
+}
+key lab ed25519
+# That of the older distributions has a signature of its own by SHA-1: Debian 13's apt takes it no more.
+key old rsa2048 --cert-digest-algo SHA1
 
-tree=$new/tree
-mkdir -p "$tree"/{usr/share/keyrings,etc/apt/sources.list.d,etc/apt/preferences.d,DEBIAN}
-gpg --batch --export >"$tree/usr/share/keyrings/cuda-archive-keyring.gpg"
-echo 'deb [signed-by=/usr/share/keyrings/cuda-archive-keyring.gpg]' \
-    'https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64/ /' \
-    >"$tree/etc/apt/sources.list.d/cuda-debian13-x86_64.list"
-printf '%s\n' 'Package: nsight-compute' 'Pin: origin *ubuntu.com*' 'Pin-Priority: -1' \
-    >"$tree/etc/apt/preferences.d/cuda-repository-pin-600"
-(cd "$tree" && find etc -type f -printf '/%p\n') >"$tree/DEBIAN/conffiles"
-package cuda-keyring 1.1-1 all
+keyring() { # keyring DISTRIBUTION KEY
+    local tree=$new/tree
+    mkdir -p "$tree"/{usr/share/keyrings,etc/apt/sources.list.d,etc/apt/preferences.d,DEBIAN}
+    gpg --batch --export "$2@example.org" >"$tree/usr/share/keyrings/cuda-archive-keyring.gpg"
+    echo 'deb [signed-by=/usr/share/keyrings/cuda-archive-keyring.gpg]' \
+        "https://developer.download.nvidia.com/compute/cuda/repos/$1/x86_64/ /" \
+        >"$tree/etc/apt/sources.list.d/cuda-$1-x86_64.list"
+    printf '%s\n' 'Package: nsight-compute' 'Pin: origin *ubuntu.com*' 'Pin-Priority: -1' \
+        >"$tree/etc/apt/preferences.d/cuda-repository-pin-600"
+    (cd "$tree" && find etc -type f -printf '/%p\n') >"$tree/DEBIAN/conffiles"
+    package cuda-keyring 1.1-1 all
+}
 
-mkdir -p "$tree/usr/local/cuda-12.8/bin"
-cat >"$tree/usr/local/cuda-12.8/bin/nvcc" <<'END'
+toolkit() { # toolkit MAJOR.MINOR
+    local release=$1 name=${1/./-} tree=$new/tree
+    mkdir -p "$tree/usr/local/cuda-$release/bin"
+    cat >"$tree/usr/local/cuda-$release/bin/nvcc" <<END
 #!/bin/sh
-[ "$1" = --version ] || { echo "nvcc fatal   : No input files specified; use option --help for more information" >&2 && exit 1; }
+[ "\$1" = --version ] || { echo "nvcc fatal   : No input files specified; use option --help for more information" >&2 && exit 1; }
 echo 'nvcc: NVIDIA (R) Cuda compiler driver'
-echo 'Cuda compilation tools, release 12.8, V12.8.93'
+echo 'Cuda compilation tools, release $release, V$release.93'
 END
-chmod 755 "$tree/usr/local/cuda-12.8/bin/nvcc"
-package cuda-nvcc-12-8 12.8.93-1 amd64
-
-# While /etc/lab-slow is there its configuration takes 5 s.
-mkdir -p "$tree/DEBIAN"
-cat >"$tree/DEBIAN/postinst" <<'END'
+    chmod 755 "$tree/usr/local/cuda-$release/bin/nvcc"
+    package "cuda-nvcc-$name" "$release.93-1" amd64 'Installed-Size: 300000'
+    # While /etc/lab-slow is there its configuration takes 5 s.
+    mkdir -p "$tree/DEBIAN"
+    cat >"$tree/DEBIAN/postinst" <<END
 #!/bin/sh
 set -e
 [ ! -e /etc/lab-slow ] || sleep 5
-ln -sfn cuda-12.8 /usr/local/cuda
+ln -sfn cuda-$release /usr/local/cuda
 END
-chmod 755 "$tree/DEBIAN/postinst"
-package cuda-toolkit-12-8 12.8.1-1 amd64 'Depends: cuda-nvcc-12-8 (>= 12.8.93)'
+    chmod 755 "$tree/DEBIAN/postinst"
+    # As large as the genuine one with all that it depends on.
+    package "cuda-toolkit-$name" "$release.1-1" amd64 'Installed-Size: 6200000' "Depends: cuda-nvcc-$name (>= $release.93)"
+    # One that wants a driver from packages.
+    package "cuda-samples-$name" "$release.1-1" amd64 'Depends: cuda-drivers'
+}
 
-# One that wants a driver from packages.
-package cuda-drivers 570.86.15-1 amd64
-package cuda-samples-12-8 12.8.1-1 amd64 'Depends: cuda-drivers'
+repository() { # repository DISTRIBUTION KEY RELEASE…
+    local deb release
+    repo=$new/repos/$1/x86_64
+    mkdir -p "$repo"
+    keyring "$1" "$2"
+    for release in "${@:3}"; do toolkit "$release"; done
+    package cuda-drivers 570.86.15-1 amd64
+    (
+        cd "$repo"
+        for deb in *.deb; do
+            dpkg-deb --field "$deb"
+            printf '%s\n' "Filename: ./$deb" "Size: $(stat -c %s "$deb")" "SHA256: $(sha256sum "$deb" | cut -d' ' -f1)" ''
+        done >Packages
+        gzip -kn Packages
+        {
+            printf '%s\n' 'Origin: NVIDIA' 'Label: NVIDIA CUDA' 'Architecture: amd64' "Date: $(date -Ru)" 'SHA256:'
+            sha256sum Packages Packages.gz | while read -r sum file; do echo " $sum $(stat -c %s "$file") $file"; done
+        } >Release
+        gpg --batch --quiet --local-user "$2@example.org" --clearsign --output InRelease Release
+        gpg --batch --quiet --local-user "$2@example.org" --armor --detach-sign --output Release.gpg Release
+    )
+}
+repository debian13 lab 13.0 13.1
+repository debian12 old 12.8 13.0
+repository ubuntu2204 old 12.0 12.8
+repository ubuntu2404 old 12.5 13.0
 
-cd "$repo"
-for deb in *.deb; do
-    dpkg-deb --field "$deb"
-    printf '%s\n' "Filename: ./$deb" "Size: $(stat -c %s "$deb")" "SHA256: $(sha256sum "$deb" | cut -d' ' -f1)" ''
-done >Packages
-{
-    printf '%s\n' 'Origin: NVIDIA' 'Label: NVIDIA CUDA' 'Architecture: amd64' "Date: $(date -Ru)" 'SHA256:'
-    echo " $(sha256sum Packages | cut -d' ' -f1) $(stat -c %s Packages) Packages"
-} >Release
-gpg --batch --quiet --clearsign --output InRelease Release
 mv -T "$new" "$out"
 printf '%s\n' "$out"

@@ -59,7 +59,7 @@ works_inside() { # works_inside TEXT ID
         /usr/local/cuda/bin/nvcc --version | grep -o "release [0-9.]*"
         find /var/tmp /tmp -mindepth 1
         dpkg --audit' 2>&1)
-    same "$1: nvidia-smi and nvcc, nothing left behind" "$version"$'\n''release 12.8' "$found"
+    same "$1: nvidia-smi and nvcc, nothing left behind" "$version"$'\n''release 13.0' "$found"
     works "$1: check" gpu-handoff container check "$2"
 }
 
@@ -74,12 +74,18 @@ container 202 --unprivileged --debian
 call setup 201 --dry-run
 exits 'dry run' 0
 is 'dry run: lines that start, install and add' 3 "$(grep -cE '^  (start|install) ' <<<"$out")"
-settings "$by_url" ',"package":"cuda-samples-12-8"'
+settings "$by_url" ',"package":"cuda-toolkit-12-8"'
+call setup 201
+exits 'a toolkit that the repository does not have' 3
+says 'a toolkit that the repository does not have' 'has no cuda-toolkit-12-8; it has cuda-toolkit-13-0 cuda-toolkit-13-1'
+is 'a toolkit that the repository does not have' 'status: stopped' "$(pct status 201)"
+settings "$by_url" ',"package":"cuda-samples-13-0"'
 call setup 201
 exits 'a package that brings a driver' 1
 says 'a package that brings a driver' 'would install a driver: cuda-drivers'
 settings "$by_url"
 works 'privileged' setup 201
+says 'privileged' 'takes up to' 'cuda-toolkit-13-0 6.2 GiB'
 ok 'privileged: only the toolkit was left to do' not grep -q 'installing driver' <<<"$err"
 works_inside 'privileged' 201
 is 'the keyring is used' 'Signed-By: /usr/share/keyrings/cuda-archive-keyring.gpg' \
@@ -105,7 +111,7 @@ settings '"runfile":"/root/driver.run"'
 refused 'wrong version, by its contents' 3 'wrong installer version' 570.86.16 "$version"
 settings "$by_url"
 mount -o remount,size=4G /var/lib/lab-ct/202.layers
-refused 'full disk' 3 'GiB free on /' '12.5 GiB are needed'
+refused 'full disk' 3 'GiB free on /' '9.5 GiB are needed' '--driver-only'
 mount -o remount,size=20G /var/lib/lab-ct/202.layers
 inside 202 -- sh -c 'cp /etc/os-release /root/os && rm /etc/os-release &&
     printf "ID=alpine\nVERSION_ID=3.22\nPRETTY_NAME=Alpine\n" >/etc/os-release && touch /etc/lab-slow'
@@ -117,7 +123,7 @@ inside 202 -- sh -c 'cat /root/os >/etc/os-release'
 killed_at 'copying' told copying
 killed_at 'installing the driver' inside 202 -- test -e "/usr/lib/x86_64-linux-gnu/libcuda.so.$version"
 killed_at 'adding the repository' told 'adding the CUDA'
-killed_at 'installing the toolkit' inside 202 -- test -e /usr/local/cuda-12.8/bin/nvcc
+killed_at 'installing the toolkit' inside 202 -- test -e /usr/local/cuda-13.0/bin/nvcc
 # Without what went on inside, too.
 pct stop 202
 rm -f /var/lib/lab-ct/202.layers/upper/etc/lab-slow
@@ -137,6 +143,16 @@ call gpu-handoff container sync --all
 exits 'sync' 1
 says 'sync' 'container 201: has driver' 'container 202 is stopped'
 works_inside 'sync' 201
+
+works 'the driver alone' setup 201 --driver-only
+
+# That of Debian 12 is signed as Debian 13's apt believes no more.
+inside 201 -- sh -c 'cat >/tmp/old.deb && dpkg-deb -x /tmp/old.deb /tmp/old' <"$nvidia/repos/debian12/x86_64/cuda-keyring_1.1-1_all.deb"
+ok 'the key of Debian 12 is refused' grep -q SHA1 <(inside 201 -- sh -c '
+    echo "deb [signed-by=/tmp/old/usr/share/keyrings/cuda-archive-keyring.gpg] http://10.1.0.1/repos/debian12/x86_64/ /" \
+        >/etc/apt/sources.list.d/old.list
+    apt-get update 2>&1
+    rm -rf /etc/apt/sources.list.d/old.list /tmp/old /tmp/old.deb')
 
 cp -r "$nvidia" /root/forged
 sed -i 's/^Label: NVIDIA CUDA/Label: NVIDIA XXXX/' /root/forged/repos/debian13/x86_64/InRelease

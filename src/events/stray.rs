@@ -1,0 +1,166 @@
+//! A VM that has our hookscript and takes no NVIDIA GPU. With a card more or less in the host, addresses shift: then the
+//! line that named the GPU names somebody else's device, which Proxmox takes from the host without asking.
+
+use super::hookscript::covers;
+use crate::App;
+use crate::config;
+use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
+use crate::gpu::{Function, Slot};
+use crate::proxmox::pci_id::PciId;
+use crate::proxmox::vm::{Driver, Hostpci, VmConfig};
+use crate::stop::{Result, Stop};
+use crate::sys::Kernel;
+
+/// A device that a `hostpci` line names, and that is none of NVIDIA's.
+struct Stray {
+    index: u32,
+    raw: String,
+    /// As it is written.
+    id: String,
+    slot: String,
+    function: Function,
+}
+
+/// Whether this program is the VM's hookscript, on whatever storage the link to it lies.
+pub fn has_hook(vm: &VmConfig) -> bool {
+    vm.hookscript.as_deref().is_some_and(|volume| volume.ends_with(":snippets/gpu-handoff"))
+}
+
+/// For a VM that takes no NVIDIA GPU.
+///
+/// # Errors
+/// When a GPU was where the host has another device in use now.
+pub fn look(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
+    if !has_hook(vm) {
+        return Ok(());
+    }
+    let strays = strays(app, vm);
+    for stray in &strays {
+        let Some(why) = was_gpu(app, vmid, &stray.slot) else { continue };
+        let Some(driver) = stray.function.driver.as_deref().filter(|driver| !matches!(*driver, VFIO_PCI | "pci-stub"))
+        else {
+            continue;
+        };
+        return Err(Stop::refused(format!(
+            "VM {vmid} was not started: hostpci{} names {}, where an NVIDIA GPU was ({why}) and now is {}, which {driver} has: \
+             addresses shift with what is in the host, and Proxmox would take that device from it; {}; if VM {vmid} shall have \
+             that device: gpu-handoff disable {vmid}",
+            stray.index,
+            stray.id,
+            what(&stray.function),
+            where_now(app, vmid, stray)
+        )));
+    }
+    if let Some(stray) = strays.first() {
+        let driver = stray.function.driver.as_deref().map_or_else(String::new, |driver| format!(" ({driver} has it)"));
+        app.story.warn(&format!(
+            "VM {vmid} has this hookscript and takes no NVIDIA GPU: hostpci{} names {}, which is {}{driver}; {}",
+            stray.index,
+            stray.id,
+            what(&stray.function),
+            where_now(app, vmid, stray)
+        ));
+    }
+    Ok(())
+}
+
+/// Where to look for a device that is not there: with the GPUs, unless the VM names one of these.
+pub fn instead_of_nothing(kernel: &dyn Kernel, vmid: u32, index: u32, vm: &VmConfig, written: &str) -> String {
+    let gpus: Vec<String> = nvidia_slots(kernel).into_iter().map(|slot| slot.address).collect();
+    let is_named = |gpu: &String| {
+        let mut ids = vm.hostpci.values().flat_map(Hostpci::addresses).chain(vm.args.ids.iter().cloned());
+        ids.any(|id| id.slot == *gpu)
+    };
+    let raw = vm.hostpci.get(&index).map_or_else(|| written.to_string(), |hostpci| hostpci.raw.clone());
+    match gpus.as_slice() {
+        [gpu] if !is_named(gpu) && raw.contains(written) && PciId::parse(written).is_some() => {
+            format!("the NVIDIA GPU is at {gpu} now: qm set {vmid} --hostpci{index} {}", raw.replacen(written, gpu, 1))
+        }
+        _ => "lspci -D shows what there is".to_string(),
+    }
+}
+
+/// What a person who asks about such a VM should know beside that.
+pub fn nothing_named(app: &App, vmid: u32, vm: &VmConfig) -> Option<String> {
+    let names_none = vm.hostpci.is_empty() && vm.doubtful.is_empty() && vm.args.ids.is_empty();
+    let gpus = gpus(app);
+    (names_none && !gpus.is_empty()).then(|| {
+        let each: Vec<String> = gpus.iter().map(|slot| format!("qm set {vmid} --hostpci0 {slot},pcie=1")).collect();
+        format!("VM {vmid} names no device yet (hostpci): {}", each.join(", or: "))
+    })
+}
+
+/// Slots of the configuration that are no GPU's.
+pub fn of_config(app: &App) -> Vec<String> {
+    let Ok(config) = app.config_for_verb() else { return Vec::new() };
+    let is_gpu = |slot: &str| Slot::read(&app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
+    let others = config.homes.keys().filter(|slot| !is_gpu(slot));
+    let gpus = gpus(app);
+    others
+        .map(|slot| {
+            let there = if gpus.is_empty() { "none".to_string() } else { gpus.join(" ") };
+            format!("gpus.{slot} in {} names no NVIDIA GPU; those of this host: {there}", config::PATH)
+        })
+        .collect()
+}
+
+fn gpus(app: &App) -> Vec<String> {
+    nvidia_slots(&app.kernel).into_iter().map(|slot| slot.address).collect()
+}
+
+fn strays(app: &App, vm: &VmConfig) -> Vec<Stray> {
+    let mut strays = Vec::new();
+    for (index, hostpci) in &vm.hostpci {
+        if hostpci.driver == Driver::Keep || hostpci.mdev.is_some() {
+            continue;
+        }
+        for id in &hostpci.ids {
+            let Some(pci) = PciId::parse(id) else { continue };
+            let Some(slot) = Slot::read(&app.kernel, &pci.slot) else { continue };
+            // A part of an NVIDIA card, or a virtual one, is meant.
+            if slot.functions.iter().any(|function| function.vendor == NVIDIA) {
+                continue;
+            }
+            let function = slot.functions.into_iter().find(|function| covers(&pci, &function.address));
+            let (raw, id, slot) = (hostpci.raw.clone(), id.clone(), pci.slot.clone());
+            strays.extend(function.map(|function| Stray { index: *index, raw, id, slot, function }));
+        }
+    }
+    strays
+}
+
+const NVIDIA: u16 = 0x10de;
+
+/// Who says that there was a GPU in this slot.
+fn was_gpu(app: &App, vmid: u32, slot: &str) -> Option<String> {
+    if app.config_for_verb().is_ok_and(|config| config.homes.contains_key(slot)) {
+        return Some(format!("gpus.{slot} in {}", config::PATH));
+    }
+    let past = app.store.history()?.read().ok()?;
+    let had_it = past.entries.iter().any(|entry| {
+        let slots = entry.get("slots").and_then(|slots| slots.as_array()).into_iter().flatten();
+        entry.get("vmid").and_then(|id| id.as_u64()) == Some(u64::from(vmid))
+            && entry.get("exit").and_then(|exit| exit.as_u64()) == Some(0)
+            && slots.filter_map(|slot| slot.as_str()).any(|other| other == slot)
+    });
+    had_it.then(|| format!("VM {vmid} had it before, see gpu-handoff history"))
+}
+
+/// `144d:a808 (class 0108)`
+fn what(function: &Function) -> String {
+    format!("{:04x}:{:04x} (class {:04x})", function.vendor, function.device, function.class >> 8)
+}
+
+fn where_now(app: &App, vmid: u32, stray: &Stray) -> String {
+    let gpus = gpus(app);
+    let line =
+        |gpu: &String| format!("qm set {vmid} --hostpci{} {}", stray.index, stray.raw.replacen(&stray.id, gpu, 1));
+    match gpus.as_slice() {
+        [] => "this host has no NVIDIA GPU now; lspci -nn shows what there is".to_string(),
+        [gpu] => format!("the NVIDIA GPU is at {gpu} now: {}", line(gpu)),
+        several => {
+            let each: Vec<String> = several.iter().map(line).collect();
+            format!("NVIDIA GPUs are at {} now: {}", several.join(" "), each.join(", or: "))
+        }
+    }
+}
