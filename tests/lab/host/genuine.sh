@@ -81,11 +81,11 @@ key=$({
     cat "$root/lib/modules/$kernel/build/Module.symvers"
     readlink "$root/usr/bin/gcc"
 } | sha256sum | cut -c1-12)
-driver=$LAB_CACHE/genuine-$LAB_DRIVER-$key
+driver=${LAB_GENUINE:-$LAB_CACHE}/genuine-$LAB_DRIVER-$key
 if [ ! -e "$driver/nvidia.ko" ]; then
     say "building NVIDIA's own driver $LAB_DRIVER, about five minutes of processor time"
     new=$driver.new
-    rm -rf "$LAB_CACHE"/genuine-*.new
+    rm -rf "${driver%/*}"/genuine-*.new
     mkdir -p "$new"
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT

@@ -10,32 +10,31 @@
 #include "nvidia_stub.h"
 #include "stub_display.h"
 
-static int modeset = -1;	/* not given: as the version has it */
+/* -1: not given, so as the version has it */
+static int modeset = -1, fbdev = -1;
 
-static int modeset_set(const char *val, const struct kernel_param *kp)
+static int flag_set(const char *val, const struct kernel_param *kp)
 {
 	bool on;
 	int err = kstrtobool(val ?: "1", &on);
 
 	if (!err)
-		modeset = on;
+		*(int *)kp->arg = on;
 	return err;
 }
 
-static int modeset_get(char *buf, const struct kernel_param *kp)
+static int flag_get(char *buf, const struct kernel_param *kp)
 {
-	return sysfs_emit(buf, "%c\n", modeset > 0 ? 'Y' : 'N');
+	return sysfs_emit(buf, "%c\n", *(int *)kp->arg > 0 ? 'Y' : 'N');
 }
 
-static const struct kernel_param_ops modeset_ops = {
+static const struct kernel_param_ops flag_ops = {
 	.flags	= KERNEL_PARAM_OPS_FL_NOARG,
-	.set	= modeset_set,
-	.get	= modeset_get,
+	.set	= flag_set,
+	.get	= flag_get,
 };
-module_param_cb(modeset, &modeset_ops, NULL, 0400);
-
-static bool fbdev = true;
-module_param(fbdev, bool, 0400);
+module_param_cb(modeset, &flag_ops, &modeset, 0400);
+module_param_cb(fbdev, &flag_ops, &fbdev, 0400);
 
 struct nvdrm_dev {
 	struct list_head node;
@@ -60,30 +59,37 @@ static const struct drm_driver nvdrm_driver = {
 	DRM_GEM_SHMEM_DRIVER_OPS,
 };
 
-/* 570 to 580.95 and 590 before its first release keep the GPU in use. */
-static bool holds_gpu(void)
+/*
+ * From these on, nvidia_drm is told of GPUs that come and go. Before, it looks
+ * for them once, when it is loaded; what it has then it keeps until it goes
+ * itself, and with modeset=1 that is also a use of the GPU.
+ */
+static bool follows(void)
 {
-	if (!modeset || !nvkms_version_from(570, 0, 0))
-		return false;
-	if (nvkms_version_from(590, 44, 1))
-		return false;
-	return nvkms_version_from(590, 0, 0) || !nvkms_version_from(580, 105, 8);
+	return nvkms_version_from(590, 0, 0) ? nvkms_version_from(590, 44, 1) : nvkms_version_from(580, 105, 8);
 }
+
+static bool loaded;	/* has looked for them */
 
 static void nvdrm_attach(struct pci_dev *pdev)
 {
-	struct nvdrm_dev *nvd = kzalloc(sizeof(*nvd), GFP_KERNEL);
+	struct nvdrm_dev *nvd;
 
+	if (loaded && !follows())
+		return;
+	nvd = kzalloc(sizeof(*nvd), GFP_KERNEL);
 	if (!nvd)
 		return;
 	nvd->pdev = pdev;
+	nvd->held = modeset && !follows() && !nvkms_gpu_get(pdev);
 	nvd->drm = stub_display_create(&nvdrm_driver, pdev, modeset, fbdev);
 	if (IS_ERR(nvd->drm)) {
 		pci_err(pdev, "nvidia-drm: no DRM device: %ld\n", PTR_ERR(nvd->drm));
+		if (nvd->held)
+			nvkms_gpu_put(pdev);
 		kfree(nvd);
 		return;
 	}
-	nvd->held = holds_gpu() && !nvkms_gpu_get(pdev);
 	list_add_tail(&nvd->node, &devices);
 }
 
@@ -101,7 +107,7 @@ static void nvdrm_detach(struct pci_dev *pdev)
 	struct nvdrm_dev *nvd, *next;
 
 	list_for_each_entry_safe(nvd, next, &devices, node)
-		if (nvd->pdev == pdev && !nvd->held)
+		if (nvd->pdev == pdev && follows())
 			nvdrm_drop(nvd);
 }
 
@@ -114,7 +120,10 @@ static int __init nvdrm_init(void)
 {
 	if (modeset < 0)
 		modeset = nvkms_version_from(595, 0, 0);
+	if (fbdev < 0)
+		fbdev = nvkms_version_from(570, 0, 0);
 	nvkms_client_register(&client);
+	loaded = true;
 	return 0;
 }
 module_init(nvdrm_init);
@@ -129,6 +138,8 @@ static void __exit nvdrm_exit(void)
 }
 module_exit(nvdrm_exit);
 
+MODULE_DEVICE_TABLE(pci, nvs_alias_ids);
+NVS_NEEDS(drm_gem_ttm_mmap);
 MODULE_DESCRIPTION("Stub: NVIDIA's nvidia-drm module");
 MODULE_VERSION(NVS_VERSION_PLACEHOLDER);
-MODULE_LICENSE("GPL");
+MODULE_LICENSE("Dual MIT/GPL");

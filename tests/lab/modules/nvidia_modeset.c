@@ -3,6 +3,7 @@
  * nvidia_modeset - sits between nvidia and nvidia_drm, as in the real stack,
  * so that module dependencies, holders and the order of unloading are right.
  */
+#include <linux/cdev.h>
 #include <linux/fs.h>
 #include <linux/module.h>
 
@@ -39,20 +40,31 @@ void nvkms_gpu_put(struct pci_dev *pdev)
 EXPORT_SYMBOL_GPL(nvkms_gpu_put);
 
 static const struct file_operations nvkms_fops = { .owner = THIS_MODULE };
+static struct cdev nvkms_cdev;	/* without an owner: an open node counts once */
 
 static int __init nvkms_init(void)
 {
-	return __register_chrdev(NVS_MAJOR, NVS_MINOR_MODESET, 1,
-				 "nvidia-modeset", &nvkms_fops);
+	dev_t dev = MKDEV(NVS_MAJOR, NVS_MINOR_MODESET);
+	int err = register_chrdev_region(dev, 1, "nvidia-modeset");
+
+	if (err)
+		return err;
+	cdev_init(&nvkms_cdev, &nvkms_fops);
+	err = cdev_add(&nvkms_cdev, dev, 1);
+	if (err)
+		unregister_chrdev_region(dev, 1);
+	return err;
 }
 module_init(nvkms_init);
 
 static void __exit nvkms_exit(void)
 {
-	__unregister_chrdev(NVS_MAJOR, NVS_MINOR_MODESET, 1, "nvidia-modeset");
+	cdev_del(&nvkms_cdev);
+	unregister_chrdev_region(MKDEV(NVS_MAJOR, NVS_MINOR_MODESET), 1);
 }
 module_exit(nvkms_exit);
 
+NVS_NEEDS(acpi_video_get_edid);
 MODULE_DESCRIPTION("Stub: NVIDIA's nvidia-modeset module");
 MODULE_VERSION(NVS_VERSION_PLACEHOLDER);
-MODULE_LICENSE("GPL");
+MODULE_LICENSE("Dual MIT/GPL");

@@ -5,6 +5,7 @@
 
 #include <linux/kref.h>
 #include <linux/list.h>
+#include <linux/mutex.h>
 #include <linux/pci.h>
 #include <linux/proc_fs.h>
 
@@ -20,15 +21,26 @@
  */
 #define NVS_VERSION_PLACEHOLDER "LAB-DRIVER-VERSION"
 
+#define NVS_OF_CLASS(c) PCI_DEVICE(PCI_VENDOR_ID_NVIDIA, PCI_ANY_ID), .class = (c) << 8, .class_mask = ~0
+
+/* nvidia and nvidia_drm both say that they are for these: udev loads both when it sees a card. */
+static const struct pci_device_id nvs_alias_ids[] __maybe_unused = {
+	{ NVS_OF_CLASS(PCI_CLASS_DISPLAY_VGA) },
+	{ NVS_OF_CLASS(PCI_CLASS_DISPLAY_3D) },
+	{ NVS_OF_CLASS(PCI_CLASS_BRIDGE_OTHER) },
+	{ }
+};
+
 struct nvs_gpu {
 	struct list_head node;
 	struct kref ref;
 	struct pci_dev *pdev;
 	struct proc_dir_entry *proc;
+	struct mutex lock;	/* held while it is started: for the count, and who wants to change it */
 	int minor;
-	int usage;	/* open descriptors, mappings, nvidia_drm's reference */
+	int usage;	/* open descriptors, mappings, attached nvidiactls, nvidia_drm's reference */
 	bool removing;	/* remove has begun: no client may attach any more */
-	bool unlinked;	/* newer drivers: a close is not counted any more */
+	bool unlinked;	/* nobody finds it any more */
 };
 
 /* One user inside the kernel that wants to know of every GPU: nvidia_drm. */
@@ -38,6 +50,14 @@ struct nvs_client {
 	/* Called before remove waits for the usage count. */
 	void (*detach)(struct pci_dev *pdev);
 };
+
+/* A symbol of another module, so that this one depends on it as the real one does. */
+#define NVS_NEEDS(symbol)							\
+	extern char symbol[];							\
+	static char *const nvs_needs_##symbol __used = symbol
+
+/* nvidia_main.c, for nvidia_proc.c */
+extern struct mutex nvs_api_lock;
 
 /* nvidia_main.c, for nvidia_modeset and nvidia_uvm */
 const char *nvs_version(void);

@@ -9,7 +9,7 @@
  *
  * It is loaded before the driver, and stays. Nothing of it is NVIDIA's: the
  * names of functions are in the driver's symbol table, the numbers in its
- * published headers.
+ * published headers. The stub of nvidia has the first two functions, too.
  */
 #include <linux/delay.h>
 #include <linux/kprobes.h>
@@ -17,7 +17,7 @@
 
 static uint stall_ms;
 module_param(stall_ms, uint, 0644);
-MODULE_PARM_DESC(stall_ms, "starting a GPU, at its first open, takes so long with the driver's global lock held");
+MODULE_PARM_DESC(stall_ms, "starting a GPU, at its first open, takes so long with the driver's global lock held; 0 ends it");
 
 static bool stall_ok;
 module_param(stall_ok, bool, 0644);
@@ -31,9 +31,11 @@ static int armed;
 module_param(armed, int, 0444);
 MODULE_PARM_DESC(armed, "how many functions are answered for at present");
 
-/* Where a function that is skipped continues: it returns at once. */
-asm(".pushsection .text; .global nvshim_return; nvshim_return: ret; int3; .popsection");
-extern char nvshim_return[];
+/* Where a function that is skipped continues: it returns at once, with what is in ax. */
+static noinline notrace void nvshim_return(void)
+{
+	asm volatile("");
+}
 
 static int answer(struct pt_regs *regs, unsigned long value)
 {
@@ -49,11 +51,6 @@ static void after(struct kprobe *kp, struct pt_regs *regs, unsigned long flags)
 
 /* ---- nvidia: the resource manager ---- */
 
-static int succeed(struct kprobe *kp, struct pt_regs *regs)
-{
-	return answer(regs, 1);
-}
-
 static int skip(struct kprobe *kp, struct pt_regs *regs)
 {
 	return answer(regs, 0);
@@ -67,7 +64,10 @@ static int init_adapter(struct kprobe *kp, struct pt_regs *regs)
 
 static unsigned long stall(void)
 {
-	msleep(READ_ONCE(stall_ms));
+	unsigned long begin = jiffies;
+
+	while (time_before(jiffies, begin + msecs_to_jiffies(READ_ONCE(stall_ms))))
+		msleep(20);
 	return READ_ONCE(stall_ok);
 }
 
@@ -148,7 +148,7 @@ static int notice(struct notifier_block *nb, unsigned long state, void *data)
 			err = register_kprobe(&s->kp);
 			s->on = !err;
 			armed += s->on;
-			if (err)
+			if (err && err != -ENOENT)	/* the stubs have no such function */
 				pr_err("nvshim: %s of %s: %d\n", s->function, s->module, err);
 		} else if (state == MODULE_STATE_GOING && s->on) {
 			unregister_kprobe(&s->kp);

@@ -2,6 +2,8 @@
 # The real hang: a process has the GPU open, the look for it is blinded, and unbinding
 # does not come back. The hook does, within its time box; the lock is free; the other
 # card works; and where the driver lets go in the end, the card comes home by itself.
+# From 595.45.04 on it does not for a card that was attached to an nvidiactl.
+# lab: --gpus 2 --driver genuine --timeout 400
 # lab: --gpus 2 --driver-version 580.95.05 --timeout 400
 # lab: --gpus 2 --driver-version 595.45.04 --modeset 0 --timeout 400
 # lab-build: failpoints
@@ -16,8 +18,14 @@ export GPU_HANDOFF_TEST_BLIND=1
 minor=$(minor_of $slot1)
 
 for round in 1 2; do
-    # The second round is for a driver that lets go: all of it can happen again.
-    hold "/dev/nvidia$minor"
+    # The second round shows that all of it can happen again; and what never ends.
+    forever=
+    if [ $round = 2 ] && [[ $LAB_DRIVER == 595.* ]]; then
+        forever=1
+        attach 100
+    else
+        hold "/dev/nvidia$minor"
+    fi
 
     # ---- the hook's pipe ends when the hook does ----
     begin=${EPOCHREALTIME/./}
@@ -31,7 +39,9 @@ for round in 1 2; do
     is 'owner in the status' 'wedged 111' "$(status $slot1 owner.kind owner.vmid)"
     is 'step in the status' "unbind from nvidia $slot1.0" "$(status $slot1 wedged.step)"
     stuck=$(status $slot1 wedged.pid)
-    is 'state of the process in the status' D "$(state_of "$stuck")"
+    is 'state of the process in the status' S "$(state_of "$stuck")"
+    kill -TERM "$stuck"
+    is 'after a SIGTERM, which would make the driver compute instead of sleep, it' sleeps "$(doing "$stuck")"
     is 'descriptors of the stuck process but its own' 0 \
         "$(find "/proc/$stuck/fd" -lname '*lock*' -o -lname '/run/hook.out' | wc -l)"
 
@@ -54,19 +64,17 @@ for round in 1 2; do
 
     # ---- the node is closed ----
     release
-    case $LAB_DRIVER in
-        595.*)
-            sleep 5
-            is 'this driver never lets go' D "$(state_of "$stuck")"
-            call $hook 111 pre-start
-            exits 'pre-start after the node was closed' 4
-            quick 'pre-start after the node was closed' 1500
-            works 'the other card: by hand' gpu-handoff to-vfio $slot2
-            works 'the other card: home' gpu-handoff to-nvidia $slot2
-            is 'the other card: drivers' 'nvidia snd_hda_intel' "$(driver_of $slot2.0) $(driver_of $slot2.1)"
-            break
-            ;;
-    esac
+    if [ -n "$forever" ]; then
+        sleep 5
+        is 'this driver never lets go of such a card' S "$(state_of "$stuck")"
+        call $hook 111 pre-start
+        exits 'pre-start after the node was closed' 4
+        quick 'pre-start after the node was closed' 1500
+        works 'the other card: by hand' gpu-handoff to-vfio $slot2
+        works 'the other card: home' gpu-handoff to-nvidia $slot2
+        is 'the other card: drivers' 'nvidia snd_hda_intel' "$(driver_of $slot2.0) $(driver_of $slot2.1)"
+        break
+    fi
     home_again() { [ -z "$(kept)" ] && [ "$(all_of driver_of)" = "$home_drivers" ]; }
     ok 'home by itself' within 20 home_again
     is_home "home by itself, round $round"

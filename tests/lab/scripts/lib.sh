@@ -60,6 +60,28 @@ hold() { # hold NODE: keep it open from a process of its own, pid in $holder
     within 10 test -e /run/held || { echo "FAIL: cannot hold $1" && failures=$((failures + 1)); }
     rm -f /run/held
 }
+# attach ID: a process that has nvidiactl open and a card attached to it, as CUDA has: "100" is bus 1, device 0. Its pid in
+# $holder; in $attached the errno, 0 if it worked.
+attach() {
+    perl -e 'open F, "+<", "/dev/nvidiactl" or exit 9;
+        my $id = pack "L", hex shift;
+        my $errno = defined ioctl(F, 0xC00446D4, $id) ? 0 : 0 + $!;
+        open O, ">", "/run/attached" or exit 9; print O $errno; close O;
+        rename "/run/attached", "/run/held";
+        sleep 10000' "$1" &
+    holder=$!
+    within 10 test -e /run/held || { echo "FAIL: cannot attach $1" && failures=$((failures + 1)); }
+    attached=$(cat /run/held)
+    rm -f /run/held
+}
+# doing PID: whether it computes or not, looked at for two seconds
+doing() {
+    local before
+    ticks() { awk '{ print $14 + $15 }' "/proc/$1/stat" 2>/dev/null || echo 0; }
+    before=$(ticks "$1")
+    sleep 2
+    [ $(($(ticks "$1") - before)) -gt 20 ] && echo spins || echo sleeps
+}
 release() {
     kill -KILL "$holder" 2>/dev/null
     wait "$holder" 2>/dev/null

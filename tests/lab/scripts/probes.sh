@@ -51,26 +51,8 @@ minors() {
     done
 }
 drms() { local s; for s in "${slots[@]}"; do printf '%s: %s; ' "$s" "$(drm_of "$s")"; done; }
-# A user of NODE, as `hold` does it, in a perl that can do more: attach a GPU to an nvidiactl, ignore nothing.
-attach() { # attach ID
-    perl -e 'open F, "+<", "/dev/nvidiactl" or exit 9; my $a = pack "L", hex shift;
-        defined ioctl(F, 0xC00446D4, $a) or do { open O, ">", "/run/held"; print O 0 + $!; exit 9 };
-        open O, ">", "/run/held" or exit 9; close O; sleep 10000' "$1" &
-    holder=$!
-    within 10 test -e /run/held
-    attached=$(cat /run/held)
-    rm -f /run/held
-}
-ticks() { awk '{ print $14 + $15 }' "/proc/$1/stat" 2>/dev/null || echo 0; }
-busy() { # busy PID: how much of a second it computes
-    local a b
-    a=$(ticks "$1")
-    sleep 2
-    b=$(ticks "$1")
-    [ $((b - a)) -gt 60 ] && echo spins || echo sleeps
-}
 quickly() { # quickly COMMAND…: whether it comes back
-    timeout 5 "$@" >/run/quickly 2>&1
+    timeout 20 "$@" >/run/quickly 2>&1
     case $? in
         0) echo yes ;;
         124) echo 'it hangs' ;;
@@ -80,24 +62,43 @@ quickly() { # quickly COMMAND…: whether it comes back
 said_by_driver() { dmesg | sed 's/^\[[^]]*\] *//' | grep '^NVRM:.*\(remove\|removal\|probed\|not called\)' | sort -u | tr '\n' ';'; dmesg -C; }
 information() { cat "/proc/driver/nvidia/gpus/$1.0/information"; }
 
+# rests PID: S when it is seen in that state once, as what sleeps is not all the time
+rests() {
+    local state
+    for _ in 1 2 3 4 5 6 7 8; do
+        state=$(state_of "$1")
+        [ "$state" != S ] || break
+        sleep 0.2
+    done
+    echo "$state"
+}
+
+# Whether card $1, which is being unbound, has gone or waits: the driver says that it does.
+unbound_or_waits() {
+    local card=$1
+    bg unbind "$card"
+    has_gone_or_says() { has_gone "$job" || dmesg | grep -q 'with non-zero usage count'; }
+    within 60 has_gone_or_says
+    has_gone "$job"
+}
+
 # waits TEXT COMMAND-THAT-HOLDS…: card 1 is unbound meanwhile
 waits() {
     local text=$1 cpu
     shift
     dmesg -C
     "$@"
-    bg unbind "$slot1.0"
-    if within 3 has_gone "$job"; then
+    if unbound_or_waits "$slot1.0"; then
         put "$text: unbind" 'comes back at once'
         release
     else
-        put "$text: unbind" "waits in state $(state_of "$job"), and $(busy "$job")"
+        put "$text: unbind" "waits, and $(doing "$job") in state $(rests "$job")"
         put "$text: driver link" "$(driver_of "$slot1.0")"
         put "$text: proc entry" "$(names "/proc/driver/nvidia/gpus/$slot1.0")"
         put "$text: refcounts" "$(refs)"
         put "$text: drm" "$(drms)"
-        put "$text: information" "$(quickly information "$slot1")"
-        put "$text: open again" "$(timeout 10 bash -c "$(declare -f errno); errno /dev/nvidia0" || echo hangs)"
+        put "$text: information" "$(quickly cat "/proc/driver/nvidia/gpus/$slot1.0/information")"
+        put "$text: open again" "$(timeout 30 bash -c "$(declare -f errno); errno /dev/nvidia0" || echo hangs)"
         put "$text: nvidiactl opens" "$(errno /dev/nvidiactl)"
         put "$text: driver_override can be read" "$(quickly cat "$pci/$slot1.0/driver_override")"
         put "$text: delete_module" "$(remove nvidia)"
@@ -105,12 +106,12 @@ waits() {
             put "$text: card 2 opens" "$(errno /dev/nvidia1)"
         fi
         kill -TERM "$job"
-        put "$text: after SIGTERM" "$(busy "$job")"
+        put "$text: after SIGTERM" "$(doing "$job")"
         kill -KILL "$job"
-        cpu=$(busy "$job")
+        cpu=$(doing "$job")
         put "$text: after SIGKILL" "$(has_gone "$job" && echo gone || echo there), $cpu"
         release
-        put "$text: when its user ends" "$(within 10 has_gone "$job" && echo 'comes back' || echo 'stays')"
+        put "$text: when its user ends" "$(within 30 has_gone "$job" && echo 'comes back' || echo 'stays')"
     fi
     put "$text: the driver says" "$(said_by_driver)"
     put "$text: afterwards" "$(driver_of "$slot1.0"), $(refs), drm $(drms)"
@@ -196,7 +197,7 @@ facts() {
     put 'drm: driver' "$(perl -e 'open my $f, "+<", "/dev/dri/card0" or die; my $n = "\0" x 64; my $v = pack "l3x4Q6", 0, 0, 0, 64, unpack("Q", pack "P", $n), 0, 0, 0, 0; ioctl($f, 0xC0406400, $v) or die "$!"; $n =~ s/\0.*//s; my @v = unpack "l3", $v; print "$n"')"
     put 'drm: connectors' "$(names /sys/class/drm | tr ' ' '\n' | grep -c -- -)"
     attach 100
-    put 'attached: errno' "${attached:-0}"
+    put 'attached: errno' "$attached"
     put 'attached: refcounts' "$(refs)"
     release
     attach 900
@@ -228,11 +229,11 @@ drm_life() {
     for s in "${slots[@]}"; do
         # Away: with modeset=1 it may wait for nvidia_drm.
         left=$(drm_name "$s.0")
-        bg unbind "$s.0"
-        if ! within 3 has_gone "$job"; then
-            put "$s unbound" "waits in state $(state_of "$job")"
+        dmesg -C
+        if ! unbound_or_waits "$s.0"; then
+            put "$s unbound" 'waits'
             rmmod nvidia_drm
-            put "$s unbound, nvidia_drm unloaded" "$(within 5 has_gone "$job" && echo 'comes back' || echo 'stays')"
+            put "$s unbound, nvidia_drm unloaded" "$(within 30 has_gone "$job" && echo 'comes back' || echo 'stays')"
             modprobe nvidia_drm modeset="$modeset"
         fi
         put "$s away" "$(driver_of "$s.0"), $(refs), drm $(drms)nodes $(names /dev/dri)"
@@ -282,9 +283,10 @@ events() {
     local monitor
     udevadm settle
     stdbuf -oL udevadm monitor --kernel >/run/events & monitor=$!
-    within 10 grep -q KERNEL /run/events
+    within 20 grep -q KERNEL /run/events
     "$@"
-    sleep 1
+    udevadm settle
+    sleep 2
     kill $monitor
     wait $monitor 2>/dev/null
     sed -n 's/^KERNEL\[[^]]*\] *//p' /run/events | sed 's/ *(.*//; s/  */ /; s/vtcon[0-9]/vtconN/; s,/virtual/bdi/[^ ]*,/bdi,' | sort | uniq -c | awk '{ $1 = $1 == 1 ? "" : $1 "×"; print }' | tr '\n' ';'
@@ -307,46 +309,54 @@ telling() {
 }
 
 # ---- the driver's lock is held: a card is being started ----
+# Each look begins with somebody who is inside open(), and has no descriptor yet.
+start_card() {
+    local before
+    before=$(cat /sys/module/nvidia/refcnt)
+    echo 600000 >/sys/module/nvshim/parameters/stall_ms
+    bg perl -e 'open F, "<", "/dev/nvidia0"; exit !$!{EIO}'
+    opener=$job
+    counted() { [ "$(cat /sys/module/nvidia/refcnt)" -gt "$before" ]; }
+    within 20 counted
+    sleep 0.5
+}
+started_is_over() {
+    echo 0 >/sys/module/nvshim/parameters/stall_ms
+    within 30 has_gone "$opener"
+}
+# started TEXT COMMAND…: whether it has to wait for the other one
+started() {
+    local text=$1
+    shift
+    start_card
+    bg "$@"
+    put "$text" "$(within 10 has_gone "$job" && echo 'at once' || echo 'waits for it')"
+    started_is_over
+    within 30 has_gone "$job"
+}
 stall() {
-    local at opener
     where='being started: '
-    echo 6000 >/sys/module/nvshim/parameters/stall_ms
-    bg perl -e 'open F, "<", "/dev/nvidia0"; exit !$!{EIO}' && opener=$job
-    sleep 1
+    start_card
     put 'descriptors of the one inside open' "$(find "/proc/$opener/fd" -lname '/dev/nvidia*' | wc -l)"
     put 'refcounts' "$(refs)"
-    put 'nvidiactl' "$(quickly head -c0 /dev/nvidiactl)"
-    at=$SECONDS
-    information "$slot1" >/dev/null
-    put 'information' "$([ $((SECONDS - at)) -ge 3 ] && echo 'waits for it' || echo 'at once')"
-    within 10 has_gone "$opener"
-    if [ "$LAB_GPUS" = 2 ]; then
-        bg perl -e 'open F, "<", "/dev/nvidia0"' && opener=$job
-        sleep 1
-        at=$SECONDS
-        information "$slot2" >/dev/null
-        put "information of card 2" "$([ $((SECONDS - at)) -ge 3 ] && echo 'waits for it' || echo 'at once')"
-        within 10 has_gone "$opener"
-        bg perl -e 'open F, "<", "/dev/nvidia0"' && opener=$job
-        sleep 1
-        at=$SECONDS
-        unbind "$slot2.0"
-        put "unbind of card 2" "$([ $((SECONDS - at)) -ge 3 ] && echo 'waits for it' || echo 'at once')"
-        probe "$slot2.0"
-        within 10 has_gone "$opener"
-    fi
-    bg perl -e 'open F, "<", "/dev/nvidia0"' && opener=$job
-    sleep 1
-    bg unbind "$slot1.0"
-    sleep 1
-    put 'unbind of the same card' "state $(state_of "$job"); nvidiactl: $(quickly head -c0 /dev/nvidiactl)"
-    within 10 has_gone "$job"
-    put 'afterwards' "$(driver_of "$slot1.0")"
+    started_is_over
+    put 'refcounts afterwards' "$(refs)"
+    started 'open of nvidiactl' head -c0 /dev/nvidiactl
+    started 'information' information "$slot1"
+    started 'power' cat "/proc/driver/nvidia/gpus/$slot1.0/power"
+    started 'version' cat /proc/driver/nvidia/version
+    started 'unbind of the same card' unbind "$slot1.0"
     probe "$slot1.0"
-    echo 0 >/sys/module/nvshim/parameters/stall_ms
-    echo 3000 >/sys/module/nvshim/parameters/stall_ms
-    echo Y >/sys/module/nvshim/parameters/stall_ok
+    if [ "$LAB_GPUS" = 2 ]; then
+        started 'information of card 2' information "$slot2"
+        started 'open of card 2' head -c0 /dev/nvidia1
+        started 'unbind of card 2' unbind "$slot2.0"
+        started 'probe of card 2' probe "$slot2.0"
+    fi
+    echo 1000 >/sys/module/nvshim/parameters/stall_ms
     put 'in the end' "$(errno /dev/nvidia0)"
+    echo Y >/sys/module/nvshim/parameters/stall_ok
+    put 'in the end, with stall_ok' "$(errno /dev/nvidia0)"
     echo 0 >/sys/module/nvshim/parameters/stall_ms
     where=''
 }

@@ -16,7 +16,7 @@ exec 5>&-
 bg unbind $slot1.0
 if [ "$1" = holds ]; then
     sleep 2
-    is 'unbind with nobody there' D "$(state_of $job)"
+    is 'unbind with nobody there' S "$(state_of $job)"
     ok 'nvidia_drm can be unloaded under its console' rmmod nvidia_drm
 fi
 ok 'unbind comes to an end' within 10 has_gone $job

@@ -23,21 +23,28 @@ ok 'the reason is EAGAIN' grep -q 'Resource temporarily unavailable\|in use' <(r
 release
 ok 'rmmod nvidia names its users' grep -q 'in use by:.*nvidia_' <(rmmod nvidia 2>&1)
 
+drm=$(drm_name $slot1.0)
 hold /dev/nvidia0
 bg unbind $slot1.0
-ok 'unbind with an open node waits in D' within 10 test "$(sleep 1; state_of $job)" = D
-kill -KILL $job
 sleep 1
-is 'after SIGKILL it is still in' D "$(state_of $job)"
+is 'unbind with an open node waits' 'S, sleeps' "$(state_of $job), $(doing $job)"
 is 'its driver link meanwhile' none "$(driver_of $slot1.0)"
 ok 'the kernel says why' grep -q 'non-zero usage count' <(dmesg)
+kill -KILL $job
+is 'a signal makes it compute' spins "$(doing $job)"
+ok 'and ends nothing' not has_gone $job
 release
 ok 'it ends when the node is closed' within 10 has_gone $job
 ok 'the proc entry has gone' not test -e /proc/driver/nvidia/gpus/$slot1.0
 is 'a node of an unbound GPU' 'No such device' "$(head -c0 /dev/nvidia0 2>&1 | sed "s/.*: //")"
+is 'it leaves its DRM device behind' "$drm" "$(drm_name $slot1.0)"
+rmmod nvidia_drm && modprobe nvidia_drm
+is 'until nvidia_drm is loaded anew' '' "$(drm_name $slot1.0)"
 probe $slot1.0
 is 'driver after drivers_probe' nvidia "$(driver_of $slot1.0)"
-ok 'the DRM device is back' within 5 test -n "$(drm_name $slot1.0)"
+is 'nvidia_drm does not see it come' '' "$(drm_name $slot1.0)"
+rmmod nvidia_drm && modprobe nvidia_drm
+is 'until nvidia_drm is loaded anew' "$drm" "$(drm_name $slot1.0)"
 
 echo '# only a mapping'
 perl -e '
@@ -51,7 +58,7 @@ ok 'no descriptor' not grep -q nvidia <(ls -l /proc/$holder/fd)
 ok 'it is seen in map_files' grep -q /dev/nvidia0 <(ls -l /proc/$holder/map_files)
 bg unbind $slot1.0
 sleep 1
-is 'unbind with a mapping' D "$(state_of $job)"
+is 'unbind with a mapping' S "$(state_of $job)"
 release
 ok 'it ends with the mapping' within 10 has_gone $job
 probe $slot1.0
@@ -59,11 +66,30 @@ probe $slot1.0
 echo '# nvidiactl'
 hold /dev/nvidiactl
 bg unbind $slot1.0
+ok 'unbind does not wait for an open nvidiactl' within 10 has_gone $job
+release
+probe $slot1.0
+attach 100
+is 'a card is attached to it: errno' 0 "$attached"
+bg unbind $slot1.0
 sleep 1
-is 'unbind with nvidiactl open' D "$(state_of $job)"
+is 'unbind with a card attached' S "$(state_of $job)"
 release
 ok 'it ends when nvidiactl is closed' within 10 has_gone $job
 probe $slot1.0
+
+echo '# a card is being started'
+echo 600000 >/sys/module/nvshim/parameters/stall_ms
+bg perl -e 'open F, "<", "/dev/nvidia0"; exit !$!{EIO}'
+opener=$job
+counted() { [ "$(cat /sys/module/nvidia/refcnt)" = 3 ]; }
+ok 'who is inside open counts' within 10 counted
+is 'but has no descriptor' 0 "$(find /proc/$opener/fd -lname '/dev/nvidia*' | wc -l)"
+bg cat /proc/driver/nvidia/gpus/$slot1.0/information
+sleep 2
+ok 'the driver tells nothing of its cards meanwhile' not has_gone $job
+echo 0 >/sys/module/nvshim/parameters/stall_ms
+ok 'but afterwards' within 10 has_gone $job
 
 echo '# round trip'
 for round in 1 2; do
