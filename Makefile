@@ -1,7 +1,7 @@
 # What this needs beside Rust and make is installed on the way, see tests/install-missing.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: build deb test test-package demo soak fuzz lint clean help
+.PHONY: build deb test test-package test-genuine demo soak fuzz lint clean help
 
 build: ## the release binary, target/release/gpu-handoff
 	@tests/install-missing build
@@ -20,8 +20,11 @@ test-package: ## the package: its scripts, built twice, piuparts and autopkgtest
 	@tests/package/autopkgtest
 	@tests/lab/run --timeout 1500 tests/lab/scripts/driver-killed.sh
 
-demo: ## a VM takes the GPU and gives it back, in the lab
-	@tests/lab/run tests/lab/scripts/demo.sh
+test-genuine: ## all that makes sense on NVIDIA's own driver, in the lab
+	@tests/lab/all --genuine
+
+demo: ## a VM takes the GPU and gives it back, in the lab; DRIVER=genuine: on NVIDIA's own driver
+	@tests/lab/run --driver $(or $(DRIVER),stub) tests/lab/scripts/demo.sh
 
 soak: ## 200 random handoffs with random kills, in the lab; SEED=N repeats one
 	@tests/lab/run --timeout 7200 tests/lab/scripts/soak.sh 200 $(or $(SEED),$$(shuf -i 1-32767 -n 1))

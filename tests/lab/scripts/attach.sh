@@ -1,6 +1,7 @@
 #!/bin/bash
 # Containers that were attached open the card, privileged and unprivileged, in either style; detach leaves nothing of it.
 # lab: --timeout 600
+# lab-genuine: --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

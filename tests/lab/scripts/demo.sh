@@ -4,6 +4,7 @@
 #
 # Nothing is taken for granted: whatever does not happen as told ends the script without its last line.
 # lab:
+# lab: --driver genuine
 set -uo pipefail
 
 # In the scope of a login session, as if a person typed this.
@@ -70,6 +71,13 @@ open my $ready, '>', 'cuda-job.ready' or die;
 sleep;
 JOB
 chmod 755 cuda-job
+
+# shellcheck source=/dev/null
+. /opt/lab/settings
+case $LAB_STACK in
+    genuine) tell "The driver is NVIDIA's own, $LAB_DRIVER." ;;
+    *) tell "The driver is the lab's stub of NVIDIA's $LAB_DRIVER (make demo DRIVER=genuine: NVIDIA's own)." ;;
+esac
 
 tell 'A Proxmox host with one NVIDIA GPU. VM 111 wants it and has gpu-handoff as its hookscript.'
 typed "qm config 111 | grep -e hostpci -e hookscript"

@@ -2,6 +2,7 @@
 # Starts that are given up, ends that nobody asked for, reboots, backups: afterwards a card
 # is with a VM that runs, or at home.
 # lab: --gpus 2 --timeout 600
+# lab-genuine: --gpus 2 --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -8,44 +8,19 @@
 . "${0%/*}/handoff.sh"
 
 counts() { grep -H . /sys/module/nvidia{,_modeset,_drm,_uvm}/refcnt; }
-# Names, numbers and parents of DRM devices. A node that nobody made, or that is another card's now, is a difference.
-drm_nodes() {
-    local slot node
-    for slot in "${functions[@]}"; do
-        for node in "$pci/$slot/drm"/*; do
-            [ ! -e "$node/dev" ] || echo "$slot ${node##*/} $(<"$node/dev") $(stat -c %t:%T "/dev/dri/${node##*/}")"
-        done
-    done
+drm_names() {
+    local slot
+    udevadm settle
+    for slot in "${functions[@]}"; do echo "$slot $(ls "$pci/$slot/drm" 2>/dev/null | paste -sd' ')"; done
     ls -R /dev/dri
 }
 minors() { grep -H 'Device Minor' /proc/driver/nvidia/gpus/*/information; }
 everything() {
     snapshot
     counts
-    drm_nodes
+    drm_names
+    drm_devices
     minors
-}
-
-# A program that has card 2 open, and says whether it still works: ioctl 218 asks the driver how its open went.
-start_user() {
-    coproc user {
-        exec perl -e '
-            $| = 1;
-            sysopen F, shift, 2 or die "$!";
-            print "ready\n";
-            while (<STDIN>) { my $a = pack "L2", 9, 9; print defined ioctl(F, 0xC00846DA, $a) && unpack("L", $a) == 0 ? "works\n" : "$!\n" }' "$1"
-    }
-    # shellcheck disable=SC2154 # coproc sets it
-    user_pid=$user_PID
-    read -r -t 20 -u "${user[0]}" user_said
-    is "a program uses $1" ready "$user_said"
-}
-still_works() { # still_works TEXT
-    user_said=
-    echo >&"${user[1]}" && read -r -t 20 -u "${user[0]}" user_said
-    is "$1: the program on card 2" works "$user_said"
-    is "$1: card 2" 'nvidia snd_hda_intel' "$(driver_of $slot2.0) $(driver_of $slot2.1)"
-    is "$1: nvidia was not loaded anew" "$mark" "$(stat -c %i /sys/module/nvidia)"
 }
 
 trip=0 took=0
@@ -87,7 +62,6 @@ for modeset in $LAB_MODESET $((1 - LAB_MODESET)); do
         udevadm settle
     fi
     is 'modeset' "$([ "$modeset" = 1 ] && echo Y || echo N)" "$(cat /sys/module/nvidia_drm/parameters/modeset)"
-    mark=$(stat -c %i /sys/module/nvidia)
     before=$(everything)
     trip=0 took=0
     if [ "$LAB_GPUS" = 1 ]; then
@@ -95,11 +69,9 @@ for modeset in $LAB_MODESET $((1 - LAB_MODESET)); do
     else
         for _ in {1..3}; do both 111 112 && both 112 111; done
         start_user "/dev/nvidia$(minor_of $slot2)"
-        mark=$(stat -c %i /sys/module/nvidia) before=$(everything)
+        marks=$(module_marks) before=$(everything)
         for _ in {1..4}; do one 111; done
-        kill "$user_pid"
-        wait "$user_pid" 2>/dev/null
-        user_pid=''
+        end_user
     fi
     echo "# modeset=$modeset: $trip trips, the hooks took $took ms"
 done

@@ -1,6 +1,7 @@
 #!/bin/bash
 # A card that fell off the bus: its configuration space reads ones, because the port above it passes nothing on.
 # lab: --timeout 400
+# lab-genuine: --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

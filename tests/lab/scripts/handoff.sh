@@ -76,6 +76,20 @@ nodes() {
     find /dev -maxdepth 1 -name 'nvidia*' -exec stat -c '%n %t:%T %a %u:%g' {} + |
         sed "s/ ${uvm:-none}:/ uvm:/" | sort
 }
+# Which function has which DRM devices, and how many of their nodes are there and are these. With two cards not by name:
+# nvidia_drm numbers them anew when it is loaded, and has to be loaded anew to see a card that came back.
+drm_devices() {
+    local f device name
+    for f in "${functions[@]}"; do
+        for device in "$pci/$f/drm"/*; do
+            [ -e "$device/dev" ] || continue
+            name=${device##*/}
+            [ "$(<"$device/dev")" = "$(($(stat -c 0x%t "/dev/dri/$name"))):$(($(stat -c 0x%T "/dev/dri/$name")))" ] || name+=' (another one)'
+            [ "$LAB_GPUS" = 1 ] || name=${name//[0-9]/}
+            echo "$f $name"
+        done
+    done
+}
 kept() { # what gpu-handoff remembers; not how the last handoff went
     local f
     for f in "$records"/vm-* "$records"/manual-* "$records"/wedged-* "$records"/journal; do
@@ -118,7 +132,7 @@ status() {
 
 # Called before the first handoff: what "as before" means.
 remember_home() {
-    home_drivers=$(all_of driver_of) home_modules=$(modules) home_nodes=$(nodes)
+    home_drivers=$(all_of driver_of) home_modules=$(modules) home_nodes=$(nodes) home_drm=$(drm_devices)
 }
 # Asking vfio-pci to forget an id is how to see that it has none: ENODEV.
 has_no_id() { # has_no_id TEXT DEVICE
@@ -129,12 +143,14 @@ has_no_id() { # has_no_id TEXT DEVICE
 # Not for writing: the shell would make a file where there is no node.
 opens() { [ -c "$1" ] && (exec 9<"$1") 2>/dev/null; }
 
+drm_is_home() { [ "$(drm_devices)" = "$home_drm" ]; } # udev makes the nodes
 is_home() { # is_home TEXT: every card, in every respect
     local n
     same "$1: drivers" "$home_drivers" "$(all_of driver_of)"
     is "$1: overrides" '(null)' "$(all_of override_of | cut -d' ' -f2 | sort -u)"
     same "$1: modules" "$home_modules" "$(modules)"
     same "$1: device nodes" "$home_nodes" "$(nodes)"
+    [ "$LAB_HOME" != nvidia ] || within 5 drm_is_home || same "$1: DRM devices" "$home_drm" "$(drm_devices)"
     is "$1: records" '' "$(kept)"
     if [ "$LAB_HOME" != vfio ]; then
         has_no_id "$1" 2684
@@ -183,6 +199,38 @@ in_use() {
     is "$text: standard output" '' "$out"
     is "$text: in the status" "$pid $command $via" "$(status $slot1 users.0.pid users.0.command users.0.via)"
     untouched "$text" "${at_home:?}"
+}
+# A program that uses a node of card 2, and says on request whether its descriptor still works: it asks the driver how its
+# open went. Its pid in $user_pid.
+start_user() { # start_user NODE
+    coproc user {
+        exec perl -e '
+            $| = 1;
+            sysopen F, shift, 2 or die "$!";
+            print "ready\n";
+            while (<STDIN>) {
+                my $said = pack "L2", 9, 9;
+                print !defined ioctl(F, 0xC00846DA, $said) ? "$!\n" : unpack("L", $said) ? "garbage\n" : "works\n";
+            }' "$1"
+    }
+    # shellcheck disable=SC2154 # coproc sets it
+    user_pid=$user_PID
+    read -r -t 20 -u "${user[0]}" user_said
+    is "a program uses $1" ready "$user_said"
+}
+# $marks: module_marks from before
+still_works() { # still_works TEXT
+    user_said=
+    echo >&"${user[1]}" && read -r -t 20 -u "${user[0]}" user_said
+    is "$1: the program on card 2" works "$user_said"
+    is "$1: card 2" 'nvidia snd_hda_intel' "$(driver_of $slot2.0) $(driver_of $slot2.1)"
+    is "$1: owner of card 2" 'host null' "$(status $slot2 owner.kind owner.vmid)"
+    same "$1: nvidia was not loaded anew" "${marks:?}" "$(module_marks)"
+}
+end_user() {
+    kill "$user_pid"
+    wait "$user_pid" 2>/dev/null
+    user_pid=''
 }
 guest() { # guest VMID HOSTPCI…: a VM's configuration
     local n=0 id=$1

@@ -2,6 +2,7 @@
 # The host itself comes up and goes down: what was left behind comes home before the
 # guests start, device nodes are made, and at shutdown a card stays where it is.
 # lab: --timeout 400
+# lab-genuine: --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -3,6 +3,7 @@
 # converges, and so does nobody's run, because the worker that outlives its handoff
 # puts it right. Asked to end with SIGTERM, the way there is undone.
 # lab: --timeout 900
+# lab-genuine: --timeout 1350
 # lab-build: failpoints
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"

@@ -1,6 +1,7 @@
 #!/bin/bash
 # A handoff that is killed anywhere is finished by whoever comes next.
 # lab: --timeout 400
+# lab-genuine: --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Containers that use the card are refused, or stopped and started again; those that could use it are frozen meanwhile.
 # lab: --timeout 400
+# lab-genuine: --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

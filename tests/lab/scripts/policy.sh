@@ -2,6 +2,7 @@
 # Who uses the card is refused or stopped, as the policy says; what was stopped runs again when the card is home.
 # lab: --timeout 400
 # lab: --gpus 2 --timeout 400
+# lab-genuine: --gpus 2 --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

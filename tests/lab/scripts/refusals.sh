@@ -1,6 +1,7 @@
 #!/bin/bash
 # Everything that can say no says so before anything is touched.
 # lab: --gpus 2 --timeout 400
+# lab-genuine: --gpus 2 --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

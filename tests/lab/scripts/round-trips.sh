@@ -2,6 +2,7 @@
 # One card goes to a VM and comes home, many times and in every way that
 # Proxmox or a person can ask for it.
 # lab: --timeout 400
+# lab-genuine: --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -3,6 +3,7 @@
 # stopped VM and one more run bring it home.
 #   soak.sh [OPERATIONS [SEED]]
 # lab: --timeout 600
+# lab-genuine: --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

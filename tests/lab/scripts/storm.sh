@@ -1,6 +1,7 @@
 #!/bin/bash
 # Two hundred device events while containers start and stop: none takes long, and all is well afterwards.
 # lab: --timeout 600
+# lab-genuine: --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -2,6 +2,7 @@
 # Two handoffs at once: with two cards they take turns, with one card one wins and the
 # other is refused, told who has it.
 # lab: --gpus 2 --timeout 400
+# lab-genuine: --gpus 2 --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

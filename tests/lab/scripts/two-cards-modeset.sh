@@ -4,6 +4,7 @@
 # lab: --gpus 2 --modeset 1 --driver-version 580.95.05 --timeout 400
 # lab: --gpus 2 --modeset 1 --driver-version 580.105.08 --timeout 400
 # lab: --modeset 1 --timeout 400
+# lab-genuine: --gpus 2 --modeset 1 --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
@@ -22,7 +23,7 @@ for trip in 1 2; do
         is "trip $trip: card 2" nvidia "$(driver_of $slot2.0)"
         ok "trip $trip: card 2 has its DRM device" test -n "$(drm_name $slot2.0)"
         same "trip $trip: nvidia was not loaded anew" "$marks" "$(module_marks)"
-        if [ "$LAB_DRIVER" = 580.95.05 ]; then
+        if [ "$LAB_DRIVER" != 580.105.08 ]; then
             ok "trip $trip: nvidia_drm was loaded anew" test "$(drm_mark)" != "$drm"
             says "trip $trip" 'unload nvidia_drm' 'load nvidia_drm'
         else
@@ -41,5 +42,6 @@ works 'qm start' qm start 111
 in_vm 'with the VM' $slot1 111
 works 'qm stop' qm stop 111
 is_home 'after the VM'
-ok 'a console on the cards' within 10 test "$(console_name)" = 1
+# NVIDIA's own has no display to put one on.
+[ "$LAB_STACK" = genuine ] || ok 'a console on the cards' within 10 test "$(console_name)" = 1
 finish
