@@ -6,7 +6,7 @@ use crate::handoff::history::{self, History};
 use crate::handoff::store::{self, Store};
 use crate::report::Story;
 use crate::stop::{Result, Stop};
-use crate::sys::{Linux, heed_termination};
+use crate::sys::{Linux, forget_callers_signals, heed_termination};
 
 pub struct App {
     pub kernel: Linux,
@@ -16,6 +16,7 @@ pub struct App {
 
 impl App {
     pub fn from_environment() -> App {
+        forget_callers_signals();
         let kernel = Linux::from_environment();
         let history = History::at(kernel.path(history::PATH));
         let store = Store::at(kernel.path(store::DIRECTORY)).with_history(history);

@@ -2,12 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+use gpu_handoff::stop::Stop;
 use gpu_handoff::{App, cli};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let app = App::from_environment();
-    let done = cli::parse(std::env::args_os().skip(1)).and_then(|call| cli::run(&app, &call));
+    let refused = app.kernel.refuse_mixture().map_err(Stop::usage);
+    let call = refused.and_then(|()| cli::parse(std::env::args_os().skip(1)));
+    let done = call.and_then(|call| cli::run(&app, &call));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(stop) => {

@@ -44,6 +44,12 @@ pub fn state(kernel: &dyn Kernel, unit: &str) -> Option<String> {
     Some(text.trim().to_string())
 }
 
+/// Whether there is no such unit any more, or nobody may start it. False when systemd does not answer.
+pub fn is_no_more(kernel: &dyn Kernel, unit: &str) -> bool {
+    let state = kernel.program(SYSTEMCTL, &["show", "--property=LoadState", "--value", "--", unit], ANSWER);
+    state.is_ok_and(|state| matches!(state.trim(), "not-found" | "masked"))
+}
+
 /// Whether any process is alive in a cgroup, `system.slice/x.service` or `lxc/101`: quicker than asking systemd, and true
 /// whatever the command said that started or stopped it.
 pub fn has_processes(kernel: &dyn Kernel, cgroup: &str) -> bool {
@@ -111,6 +117,19 @@ pub fn run_transient(kernel: &dyn Kernel, unit: &str, program: &[&str]) -> Resul
 /// systemd-run's words.
 pub fn run_later(kernel: &dyn Kernel, unit: &str, arguments: &[&str]) -> Result<(), ActError> {
     run(kernel, unit, &once_more(unit, arguments)?)
+}
+
+/// Lets this program run with these arguments every so many seconds, until somebody stops the timer of that name.
+///
+/// # Errors
+/// systemd-run's words.
+pub fn run_again_and_again(kernel: &dyn Kernel, unit: &str, every: &str, arguments: &[&str]) -> Result<(), ActError> {
+    let mut line = vec![format!("--on-active={every}"), format!("--on-unit-inactive={every}")];
+    line.extend(once_more(unit, arguments)?);
+    match kernel.program(SYSTEMD_RUN, &words(&line), ANSWER) {
+        Err(_) if state(kernel, &format!("{unit}.timer")).as_deref() == Some("active") => Ok(()),
+        answer => answer.map(|_| ()),
+    }
 }
 
 /// As [`run_later`], without waiting until systemd has been told.

@@ -19,6 +19,7 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag { name: "json", has_value: false, goes_with: "--status and history" },
     Flag { name: "dry-run", has_value: false, goes_with: "a verb that changes something; for a VM, see plan" },
     Flag { name: "unfinished", has_value: false, goes_with: "reconcile" },
+    Flag { name: "owed", has_value: false, goes_with: "reconcile" },
     Flag { name: "reboot", has_value: false, goes_with: "watch" },
     Flag { name: "stop", has_value: false, goes_with: "watch" },
     Flag { name: "gpu", has_value: true, goes_with: "container attach and container setup" },
@@ -76,11 +77,16 @@ pub(super) const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["reconcile"],
-        arguments: "[--unfinished] [--dry-run]",
+        arguments: "[--unfinished|--owed] [--dry-run]",
         about: "bring home what a VM that does not run, or (--unfinished) only what a killed handoff left behind; \
-                make missing device nodes",
+                make missing device nodes; --owed is what the keeper runs by itself",
         call: |given| {
-            let scope = if given.has("unfinished") { Scope::Unfinished } else { Scope::All };
+            let scope = match (given.has("unfinished"), given.has("owed")) {
+                (true, true) => return Err(usage("--unfinished and --owed exclude each other")),
+                (true, false) => Scope::Unfinished,
+                (false, true) => Scope::Owed,
+                (false, false) => Scope::All,
+            };
             Ok(Call::Reconcile { scope, dry_run: given.has("dry-run") })
         },
     },

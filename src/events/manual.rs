@@ -4,7 +4,7 @@ use crate::App;
 use crate::config::Config;
 use crate::containers::attach;
 use crate::gpu::choice::choose;
-use crate::gpu::inventory::VFIO_PCI;
+use crate::gpu::inventory::{VFIO_PCI, long_form};
 use crate::gpu::{Slot, nvidia};
 use crate::handoff::attempt::Direction;
 use crate::handoff::home::Asker;
@@ -34,12 +34,25 @@ pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
     app.handoff(&config).plan_leave(&owner, &[slot], &|_| false)
 }
 
+/// Also one whose card was pulled out, as long as a record names it: that must have an end.
+fn choose_to_come_home(app: &App, slot: Option<&str>) -> Result<String> {
+    choose(&app.kernel, slot).or_else(|stop| {
+        let slot = slot.map(long_form).unwrap_or_default();
+        let slot = slot.split('.').next().unwrap_or_default();
+        let is_recorded = || app.store.each_record().into_iter().flatten().any(|record| record.slots().contains(&slot));
+        match Slot::read(&app.kernel, slot).is_none() && is_recorded() {
+            true => Ok(slot.to_string()),
+            false => Err(stop),
+        }
+    })
+}
+
 /// Home, whatever home is.
 ///
 /// # Errors
 /// When a running VM has the slot, when it is not clear which slot is meant, or when it cannot be brought home.
 pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
-    let slot = choose(&app.kernel, slot)?;
+    let slot = choose_to_come_home(app, slot)?;
     let config = app.config_for_verb()?;
     let by_hand = Owner::Manual(slot.clone());
     let records = away(app, &slot)
@@ -72,7 +85,7 @@ fn bring_what_was_left(app: &App, config: &Config, slot: &str) -> Result<()> {
 /// # Errors
 /// Why it would refuse.
 pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
-    let slot = choose(&app.kernel, slot)?;
+    let slot = choose_to_come_home(app, slot)?;
     let config = app.config_for_verb()?;
     let records = away(app, &slot)?;
     let handoff = app.handoff(&config);
@@ -91,7 +104,7 @@ pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
 pub fn reconcile(app: &App, scope: Scope) -> Result<()> {
     // As a hook: it also runs by itself, and a mistake in the configuration must not strand a GPU.
     let config = app.config_for_hook();
-    if scope == Scope::Unfinished {
+    if scope != Scope::All {
         app.kernel.end_with_this_run();
     }
     let done = app.handoff(&config).reconcile(scope);

@@ -91,9 +91,9 @@ impl Notes {
     }
 }
 
-/// Whether anybody has the handoff lock; it is only looked at.
+/// Whether anybody has a handoff's lock; they are only looked at.
 pub fn handoff_is_under_way(kernel: &dyn Kernel) -> bool {
-    crate::sys::flock_is_held(kernel, &format!("{}/{}", store::DIRECTORY, store::LOCK))
+    store::is_under_way(kernel, None)
 }
 
 #[cfg(test)]

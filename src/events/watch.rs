@@ -183,6 +183,8 @@ impl Drop for Watcher<'_> {
 /// When the GPU could not be brought home.
 pub fn run(app: &App, vmid: u32, after: After) -> Result<()> {
     let config = app.config_for_hook();
+    // As long as it is held, the keeper leaves this VM to us.
+    let _watching = app.store.watcher(vmid);
     watch(&app.handoff(&config), vmid, after)
 }
 

@@ -90,8 +90,8 @@ impl Handoff<'_> {
             attempt.slots.iter().for_each(|slot| warn(locked.set_last(slot, &document)));
         }
         if let Some(history) = self.store.history() {
-            let for_this = if locked.is_none() { self.store.lock(Duration::ZERO).ok().flatten() } else { None };
-            warn(history.append(&document, locked.or(for_this.as_ref())));
+            let books = history.is_full().then(|| self.store.books(Duration::ZERO).ok().flatten()).flatten();
+            warn(history.append(&document, books.as_ref()));
         }
     }
 

@@ -3,7 +3,7 @@
 //! Nobody acts on it. So writing it fails no handoff and waits for no disk: after a power loss the last lines may be
 //! missing or cut short.
 
-use super::store::Locked;
+use super::store::Books;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -43,13 +43,18 @@ impl History {
         self.path.with_extension("jsonl.1")
     }
 
-    /// Without the lock, as when it was not obtained, the file only grows: two who make room at once could throw away
+    /// Whether room must be made with the next line.
+    pub fn is_full(&self) -> bool {
+        fs::metadata(&self.path).is_ok_and(|meta| meta.len() >= ENOUGH)
+    }
+
+    /// Without the books' lock, as when it was not obtained, the file only grows: two who make room at once could throw away
     /// what is new.
     ///
     /// # Errors
     /// Names the file that could not be written.
-    pub fn append(&self, entry: &Value, locked: Option<&Locked>) -> Result<()> {
-        self.write(entry, locked.is_some()).with_context(|| self.path.display().to_string())
+    pub fn append(&self, entry: &Value, books: Option<&Books>) -> Result<()> {
+        self.write(entry, books.is_some()).with_context(|| self.path.display().to_string())
     }
 
     fn write(&self, entry: &Value, may_make_room: bool) -> io::Result<()> {
@@ -164,10 +169,10 @@ mod tests {
         let scratch = Scratch::new("small");
         let history = scratch.history();
         let store = Store::at(scratch.0.join("run"));
-        let locked = store.lock(Duration::ZERO).unwrap();
+        let books = store.books(Duration::ZERO).unwrap();
         let size = |path: PathBuf| fs::metadata(path).map_or(0, |meta| meta.len());
         for number in 0..1000 {
-            history.append(&entry(number), locked.as_ref()).unwrap();
+            history.append(&entry(number), books.as_ref()).unwrap();
             assert!(size(history.older()) + size(history.path.clone()) < 2 * ENOUGH + 2000);
         }
         let numbers = numbers(&history.read().unwrap());

@@ -3,11 +3,14 @@
 use super::attempt::{Attempt, Direction};
 use super::facts::Facts;
 use super::plan::{self, Plan};
-use super::record::{Owner, Progress, Record};
+use super::policy;
+use super::record::{Owner, Progress, Record, Stopped};
 use super::run::{OnFailure, Outcome};
 use super::step::Step;
-use super::store::Locked;
+use super::store::{Locked, Stack};
+use super::wedge::Wedge;
 use super::{Handoff, LOOK_AGAIN, check, is_alive};
+use crate::gpu::containers;
 use crate::gpu::holders::Watched;
 use crate::gpu::inventory::{READ_LIMIT, Slot, VFIO_PCI};
 use crate::stop::{Result, Stop};
@@ -32,6 +35,14 @@ pub(super) struct TimeBox {
     pub end: Duration,
     /// What of it went into waiting for a VM to let go.
     pub waited: Duration,
+    /// How long others may keep the driver's module stack; beside the time box.
+    pub patience: Duration,
+}
+
+impl TimeBox {
+    pub fn of(handoff: &Handoff, begin: Duration, end: Duration) -> TimeBox {
+        TimeBox { begin, end, waited: Duration::ZERO, patience: handoff.config.lock }
+    }
 }
 
 impl Handoff<'_> {
@@ -49,12 +60,13 @@ impl Handoff<'_> {
     /// As [`Handoff::come_home`].
     pub fn come_home_unless(&self, owner: &Owner, asker: Asker, stays: &dyn Fn() -> bool) -> Result<()> {
         let begin = self.kernel.now();
-        let mut time = TimeBox { begin, end: begin + self.config.handoff, waited: Duration::ZERO };
+        let mut time = TimeBox::of(self, begin, begin + self.config.handoff);
         let mut attempt = Attempt::new(Direction::Home, owner, &[], begin);
         let (locked, record) = match self.turn(owner, asker, stays, &mut attempt, &mut time) {
             Ok(Some(turn)) => turn,
             Ok(None) => return Ok(()),
             Err(stop) => {
+                let stop = self.hand_over(owner, stop);
                 self.note(None, attempt, Some(&stop));
                 return Err(stop);
             }
@@ -64,7 +76,7 @@ impl Handoff<'_> {
         done
     }
 
-    /// The lock and what there is to bring home, once nobody uses it any more; none without a record.
+    /// The locks and what there is to bring home, once nobody uses it any more; none without a record.
     fn turn(
         &self,
         owner: &Owner,
@@ -73,35 +85,29 @@ impl Handoff<'_> {
         attempt: &mut Attempt,
         time: &mut TimeBox,
     ) -> Result<Option<(Locked<'_>, Record)>> {
-        loop {
-            let Some(record) = self.store.record(owner)? else { return Ok(None) };
-            attempt.is_about(&record.slots());
-            let locked = self.lock(
-                self.config.lock,
-                &record.slots(),
-                &format!("try again: gpu-handoff to-nvidia {}", record.slot()),
-            )?;
-            // Somebody else may have brought it home, or handed it on, before the lock was ours.
-            let Some(record) = self.store.record(owner)? else { return Ok(None) };
-            match asker {
-                Asker::Proxmox => {}
-                Asker::Person => self.refuse_to_take(&record)?,
-                Asker::Watcher if owner.vmid().is_some_and(|id| is_alive(self.kernel, id)) => return Ok(None),
-                Asker::Watcher => {}
-            }
-            let in_use = self.is_in_use(&record, time.end)?;
-            if stays() {
-                return Ok(None);
-            }
-            if !in_use {
-                return Ok(Some((locked, record)));
-            }
+        let Some(record) = self.store.record(owner)? else { return Ok(None) };
+        attempt.is_about(&record.slots());
+        let again = again_home(&record);
+        let locked = self.lock(self.config.lock, &record.slots(), &again)?;
+        // Somebody else may have brought it home, or handed it on, before the lock was ours.
+        let Some(record) = self.store.record(owner)? else { return Ok(None) };
+        match asker {
+            Asker::Proxmox => {}
+            Asker::Person => self.refuse_to_take(&record)?,
+            Asker::Watcher if owner.vmid().is_some_and(|id| is_alive(self.kernel, id)) => return Ok(None),
+            Asker::Watcher => {}
+        }
+        let in_use = self.is_in_use(&record, time.end)?;
+        if stays() {
+            return Ok(None);
+        }
+        if in_use {
             // On record before waiting: whoever comes after this run, if it is killed or gives up, goes on from here.
+            // The other cards' handoffs need not wait for this VM, and this card's have to.
             self.save(&locked, &Record { progress: Progress::Returning, ..record.clone() });
-            // Without the lock: the other card's handoff need not wait for this VM.
-            drop(locked);
             time.waited += self.wait_until_free(&record, time.end)?;
         }
+        Ok(Some((locked, record)))
     }
 
     /// Brings home what a VM's record names beside `kept`: what its configuration no longer names.
@@ -113,7 +119,8 @@ impl Handoff<'_> {
         if !self.store.record(owner)?.is_some_and(|record| has_more(&record)) {
             return Ok(());
         }
-        let locked = self.lock(self.config.lock, &[], "see gpu-handoff --status")?;
+        let Some(record) = self.store.record(owner)? else { return Ok(()) };
+        let locked = self.lock(self.config.lock, &record.slots(), "see gpu-handoff --status")?;
         let Some(record) = self.store.record(owner)? else { return Ok(()) };
         let Some(part) = record.without(kept) else { return Ok(()) };
         let mut attempt = Attempt::new(Direction::Home, owner, &part.slots(), self.kernel.now());
@@ -142,7 +149,13 @@ impl Handoff<'_> {
         self.kernel.worker();
         // Killed meanwhile, all of it comes home: its start is over then, too.
         self.save(locked, &Record { progress: Progress::Returning, ..record.clone() });
-        let outcome = self.go_home(locked, part, end)?;
+        let outcome = match self.go_home(locked, part, TimeBox::of(self, attempt.begin, end), None) {
+            Ok(outcome) => outcome,
+            Err(stop) => {
+                self.save(locked, record);
+                return Err(stop);
+            }
+        };
         attempt.phase("wait", waited);
         attempt.add(&outcome);
         if outcome.is_complete() {
@@ -177,7 +190,10 @@ impl Handoff<'_> {
     /// Brings home all of a record but what is wedged.
     pub(super) fn bring_home(&self, locked: &Locked, record: &Record, time: TimeBox) -> Result<()> {
         let mut attempt = Attempt::new(Direction::Home, &record.owner, &record.slots(), time.begin);
-        let done = self.bring_home_what_is_free(locked, &mut attempt, record, time);
+        let mut record = record.clone();
+        self.thaw(locked, &mut record);
+        let done = self.bring_home_what_is_free(locked, &mut attempt, &mut record, time);
+        let done = done.map_err(|stop| self.hand_over(&record.owner, stop));
         self.note(Some(locked), attempt, done.as_ref().err());
         done
     }
@@ -186,12 +202,15 @@ impl Handoff<'_> {
         &self,
         locked: &Locked,
         attempt: &mut Attempt,
-        record: &Record,
+        record: &mut Record,
         time: TimeBox,
     ) -> Result<()> {
-        let owner = &record.owner;
         let wedged = self.wedged_among(&record.slots());
-        let Some(rest) = record.without(&wedged) else { return self.refuse_wedged(&record.slots()) };
+        let Some(rest) = record.without(&wedged) else {
+            self.leave_wedged_to_itself(locked, record);
+            return self.refuse_wedged(&record.slots());
+        };
+        let owner = &record.owner;
         let title = rest.slots().join(" ");
         if is_at_home_on_vfio(&rest) {
             let by_hand = Owner::Manual(rest.slot().to_string());
@@ -202,26 +221,32 @@ impl Handoff<'_> {
             });
             return self.end_record(locked, record, &wedged, time);
         }
-        self.story.say(&format!("{title} {owner} -> host"));
-        self.story.phase("wait", time.waited, "nobody has it open any more");
         // Before the record says so: a worker that is there puts right what is cut short from now on.
         self.kernel.worker();
         self.save(locked, &Record { progress: Progress::Returning, ..record.clone() });
+        let waits_since = self.kernel.now();
+        let (stack, plan) = self.stack_to_go_home(&rest, time, None)?;
+        let end = time.end + self.kernel.now().saturating_sub(waits_since);
+        self.story.say(&format!("{title} {owner} -> host"));
+        self.story.phase("wait", time.waited, "nobody has it open any more");
         let gone = self.gone(&rest);
-        let outcome = self.go_home(locked, &rest, time.end)?;
+        let outcome = self.run(locked, &stack, &rest, &plan, OnFailure::GoOn, end);
+        drop(stack);
         attempt.is_about(&rest.slots());
         attempt.phase("wait", time.waited);
         attempt.add(&outcome);
         let took = attempt.took(self.kernel.now());
-        if let Some(address) = gone.filter(|_| outcome.is_complete()) {
-            // Its home stays on record, for when it comes back.
-            Err(Stop::failed(format!(
-                "{address} is gone: there is no such device any more; if the card is still there: echo 1 > \
-                 /sys/bus/pci/rescan, then: gpu-handoff to-nvidia {}",
-                rest.slot()
-            )))
-        } else if outcome.is_complete() {
-            self.story.say(&format!("{title} is home after {} ms", took.as_millis()));
+        if outcome.is_complete() {
+            // The kernel forgets with a device what was set on it: when it comes back it goes where all go at boot.
+            for address in &gone {
+                self.story.warn(&format!(
+                    "{address} is gone: there is no such device any more, and nothing to bring home; if the card is \
+                     still there: echo 1 > /sys/bus/pci/rescan"
+                ));
+            }
+            if gone.len() < rest.functions.len() {
+                self.story.say(&format!("{title} is home after {} ms", took.as_millis()));
+            }
             self.end_record(locked, record, &wedged, time)
         } else if outcome.only_stuck() {
             self.end_record(locked, record, &wedged, time)
@@ -244,13 +269,27 @@ impl Handoff<'_> {
     ) -> Result<()> {
         let mut left = self.wedged_among(&record.slots());
         left.extend(left_out.iter().cloned());
+        let mut record = record.clone();
+        self.thaw(locked, &mut record);
         match record.only(&left) {
             None => {
-                self.start_again(locked, &record.slots(), &record.stopped);
+                if !record.frozen.is_empty() {
+                    let who: Vec<String> = record.frozen.iter().map(ToString::to_string).collect();
+                    return Err(Stop::failed(format!(
+                        "{} is home, but container {} is still frozen; thaw it: echo 0 > {}",
+                        record.slots().join(" "),
+                        who.join(" "),
+                        containers::freezer(record.frozen[0])
+                    )));
+                }
+                // First where it is to be from now on.
+                self.start_again(&record.slots(), &record.stopped)?;
                 Ok(locked.remove(&record.owner)?)
             }
-            Some(rest) => {
-                locked.save(&Record { progress: Progress::Returning, ..rest.clone() })?;
+            Some(mut rest) => {
+                rest.progress = Progress::Returning;
+                self.leave_wedged_to_itself(locked, &mut rest);
+                locked.save(&rest)?;
                 self.refuse_wedged(&rest.slots())?;
                 self.clear_ended_wedges(locked)?;
                 self.bring_home(locked, &rest, time)
@@ -258,10 +297,90 @@ impl Handoff<'_> {
         }
     }
 
-    /// As far as possible: a step that fails does not keep the others back.
-    pub(super) fn go_home(&self, locked: &Locked, record: &Record, end: Duration) -> Result<Outcome> {
-        let plan = self.plan_home(record)?;
-        self.run(locked, record, &plan, OnFailure::GoOn, end)
+    /// All of a record is wedged. Whoever was stopped for it stays so until the call comes back, for that would have to
+    /// wait for whoever opens the card meanwhile. But where nobody has it open any more the call waits for ever, and nobody
+    /// else should: only NVIDIA's services, which would look at the card that hangs.
+    pub(super) fn leave_wedged_to_itself(&self, locked: &Locked, record: &mut Record) {
+        if record.stopped.is_empty() {
+            return;
+        }
+        let is_hopeless = |slot: &&str| {
+            let wedge = self.store.wedge(slot).ok().flatten();
+            wedge.is_some_and(|wedge| self.forgets_attached(&wedge)) && self.holder_of(slot).is_none()
+        };
+        if !record.slots().iter().any(is_hopeless) {
+            return;
+        }
+        let waits = |what: &Stopped| matches!(what, Stopped::Unit(unit) if policy::is_nvidia_service(unit));
+        let (services, others): (Vec<Stopped>, Vec<Stopped>) = record.stopped.iter().cloned().partition(waits);
+        if others.is_empty() {
+            return;
+        }
+        match self.start_again(&record.slots(), &others) {
+            Ok(()) => {
+                record.stopped = services;
+                self.save(locked, record);
+            }
+            Err(stop) => self.story.warn(&stop.message),
+        }
+    }
+
+    /// Lets go on whoever is frozen: at once, whatever becomes of the handoff, and not within its time.
+    pub(super) fn thaw(&self, locked: &Locked, record: &mut Record) {
+        let had = record.frozen.len();
+        let wedges: Vec<Wedge> =
+            record.slots().iter().filter_map(|slot| self.store.wedge(slot).ok().flatten()).collect();
+        // Freezing it may have hung as well: then it freezes when that call comes back.
+        let freezes_yet = |ctid: u32| {
+            let freeze = Step::Freeze { ctid }.to_string();
+            wedges.iter().any(|wedge| wedge.step == freeze && wedge.is_still_stuck(self.kernel))
+        };
+        record.frozen.retain(|ctid| !self.is_thawed(*ctid) || freezes_yet(*ctid));
+        if record.frozen.len() < had {
+            self.save(locked, record);
+        }
+    }
+
+    fn is_thawed(&self, ctid: u32) -> bool {
+        let step = Step::Thaw { ctid };
+        let limit = step.share(self.config.handoff);
+        let holds = || step.holds(self.kernel, limit).unwrap_or(false);
+        let act = || step.actions(self.kernel).iter().try_for_each(|action| self.kernel.act(action, limit));
+        if holds() {
+            return true;
+        }
+        let done = act();
+        if let Err(error) = &done {
+            self.story.warn(&format!("{step}: {error}"));
+        }
+        done.is_ok() && holds()
+    }
+
+    /// As far as possible: a step that fails does not keep the others back. `stack` is had already, if it will do.
+    pub(super) fn go_home(
+        &self,
+        locked: &Locked,
+        record: &Record,
+        time: TimeBox,
+        stack: Option<Stack>,
+    ) -> Result<Outcome> {
+        let waits_since = self.kernel.now();
+        let (stack, plan) = self.stack_to_go_home(record, time, stack)?;
+        let end = time.end + self.kernel.now().saturating_sub(waits_since);
+        Ok(self.run(locked, &stack, record, &plan, OnFailure::GoOn, end))
+    }
+
+    fn stack_to_go_home(&self, record: &Record, time: TimeBox, stack: Option<Stack>) -> Result<(Stack, Plan)> {
+        let plan_now = || {
+            let plan = self.plan_home(record)?;
+            let share = plan::share(&plan);
+            Ok((plan, share))
+        };
+        let (plan, share) = plan_now()?;
+        if let Some(stack) = stack.filter(|stack| stack.is_enough_for(share)) {
+            return Ok((stack, plan));
+        }
+        self.stack_for(share, &record.slots(), &again_home(record), time.patience, &plan_now)
     }
 
     /// Nothing is left to bring home of a record but what was left out: time ran out before anything was touched, or
@@ -299,11 +418,11 @@ impl Handoff<'_> {
         Ok(plan::to_home(&facts, record))
     }
 
-    /// A function that the record names and the machine no longer has.
-    fn gone(&self, record: &Record) -> Option<String> {
+    /// Functions that the record names and the machine no longer has.
+    fn gone(&self, record: &Record) -> Vec<String> {
         let slots = self.slots_of(record);
         let is_there = |address: &str| slots.iter().flat_map(|slot| &slot.functions).any(|f| f.address == address);
-        record.functions.iter().map(|home| home.address.clone()).find(|address| !is_there(address))
+        record.functions.iter().map(|home| home.address.clone()).filter(|address| !is_there(address)).collect()
     }
 
     /// Whether a VM still has a function open. A VM's post-stop may run while its QEMU is still closing: unbinding
@@ -357,7 +476,7 @@ impl Handoff<'_> {
     }
 
     /// Coming home matters more than being able to write that down.
-    fn save(&self, locked: &Locked, record: &Record) {
+    pub(super) fn save(&self, locked: &Locked, record: &Record) {
         if let Err(error) = locked.save(record) {
             self.story.warn(&format!("{error:#}"));
         }
@@ -366,6 +485,10 @@ impl Handoff<'_> {
     fn slots_of(&self, record: &Record) -> Vec<Slot> {
         record.slots().iter().filter_map(|address| Slot::read(self.kernel, address)).collect()
     }
+}
+
+fn again_home(record: &Record) -> String {
+    format!("try again: gpu-handoff to-nvidia {}", record.slot())
 }
 
 fn is_at_home_on_vfio(record: &Record) -> bool {

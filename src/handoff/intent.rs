@@ -5,7 +5,7 @@ use super::halt;
 use super::home::unreadable;
 use super::plan::{self, Plan};
 use super::policy::{self, Halt};
-use super::record::{HomeOf, Owner, Progress, Record, Stopped};
+use super::record::{HomeOf, Owner, Record, Stopped};
 use super::step::Step;
 use super::{Handoff, again, check, is_with};
 use crate::config::{ForContainer, Home};
@@ -13,6 +13,7 @@ use crate::gpu::holders::{Holder, Place, Reach, Watched};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI};
 use crate::gpu::power::Power;
 use crate::gpu::{containers, nodes, nvidia};
+use crate::proxmox::running;
 use crate::stop::{Result, Stop};
 use crate::systemd;
 
@@ -124,7 +125,7 @@ impl Handoff<'_> {
         containers
     }
 
-    fn read_slots(&self, addresses: &[String]) -> Result<Vec<Slot>> {
+    pub(super) fn read_slots(&self, addresses: &[String]) -> Result<Vec<Slot>> {
         let read = |address: &String| {
             Slot::read(self.kernel, address)
                 .ok_or_else(|| Stop::refused(format!("there is no device in slot {address}")))
@@ -208,16 +209,9 @@ impl Handoff<'_> {
             functions.extend(extra.cloned());
             add_missing(&mut modules, record.modules.iter().cloned());
         }
-        Record {
-            owner: owner.clone(),
-            progress: Progress::Leaving,
-            functions,
-            modules,
-            stopped,
-            frozen,
-            console,
-            caller: self.kernel.caller(),
-        }
+        let by_hand = owner.vmid().is_some_and(|id| !running::is_locked(self.kernel, id));
+        let caller = self.kernel.caller();
+        Record { functions, modules, stopped, frozen, console, caller, by_hand, ..Record::new(owner.clone()) }
     }
 
     fn home_now(&self, slot: &Slot, function: &Function, by_hand: bool) -> HomeOf {

@@ -1,7 +1,7 @@
 //! The step that a handoff is at, written before the step is taken.
 //!
-//! There is one lock, so there is one journal. Finding one without anybody holding the lock means that a handoff was
-//! killed in the middle; its worker may still be in the call that the journal names.
+//! Each handoff has one, named after whom its slots go to. Finding one without anybody holding the locks of its slots
+//! means that a handoff was killed in the middle; its worker may still be in the call that the journal names.
 
 use super::record::Owner;
 use super::step::Step;

@@ -2,18 +2,19 @@
 
 use super::attempt::{Attempt, Direction};
 use super::facts::Facts;
-use super::halt;
-use super::home::TimeBox;
+use super::halt::{self, Way};
+use super::home::{TimeBox, unreadable};
 use super::intent::{Intent, add_missing};
+use super::plan::{self, Plan};
 use super::policy;
 use super::record::{Owner, Progress, Record, Stopped};
 use super::run::{OnFailure, Outcome};
-use super::store::Locked;
-use super::{Handoff, again};
+use super::store::{Locked, Stack};
+use super::{Handoff, again, check};
 use crate::gpu::holders::Holder;
 use crate::gpu::inventory::VFIO_PCI;
 use crate::stop::{Code, Result, Stop};
-use std::time::Duration;
+use crate::sys::Share;
 
 /// Of the time box, what the way there may take; the rest is for going back.
 const WAY_THERE: (u32, u32) = (2, 3);
@@ -45,6 +46,7 @@ impl Handoff<'_> {
         self.finish_others(&locked, owner);
         let mut attempt = Attempt::new(Direction::Vfio, owner, &names, self.kernel.now());
         let done = self.leave_locked(&locked, &mut attempt, owner, slots, listed, watch);
+        let done = done.map_err(|stop| self.hand_over(owner, stop));
         self.note(Some(&locked), attempt, done.as_ref().err());
         done
     }
@@ -58,16 +60,23 @@ impl Handoff<'_> {
         listed: &dyn Fn(&str) -> bool,
         watch: &dyn Fn(),
     ) -> Result<()> {
-        let begin = attempt.begin;
         let names: Vec<&str> = slots.iter().map(String::as_str).collect();
-        let intent = self.intend(owner, slots, listed)?;
+        let first = self.share_to_leave(owner, slots)?;
+        let (mut stack, intent) = self.stack_for(first, &names, &again(owner), self.config.lock, &|| {
+            let intent = self.intend(owner, slots, listed)?;
+            let share = plan::share(&intent.plan);
+            Ok((intent, share))
+        })?;
+        let begin = attempt.begin;
         let found = intent.found();
-        let Intent { mut record, abandoned, facts, halts, watched, plan } = intent;
+        let Intent { mut record, abandoned, mut facts, halts, watched, mut plan } = intent;
         let title = slots.join(" ");
-        add_missing(&mut record.stopped, self.take_to_start(locked, &names)?);
+        let to_start = self.to_start_for(&names);
+        add_missing(&mut record.stopped, to_start.iter().cloned());
         if plan.is_empty() {
             watch();
             locked.save(&settled(&record))?;
+            locked.take_over(&to_start)?;
             forget(locked, &abandoned, slots)?;
             self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do"));
             return Ok(());
@@ -79,41 +88,96 @@ impl Handoff<'_> {
         // Before the record says so: a worker that is there puts right what is cut short from now on.
         self.kernel.worker();
         locked.save(&record)?;
+        locked.take_over(&to_start)?;
         forget(locked, &abandoned, slots)?;
         attempt.is_about(&record.slots());
         attempt.phase("check", checked);
-        let decide = |holders: &[Holder]| self.decide(owner, &facts, holders);
-        let way = self.make_way(locked, &mut record, halts, &watched, &decide);
-        if let Some(took) = way.took {
-            attempt.phase(halt::PHASE, took);
-        }
         // That has a time of its own.
-        let begin_of_steps = begin + way.took.unwrap_or_default();
+        let mut begin_of_steps = begin;
+        if !halts.is_empty() {
+            // What is stopped may take its time, and others have cards of their own.
+            drop(stack);
+            let decide = |holders: &[Holder]| self.decide(owner, &facts, holders);
+            let mut way: Way = self.make_way(locked, &mut record, halts, &watched, &decide);
+            if let Some(took) = way.took {
+                attempt.phase(halt::PHASE, took);
+                begin_of_steps += took;
+            }
+            let waits_since = self.kernel.now();
+            let now = match way.problem.take() {
+                Some(problem) => Err(problem),
+                None => self.plan_once_more(&record, slots, listed).map_err(|stop| stop.message),
+            };
+            match now {
+                Ok(now) => (stack, facts, plan) = now,
+                Err(problem) => {
+                    let time = TimeBox::of(self, begin, begin_of_steps + self.config.handoff);
+                    return Err(self.go_back(locked, attempt, &mut record, &Outcome::prevented(problem), time, None));
+                }
+            }
+            begin_of_steps += self.kernel.now().saturating_sub(waits_since);
+        }
         let budget = self.config.handoff * WAY_THERE.0 / WAY_THERE.1;
-        let outcome = match way.problem {
-            None => self.run(locked, &record, &plan, OnFailure::Stop, begin_of_steps + budget)?,
-            Some(problem) => Outcome::prevented(problem),
-        };
+        let outcome = self.run(locked, &stack, &record, &plan, OnFailure::Stop, begin_of_steps + budget);
         attempt.add(&outcome);
         if !outcome.is_complete() {
-            let end = begin_of_steps + self.config.handoff;
-            let time = TimeBox { begin, end, waited: Duration::ZERO };
-            return Err(self.go_back(locked, attempt, &record, &outcome, time));
+            let time = TimeBox::of(self, begin, begin_of_steps + self.config.handoff);
+            return Err(self.go_back(locked, attempt, &mut record, &outcome, time, Some(stack)));
         }
         watch();
         locked.save(&settled(&record))?;
-        self.start_what_serves_others(locked, &record, &facts);
+        drop(stack);
+        self.start_what_serves_others(&record, &facts);
         let took = attempt.took(self.kernel.now());
         self.story.say(&format!("{title} is on {VFIO_PCI}{} after {} ms", for_whom(owner), took.as_millis()));
         Ok(())
     }
 
+    /// How the stack will be needed, as far as can be seen without its lock: then it is taken like that at once.
+    fn share_to_leave(&self, owner: &Owner, slots: &[String]) -> Result<Share> {
+        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
+        self.refuse_wedged(&names)?;
+        let slots = self.read_slots(slots)?;
+        let facts = Facts::read(self.kernel, slots, &[], &[]).map_err(|error| unreadable(&names, &error))?;
+        let facts = facts.avoiding(&self.store.wedged_slots());
+        let plan = plan::to_vfio(&facts, &Record::new(owner.clone()));
+        // Whatever is wrong with it: the plan that counts says so.
+        Ok(plan.map_or(Share::Together, |plan| plan::share(&plan)))
+    }
+
+    /// Others may have moved their cards while something was being stopped.
+    fn plan_once_more(
+        &self,
+        record: &Record,
+        slots: &[String],
+        listed: &dyn Fn(&str) -> bool,
+    ) -> Result<(Stack, Facts, Plan)> {
+        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
+        let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
+        let plan_now = || {
+            let slots = self.read_slots(slots)?;
+            let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(&names, &error))?;
+            let facts = facts.avoiding(&self.store.wedged_slots());
+            check::check(&facts, listed).map_err(Stop::failed)?;
+            let plan = plan::to_vfio(&facts, record).map_err(Stop::failed)?;
+            let share = plan::share(&plan);
+            Ok(((facts, plan), share))
+        };
+        let (_, first) = plan_now()?;
+        let (stack, (facts, plan)) =
+            self.stack_for(first, &names, &again(&record.owner), self.config.lock, &plan_now)?;
+        Ok((stack, facts, plan))
+    }
+
     /// NVIDIA's services serve the cards that stay as well.
-    fn start_what_serves_others(&self, locked: &Locked, record: &Record, facts: &Facts) {
+    fn start_what_serves_others(&self, record: &Record, facts: &Facts) {
         if facts.gpu_drivers.get("nvidia").is_some_and(|driver| !driver.elsewhere.is_empty()) {
             let is_service = |what: &&Stopped| matches!(what, Stopped::Unit(unit) if policy::is_nvidia_service(unit));
             let services: Vec<Stopped> = record.stopped.iter().filter(is_service).cloned().collect();
-            self.start_again(locked, &record.slots(), &services);
+            // The record has them as well, for when its own card is home.
+            if let Err(stop) = self.start_again(&record.slots(), &services) {
+                self.story.warn(&stop.message);
+            }
         }
     }
 
@@ -128,22 +192,30 @@ impl Handoff<'_> {
         }
     }
 
-    /// The way there failed: the GPU goes back to where it was, all of it but what is wedged.
+    /// The way there failed: the GPU goes back to where it was, all of it but what is wedged. Whoever was frozen goes on
+    /// at once.
     fn go_back(
         &self,
         locked: &Locked,
         attempt: &mut Attempt,
-        record: &Record,
+        record: &mut Record,
         failed: &Outcome,
         time: TimeBox,
+        stack: Option<Stack>,
     ) -> Stop {
-        let slots = record.slots();
-        let wedged = self.wedged_among(&slots);
+        self.thaw(locked, record);
+        let slots: Vec<String> = record.slots().into_iter().map(str::to_string).collect();
+        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
+        let wedged = self.wedged_among(&names);
         let stop = match record.without(&wedged) {
-            None => self.refuse_wedged(&slots).err(),
+            None => {
+                drop(stack);
+                self.leave_wedged_to_itself(locked, record);
+                self.refuse_wedged(&names).err()
+            }
             Some(rest) => {
                 self.story.warn(&format!("{}; going back", failed.problem()));
-                match self.go_home(locked, &rest, time.end) {
+                match self.go_home(locked, &rest, time, stack) {
                     Ok(back) => {
                         attempt.add(&back);
                         self.after_going_back(locked, record, (failed, &back), &wedged, time).err()

@@ -13,6 +13,7 @@ pub mod intent;
 pub mod journal;
 pub mod leave;
 pub mod origin;
+pub mod owed;
 pub mod plan;
 pub mod policy;
 pub mod reconcile;
@@ -29,14 +30,15 @@ use crate::gpu::{Slot, nvidia};
 use crate::proxmox::running;
 use crate::report::Story;
 use crate::stop::{Result, Stop};
-use crate::sys::{Kernel, Process};
+use crate::sys::{Kernel, Process, Share};
 use journal::Journal;
 use plan::Plan;
 use record::{Owner, Progress, Record};
 use run::{OnFailure, Outcome, Run};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use step::Step;
-use store::{Locked, Store};
+use store::{Locked, Stack, Store};
 use wedge::{Foreign, Wedge};
 
 /// How often to look again while waiting for something to end.
@@ -54,47 +56,105 @@ pub struct Handoff<'a> {
 }
 
 impl Handoff<'_> {
-    /// `again` is how to try again.
+    /// The locks of these slots, and of all that a record names together with one of them. `again` is how to try again.
     fn lock(&self, limit: Duration, slots: &[&str], again: &str) -> Result<Locked<'_>> {
-        let Some(locked) = self.store.lock(limit)? else {
-            let why = if self.kernel.is_asked_to_end() {
-                "asked to end while another handoff is under way".to_string()
-            } else {
-                format!("another handoff is under way and did not end within {} s", limit.as_secs_f64())
+        let end = self.kernel.now() + limit;
+        let mut wanted: BTreeSet<String> = slots.iter().map(ToString::to_string).collect();
+        loop {
+            self.add_neighbours(&mut wanted);
+            let left = end.saturating_sub(self.kernel.now());
+            let Some(locked) = self.store.lock(&wanted, left)? else {
+                return Err(self.not_locked(limit, slots, again));
             };
-            let title = if slots.is_empty() { String::new() } else { format!("{} was not touched: ", slots.join(" ")) };
-            return Err(Stop::locked(format!("{title}{why}; see gpu-handoff --status, then {again}")));
+            // Before they were ours a record may have come to name more.
+            let had = wanted.len();
+            self.add_neighbours(&mut wanted);
+            if wanted.len() == had {
+                self.settle_journals(&locked)?;
+                self.clear_ended_wedges(&locked)?;
+                return Ok(locked);
+            }
+        }
+    }
+
+    fn not_locked(&self, limit: Duration, slots: &[&str], again: &str) -> Stop {
+        let why = if self.kernel.is_asked_to_end() {
+            "asked to end while another handoff is under way".to_string()
+        } else {
+            format!("another handoff is under way and did not end within {} s", limit.as_secs_f64())
         };
-        self.settle_journal(&locked)?;
-        self.clear_ended_wedges(&locked)?;
-        Ok(locked)
+        let title = if slots.is_empty() { String::new() } else { format!("{} was not touched: ", slots.join(" ")) };
+        Stop::locked(format!("{title}{why}; see gpu-handoff --status, then {again}"))
+    }
+
+    /// Whatever a record names together with one of these slots, and what goes together with that.
+    fn add_neighbours(&self, slots: &mut BTreeSet<String>) {
+        let records: Vec<Record> = self.store.each_record().into_iter().flatten().collect();
+        loop {
+            let had = slots.len();
+            for record in &records {
+                if record.slots().iter().any(|slot| slots.contains(*slot)) {
+                    slots.extend(record.slots().into_iter().map(str::to_string));
+                }
+            }
+            if slots.len() == had {
+                return;
+            }
+        }
+    }
+
+    /// The module stack's lock, as a plan needs it, and the plan as it is under that lock. `share` is a guess.
+    fn stack_for<T>(
+        &self,
+        mut share: Share,
+        slots: &[&str],
+        again: &str,
+        limit: Duration,
+        plan: &dyn Fn() -> Result<(T, Share)>,
+    ) -> Result<(Stack, T)> {
+        let end = self.kernel.now() + limit;
+        loop {
+            let left = end.saturating_sub(self.kernel.now());
+            let stack = self.store.stack(share, left)?.ok_or_else(|| self.not_locked(limit, slots, again))?;
+            let (planned, needed) = plan()?;
+            if stack.is_enough_for(needed) {
+                return Ok((stack, planned));
+            }
+            // Meanwhile somebody else took his card away, or brought it back.
+            share = needed;
+        }
     }
 
     /// A journal without a lock holder was left by a handoff that was killed. What it had done is in the record; but
     /// its last call may still be in the kernel.
-    fn settle_journal(&self, locked: &Locked) -> Result<()> {
-        let journal = match self.store.journal() {
-            Ok(Some(journal)) => journal,
-            Ok(None) => return Ok(()),
-            // Whose call it was about is not known; a record says what to bring home all the same.
-            Err(error) => {
-                self.story.warn(&format!("{error:#}; going on without it"));
-                return Ok(locked.end_journal()?);
+    fn settle_journals(&self, locked: &Locked) -> Result<()> {
+        for (name, journal) in self.store.journals() {
+            let journal = match journal {
+                Ok(journal) if journal.slots.iter().any(|slot| locked.has(slot)) => journal,
+                Ok(_) => continue,
+                // Whose call it was about is not known; a record says what to bring home all the same.
+                Err(error) => {
+                    self.story.warn(&format!("{error:#}; going on without it"));
+                    locked.forget_journal(&name)?;
+                    continue;
+                }
+            };
+            let end = self.kernel.now() + WORKER_GRACE.min(self.config.handoff / 4);
+            let at_it = || wedge::who_is_at_it(self.kernel, &journal.step, journal.worker);
+            let is_at_it = || at_it().is_some_and(|process| self.kernel.caller() != Some(process));
+            while is_at_it() && self.kernel.now() < end {
+                self.kernel.sleep(LOOK_AGAIN);
             }
-        };
-        let end = self.kernel.now() + WORKER_GRACE.min(self.config.handoff / 4);
-        let is_at_it = || self.kernel.process(journal.worker.pid) == Some(journal.worker);
-        while is_at_it() && self.kernel.caller() != Some(journal.worker) && self.kernel.now() < end {
-            self.kernel.sleep(LOOK_AGAIN);
+            if let Some(process) = at_it().filter(|process| self.kernel.caller() != Some(*process)) {
+                self.note_wedge(locked, &journal.slots, &journal.step, process)?;
+            }
+            locked.forget_journal(&name)?;
         }
-        if is_at_it() && self.kernel.caller() != Some(journal.worker) {
-            self.note_wedge(locked, &journal.slots, &journal.step, journal.worker)?;
-        }
-        Ok(locked.end_journal()?)
+        Ok(())
     }
 
     fn clear_ended_wedges(&self, locked: &Locked) -> Result<()> {
-        for slot in self.store.wedged_slots() {
+        for slot in self.store.wedged_slots().into_iter().filter(|slot| locked.has(slot)) {
             // One that cannot be read may still be stuck: it stays, and only its slot is refused.
             let Ok(Some(wedge)) = self.store.wedge(&slot) else { continue };
             // A worker calls this program as its last act, after its call came back.
@@ -140,11 +200,12 @@ impl Handoff<'_> {
     fn run(
         &self,
         locked: &Locked,
+        _stack: &Stack,
         record: &Record,
         plan: &Plan,
         on_failure: OnFailure,
         end: Duration,
-    ) -> Result<Outcome> {
+    ) -> Outcome {
         let slots = record.slots();
         let journal =
             |step: &Step, worker: Process| locked.write_journal(&Journal::new(&record.owner, &slots, step, worker));
@@ -157,13 +218,18 @@ impl Handoff<'_> {
             journal: &journal,
         };
         let outcome = run.carry_out(plan);
+        let mut noted = Ok(());
         for (step, process) in &outcome.stuck {
             let slots = Journal::new(&record.owner, &slots, step, *process).slots;
-            // Without a wedge the journal stays: it says the same to whoever comes next.
-            self.note_wedge(locked, &slots, &step.to_string(), *process)?;
+            let step = step.to_string();
+            let process = wedge::who_is_at_it(self.kernel, &step, *process).unwrap_or(*process);
+            noted = noted.and(self.note_wedge(locked, &slots, &step, process));
         }
-        locked.end_journal()?;
-        Ok(outcome)
+        // Without a wedge the journal stays: it says the same to whoever comes next.
+        if let Err(error) = noted.and_then(|()| Ok(locked.end_journal(&record.owner)?)) {
+            self.story.warn(&error.message);
+        }
+        outcome
     }
 
     /// Keeps which call is stuck; until it ends nobody may go near the slots.
@@ -182,12 +248,16 @@ impl Handoff<'_> {
         holders.first().map(|holder| format!("{holder}; end it ({})", holder.remedy()))
     }
 
+    /// Whether the driver forgets who had the card attached through its control device: then the call waits for ever.
+    fn forgets_attached(&self, wedge: &Wedge) -> bool {
+        wedge.step.contains("from nvidia")
+            && nvidia::version(self.kernel).is_some_and(nvidia::Version::forgets_attached)
+    }
+
     /// What to do about a call that never came back.
     fn remedy_of_wedge(&self, slot: &str, wedge: &Wedge) -> String {
         let holder = self.holder_of(slot);
-        let forgets_attached = wedge.step.contains("from nvidia")
-            && nvidia::version(self.kernel).is_some_and(nvidia::Version::forgets_attached);
-        let then = if forgets_attached {
+        let then = if self.forgets_attached(wedge) {
             "the card comes home by itself when the call ends; it never does, with this version of the driver, where \
              somebody had the card attached through /dev/nvidiactl: then only a reboot frees it"
         } else {

@@ -8,6 +8,7 @@ use super::record::{HomeOf, Record};
 use super::step::Step;
 use crate::gpu::inventory::{Function, VFIO_PCI};
 use crate::gpu::power::Power;
+use crate::sys::Share;
 use std::collections::BTreeSet;
 
 /// Steps in the order in which they must be done, each under the phase that the log names.
@@ -97,14 +98,11 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
     if detach {
         plan.push((Phase::Release, Step::Console { attach: false }));
     }
-    for function in facts.functions() {
-        let Some(driver) = function.driver.as_deref().filter(|d| *d != VFIO_PCI) else { continue };
-        if !is_unloaded(&plan, function) {
-            plan.push((Phase::Release, unbind(&function.address, driver)));
-        }
-    }
-    // Also one that a handoff which was killed had frozen.
+    release(&mut plan, facts.functions().filter(|f| f.is_nvidia_gpu()));
+    // Nobody can open what has no driver any more, and what else is released may take its time. Also one that a handoff
+    // which was killed had frozen.
     plan.extend(thaw(record));
+    release(&mut plan, facts.functions().filter(|f| !f.is_nvidia_gpu()));
     for function in facts.functions().filter(|f| !f.is_on(VFIO_PCI)) {
         plan.push((Phase::Bind, probe(&function.address, VFIO_PCI)));
     }
@@ -117,6 +115,25 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
         plan.push((Phase::Complete, Step::Console { attach: true }));
     }
     Ok(plan)
+}
+
+fn release<'a>(plan: &mut Plan, functions: impl Iterator<Item = &'a Function>) {
+    for function in functions {
+        let Some(driver) = function.driver.as_deref().filter(|d| *d != VFIO_PCI) else { continue };
+        if !is_unloaded(plan, function) {
+            plan.push((Phase::Release, unbind(&function.address, driver)));
+        }
+    }
+}
+
+/// How the driver's module stack must be had while this is carried out: what is loaded or unloaded there is everybody's.
+pub fn share(plan: &Plan) -> Share {
+    let changes = |step: &Step| match step {
+        Step::Load { modules } => modules.iter().any(|module| module != "vfio_pci"),
+        Step::Unload { .. } => true,
+        _ => false,
+    };
+    if plan.iter().any(|(_, step)| changes(step)) { Share::Alone } else { Share::Together }
 }
 
 /// A plan for people: a line per step, under the phases that a run would log.
@@ -293,7 +310,7 @@ mod tests {
     use super::*;
     use crate::gpu::console::Console;
     use crate::handoff::facts::Availability;
-    use crate::handoff::record::{Owner, Progress};
+    use crate::handoff::record::Owner;
     use std::collections::BTreeMap;
 
     #[test]
@@ -310,17 +327,7 @@ mod tests {
             drm_holds_gpus: false,
             console: Console::default(),
         };
-        let record = Record {
-            owner: Owner::Vm(111),
-            progress: Progress::Away,
-            functions: Vec::new(),
-            modules: Vec::new(),
-            stopped: Vec::new(),
-            frozen: Vec::new(),
-            console: false,
-            caller: None,
-        };
-        let plan = to_vfio(&facts, &record).expect("nothing refuses");
+        let plan = to_vfio(&facts, &Record::new(Owner::Vm(111))).expect("nothing refuses");
         let steps: Vec<String> = plan.iter().map(|(_, step)| step.to_string()).collect();
         assert_eq!(steps, ["unload nvidia_uvm", "unload nvidia"]);
     }

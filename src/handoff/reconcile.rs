@@ -6,13 +6,15 @@ use super::home::TimeBox;
 use super::plan::Plan;
 use super::record::{Owner, Progress, Record};
 use super::step::Step;
-use super::store::Locked;
-use super::{Handoff, LOOK_AGAIN, WORKER_GRACE, is_alive};
+use super::store::{self, Locked};
+use super::{Handoff, LOOK_AGAIN, WORKER_GRACE, is_alive, owed};
 use crate::gpu::{containers, nodes, nvidia};
 use crate::proxmox::running;
 use crate::report::Story;
-use crate::stop::{Result, Stop};
-use crate::sys::{Action, Kernel, Node};
+use crate::stop::{Code, Result, Stop};
+use crate::sys::{Action, Kernel, Lock, Node};
+use crate::systemd::{self, Shutdown};
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// A QEMU that is just ending may take this long to let go.
@@ -21,12 +23,17 @@ const LETTING_GO: Duration = Duration::from_secs(5);
 /// A module that brings no GPU to life is loaded in this time; at boot the guests wait for it.
 const LOADING: Duration = Duration::from_secs(10);
 
+/// Between the end of a VM's QEMU and what Proxmox does about it there is a moment in which nobody is at it.
+const BETWEEN: Duration = Duration::from_secs(3);
+
 /// What counts as left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// Handoffs that were cut short.
     Unfinished,
-    /// Those, and slots whose VM does not run.
+    /// For the keeper, who comes again: those, slots whose VM ended without anybody being told, and what is to be started.
+    Owed,
+    /// Handoffs that were cut short, and slots whose VM does not run.
     All,
 }
 
@@ -34,37 +41,130 @@ impl Handoff<'_> {
     /// Brings home what was left behind.
     ///
     /// # Errors
-    /// The first that could not be brought home; the others were tried all the same.
+    /// The first of what could not be brought home; the others were tried all the same, and told of.
     pub fn reconcile(&self, scope: Scope) -> Result<()> {
         for problem in self.store.each_record().into_iter().filter_map(std::result::Result::err) {
             self.story.warn(&format!("{problem:#}"));
         }
+        let mut stops = match scope {
+            Scope::Owed => match self.store.keeper()? {
+                Some(keeper) => self.keep(&keeper)?,
+                // It does all there is to do.
+                None => Vec::new(),
+            },
+            Scope::Unfinished | Scope::All => self.fetch_all(scope),
+        };
+        self.load_uvm(scope);
+        let limit = Step::MakeNodes.share(self.config.handoff);
+        stops.extend(make_nodes(self.kernel, self.story, &self.missing_nodes(scope), limit).err());
+        let mut stops = stops.into_iter();
+        let first = stops.next();
+        stops.for_each(|stop| self.story.error(&stop.message));
+        first.map_or(Ok(()), Err)
+    }
+
+    /// What could not be brought home.
+    fn fetch_all(&self, scope: Scope) -> Vec<Stop> {
         self.resume_what_was_forgotten();
         if scope == Scope::All && nvidia::Minors::read(self.kernel).is_busy {
             let busy = nvidia::busy(self.kernel);
             self.story.warn(&format!("{busy}: nobody has looked whether /dev/nvidia0 and the like are there; when that is over: gpu-handoff reconcile"));
         }
-        if self.left_behind(scope).is_empty() && self.missing_nodes(scope).is_empty() && !self.lacks_uvm(scope) {
-            return Ok(());
-        }
         if scope == Scope::Unfinished {
             self.let_workers_end();
         }
         let patience = match scope {
-            // By itself, with nobody to try again: let the handoff that is under way end first.
+            // By itself: let the handoff that is under way end first.
             Scope::Unfinished => self.config.lock + 2 * self.config.handoff,
-            Scope::All => self.config.lock,
+            Scope::Owed | Scope::All => self.config.lock,
         };
-        let locked = self.lock(patience, &[], "try again: gpu-handoff reconcile")?;
-        let mut first = None;
-        for record in self.left_behind(scope) {
-            let end = self.kernel.now() + self.config.handoff;
-            first = first.or(self.fetch(&locked, &record, end).err());
+        let left = self.left_behind(scope);
+        let stops = left.iter().filter_map(|record| self.fetch_left_behind(scope, record, patience).err());
+        let stops = stops.collect();
+        self.forget_ended_wedges();
+        stops
+    }
+
+    /// Without waiting: those that are left are there for whoever comes next.
+    fn forget_ended_wedges(&self) {
+        for slot in self.store.wedged_slots() {
+            if self.wedged_among(&[&slot]).is_empty() {
+                self.lock(Duration::ZERO, &[&slot], "").map_or_else(|stop| self.tell_but_locked(&stop), drop);
+            }
         }
-        self.load_uvm(scope);
-        let limit = Step::MakeNodes.share(self.config.handoff);
-        first = first.or(make_nodes(self.kernel, self.story, &self.missing_nodes(scope), limit).err());
-        first.map_or(Ok(()), Err)
+    }
+
+    fn tell_but_locked(&self, stop: &Stop) {
+        if stop.code != Code::Locked {
+            self.story.warn(&stop.message);
+        }
+    }
+
+    /// One look of the keeper: whoever is at something is left to it, and what does not succeed is tried again later, each
+    /// time after a longer while. When there is nothing left to come back for, the keeper rests.
+    fn keep(&self, keeper: &Lock) -> Result<Vec<Stop>> {
+        let mut left = self.left_behind(Scope::Owed);
+        let shutdown = (!left.is_empty()).then(|| Shutdown::ask(self.kernel));
+        if left.iter().any(|record| record.progress == Progress::Away) {
+            self.kernel.sleep(BETWEEN);
+        }
+        // A reboot undoes every handoff.
+        if shutdown.is_some_and(|shutdown| shutdown.has_begun()) {
+            return Ok(Vec::new());
+        }
+        self.resume_what_is_due();
+        self.forget_ended_wedges();
+        let now = self.kernel.unix_time();
+        let before = self.store.retries();
+        let mut retries = serde_json::Map::new();
+        let mut stops = Vec::new();
+        for record in left.drain(..) {
+            let name = record.owner.file_name();
+            let retry = before.get(&name).cloned().unwrap_or_default();
+            if retry["after"].as_u64().is_some_and(|after| now < after) {
+                retries.insert(name, retry);
+                continue;
+            }
+            if let Err(stop) = self.fetch_left_behind(Scope::Owed, &record, self.config.lock) {
+                let tries = 1 + retry["tries"].as_u64().unwrap_or(0);
+                retries.insert(name, json!({"tries": tries, "after": now + owed::pause(tries).as_secs()}));
+                stops.push(stop);
+            }
+        }
+        let retries = Value::Object(retries);
+        if retries != before && !(before.is_null() && retries == json!({})) {
+            self.store.set_retries(keeper, &retries)?;
+        }
+        if !self.store.has_anything() {
+            // If not, it looks once more, and there is nothing to do.
+            let _ = systemd::stop(self.kernel, owed::TIMER);
+        }
+        Ok(stops)
+    }
+
+    /// Brings home what a record names, if it is still as it was when nobody had the lock.
+    fn fetch_left_behind(&self, scope: Scope, record: &Record, patience: Duration) -> Result<()> {
+        let owner = &record.owner;
+        let locked = match self.lock(patience, &record.slots(), "try again: gpu-handoff reconcile") {
+            // Somebody is at it.
+            Err(Stop { code: Code::Locked, .. }) if scope == Scope::Owed => return Ok(()),
+            locked => locked?,
+        };
+        let record = self.store.record(owner)?.filter(|record| self.is_left_behind(record, scope));
+        let Some(mut record) = record else { return Ok(()) };
+        if scope == Scope::Owed {
+            self.thaw(&locked, &mut record);
+            let slots = record.slots();
+            // Nothing can be done about either yet, and both were told of.
+            if self.wedged_among(&slots).len() == slots.len() {
+                self.leave_wedged_to_itself(&locked, &mut record);
+                return Ok(());
+            }
+            if self.is_in_use(&record, self.kernel.now() + LETTING_GO)? {
+                return Ok(());
+            }
+        }
+        self.fetch(&locked, &record, self.kernel.now() + self.config.handoff)
     }
 
     /// Whether a container has nvidia-uvm in its configuration, and the driver runs without: CUDA needs it, and nothing
@@ -95,7 +195,7 @@ impl Handoff<'_> {
     /// Device nodes that the NVIDIA driver's loaded modules lack, as after a boot on which nothing has opened a GPU yet.
     pub fn missing_nodes(&self, scope: Scope) -> Vec<Node> {
         match scope {
-            Scope::Unfinished => Vec::new(),
+            Scope::Unfinished | Scope::Owed => Vec::new(),
             Scope::All => nodes::missing_for_containers(self.kernel),
         }
     }
@@ -129,7 +229,15 @@ impl Handoff<'_> {
     }
 
     /// A handoff that was killed is put right before another begins, or the other would plan around a half-moved card.
+    /// One that somebody is at is left to him.
     pub(super) fn finish_others(&self, locked: &Locked, owner: &Owner) {
+        for journal in self.store.journals().into_iter().filter_map(|(_, journal)| journal.ok()) {
+            let slots: Vec<&str> = journal.slots.iter().map(String::as_str).collect();
+            if !slots.iter().any(|slot| locked.has(slot)) {
+                // Whoever gets these locks settles it; a handoff that is under way has them.
+                self.lock(Duration::ZERO, &slots, "").map_or_else(|stop| self.tell_but_locked(&stop), drop);
+            }
+        }
         let end = self.kernel.now() + self.config.handoff / 2;
         for record in self.left_behind(Scope::Unfinished).iter().filter(|record| record.owner != *owner) {
             // Who wants a wedged slot is told so; it is no business of the others.
@@ -137,16 +245,40 @@ impl Handoff<'_> {
             if self.wedged_among(&slots).len() == slots.len() {
                 continue;
             }
-            if let Err(stop) = self.fetch(locked, record, end) {
+            let done = if slots.iter().all(|slot| locked.has(slot)) {
+                self.fetch(locked, record, end)
+            } else {
+                self.finish(record, end)
+            };
+            if let Err(stop) = done {
                 self.story.warn(&stop.message);
             }
         }
     }
 
-    /// Called with the lock held, or for show: whoever worked on an unfinished handoff is dead, or waits for its VM.
+    fn finish(&self, record: &Record, end: Duration) -> Result<()> {
+        let locked = match self.lock(Duration::ZERO, &record.slots(), "") {
+            Err(Stop { code: Code::Locked, .. }) => return Ok(()),
+            locked => locked?,
+        };
+        match self.store.record(&record.owner)?.filter(|record| self.is_left_behind(record, Scope::Unfinished)) {
+            Some(record) => self.fetch(&locked, &record, end),
+            None => Ok(()),
+        }
+    }
+
+    /// Called with the locks held, or for show: whoever worked on an unfinished handoff is dead, or waits for its VM.
     fn is_left_behind(&self, record: &Record, scope: Scope) -> bool {
         match (&record.owner, record.progress) {
-            (Owner::Vm(id), Progress::Away) => scope == Scope::All && !is_alive(self.kernel, *id),
+            (Owner::Vm(id), Progress::Away) => {
+                let is_ours = match scope {
+                    Scope::Unfinished => false,
+                    // Whoever called the hook by hand sees to the rest, and a watcher to a start.
+                    Scope::Owed => !record.by_hand && !store::is_watched(self.kernel, *id),
+                    Scope::All => true,
+                };
+                is_ours && !is_alive(self.kernel, *id)
+            }
             (Owner::Vm(id), _) => running::qemu_pid(self.kernel, *id).is_none(),
             (Owner::Manual(_), Progress::Away) => false,
             (Owner::Manual(_), _) => true,
@@ -159,7 +291,7 @@ impl Handoff<'_> {
             let attempt = Attempt::new(Direction::Home, &record.owner, &record.slots(), begin);
             self.note(Some(locked), attempt, Some(stop));
         })?;
-        self.bring_home(locked, record, TimeBox { begin, end, waited })
+        self.bring_home(locked, record, TimeBox { waited, ..TimeBox::of(self, begin, end) })
     }
 }
 

@@ -79,6 +79,8 @@ pub struct Record {
     pub console: bool,
     /// Who asked for it: while that process lives, the start that it belongs to may still be under way.
     pub caller: Option<Process>,
+    /// The hook was called without Proxmox being at work on the VM: only its caller knows how that goes on.
+    pub by_hand: bool,
 }
 
 /// Something that ran and was stopped, so that it can be started again.
@@ -129,6 +131,21 @@ pub struct HomeOf {
 }
 
 impl Record {
+    /// Of nothing yet.
+    pub fn new(owner: Owner) -> Record {
+        Record {
+            owner,
+            progress: Progress::Leaving,
+            functions: Vec::new(),
+            modules: Vec::new(),
+            stopped: Vec::new(),
+            frozen: Vec::new(),
+            console: false,
+            caller: None,
+            by_hand: false,
+        }
+    }
+
     pub fn slots(&self) -> Vec<&str> {
         let mut seen = BTreeSet::new();
         self.functions.iter().map(|f| f.slot.as_str()).filter(|slot| seen.insert(*slot)).collect()
@@ -186,6 +203,9 @@ impl Record {
         if self.console {
             document["console"] = json!(true);
         }
+        if self.by_hand {
+            document["by_hand"] = json!(true);
+        }
         document.to_string()
     }
 
@@ -209,9 +229,10 @@ impl Record {
         let stopped = later_list(&value, "stopped", Stopped::from_json)?;
         let frozen = later_list(&value, "frozen", |id| id.as_u64()?.try_into().ok())?;
         // One without these is as good: there was nothing to tell, or an earlier version wrote it.
-        let console = value.get("console").and_then(Value::as_bool).unwrap_or(false);
+        let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
+        let (console, by_hand) = (flag("console"), flag("by_hand"));
         let caller = value.get("caller").and_then(journal::process);
-        Ok(Record { owner, progress, functions, modules, stopped, frozen, console, caller })
+        Ok(Record { owner, progress, functions, modules, stopped, frozen, console, caller, by_hand })
     }
 }
 
@@ -281,6 +302,7 @@ mod tests {
             frozen: vec![102],
             console: true,
             caller: Some(Process { pid: 812, start: 4711 }),
+            by_hand: true,
         }
     }
 
@@ -294,7 +316,7 @@ mod tests {
         let text = r#"{"schema":1,"progress":"away","functions":[{"slot":"0000:01:00","address":"0000:01:00.0",
             "driver":"nvidia","module":null}],"modules":["nvidia","nvidia_uvm"],"caller":{"pid":812,"start":4711}}"#;
         let mut expected = record();
-        expected.console = false;
+        (expected.console, expected.by_hand) = (false, false);
         (expected.stopped, expected.frozen) = (Vec::new(), Vec::new());
         expected.functions[0].power = Power::default();
         assert_eq!(Record::parse(Owner::Vm(111), text.as_bytes()).unwrap(), expected);

@@ -1,16 +1,16 @@
 //! Starts again what was stopped for a handoff, once that is over: from a transient unit, without the lock, because
 //! what is started may take its time and may itself have a hook that comes here.
 //!
-//! `/run/gpu-handoff/to-start` has what is to be started. It is written under the lock before a record ends, and each
-//! entry is taken out when it runs or has failed for good, so that whoever is killed in between loses nothing.
+//! `/run/gpu-handoff/to-start` has what is to be started. It is written before a record ends, and each entry is taken out
+//! when that runs or is there no more, so that whoever is killed in between loses nothing. What does not start is tried
+//! again by the keeper.
 
 use super::halt::PCT;
 use super::policy::is_nvidia_service;
 use super::record::Stopped;
-use super::store::Locked;
-use super::{Handoff, LOOK_AGAIN};
+use super::{Handoff, LOOK_AGAIN, owed};
 use crate::gpu::containers;
-use crate::stop::Result;
+use crate::stop::{Code, Result, Stop};
 use crate::systemd;
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -33,12 +33,23 @@ const ATTEMPTS: usize = 3;
 pub struct ToStart {
     pub what: Stopped,
     pub slots: Vec<String>,
+    /// How often it did not start.
+    pub tries: u64,
+    /// Not before this time: seconds since 1970, UTC.
+    pub after: u64,
 }
 
 impl ToStart {
     pub fn to_json(entries: &[ToStart]) -> String {
-        let entries: Vec<Value> =
-            entries.iter().map(|entry| json!({"what": entry.what.to_json(), "slots": entry.slots})).collect();
+        let one = |entry: &ToStart| {
+            let mut value = json!({"what": entry.what.to_json(), "slots": entry.slots});
+            if entry.tries > 0 {
+                value["tries"] = json!(entry.tries);
+                value["after"] = json!(entry.after);
+            }
+            value
+        };
+        let entries: Vec<Value> = entries.iter().map(one).collect();
         json!({"schema": SCHEMA, "entries": entries}).to_string()
     }
 
@@ -59,74 +70,115 @@ impl ToStart {
         Some(ToStart {
             what: Stopped::from_json(entry.get("what")?)?,
             slots: slots.iter().map(|slot| slot.as_str().map(str::to_string)).collect::<Option<_>>()?,
+            tries: entry.get("tries").and_then(Value::as_u64).unwrap_or(0),
+            after: entry.get("after").and_then(Value::as_u64).unwrap_or(0),
         })
     }
 }
 
 impl Handoff<'_> {
     /// Whatever of `what` was stopped for these slots starts again, soon and by itself. Called before the record ends.
-    pub(super) fn start_again(&self, locked: &Locked, slots: &[&str], what: &[Stopped]) {
+    ///
+    /// # Errors
+    /// When that could not be written down: then the record must keep it.
+    pub(super) fn start_again(&self, slots: &[&str], what: &[Stopped]) -> Result<()> {
         if what.is_empty() {
-            return;
+            return Ok(());
         }
+        self.to_start();
         let slots: Vec<String> = slots.iter().map(|slot| (*slot).to_string()).collect();
-        // Last stopped, first started.
-        let new = what.iter().rev().map(|what| ToStart { what: what.clone(), slots: slots.clone() });
-        let mut entries = self.to_start();
-        entries.retain(|entry| !what.contains(&entry.what));
-        entries.extend(new);
-        let kept = locked.set_to_start(&entries).map_err(|error| format!("{error:#}"));
         let names: Vec<String> = what.iter().map(ToString::to_string).collect();
-        match kept.and_then(|()| self.resume_later()) {
-            Ok(()) => self.story.say(&format!("  then start again: {}", names.join(", "))),
+        let names = names.join(", ");
+        // Last stopped, first started.
+        let new =
+            what.iter().rev().map(|what| ToStart { what: what.clone(), slots: slots.clone(), tries: 0, after: 0 });
+        let new: Vec<ToStart> = new.collect();
+        let kept = self.store.change_to_start(|entries| {
+            entries.retain(|entry| !what.contains(&entry.what));
+            entries.extend(new);
+        });
+        kept.map_err(|error| Stop::failed(format!("{error:#}; {names} stays stopped for now")))?;
+        match self.resume_later() {
+            Ok(()) => self.story.say(&format!("  then start again: {names}")),
             Err(problem) => {
-                self.story.warn(&format!("{problem}; what was stopped stays so, start it: {}", names.join(", ")));
+                self.story.warn(&format!(
+                    "{problem}; {names} starts again with the keeper's next look, or type: gpu-handoff resume"
+                ));
             }
         }
+        Ok(())
     }
 
-    /// What is still to be started for these slots, and shall now stay stopped until they are back.
-    pub(super) fn take_to_start(&self, locked: &Locked, slots: &[&str]) -> Result<Vec<Stopped>> {
-        let (taken, rest): (Vec<ToStart>, Vec<ToStart>) = self
-            .to_start()
-            .into_iter()
-            .partition(|entry| entry.slots.iter().any(|slot| slots.contains(&slot.as_str())));
-        if !taken.is_empty() {
-            locked.set_to_start(&rest)?;
-        }
-        // In the order in which it was stopped.
-        Ok(taken.into_iter().rev().map(|entry| entry.what).collect())
+    /// What is still to be started for these slots, in the order in which it was stopped.
+    pub(super) fn to_start_for(&self, slots: &[&str]) -> Vec<Stopped> {
+        let is_for = |entry: &ToStart| entry.slots.iter().any(|slot| slots.contains(&slot.as_str()));
+        self.to_start().into_iter().rev().filter(is_for).map(|entry| entry.what).collect()
     }
 
     /// Starts what is to be started.
     ///
     /// # Errors
-    /// When the lock is not to be had; what could not be started is told and given up.
+    /// When somebody had the lock of a slot that something was stopped for. What did not start is told of; both are
+    /// tried again by the keeper.
     pub fn resume(&self) -> Result<()> {
-        let mut attempts = 0;
-        loop {
+        let mut seen: Vec<Stopped> = Vec::new();
+        let mut locked_out = None;
+        let is_there = |what: &Stopped| self.to_start().into_iter().find(|entry| entry.what == *what);
+        while let Some(entry) = self.to_start().into_iter().find(|entry| !seen.contains(&entry.what)) {
+            let what = &entry.what;
+            seen.push(what.clone());
             // Under the lock for a moment: a handoff that has just begun takes back what it wants stopped.
-            let locked = self.lock(self.config.lock + self.config.handoff, &[], "try again: gpu-handoff resume")?;
-            let entry = self.to_start().into_iter().next();
-            drop(locked);
-            let Some(entry) = entry else { return Ok(()) };
+            let slots: Vec<&str> = entry.slots.iter().map(String::as_str).collect();
+            match self.lock(self.config.lock, &slots, "try again: gpu-handoff resume") {
+                Ok(locked) => drop(locked),
+                Err(stop) if stop.code == Code::Locked => {
+                    locked_out = Some(stop);
+                    continue;
+                }
+                Err(stop) => return Err(stop),
+            }
+            if is_there(what).is_none() {
+                continue;
+            }
             if systemd::Shutdown::ask(self.kernel).has_begun() {
                 return Ok(());
             }
-            attempts += 1;
-            match self.start(&entry.what) {
-                Ok(()) => self.story.say(&format!("{} runs again", entry.what)),
-                Err(_) if attempts < ATTEMPTS => {
-                    self.kernel.sleep(PAUSE);
-                    continue;
-                }
-                Err(problem) => self.story.error(&format!("{} was stopped for a handoff and {problem}", entry.what)),
+            let done = self.start_at_last(what);
+            let tries = entry.tries + 1;
+            let after = self.kernel.unix_time() + owed::pause(tries).as_secs();
+            match &done {
+                Ok(()) => self.story.say(&format!("{what} runs again")),
+                Err(problem) => self.story.error(&format!("{what} was stopped for a handoff and {problem}")),
             }
-            attempts = 0;
-            let locked = self.lock(self.config.lock + self.config.handoff, &[], "try again: gpu-handoff resume")?;
-            let mut entries = self.to_start();
-            entries.retain(|other| *other != entry);
-            locked.set_to_start(&entries)?;
+            let is_done = done.is_ok() || self.is_no_more(what);
+            self.store.change_to_start(|entries| {
+                entries.retain(|other| !is_done || other.what != *what);
+                for other in entries.iter_mut().filter(|other| other.what == *what) {
+                    (other.tries, other.after) = (tries, after);
+                }
+            })?;
+        }
+        locked_out.map_or(Ok(()), Err)
+    }
+
+    fn start_at_last(&self, what: &Stopped) -> std::result::Result<(), String> {
+        for _ in 1..ATTEMPTS {
+            if self.start(what).is_ok() {
+                return Ok(());
+            }
+            self.kernel.sleep(PAUSE);
+        }
+        self.start(what)
+    }
+
+    /// What was removed meanwhile can never be started: nobody is owed that.
+    fn is_no_more(&self, what: &Stopped) -> bool {
+        match what {
+            // Without Proxmox's file system nothing is known of any container.
+            Stopped::Container(ctid) => {
+                self.kernel.exists("/etc/pve/lxc") && !self.kernel.exists(&format!("/etc/pve/lxc/{ctid}.conf"))
+            }
+            Stopped::Unit(unit) => systemd::is_no_more(self.kernel, unit),
         }
     }
 
@@ -136,6 +188,14 @@ impl Handoff<'_> {
             && let Err(problem) = self.resume_later()
         {
             self.story.warn(&problem);
+        }
+    }
+
+    /// As [`Handoff::resume_what_was_forgotten`], but for what has failed and is left alone for a while.
+    pub(super) fn resume_what_is_due(&self) {
+        let now = self.kernel.unix_time();
+        if self.to_start().iter().any(|entry| entry.after <= now) {
+            self.resume_what_was_forgotten();
         }
     }
 
@@ -194,8 +254,11 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let entry = |what| ToStart { what, slots: vec!["0000:01:00".to_string()] };
-        let entries = [entry(Stopped::Container(101)), entry(Stopped::Unit("x.service".to_string()))];
+        let entry = |what, tries| {
+            let after = tries * 1_795_176_000;
+            ToStart { what, slots: vec!["0000:01:00".to_string()], tries, after }
+        };
+        let entries = [entry(Stopped::Container(101), 0), entry(Stopped::Unit("x.service".to_string()), 3)];
         assert_eq!(ToStart::parse_all(ToStart::to_json(&entries).as_bytes()).unwrap(), entries);
         for bad in ["", "{}", r#"{"schema":1}"#, r#"{"schema":1,"entries":[{"what":{},"slots":[]}]}"#] {
             assert!(ToStart::parse_all(bad.as_bytes()).is_err(), "{bad}");

@@ -122,8 +122,9 @@ impl Run<'_> {
 
     /// False when the plan must not go on.
     fn attempt<'s>(&self, step: &'s Step, done: &mut Vec<&'s Step>, outcome: &mut Outcome) -> bool {
-        // Its slot waits for the call that is stuck; others need not.
-        if outcome.stuck.iter().any(|(stuck, _)| stuck.slot().is_none() || stuck.slot() == step.slot()) {
+        // Its slot waits for the call that is stuck; others need not, and nobody stays frozen for it.
+        let waits = !matches!(step, Step::Thaw { .. });
+        if waits && outcome.stuck.iter().any(|(stuck, _)| stuck.slot().is_none() || stuck.slot() == step.slot()) {
             return true;
         }
         let left = self.end.saturating_sub(self.kernel.now());

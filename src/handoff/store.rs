@@ -1,23 +1,41 @@
-//! `/run/gpu-handoff`: records, the journal, what is wedged and what happened last. Written only by the holder of the lock.
+//! `/run/gpu-handoff`: records, journals, what is wedged and what happened last. Written only by the holder of a lock.
+//!
+//! The locks, in the order in which they are taken; nobody waits for one that comes before one it has:
+//!
+//! 1. `lock-SLOT`, sorted by slot: the card, its records, its wedge. Whoever changes a record has the locks of all the
+//!    slots that it names. Held for all of a handoff.
+//! 2. `lock`: the driver's module stack. Alone by whoever loads or unloads modules, together by those who only bind and
+//!    unbind their card beside a driver that stays. Held while steps are planned and carried out, and never while
+//!    something is being stopped or QEMU lets go.
+//! 3. `lock-books`: the files that are not one slot's, for the moment in which they are read and written.
 
 use super::history::History;
 use super::journal::Journal;
-use super::record::{Owner, Record};
+use super::record::{Owner, Record, Stopped};
 use super::resume::ToStart;
 use super::wedge::Wedge;
-use crate::sys::{Kernel, Lock};
+use crate::sys::{Kernel, Lock, Share, flock_is_held};
 use anyhow::{Context, Result};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub const DIRECTORY: &str = "/run/gpu-handoff";
-pub const LOCK: &str = "lock";
+/// Of the driver's module stack; the others' names begin with this.
+const LOCK: &str = "lock";
+const BOOKS: &str = "lock-books";
+const KEEPER: &str = "lock-keeper";
+const WATCH: &str = "lock-watch-";
 const JOURNAL: &str = "journal";
 const TO_START: &str = "to-start";
+const RETRIES: &str = "retries";
+
+/// Reading and writing a file takes microseconds.
+const BOOKKEEPING: Duration = Duration::from_secs(5);
 
 /// Reads by anybody.
 #[derive(Debug, Clone)]
@@ -27,8 +45,28 @@ pub struct Store {
     history: Option<History>,
 }
 
-/// Writes by the holder of the lock.
+/// Writes by the holder of slots' locks.
 pub struct Locked<'a> {
+    store: &'a Store,
+    slots: BTreeSet<String>,
+    _locks: Vec<Lock>,
+}
+
+/// The lock of the driver's module stack.
+pub struct Stack {
+    share: Share,
+    _lock: Lock,
+}
+
+impl Stack {
+    /// Whether what needs it like that may be done under it.
+    pub fn is_enough_for(&self, share: Share) -> bool {
+        self.share == Share::Alone || share == Share::Together
+    }
+}
+
+/// The files that are not one slot's.
+pub struct Books<'a> {
     store: &'a Store,
     _lock: Lock,
 }
@@ -50,16 +88,57 @@ impl Store {
     }
 
     /// # Errors
-    /// When the lock file cannot be made. None when somebody else held the lock for all of `limit`.
-    pub fn lock(&self, limit: Duration) -> Result<Option<Locked<'_>>> {
+    /// When a lock file cannot be made. None when somebody else held the lock of one of the slots for all of `limit`.
+    pub fn lock(&self, slots: &BTreeSet<String>, limit: Duration) -> Result<Option<Locked<'_>>> {
+        let end = Instant::now() + limit;
+        let mut locks = Vec::new();
+        // A set is sorted.
+        for slot in slots {
+            let left = end.saturating_duration_since(Instant::now());
+            let Some(lock) = self.take(&format!("{LOCK}-{slot}"), Share::Alone, left)? else { return Ok(None) };
+            locks.push(lock);
+        }
+        Ok(Some(Locked { store: self, slots: slots.clone(), _locks: locks }))
+    }
+
+    /// # Errors
+    /// As [`Store::lock`].
+    pub fn stack(&self, share: Share, limit: Duration) -> Result<Option<Stack>> {
+        let lock = self.take(LOCK, share, limit)?;
+        Ok(lock.map(|lock| Stack { share, _lock: lock }))
+    }
+
+    /// # Errors
+    /// As [`Store::lock`].
+    pub fn books(&self, limit: Duration) -> Result<Option<Books<'_>>> {
+        Ok(self.take(BOOKS, Share::Alone, limit)?.map(|lock| Books { store: self, _lock: lock }))
+    }
+
+    /// There is one keeper at a time; none when there is another.
+    ///
+    /// # Errors
+    /// As [`Store::lock`].
+    pub fn keeper(&self) -> Result<Option<Lock>> {
+        self.take(KEEPER, Share::Alone, Duration::ZERO)
+    }
+
+    /// Held by whoever watches over a start of this VM.
+    ///
+    /// # Errors
+    /// As [`Store::lock`].
+    pub fn watcher(&self, vmid: u32) -> Result<Option<Lock>> {
+        // Several may watch: each has a start of its own.
+        self.take(&watch_file(vmid), Share::Together, Duration::ZERO)
+    }
+
+    fn take(&self, name: &str, share: Share, limit: Duration) -> Result<Option<Lock>> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
             .create(&self.directory)
             .with_context(|| self.directory.display().to_string())?;
-        let path = self.directory.join(LOCK);
-        let lock = Lock::take(&path, limit).with_context(|| path.display().to_string())?;
-        Ok(lock.map(|lock| Locked { store: self, _lock: lock }))
+        let path = self.directory.join(name);
+        Lock::take_as(&path, share, limit).with_context(|| path.display().to_string())
     }
 
     pub fn has_record(&self, owner: &Owner) -> bool {
@@ -94,13 +173,17 @@ impl Store {
         owners.filter_map(|owner| self.record(&owner).transpose()).collect()
     }
 
-    /// The journal of a handoff that is under way, or that was killed.
-    ///
+    /// The journals of handoffs that are under way, or that were killed, each with its file's name.
+    pub fn journals(&self) -> Vec<(String, Result<Journal>)> {
+        let names = self.names().into_iter().filter(|name| name.starts_with(JOURNAL));
+        names.filter_map(|name| Some((name.clone(), self.journal(&name).transpose()?))).collect()
+    }
+
     /// # Errors
     /// Names the file when it cannot be read or understood.
-    pub fn journal(&self) -> Result<Option<Journal>> {
-        let Some(bytes) = self.read(JOURNAL)? else { return Ok(None) };
-        let path = self.directory.join(JOURNAL);
+    pub fn journal(&self, name: &str) -> Result<Option<Journal>> {
+        let Some(bytes) = self.read(name)? else { return Ok(None) };
+        let path = self.directory.join(name);
         Journal::parse(&bytes).map(Some).with_context(|| path.display().to_string())
     }
 
@@ -132,7 +215,7 @@ impl Store {
         let is_at_it = |journal: Journal| {
             journal.slots.iter().any(|s| s == slot) && kernel.process(journal.worker.pid) == Some(journal.worker)
         };
-        is_wedged || self.journal().map_or(true, |journal| journal.is_some_and(is_at_it))
+        is_wedged || self.journals().into_iter().any(|(_, journal)| journal.map_or(true, is_at_it))
     }
 
     /// Every slot with a wedge, sorted.
@@ -143,6 +226,30 @@ impl Store {
     /// What happened to a slot last; none when there is nothing that can be read.
     pub fn last(&self, slot: &str) -> Option<Value> {
         serde_json::from_slice(&self.read(&last_file(slot)).ok()??).ok()
+    }
+
+    /// Whether anything is kept that somebody must come back for, read or not.
+    pub fn has_anything(&self) -> bool {
+        let is_owed =
+            |name: &String| Owner::from_file_name(name).is_some() || name == TO_START || name.starts_with("wedged-");
+        self.names().iter().any(is_owed)
+    }
+
+    /// When each record that could not be brought home is tried again. What cannot be read counts for nothing.
+    pub fn retries(&self) -> Value {
+        let bytes = self.read(RETRIES).ok().flatten().unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    /// By the keeper alone.
+    ///
+    /// # Errors
+    /// Names the file that could not be written.
+    pub fn set_retries(&self, _keeper: &Lock, retries: &Value) -> Result<()> {
+        match retries.as_object().is_none_or(serde_json::Map::is_empty) {
+            true => self.unlink(RETRIES),
+            false => self.write(RETRIES, &retries.to_string()),
+        }
     }
 
     fn names(&self) -> Vec<String> {
@@ -162,6 +269,44 @@ impl Store {
             Err(error) => Err(error).with_context(|| path.display().to_string()),
         }
     }
+
+    /// Whole or not at all: to a name that nobody reads, then renamed.
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.directory.join(name);
+        let new = self.directory.join(format!(".{name}.new"));
+        write_file(&new, text).with_context(|| new.display().to_string())?;
+        fs::rename(&new, &path).with_context(|| path.display().to_string())
+    }
+
+    fn unlink(&self, name: &str) -> Result<()> {
+        let path = self.directory.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| path.display().to_string()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a handoff of this slot is under way, or of any; its lock is only looked at.
+pub fn is_under_way(kernel: &dyn Kernel, slot: Option<&str>) -> bool {
+    let is_held = |name: &str| flock_is_held(kernel, &format!("{DIRECTORY}/{name}"));
+    match slot {
+        Some(slot) => is_held(&format!("{LOCK}-{slot}")),
+        None => {
+            let is_handoffs =
+                |name: &str| name.starts_with(LOCK) && name != BOOKS && name != KEEPER && !name.starts_with(WATCH);
+            kernel.list(DIRECTORY).iter().any(|name| is_handoffs(name) && is_held(name))
+        }
+    }
+}
+
+/// Whether somebody watches over a start of this VM.
+pub fn is_watched(kernel: &dyn Kernel, vmid: u32) -> bool {
+    flock_is_held(kernel, &format!("{DIRECTORY}/{}", watch_file(vmid)))
+}
+
+fn watch_file(vmid: u32) -> String {
+    format!("{WATCH}{vmid}")
 }
 
 /// Root acts on what stands in these files: whatever the umask is, nobody else writes them.
@@ -180,67 +325,139 @@ fn wedge_file(slot: &str) -> String {
 }
 
 impl Locked<'_> {
+    pub fn has(&self, slot: &str) -> bool {
+        self.slots.contains(slot)
+    }
+
     /// # Errors
     /// Names the file that could not be written; the old one is still whole.
     pub fn save(&self, record: &Record) -> Result<()> {
-        self.write(&record.owner.file_name(), &record.to_json())
+        self.store.write(&record.owner.file_name(), &record.to_json())
     }
 
     /// # Errors
     /// Names the file that could not be removed.
     pub fn remove(&self, owner: &Owner) -> Result<()> {
-        self.unlink(&owner.file_name())
+        self.store.unlink(&owner.file_name())
     }
 
     /// # Errors
     /// As [`Locked::save`].
     pub fn write_journal(&self, journal: &Journal) -> Result<()> {
-        self.write(JOURNAL, &journal.to_json())
+        self.store.write(&journal_file(&journal.owner), &journal.to_json())
     }
 
     /// # Errors
     /// As [`Locked::remove`].
-    pub fn end_journal(&self) -> Result<()> {
-        self.unlink(JOURNAL)
+    pub fn end_journal(&self, owner: &Owner) -> Result<()> {
+        self.store.unlink(&journal_file(owner))
     }
 
+    /// By its file's name.
+    ///
     /// # Errors
-    /// As [`Locked::save`].
-    pub fn set_to_start(&self, entries: &[ToStart]) -> Result<()> {
-        if entries.is_empty() { self.unlink(TO_START) } else { self.write(TO_START, &ToStart::to_json(entries)) }
+    /// As [`Locked::remove`].
+    pub fn forget_journal(&self, name: &str) -> Result<()> {
+        self.store.unlink(name)
+    }
+
+    /// What waits to be started for these slots is this record's from now on, which has been saved.
+    ///
+    /// # Errors
+    /// As [`Locked::save`]; then it is in both places.
+    pub fn take_over(&self, stopped: &[Stopped]) -> Result<()> {
+        if stopped.is_empty() {
+            return Ok(());
+        }
+        self.store.change_to_start(|entries| entries.retain(|entry| !stopped.contains(&entry.what)))
     }
 
     /// # Errors
     /// As [`Locked::save`].
     pub fn set_wedge(&self, slot: &str, wedge: &Wedge) -> Result<()> {
-        self.write(&wedge_file(slot), &wedge.to_json().to_string())
+        self.store.write(&wedge_file(slot), &wedge.to_json().to_string())
     }
 
     /// # Errors
     /// As [`Locked::remove`].
     pub fn clear_wedge(&self, slot: &str) -> Result<()> {
-        self.unlink(&wedge_file(slot))
+        self.store.unlink(&wedge_file(slot))
     }
 
     /// # Errors
     /// As [`Locked::save`].
     pub fn set_last(&self, slot: &str, last: &Value) -> Result<()> {
-        self.write(&last_file(slot), &last.to_string())
+        self.store.write(&last_file(slot), &last.to_string())
     }
+}
 
-    /// Whole or not at all: to a name that nobody reads, then renamed.
-    fn write(&self, name: &str, text: &str) -> Result<()> {
-        let path = self.store.directory.join(name);
-        let new = self.store.directory.join(format!(".{name}.new"));
-        write_file(&new, text).with_context(|| new.display().to_string())?;
-        fs::rename(&new, &path).with_context(|| path.display().to_string())
+impl Store {
+    /// What cannot be understood is put aside.
+    ///
+    /// # Errors
+    /// When what waits to be started cannot be read or written.
+    pub fn change_to_start(&self, change: impl FnOnce(&mut Vec<ToStart>)) -> Result<()> {
+        let books = self
+            .books(BOOKKEEPING)?
+            .with_context(|| format!("{}: locked by somebody all the time", self.directory.join(BOOKS).display()))?;
+        let before = match self.to_start() {
+            Ok(entries) => entries,
+            // Nobody can act on it; an administrator may still read it.
+            Err(_) => {
+                let path = self.directory.join(TO_START);
+                fs::rename(&path, path.with_extension("unreadable")).with_context(|| path.display().to_string())?;
+                Vec::new()
+            }
+        };
+        let mut entries = before.clone();
+        change(&mut entries);
+        if entries == before { Ok(()) } else { books.set_to_start(&entries) }
     }
+}
 
-    fn unlink(&self, name: &str) -> Result<()> {
-        let path = self.store.directory.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| path.display().to_string()),
-            _ => Ok(()),
+impl Books<'_> {
+    fn set_to_start(&self, entries: &[ToStart]) -> Result<()> {
+        match entries {
+            [] => self.store.unlink(TO_START),
+            entries => self.store.write(TO_START, &ToStart::to_json(entries)),
         }
+    }
+}
+
+fn journal_file(owner: &Owner) -> String {
+    format!("{JOURNAL}-{}", owner.file_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    /// Whoever reads a record while it is written anew reads all of the old one or all of the new one.
+    #[test]
+    fn a_record_is_never_half_written() {
+        let directory = std::env::temp_dir().join(format!("gpu-handoff-store-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        let store = Store::at(directory.clone());
+        let locked = store.lock(&BTreeSet::new(), Duration::ZERO).unwrap().unwrap();
+        let mut record = Record::new(Owner::Vm(111));
+        fs::create_dir_all(&directory).unwrap();
+        locked.save(&record).unwrap();
+        let path = directory.join("vm-111");
+        let (inode, text) = (fs::metadata(&path).unwrap().ino(), fs::read(&path).unwrap());
+        let old = fs::File::open(&path).unwrap();
+        record.console = true;
+        locked.save(&record).unwrap();
+        assert_ne!(fs::metadata(&path).unwrap().ino(), inode);
+        let mut still = vec![0; text.len()];
+        std::os::unix::fs::FileExt::read_exact_at(&old, &mut still, 0).unwrap();
+        assert_eq!(still, text);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o644);
+        // What cannot be written leaves the old one.
+        fs::create_dir(directory.join(".vm-111.new")).unwrap();
+        record.console = false;
+        assert!(locked.save(&record).is_err());
+        assert!(store.record(&Owner::Vm(111)).unwrap().unwrap().console);
+        fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -88,6 +88,27 @@ impl fmt::Display for Foreign {
     }
 }
 
+/// The process that is in a call of this step: modprobe, which outlives the worker that started it, or the worker.
+pub fn who_is_at_it(kernel: &dyn Kernel, step: &str, worker: Process) -> Option<Process> {
+    let loader = step.strip_prefix("load ").and_then(|modules| loader(kernel, modules));
+    loader.or_else(|| kernel.process(worker.pid).filter(|process| *process == worker))
+}
+
+/// The modprobe that was started to load these modules.
+fn loader(kernel: &dyn Kernel, modules: &str) -> Option<Process> {
+    let mut wanted = vec!["-a", "--"];
+    wanted.extend(modules.split(' '));
+    let is_it = |pid: &i32| {
+        // kmod has many names, and this is the argument that it was started with.
+        let command_line = kernel.text(&format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = command_line.trim_end_matches('\0').split('\0');
+        words.next().is_some_and(|program| program.ends_with("modprobe")) && words.eq(wanted.iter().copied())
+    };
+    let is_named = |pid: &i32| kernel.text(&format!("/proc/{pid}/comm")).as_deref() == Some("modprobe");
+    let pids = kernel.list("/proc").into_iter().filter_map(|name| name.parse::<i32>().ok());
+    pids.filter(is_named).find(is_it).and_then(|pid| kernel.process(pid))
+}
+
 impl fmt::Display for Wedge {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} has not come back since {} (PID {})", self.step, self.since, self.process.pid)

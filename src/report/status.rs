@@ -5,11 +5,12 @@ use crate::config::{Config, Home};
 use crate::gpu::holders::{Holder, Place, Reach, Watched};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI, nvidia_slots};
 use crate::handoff::is_with;
+use crate::handoff::owed::{self, Owed};
 use crate::handoff::record::{Owner, Progress, Record};
 use crate::handoff::store::{self, Store};
 use crate::handoff::wedge::{Foreign, Wedge};
 use crate::setup::pending::Pending;
-use crate::sys::{Kernel, OpenDevice, flock_is_held};
+use crate::sys::{Kernel, OpenDevice};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -43,6 +44,11 @@ impl Has {
         }
     }
 
+    /// Its owner has it as he should.
+    fn has_it(self) -> bool {
+        matches!(self, Has::Vm(_) | Has::Manual)
+    }
+
     fn vmid(self) -> Option<u32> {
         match self {
             Has::Vm(id) => Some(id),
@@ -71,6 +77,7 @@ struct Gpu {
     wedged: Option<Wedge>,
     /// A remove that hangs and is none of ours.
     foreign: Option<Foreign>,
+    owed: Vec<Owed>,
     last: Option<Value>,
 }
 
@@ -177,7 +184,8 @@ impl Gpu {
         let foreign = Foreign::find(kernel, &slot, || is_wedged || store.has_call(kernel, &slot.address));
         let has =
             if is_wedged || foreign.is_some() { Has::Wedged(vmid(&ours)) } else { who_has(kernel, &slot, &ours, open) };
-        Gpu { has, homes, users, is_blind, last: store.last(&slot.address), wedged, foreign, slot }
+        let owed = owed::of_slot(store, &slot.address, wedged.as_ref());
+        Gpu { has, homes, users, is_blind, owed, last: store.last(&slot.address), wedged, foreign, slot }
     }
 
     fn to_json(&self) -> Value {
@@ -204,6 +212,7 @@ impl Gpu {
             "functions": functions,
             "users": self.users.as_ref().map(|users| users.iter().map(user_to_json).collect::<Vec<_>>()),
             "wedged": self.wedged.as_ref().map(Wedge::to_json).or(self.foreign.as_ref().map(Foreign::to_json)),
+            "owed": self.owed.iter().map(Owed::to_json).collect::<Vec<_>>(),
             "last": self.last,
         })
     }
@@ -248,6 +257,10 @@ impl Gpu {
         if let Some(foreign) = &self.foreign {
             let _ = writeln!(text, "  wedged   {foreign}");
         }
+        if !self.owed.is_empty() {
+            let when = if self.has.has_it() { " when it is home" } else { "" };
+            let _ = writeln!(text, "  owed     {}{when}", owed::to_text(&self.owed));
+        }
         if let Has::Stranded(_) = self.has {
             let _ = writeln!(text, "  mend     gpu-handoff to-nvidia {}", self.slot.address);
         }
@@ -273,7 +286,7 @@ fn vmid(records: &[&Record]) -> Option<u32> {
 fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record], open: Option<&[OpenDevice]>) -> Has {
     let vmid = vmid(records);
     let unfinished = records.iter().any(|record| record.progress != Progress::Away);
-    if unfinished && flock_is_held(kernel, &format!("{}/{}", store::DIRECTORY, store::LOCK)) {
+    if unfinished && store::is_under_way(kernel, Some(&slot.address)) {
         return Has::Moving(vmid);
     }
     // A VM that has a node of the host's driver open, to draw on it, is a user, not the owner.

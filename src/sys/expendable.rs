@@ -338,6 +338,16 @@ mod tests {
         worker.dismiss();
     }
 
+    /// Whoever ends the caller's session or process group does not end the worker with it.
+    #[test]
+    fn a_worker_has_a_session_of_its_own() {
+        let mut worker = worker();
+        assert!(worker.ask(&write(""), Duration::from_secs(20)).is_ok());
+        assert_eq!(nix::unistd::getsid(Some(worker.pid)).ok(), Some(worker.pid));
+        assert_ne!(nix::unistd::getsid(None).ok(), Some(worker.pid));
+        worker.dismiss();
+    }
+
     #[test]
     fn a_worker_that_takes_too_long_is_said_to_be_stuck() {
         let mut worker = worker();

@@ -4,7 +4,7 @@ use super::expendable::{LastAct, Request, Worker};
 use super::scan::{self, Mappings};
 use super::{
     ActError, Action, DeviceNumber, End, Kernel, Node, OpenDevice, Process, Running, Talking, failpoints, inside,
-    program, terminate,
+    program, terminate, tree,
 };
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
@@ -37,6 +37,29 @@ impl Linux {
                 Linux::at(std::path::absolute(&root).unwrap_or_else(|_| PathBuf::from(root)))
             }
             _ => Linux::at(PathBuf::from("/")),
+        }
+    }
+
+    /// A tree of files stands for a machine: one that has a part of the real machine inside is neither.
+    ///
+    /// # Errors
+    /// What is mounted there.
+    pub fn refuse_mixture(&self) -> Result<(), String> {
+        if self.is_real() {
+            return Ok(());
+        }
+        let root = fs::canonicalize(&self.root).unwrap_or_else(|_| self.root.clone());
+        let inside = ["sys", "proc", "sys/bus/pci", "sys/module", "sys/fs/cgroup"].map(|name| root.join(name));
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = mounts.lines().filter_map(mount_point).filter(|path| path.starts_with(&root) && *path != root);
+        match inside.into_iter().chain(mounts).find(|path| tree::is_of_the_kernel(path)) {
+            Some(path) => Err(format!(
+                "GPU_HANDOFF_ROOT={}: {} is the real machine's, and a tree must be made of files; unset the variable, \
+                 or unmount that",
+                self.root.display(),
+                path.display()
+            )),
+            None => Ok(()),
         }
     }
 
@@ -284,6 +307,13 @@ fn process_here(pid: i32) -> Option<Process> {
     Process::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// The fifth field, with `\\040` for a blank.
+fn mount_point(line: &str) -> Option<PathBuf> {
+    let path = line.split(' ').nth(4)?;
+    let path = path.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
+    Some(PathBuf::from(path))
+}
+
 fn below(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
@@ -308,7 +338,7 @@ fn work(root: &Path, request: &Request) -> Result<Vec<u8>, ActError> {
 
 fn act(root: &Path, action: &Action) -> Result<(), ActError> {
     match action {
-        Action::Write { path, data } => write_attribute(&below(root, path), data).map_err(ActError::Os),
+        Action::Write { path, data } => write_attribute(root, path, data).map_err(ActError::Os),
         Action::Load { modules } => {
             let mut programs = ["/usr/sbin/modprobe", "/sbin/modprobe"].iter().map(|path| below(root, path));
             let Some(program) = programs.find(|path| path.exists()) else {
@@ -334,8 +364,12 @@ fn read_head(path: &Path, length: usize) -> io::Result<Vec<u8>> {
 }
 
 /// Never creates: a missing attribute must stay an error, also in a tree of files.
-fn write_attribute(path: &Path, data: &str) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).truncate(true).open(path)?;
+fn write_attribute(root: &Path, path: &str, data: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).truncate(true).open(below(root, path))?;
+    // However it got into the tree: a write there is a change to the machine.
+    if root != Path::new("/") && tree::is_open_in_the_kernel(&file) {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
     // One write(2): sysfs takes each as a whole value.
     let written = file.write(data.as_bytes())?;
     if written == data.len() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EIO)) }

@@ -14,6 +14,7 @@ mod maps;
 mod program;
 mod scan;
 mod terminate;
+mod tree;
 
 use std::fmt;
 use std::io;
@@ -23,10 +24,10 @@ pub use expendable::{Request, decode, encode};
 pub use file::{is_writable, replace_file};
 pub use held::{flock_is_held, posix_lock_is_held};
 pub use linux::Linux;
-pub use lock::Lock;
+pub use lock::{Lock, Share};
 pub use maps::Mapped;
 pub use program::{Running, Talking};
-pub use terminate::heed as heed_termination;
+pub use terminate::{forget_callers_signals, heed as heed_termination};
 
 /// One change to the machine. Each may block in the kernel, so each is carried out under a time limit.
 #[derive(Debug, Clone, PartialEq, Eq)]

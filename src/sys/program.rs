@@ -274,6 +274,15 @@ mod tests {
         assert_eq!(reason(" \n"), None);
     }
 
+    /// Nor does it listen to the caller's environment: what root has there is not for it.
+    #[test]
+    fn it_gets_an_environment_of_our_own() {
+        let said = sh("env | sort", None).unwrap();
+        let names: Vec<&str> = said.lines().filter_map(|line| line.split('=').next()).collect();
+        assert!(names.iter().all(|name| ["LC_ALL", "PATH", "PWD", "SHLVL", "_"].contains(name)), "{said}");
+        assert!(said.contains("PATH=/usr/sbin:/usr/bin:/sbin:/bin\n") && said.contains("LC_ALL=C\n"), "{said}");
+    }
+
     /// More than a pipe holds.
     #[test]
     fn one_that_says_very_much_is_not_stopped_by_that() {

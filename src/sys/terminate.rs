@@ -16,6 +16,15 @@ pub fn heed() {
     }
 }
 
+/// What a caller may have set for itself and this program inherits: with SIGCHLD ignored the kernel forgets how a
+/// program ended before it can be asked, and a signal that is blocked never asks anybody to end.
+pub fn forget_callers_signals() {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action is no handler at all.
+    let _ = unsafe { sigaction(Signal::SIGCHLD, &default) };
+    let _ = SigSet::all().thread_unblock();
+}
+
 /// In the worker: whoever ends the host's processes ends it too, unless it is stuck.
 pub fn ignore_no_more() {
     let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());

@@ -337,15 +337,15 @@ impl Snapshot {
             .collect()
     }
 
-    /// The lock may have been taken to find out, and the history tells of refusals: neither is a trace of a handoff.
+    /// Locks may have been taken to find out, and the history tells of refusals: neither is a trace of a handoff.
     pub fn without_lock(mut self) -> Snapshot {
-        for file in ["run/gpu-handoff/lock", "var/lib/gpu-handoff/history.jsonl"] {
-            self.0.remove(file);
-            // Nor are directories that were made for it.
-            for (end, _) in file.rmatch_indices('/') {
-                if !self.0.keys().any(|name| name.starts_with(&file[..=end])) {
-                    self.0.remove(&file[..end]);
-                }
+        let is_none =
+            |name: &String| name.starts_with("run/gpu-handoff/lock") || name == "var/lib/gpu-handoff/history.jsonl";
+        self.0.retain(|name, _| !is_none(name));
+        // Nor are directories that were made for them.
+        for directory in ["run/gpu-handoff", "run", "var/lib/gpu-handoff", "var/lib", "var"] {
+            if !self.0.keys().any(|name| name.starts_with(&format!("{directory}/"))) {
+                self.0.remove(directory);
             }
         }
         self

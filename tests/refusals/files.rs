@@ -185,21 +185,69 @@ fn another_handoff_is_under_way() {
     let host = taken(given.card("0000:02:00", "nvidia", "").record("vm-111", "0000:01:00", "away", "nvidia"));
     let lock = fs::File::open(host.path("run/gpu-handoff/lock")).unwrap();
     lock.lock().unwrap();
-    // Also about another card: there is one lock.
     for (call, slot, again) in [
         ("111 pre-start", "0000:01:00", "start VM 111 again: qm start 111"),
-        ("111 post-stop", "0000:01:00", "try again: gpu-handoff to-nvidia 0000:01:00"),
         ("to-vfio 02:00", "0000:02:00", "try again: gpu-handoff to-vfio 0000:02:00"),
         ("to-vfio 01:00", "0000:01:00", "try again: gpu-handoff to-vfio 0000:01:00"),
-        ("to-nvidia 01:00", "0000:01:00", "try again: gpu-handoff to-nvidia 0000:01:00"),
     ] {
         refuses_now(&host, call, 5, &format!("{slot} was not touched: {why} {again}"));
     }
-    refuses_now(&host, "reconcile", 5, &format!("{why} try again: gpu-handoff reconcile"));
+    // What is to come home says so, for whoever tries again.
+    for call in ["111 post-stop", "to-nvidia 01:00", "reconcile"] {
+        let message = format!("0000:01:00 was not touched: {why} try again: gpu-handoff to-nvidia 0000:01:00");
+        assert_eq!(host.run(call), refusal(5, &message), "{call}");
+        assert_eq!(host.own_file("vm-111")["progress"], "returning", "{call}");
+    }
     // Who only asks need not wait.
     plans(&host, "plan 111", &["0000:01:00 host -> VM 111", "  nothing to do"]);
     plans(&host, "to-vfio 01:00 --dry-run", &["0000:01:00 host -> vfio-pci by hand", "  nothing to do"]);
     ignores(&taken(host).vm(111, "cores: 2").without("run/gpu-handoff/vm-111"), "111 pre-start");
+}
+
+/// Each card has a lock of its own; and whoever only binds and unbinds shares the driver's modules with the like.
+#[test]
+fn two_cards_side_by_side() {
+    let at_home = |slot: &'static str| {
+        move |host: Host| host.file(&format!("sys/bus/pci/devices/{slot}.0/driver_override"), "vfio-pci\n")
+    };
+    let host = settled().config(r#"{"time":{"lock_s":0.2}}"#).card("0000:02:00", "vfio-pci", "vfio-pci");
+    let host = at_home("0000:02:00")(at_home("0000:01:00")(host));
+    let host = host.file("run/gpu-handoff/lock-0000:01:00", "").file("run/gpu-handoff/lock", "");
+    let slot = fs::File::open(host.path("run/gpu-handoff/lock-0000:01:00")).unwrap();
+    slot.lock().unwrap();
+    let stack = fs::File::open(host.path("run/gpu-handoff/lock")).unwrap();
+    stack.lock_shared().unwrap();
+    let why = "another handoff is under way and did not end within 0.2 s; see gpu-handoff --status, then start VM 111 \
+               again: qm start 111";
+    refuses_now(&host, "111 pre-start", 5, &format!("0000:01:00 was not touched: {why}"));
+    assert_eq!(host.run("to-vfio 02:00"), success("0000:02:00 is already on vfio-pci: nothing to do"));
+}
+
+/// Whoever unloads modules wants them alone.
+#[test]
+fn the_last_card_of_the_driver_beside_another() {
+    let host = host().config(r#"{"time":{"lock_s":0.2}}"#).file("run/gpu-handoff/lock", "");
+    let stack = fs::File::open(host.path("run/gpu-handoff/lock")).unwrap();
+    stack.lock_shared().unwrap();
+    let why = "another handoff is under way and did not end within 0.2 s; see gpu-handoff --status, then start VM 111 \
+               again: qm start 111";
+    refuses_now(&host, "111 pre-start", 5, &format!("0000:01:00 was not touched: {why}"));
+}
+
+/// A record binds its slots together: whoever takes one of them over must not be in anybody's way with the other.
+#[test]
+fn slots_that_a_record_names_together() {
+    let functions =
+        |slot: &str| json!({"slot": slot, "address": format!("{slot}.0"), "driver": "nvidia", "module": null});
+    let both = [functions("0000:01:00"), functions("0000:02:00")];
+    let record = json!({"schema": 1, "progress": "away", "functions": both, "modules": []});
+    let host = settled().card("0000:02:00", "vfio-pci", "vfio-pci").config(r#"{"time":{"lock_s":0.2}}"#);
+    let host = host.file("run/gpu-handoff/vm-222", &record.to_string()).file("run/gpu-handoff/lock-0000:02:00", "");
+    let lock = fs::File::open(host.path("run/gpu-handoff/lock-0000:02:00")).unwrap();
+    lock.lock().unwrap();
+    let why = "another handoff is under way and did not end within 0.2 s; see gpu-handoff --status, then start VM 111 \
+               again: qm start 111";
+    refuses_now(&host, "111 pre-start", 5, &format!("0000:01:00 was not touched: {why}"));
 }
 
 #[test]
@@ -333,7 +381,7 @@ fn a_journal_whose_worker_has_ended() {
 /// It is given a moment; then its call counts as stuck, and only its slot is refused.
 #[test]
 fn a_journal_whose_worker_is_still_at_it() {
-    let left = || settled().config(r#"{"time":{"handoff_s":0.4}}"#).journal("0000:01:00", PID).alive(PID);
+    let left = || settled().config(r#"{"time":{"handoff_s":1}}"#).journal("0000:01:00", PID).alive(PID);
     let host = left();
     let Run { code, out, err } = host.run("111 pre-start");
     assert_eq!((code, out.as_str()), (Some(4), ""), "{err}");

@@ -81,7 +81,7 @@ fn every_form_of_hostpci() {
         let before = host.snapshot().without_lock();
         accepts(&host, config);
         let record = host.own_file("vm-111");
-        let expected = json!({"schema": 1, "progress": "away", "modules": [], "caller": null, "functions": [
+        let expected = json!({"schema": 1, "progress": "away", "modules": [], "caller": null, "by_hand": true, "functions": [
             {"slot": "0000:01:00", "address": "0000:01:00.0", "driver": "vfio-pci", "module": "vfio_pci"},
             {"slot": "0000:01:00", "address": "0000:01:00.1", "driver": "vfio-pci", "module": "vfio_pci"},
         ]});

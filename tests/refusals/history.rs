@@ -70,7 +70,7 @@ fn what_was_refused_is_in_the_history() {
     let busy = || with_drm_node(host()).process(PID, "ffmpeg", "/lxc/101/ns", &[NULL]);
     let wedged = || settled().wedged("0000:01:00", PID).alive(PID);
     let of_112 = || host().record("vm-112", "0000:01:00", "away", "nvidia").running(112, PID);
-    let quick = |host: Host| host.config(r#"{"time":{"handoff_s":0.2}}"#);
+    let quick = |host: Host| host.config(r#"{"time":{"handoff_s":1}}"#);
     let held = || {
         settled()
             .record("vm-111", "0000:01:00", "away", "nvidia")

@@ -16,6 +16,7 @@ mod given;
 mod guests;
 mod history;
 mod holders;
+mod owed;
 mod policy;
 mod refresh;
 mod registration;

@@ -75,20 +75,35 @@ fn every_step_home_that_fails_is_told() {
     }
 }
 
+/// A card that was pulled out has no home to come to: its record ends, and what was stopped for it starts again.
 #[test]
-fn a_device_that_is_gone() {
-    let gone = || Host::new().vm(111, "hostpci0: 01:00").record("vm-111", "0000:01:00", "away", "nvidia");
-    for call in ["111 post-stop", "reconcile"] {
-        let host = gone();
+fn a_card_that_is_gone() {
+    let stopped = || {
+        let host = Host::new().vm(111, "hostpci0: 01:00").record("vm-111", "0000:01:00", "away", "nvidia");
+        let mut record = host.own_file("vm-111");
+        record["stopped"] = json!([{"container": 101}]);
+        host.file("run/gpu-handoff/vm-111", &record.to_string())
+    };
+    for call in ["111 post-stop", "reconcile", "reconcile --owed", "to-nvidia 01:00"] {
+        let host = stopped();
         let run = host.run(call);
-        assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{call}: {}", run.err);
-        let end = "error: 0000:01:00.0 is gone: there is no such device any more; if the card is still there: echo 1 > \
-                   /sys/bus/pci/rescan, then: gpu-handoff to-nvidia 0000:01:00";
-        assert_eq!(told(&run).last().unwrap(), end, "{call}");
-        let mut kept = gone().own_file("vm-111");
-        kept["progress"] = json!("returning");
-        kept["caller"] = Value::Null;
-        assert_eq!(host.own_file("vm-111"), kept, "{call}");
+        assert_eq!((run.code, run.out.as_str()), (Some(0), ""), "{call}: {}", run.err);
+        let warning = "warning: 0000:01:00.0 is gone: there is no such device any more, and nothing to bring home; if \
+                       the card is still there: echo 1 > /sys/bus/pci/rescan";
+        assert!(told(&run).contains(&warning.to_string()), "{call}: {}", run.err);
+        assert!(!host.has_own_file("vm-111"), "{call}");
+        assert_eq!(host.own_file("to-start")["entries"][0]["what"], json!({"container": 101}), "{call}");
+    }
+    refuses(&Host::new(), "to-nvidia 01:00", 3, "there is no device in slot 0000:01:00; lspci -D shows what there is");
+}
+
+/// A call that has come back is told of no more, also where no record names its slot.
+#[test]
+fn a_wedge_that_has_ended() {
+    let host = host().wedged("0000:01:00", PID);
+    for call in ["reconcile", "reconcile --owed"] {
+        assert_eq!(host.run(call), Run { code: Some(0), out: String::new(), err: String::new() }, "{call}");
+        assert!(!host.has_own_file("wedged-0000:01:00"));
     }
 }
 
@@ -182,7 +197,7 @@ fn nothing_was_left_behind() {
         ("a running VM", recorded().running(111, PID)),
         ("a VM in its start", recorded().flock("var/lock/qemu-server/lock-111.conf")),
         ("by hand", settled().record("manual-0000:01:00", "0000:01:00", "away", "nvidia")),
-        ("other files", settled().file("run/gpu-handoff/lock", "").wedged("0000:01:00", PID)),
+        ("other files", settled().file("run/gpu-handoff/lock", "").file("run/gpu-handoff/last-0000:01:00", "{}")),
         ("a file of nobody", settled().file("run/gpu-handoff/vm-", "{}").file("run/gpu-handoff/vm-x", "{}")),
     ] {
         let had_directory = host.path("run/gpu-handoff").exists();

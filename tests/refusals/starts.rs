@@ -110,16 +110,24 @@ fn a_start_that_nobody_can_watch() {
 #[test]
 fn what_a_watcher_does_in_the_end() {
     for call in ["watch 111", "watch 112"] {
-        ignores(&host(), call);
+        only_looks(&host(), call);
         let other = ended().record("vm-112", "0000:01:00", "away", "nvidia").running(112, PID + 1);
-        ignores(
+        only_looks(
             &other.running(111, PID).file("run/qemu-server/111.cleanup", "").file("run/qemu-server/112.cleanup", ""),
             call,
         );
     }
     comes_home(&ended(), "watch 111");
     // Another VM is none of its business.
-    ignores(&ended(), "watch 112");
+    only_looks(&ended(), "watch 112");
+}
+
+/// Its own lock tells that it is there.
+#[track_caller]
+fn only_looks(host: &Host, call: &str) {
+    let before = host.snapshot().without_lock();
+    assert_eq!(host.run(call), Run { code: Some(0), out: String::new(), err: String::new() }, "{call}");
+    assert_eq!(host.snapshot().without_lock().changes_since(&before), NOTHING, "{call}");
 }
 
 /// As long as Proxmox has the lock, or a QEMU runs of which Proxmox says nothing; and a reboot is given time. It ends when

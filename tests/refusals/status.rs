@@ -61,6 +61,7 @@ fn status_has_every_key() {
                 user(PID + 2, "sleep", "/dev/dri/card0", "unit", Value::Null),
             ])),
             "wedged": null,
+            "owed": [],
             "last": {"direction": "home", "vmid": 111, "exit": 0, "ms": 84, "phases": [{"name": "wait", "ms": 10}]},
         },
         {
@@ -72,6 +73,7 @@ fn status_has_every_key() {
             ],
             "users": users(json!([])),
             "wedged": null,
+            "owed": [],
             "last": null,
         },
         {
@@ -83,6 +85,7 @@ fn status_has_every_key() {
             ],
             "users": users(json!([user(PID + 3, "kvm", "/dev/vfio/devices/vfio0", "vmid", json!(112))])),
             "wedged": null,
+            "owed": [],
             "last": null,
         },
     ], "setup": {"reboot_required": true, "error": null}});
@@ -103,7 +106,7 @@ fn status_tells_who_has_it() {
     let by_hand = |progress: &str| settled().record("manual-0000:01:00", "0000:01:00", progress, "nvidia");
     let asked_for = || settled().record_by(111, "0000:01:00", "nvidia", PID);
     let unmoved = |progress: &str| host().record("vm-111", "0000:01:00", progress, "nvidia");
-    let lock = "run/gpu-handoff/lock";
+    let lock = "run/gpu-handoff/lock-0000:01:00";
     let vm = json!(111);
     for (what, host, kind, vmid) in [
         ("on its driver", host(), "host", Value::Null),
@@ -274,6 +277,7 @@ fn status_for_people() {
            .0  3D       10de:2330  group 65   nvidia\n\
          {}  \
            wedged   unbind from nvidia 0000:41:00.0 has not come back since 2026-11-20T12:00:00Z (PID 5000001)\n  \
+           owed     look again\n  \
            last     vfio-pci -> host in 7 ms (wait 7), failed with exit code 1\n\
          reboot required: the host preparation takes effect with the next boot\n",
         user[0], user[1]
@@ -317,7 +321,7 @@ fn nobody_listens() {
         shell.env_clear().env("GPU_HANDOFF_ROOT", host.path(""));
         assert_eq!(shell.status().unwrap().code(), Some(code), "{call}, closed");
         // A closed descriptor's number is given to the next file that is opened.
-        if let Ok(lock) = fs::read_to_string(host.path("run/gpu-handoff/lock")) {
+        if let Ok(lock) = fs::read_to_string(host.path("run/gpu-handoff/lock-0000:01:00")) {
             assert_eq!(lock, "", "{call}");
         }
     }

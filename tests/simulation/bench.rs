@@ -26,6 +26,12 @@ const HISTORY: &str = "history.jsonl";
 /// A disk that takes nothing.
 const FULL: &str = "/dev/full";
 
+/// For what systemd starts the keeper.
+const KEEPER: &str = include_str!("../../packaging/debian/gpu-handoff.gpu-handoff-keeper.path");
+const KEEPERS_PAUSE: Duration = Duration::from_secs(10);
+/// Then whatever is left is not for it.
+const KEEPERS_LOOKS: usize = 12;
+
 /// What somebody wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wish {
@@ -36,6 +42,8 @@ pub enum Wish {
     Unfinished,
     /// What a start does that has its cards: those that are not named go home.
     Keep(Owner, Vec<String>),
+    /// What the keeper does when its timer elapses.
+    Owed,
     /// What a watcher does once Proxmox has let go of this VM.
     Watch(u32),
 }
@@ -135,12 +143,12 @@ impl Bench {
         World { state: self.kernel.state.borrow().clone(), files: self.files() }
     }
 
-    /// But for the lock, and for what is only there to be told about.
+    /// But for the locks, and for what is only there to be told about.
     pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name != "lock" && !name.starts_with("last-") && !name.starts_with(HISTORY) {
+            if !name.starts_with("lock") && !name.starts_with("last-") && !name.starts_with(HISTORY) {
                 files.insert(name, fs::read(entry.path()).unwrap_or_default());
             }
         }
@@ -187,6 +195,7 @@ impl Bench {
             Wish::Home(owner) => handoff.come_home(owner, asker(owner)),
             Wish::Reconcile => handoff.reconcile(Scope::All),
             Wish::Unfinished => handoff.reconcile(Scope::Unfinished),
+            Wish::Owed => handoff.reconcile(Scope::Owed),
             Wish::Keep(owner, kept) => handoff.come_home_but(owner, kept),
             Wish::Watch(id) => handoff.come_home(&Owner::Vm(*id), Asker::Watcher),
         }));
@@ -293,8 +302,40 @@ impl Bench {
         match wish {
             Wish::Leave(owner, slots) => self.handoff().intend(owner, slots, &|_| false).ok().map(|intent| intent.plan),
             Wish::Home(owner) => self.handoff().plan_home(&self.record(owner)?).ok(),
-            Wish::Reconcile | Wish::Unfinished | Wish::Watch(_) | Wish::Keep(..) => None,
+            Wish::Reconcile | Wish::Unfinished | Wish::Owed | Wish::Watch(_) | Wish::Keep(..) => None,
         }
+    }
+
+    /// Whether one of the files is there for which systemd starts the keeper's timer.
+    pub fn has_keeper(&self) -> bool {
+        let paths =
+            KEEPER.lines().filter_map(|line| line.strip_prefix("PathExists")?.split_once('=')).map(|(_, path)| path);
+        let names: Vec<&str> = paths.filter_map(|path| path.strip_prefix("/run/gpu-handoff/")).collect();
+        let files = self.files();
+        names.iter().any(|name| match name.strip_suffix('*') {
+            Some(beginning) => files.keys().any(|file| file.starts_with(beginning)),
+            None => files.contains_key(*name),
+        })
+    }
+
+    /// The keeper looks until it has nothing to do any more. Its last look, if it looked at all.
+    pub fn keeper(&mut self) -> Option<Ran> {
+        let mut last = None;
+        for look in 0..KEEPERS_LOOKS {
+            if !self.has_keeper() {
+                break;
+            }
+            // What failed is left alone for a while, and longer each time.
+            self.kernel.advance(if look < 3 { KEEPERS_PAUSE } else { Duration::from_secs(600) });
+            let before = self.files();
+            let ran = self.run(&Wish::Owed, None);
+            let is_at_rest = ran.acts == 0 && ran.end.code() == Some(0) && self.files() == before;
+            last = Some(ran);
+            if is_at_rest {
+                break;
+            }
+        }
+        last
     }
 }
 

@@ -6,8 +6,9 @@ use super::faults::{Fault, Kind};
 use super::kernel::OPENING;
 use super::order;
 use super::setup::{Busy, Ready, Setup};
-use gpu_handoff::handoff::record::{Owner, Progress};
-use gpu_handoff::sys::Action;
+use gpu_handoff::handoff::record::{Owner, Progress, Record};
+use gpu_handoff::sys::{Action, Share};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// What refusing a wedged slot may take: a killed run's worker is given a moment to end.
@@ -20,6 +21,8 @@ pub enum Then {
     Again,
     /// Something else: the way back, or reconcile.
     Else,
+    /// Nobody asks for anything more.
+    Keeper,
 }
 
 /// # Errors
@@ -57,6 +60,14 @@ pub fn with_fault(bench: &mut Bench, setup: &Setup, ready: &Ready, fault: Fault,
     bench.restore(&ready.before);
     let ran = bench.run(&ready.wish, Some(fault));
     let kind = fault.kind;
+    // A step may be of two changes.
+    if kind == Kind::Term
+        && matches!(ready.wish, Wish::Leave(..))
+        && ran.end.code() == Some(0)
+        && ran.acts > fault.at + 2
+    {
+        return Err(format!("asked to end, it made {} changes more", ran.acts - fault.at));
+    }
     ended_well(bench, &ready.wish, Some(kind), &ran, &ready.before, &ready.home)?;
     always(bench, &ready.home)?;
     if matches!(kind, Kind::Opened | Kind::Attached) {
@@ -99,6 +110,10 @@ pub fn with_fault(bench: &mut Bench, setup: &Setup, ready: &Ready, fault: Fault,
     let wish = match then {
         Then::Again => ready.wish.clone(),
         Then::Else => opposite(setup, &ready.wish, fault.at),
+        Then::Keeper => {
+            keeper_brings_home(bench, ready)?;
+            return bring_everything_home(bench, ready);
+        }
     };
     once_more(bench, ready, &wish, "once more")?;
     bring_everything_home(bench, ready)
@@ -118,7 +133,7 @@ pub fn spoil(bench: &mut Bench, ready: &Ready) -> Result<usize, String> {
             let record = bench.record(owner).ok_or("no record")?;
             order::objections(&plan, &|plan| order::check_home(&state, plan, &record))
         }
-        Wish::Reconcile | Wish::Unfinished | Wish::Watch(_) | Wish::Keep(..) => Ok(0),
+        Wish::Reconcile | Wish::Unfinished | Wish::Owed | Wish::Watch(_) | Wish::Keep(..) => Ok(0),
     }
 }
 
@@ -130,7 +145,7 @@ pub fn plans_are_legal(bench: &mut Bench, setup: &Setup, ready: &Ready) -> Check
     let slots = setup.slots();
     let owner = match &ready.wish {
         Wish::Leave(owner, _) | Wish::Home(owner) | Wish::Keep(owner, _) => owner.clone(),
-        Wish::Reconcile | Wish::Unfinished | Wish::Watch(_) => Owner::Vm(111),
+        Wish::Reconcile | Wish::Unfinished | Wish::Owed | Wish::Watch(_) => Owner::Vm(111),
     };
     if let Some(plan) = bench.plan(&Wish::Leave(owner.clone(), slots.clone())) {
         order::check_leave(&bench.kernel.state.borrow(), &plan, &slots)?;
@@ -141,6 +156,61 @@ pub fn plans_are_legal(bench: &mut Bench, setup: &Setup, ready: &Ready) -> Check
         }
     }
     Ok(())
+}
+
+/// Somebody else has a lock all the while, and lets go of it; then the keeper, or the same wish once more, gets through.
+///
+/// # Errors
+/// What does not hold, in words.
+pub fn with_a_lock_taken(bench: &mut Bench, setup: &Setup, ready: &Ready) -> Check {
+    for of_slot in [false, true] {
+        let named = |problem: String| {
+            format!("somebody has the lock of {}: {problem}", if of_slot { "a slot" } else { "the modules" })
+        };
+        bench.restore(&ready.before);
+        let store = bench.store.clone();
+        let text = |error: anyhow::Error| format!("{error:#}");
+        let slots: BTreeSet<String> = setup.slots().into_iter().take(1).collect();
+        let slot = if of_slot { store.lock(&slots, Duration::ZERO).map_err(text)? } else { None };
+        let stack = if of_slot { None } else { store.stack(Share::Alone, Duration::ZERO).map_err(text)? };
+        if slot.is_none() && stack.is_none() {
+            return Err(named("it cannot be had".to_string()));
+        }
+        let ran = bench.run(&ready.wish, None);
+        match ran.end.code() {
+            // Nothing to do, or nothing that a lock is needed for; refused; not had.
+            Some(0 | 3 | 5) => {}
+            _ => return Err(named(format!("{:?}", ran.end))),
+        }
+        if ran.end.code() == Some(5) && ran.acts > 0 {
+            return Err(named(format!("{} changes without it", ran.acts)));
+        }
+        always(bench, &ready.home).map_err(named)?;
+        drop((slot, stack));
+        if matches!(ready.wish, Wish::Home(Owner::Vm(_))) && ran.end.code() == Some(5) {
+            keeper_brings_home(bench, ready).map_err(named)?;
+        } else if ran.end.code() == Some(5) {
+            once_more(bench, ready, &ready.wish, "once more").map_err(named)?;
+        }
+        bring_everything_home(bench, ready).map_err(named)?;
+    }
+    Ok(())
+}
+
+/// All that nobody has any more, by nobody's doing but the keeper's.
+fn keeper_brings_home(bench: &mut Bench, ready: &Ready) -> Check {
+    let ran = bench.keeper();
+    let named = |problem: String| format!("the keeper: {problem}");
+    if let Some(ran) = ran.filter(|ran| ran.end.code() != Some(0)) {
+        return Err(named(format!("{:?}", ran.end)));
+    }
+    always(bench, &ready.home).map_err(named)?;
+    let by_hand = |record: &Record| record.owner.vmid().is_none() && record.progress == Progress::Away;
+    let records = bench.store.records().map_err(|error| format!("{error:#}"))?;
+    if let Some(record) = records.iter().find(|record| !by_hand(record)) {
+        return Err(named(format!("{} still has {:?}", record.owner, record.slots())));
+    }
+    if records.is_empty() { is_home(bench, &ready.home).map_err(named) } else { Ok(()) }
 }
 
 /// What the workers do that outlived the run.
@@ -173,7 +243,7 @@ fn opposite(setup: &Setup, wish: &Wish, at: usize) -> Wish {
         Wish::Leave(owner, _) if at % 2 == 1 => Wish::Home(owner.clone()),
         Wish::Home(owner) if at % 2 == 1 => Wish::Leave(owner.clone(), setup.slots()),
         Wish::Reconcile | Wish::Watch(_) => Wish::Leave(Owner::Vm(111), setup.slots()),
-        Wish::Leave(..) | Wish::Home(_) | Wish::Unfinished | Wish::Keep(..) => Wish::Reconcile,
+        Wish::Leave(..) | Wish::Home(_) | Wish::Unfinished | Wish::Owed | Wish::Keep(..) => Wish::Reconcile,
     }
 }
 

@@ -5,7 +5,7 @@ use super::bench::{Bench, End, Ran, Wish, World};
 use super::faults::Kind;
 use super::machine::AtHome;
 use super::state::State;
-use gpu_handoff::handoff::record::{Owner, Progress};
+use gpu_handoff::handoff::record::{Owner, Progress, Record, Stopped};
 use gpu_handoff::proxmox::running;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -38,6 +38,8 @@ pub fn always(bench: &Bench, home: &AtHome) -> Check {
         problems.extend(home.differences(&state, None).into_iter().map(|line| format!("forgotten: {line}")));
     }
 
+    problems.extend(nothing_is_owed_unknown(bench, &state, &records, home));
+
     // Who was given a slot, and whose QEMU has it.
     let mut owners: BTreeSet<(String, u32)> = BTreeSet::new();
     for record in records.iter().filter(|record| record.progress == Progress::Away) {
@@ -66,6 +68,29 @@ pub fn always(bench: &Bench, home: &AtHome) -> Check {
     all(problems)
 }
 
+/// Whoever is frozen or stopped stands where the keeper looks, and something is there for which the keeper comes.
+fn nothing_is_owed_unknown(bench: &Bench, state: &State, records: &[Record], home: &AtHome) -> Vec<String> {
+    let to_start = bench.store.to_start().unwrap_or_default();
+    let mut problems = Vec::new();
+    let frozen = state.frozen();
+    for ctid in frozen.iter().filter(|ctid| !records.iter().any(|record| record.frozen.contains(ctid))) {
+        problems.push(format!("container {ctid} is frozen, and no record says so"));
+    }
+    let stopped = state.running().missing(&home.running);
+    let is_known = |what: &Stopped| {
+        to_start.iter().any(|entry| entry.what == *what) || records.iter().any(|record| record.stopped.contains(what))
+    };
+    for what in stopped.iter().filter(|what| !is_known(what)) {
+        problems.push(format!("{what} was stopped, and nothing says that it is to run again"));
+    }
+    let moved = home.differences(state, Some(&[String::new()]));
+    let is_settled = frozen.is_empty() && stopped.is_empty() && moved.is_empty() && records.is_empty();
+    if !is_settled && !bench.has_keeper() {
+        problems.push(format!("no keeper comes for {frozen:?}, {stopped:?}, {moved:?}"));
+    }
+    problems
+}
+
 fn is_running(state: &State, vmid: u32) -> bool {
     state.pid_files.contains_key(&vmid) || state.locked_guests.contains(&vmid)
 }
@@ -84,6 +109,9 @@ pub fn ended_well(bench: &Bench, wish: &Wish, kind: Option<Kind>, ran: &Ran, bef
         End::Panicked(text) => return Err(format!("panic: {text}")),
     };
     let hindered = kind.is_some_and(Kind::goes_on);
+    if !hindered && before.state.frozen().is_empty() && !state.frozen().is_empty() {
+        return Err(format!("it ended by itself and left containers {:?} frozen", state.frozen()));
+    }
     match (wish, code) {
         (_, 0) => reached(bench, wish, home),
         (Wish::Leave(..), 1) if hindered => Ok(()),
@@ -100,7 +128,9 @@ pub fn ended_well(bench: &Bench, wish: &Wish, kind: Option<Kind>, ran: &Ran, bef
             Err(format!("exit 1, but not back where it was: {}", differences.join("; ")))
         }
         (Wish::Home(owner), 1) if bench.record(owner).is_none() => Err("exit 1 without a record".to_string()),
-        (Wish::Home(_) | Wish::Reconcile | Wish::Unfinished | Wish::Watch(_) | Wish::Keep(..), 1) => Ok(()),
+        (Wish::Home(_) | Wish::Reconcile | Wish::Unfinished | Wish::Owed | Wish::Watch(_) | Wish::Keep(..), 1) => {
+            Ok(())
+        }
         (_, 3) => {
             if bench.world().but_for_time() == before.clone().but_for_time() {
                 Ok(())
@@ -134,7 +164,7 @@ pub fn reached(bench: &Bench, wish: &Wish, home: &AtHome) -> Check {
         // A VM that is started again has it.
         Wish::Watch(id) if is_running(&bench.kernel.state.borrow(), *id) => always(bench, home),
         Wish::Watch(id) => reached(bench, &Wish::Home(Owner::Vm(*id)), home),
-        Wish::Reconcile | Wish::Unfinished => {
+        Wish::Reconcile | Wish::Unfinished | Wish::Owed => {
             let left: Vec<String> = bench
                 .store
                 .records()
@@ -181,7 +211,7 @@ fn is_with(bench: &Bench, owner: &Owner, slots: &[String]) -> Check {
 fn unfinished_business(bench: &Bench, slots: &[String]) -> Vec<String> {
     let files = bench.files();
     let wedges: Vec<String> = slots.iter().map(|slot| format!("wedged-{slot}")).collect();
-    let of = |name: &&String| *name == "journal" || wedges.contains(name) || name.starts_with('.');
+    let of = |name: &&String| name.starts_with("journal") || wedges.contains(name) || name.starts_with('.');
     files.keys().filter(of).map(|name| format!("{name} is left")).collect()
 }
 
@@ -200,7 +230,7 @@ pub fn history_tells(bench: &Bench, wish: &Wish, ran: &Ran) -> Check {
         Wish::Leave(owner, _) => (owner.clone(), "vfio"),
         Wish::Home(owner) | Wish::Keep(owner, _) => (owner.clone(), "home"),
         Wish::Watch(id) => (Owner::Vm(*id), "home"),
-        Wish::Reconcile | Wish::Unfinished => return Ok(()),
+        Wish::Reconcile | Wish::Unfinished | Wish::Owed => return Ok(()),
     };
     let mine = lines.iter().filter(|line| line["direction"] == direction && line["vmid"] == json!(owner.vmid()));
     let mine: Vec<&Value> = mine.collect();

@@ -212,6 +212,7 @@ impl State {
                 inside.map(|(address, _)| address.clone()).collect()
             }
             ["sys", "fs", "cgroup", "lxc"] => self.container_cgroups(),
+            ["proc"] => self.living().map(|(pid, _)| pid.to_string()).collect(),
             ["sys", "module", module, "holders"] => self.holders(module),
             ["proc", "driver", "nvidia", "gpus"] => {
                 self.functions.iter().filter(|(_, f)| f.minor.is_some()).map(|(a, _)| a.clone()).collect()
@@ -220,7 +221,7 @@ impl State {
             ["etc", "pve", "lxc"] => Vec::new(),
             ["etc", "modprobe.d"] => one(MODPROBE_FILE.to_string(), !self.static_ids.is_empty()),
             ["sys", "class", "mdev_bus", ..] | ["run", "modprobe.d"] => Vec::new(),
-            ["usr" | "lib", ..] | ["proc"] => Vec::new(),
+            ["usr" | "lib", ..] => Vec::new(),
             _ => return None,
         })
     }

@@ -1,6 +1,7 @@
 //! What runs on the host beside VMs and may use a GPU: units and containers, as systemctl, systemd-run and pct see them.
 
 use super::state::{CONTROL_MINOR, State, nvidia_number};
+use gpu_handoff::handoff::record::Stopped;
 use gpu_handoff::sys::DeviceNumber;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -97,6 +98,8 @@ impl State {
                 }
                 String::new()
             }
+            // It comes by itself: see Bench::keeper.
+            ("/usr/bin/systemctl", ["start" | "stop", "--no-block", "--", "gpu-handoff-keeper.timer"]) => String::new(),
             ("/usr/bin/systemd-run", [.., "resume"]) => {
                 self.hosted.resume = true;
                 String::new()
@@ -131,6 +134,11 @@ impl State {
             }
             _ => None,
         }
+    }
+
+    /// Containers that are frozen.
+    pub fn frozen(&self) -> Vec<u32> {
+        self.running().containers.into_iter().filter(|(_, is_frozen)| *is_frozen).map(|(ctid, _)| ctid).collect()
     }
 
     pub fn container_cgroups(&self) -> Vec<String> {
@@ -185,6 +193,13 @@ impl State {
 }
 
 impl Running {
+    /// What runs there, by the name that the program has for it, and not here.
+    pub fn missing(&self, home: &Running) -> Vec<Stopped> {
+        let containers = home.containers.keys().filter(|ctid| !self.containers.contains_key(ctid));
+        let units = home.units.difference(&self.units);
+        containers.map(|ctid| Stopped::Container(*ctid)).chain(units.cloned().map(Stopped::Unit)).collect()
+    }
+
     /// In words, when it is not as it shall be.
     pub fn difference(&self, home: &Running) -> Option<String> {
         (self != home).then(|| format!("running are {self:?}, at home {home:?}"))

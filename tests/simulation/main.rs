@@ -179,11 +179,15 @@ fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
             attempt(bench, Fault { at: index + 1, kind }, then);
         }
     }
+    if whole && let Err(problem) = cases::with_a_lock_taken(bench, setup, &ready) {
+        let text = dump(bench, setup, "a lock is taken", &problem);
+        tally.lock().unwrap().fail(&problem, text);
+    }
     if whole {
         // Not every one: neighbours rarely differ.
         let looks = bench.looks_of(&ready);
         for at in (1..=looks).step_by(11) {
-            let then = if at % 2 == 0 { Then::Again } else { Then::Else };
+            let then = [Then::Again, Then::Else, Then::Keeper][at % 3];
             attempt(bench, Fault { at, kind: Kind::KillAtLook }, then);
         }
     }
@@ -206,10 +210,13 @@ fn what_befalls(act: &Action, index: usize, all: bool) -> Vec<(Kind, Then)> {
         // Once the worker's last act has put everything right, one thing after it is as good as the other.
         let is_settled =
             kind.is_hang() || matches!(kind, Kind::KillBefore { alone: false } | Kind::KillAfter { alone: false });
-        let thens: &[Then] = match (is_settled, (index + turn) % 2) {
+        let thens: &[Then] = match (is_settled, (index + turn) % 3) {
+            (false, 0) => &[Then::Again, Then::Keeper],
+            (false, 1) => &[Then::Else, Then::Keeper],
             (false, _) => &[Then::Again, Then::Else],
             (true, 0) => &[Then::Again],
-            (true, _) => &[Then::Else],
+            (true, 1) => &[Then::Else],
+            (true, _) => &[Then::Keeper],
         };
         cases.extend(thens.iter().map(|then| (kind, *then)));
     }
