@@ -151,7 +151,16 @@ pub fn help() -> String {
 /// # Errors
 /// One line saying what is wrong with the arguments.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
-    let mut parser = lexopt::Parser::from_args(arguments);
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(more) = after_phase(&arguments) {
+        // A later Proxmox may say more about a phase, and a start must not fail for that; but these are people's.
+        let own = |flag: &&Flag| more.iter().any(|word| word.strip_prefix("--") == Some(flag.name));
+        if let Some(Flag { name, goes_with, .. }) = FLAGS.iter().find(own) {
+            return Err(usage(&format!("--{name} goes with {goes_with}")));
+        }
+    }
+    let is_hook = after_phase(&arguments).is_some();
+    let mut parser = lexopt::Parser::from_args(arguments.into_iter().take(if is_hook { 2 } else { usize::MAX }));
     let mut words: Vec<String> = Vec::new();
     let mut flags: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
     while let Some(argument) = parser.next().map_err(|e| usage(&e.to_string()))? {
@@ -174,14 +183,20 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
     call(&words, &flags)
 }
 
+/// What follows a guest's id and a phase; none when it is another call.
+fn after_phase(arguments: &[OsString]) -> Option<Vec<String>> {
+    let [id, phase, more @ ..] = arguments else { return None };
+    let is_id = id.to_str().is_some_and(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()));
+    let is_phase = !phase.to_string_lossy().starts_with('-');
+    (is_id && is_phase).then(|| more.iter().map(|word| word.to_string_lossy().into_owned()).collect())
+}
+
 fn call(words: &[&str], flags: &BTreeMap<&'static str, Vec<String>>) -> Result<Call> {
     let (first, rest) = words.split_first().ok_or_else(|| usage("nothing to do"))?;
     let too_much = |words: &[&str]| words.first().map_or(Ok(()), |more| Err(usage(&format!("{more} is too much"))));
     if first.bytes().all(|b| b.is_ascii_digit()) {
         let id = guest_id(first)?;
-        let (phase, rest) =
-            rest.split_first().ok_or_else(|| usage(&format!("guest {id} needs a phase, such as pre-start")))?;
-        too_much(rest)?;
+        let phase = rest.first().ok_or_else(|| usage(&format!("guest {id} needs a phase, such as pre-start")))?;
         refuse_other_flags(flags, "")?;
         return Ok(Call::Hook { id, phase: (*phase).to_string() });
     }
@@ -333,6 +348,10 @@ mod tests {
     fn every_spelling() {
         assert_eq!(parsed("111 pre-start"), Ok(Call::Hook { id: 111, phase: "pre-start".to_string() }));
         assert_eq!(parsed("111 whatever"), Ok(Call::Hook { id: 111, phase: "whatever".to_string() }));
+        // Whatever a later Proxmox has to add.
+        for line in ["111 pre-start now", "111 pre-start --node pve", "111 pre-start --node=pve -x 7"] {
+            assert_eq!(parsed(line), Ok(Call::Hook { id: 111, phase: "pre-start".to_string() }), "{line}");
+        }
         for line in ["--status", "status"] {
             assert_eq!(parsed(line), Ok(Call::Status { json: false }));
             assert_eq!(parsed(&format!("{line} --json")), Ok(Call::Status { json: true }));
@@ -353,6 +372,7 @@ mod tests {
         assert_eq!(parsed("plan 111"), Ok(Call::Plan { vmid: 111 }));
         assert_eq!(parsed("reconcile --dry-run"), Ok(Call::Reconcile { scope: Scope::All, dry_run: true }));
         assert_eq!(parsed("reconcile --unfinished"), Ok(Call::Reconcile { scope: Scope::Unfinished, dry_run: false }));
+        assert_eq!(parsed("reconcile --owed"), Ok(Call::Reconcile { scope: Scope::Owed, dry_run: false }));
         assert_eq!(parsed("watch 111"), Ok(Call::Watch { vmid: 111, after: After::Start }));
         assert_eq!(parsed("watch 111 --reboot"), Ok(Call::Watch { vmid: 111, after: After::Reboot }));
         assert_eq!(parsed("watch 111 --stop"), Ok(Call::Watch { vmid: 111, after: After::Stop }));
@@ -383,7 +403,8 @@ mod tests {
         for (line, problem) in [
             ("", "nothing to do"),
             ("111", "guest 111 needs a phase"),
-            ("111 pre-start now", "now is too much"),
+            ("--dry-run 111 pre-start", "--dry-run goes with a verb"),
+            ("reconcile --unfinished --owed", "--unfinished and --owed exclude each other"),
             ("99999999999 pre-start", "99999999999 is no guest id"),
             ("to-vfio --force", "--force is unknown"),
             ("to-vfio 01:00 02:00", "02:00 is too much"),
