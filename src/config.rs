@@ -148,7 +148,8 @@ impl Default for Config {
 
 /// What a key may hold.
 enum Kind {
-    Seconds,
+    /// At least so many.
+    Seconds(f64),
     Word(&'static [&'static str]),
     TextOrNull,
     Flag,
@@ -157,9 +158,10 @@ enum Kind {
 /// Every key there is. `*` stands for a slot or a CTID.
 const KEYS: &[(&str, Kind)] = &[
     ("gpus.*.home", Kind::Word(&["auto", "nvidia", "nouveau", "vfio-pci", "none"])),
-    ("time.handoff_s", Kind::Seconds),
-    ("time.lock_s", Kind::Seconds),
-    ("time.stop_s", Kind::Seconds),
+    // With less an ordinary modprobe, which gets two thirds of it, would look stuck.
+    ("time.handoff_s", Kind::Seconds(1.0)),
+    ("time.lock_s", Kind::Seconds(0.1)),
+    ("time.stop_s", Kind::Seconds(0.1)),
     ("policy.process", Kind::Word(&["refuse", "kill"])),
     ("policy.unit", Kind::Word(&["refuse", "stop"])),
     ("policy.nvidia_services", Kind::Word(&["stop", "refuse"])),
@@ -296,9 +298,9 @@ fn slot_from(key: &str) -> Option<String> {
 
 fn check_value(value: &Value, kind: &Kind) -> Result<(), String> {
     let (right, expected) = match kind {
-        Kind::Seconds => {
-            let right = value.as_f64().is_some_and(|s| (0.1..=3600.0).contains(&s));
-            (right, "seconds from 0.1 to 3600".to_string())
+        Kind::Seconds(least) => {
+            let right = value.as_f64().is_some_and(|s| (*least..=3600.0).contains(&s));
+            (right, format!("seconds from {least} to 3600"))
         }
         Kind::Word(words) => (value.as_str().is_some_and(|w| words.contains(&w)), words.join(" or ")),
         Kind::TextOrNull => (value.is_string() || value.is_null(), "a string or null".to_string()),
@@ -389,6 +391,15 @@ mod tests {
         assert_eq!(problem(r#"{"time":{"lock":3}}"#), "time.lock: unknown key");
         assert!(problem(r#"{"gpus":{"0000:01:00":{"home":"amdgpu"}}}"#).starts_with("gpus.0000:01:00.home: expected"));
         assert!(problem(r#"{"time":{"lock_s":"3"}}"#).contains("time.lock_s: expected seconds"));
+        assert_eq!(problem(r#"{"time":{"lock_s":0.05}}"#), "time.lock_s: expected seconds from 0.1 to 3600, got 0.05");
+        assert_eq!(
+            problem(r#"{"time":{"handoff_s":0.9}}"#),
+            "time.handoff_s: expected seconds from 1 to 3600, got 0.9"
+        );
+        assert_eq!(
+            Config::parse(br#"{"time":{"handoff_s":1,"lock_s":0.1}}"#).map(|config| (config.handoff, config.lock)),
+            Ok((Duration::from_secs(1), Duration::from_millis(100)))
+        );
         assert!(problem(r#"{"time":{"lock_s":-1}}"#).contains("time.lock_s: expected seconds"));
         assert_eq!(
             problem(r#"{"policy":{"containers":{"99999999999":"stop"}}}"#),
