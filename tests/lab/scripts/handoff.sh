@@ -92,7 +92,7 @@ drm_devices() {
 }
 kept() { # what gpu-handoff remembers; not how the last handoff went
     local f
-    for f in "$records"/vm-* "$records"/manual-* "$records"/wedged-* "$records"/journal; do
+    for f in "$records"/vm-* "$records"/manual-* "$records"/wedged-* "$records"/journal* "$records"/to-start; do
         [ ! -e "$f" ] || printf '%s %s\n' "$f" "$(<"$f")"
     done
 }
@@ -126,6 +126,13 @@ status() {
                 else { $at = "MISSING"; last }
             }
             defined $at ? ref $at ? ref $at : $at : "null" } @ARGV[1 .. $#ARGV]), "\n"' "$@"
+}
+
+# The keeper comes by itself, as where the package is installed.
+with_keeper() {
+    install -m 644 "${0%/*}"/gpu-handoff-keeper.{path,timer,service} /etc/systemd/system
+    systemctl daemon-reload
+    systemctl start gpu-handoff-keeper.path
 }
 
 # ---- checks ----

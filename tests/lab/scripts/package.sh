@@ -37,6 +37,8 @@ for unit in gpu-handoff-reconcile.service gpu-handoff-setup.service; do
     ok "$unit is enabled" systemctl --quiet is-enabled "$unit"
     ok "$unit is as systemd wants it" systemd-analyze verify --man=no "/usr/lib/systemd/system/$unit"
 done
+ok 'the keeper is enabled and listens' systemctl --quiet is-active gpu-handoff-keeper.path
+ok 'the keeper is as systemd wants it' systemd-analyze verify --man=no /usr/lib/systemd/system/gpu-handoff-keeper.{path,timer,service}
 ok 'nothing is left to do' test ! -e /var/lib/gpu-handoff/setup.pending
 for folder in postinst.d header_postinst.d; do
     works "$folder" run-parts --exit-on-error --arg="$(uname -r)" "/etc/kernel/$folder"

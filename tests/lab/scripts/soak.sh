@@ -1,18 +1,42 @@
 #!/bin/bash
-# Random operations with random kills; whatever happens, the card is never lost, and a
-# stopped VM and one more run bring it home.
+# Random operations on two cards with random kills, beside a container and a service that
+# are stopped for one and a container that is frozen; whatever happens, and whoever is
+# killed, the keeper brings everything home, and it alone.
 #   soak.sh [OPERATIONS [SEED]]
-# lab: --timeout 600
-# lab-genuine: --timeout 900
+# lab: --gpus 2 --timeout 900
+# lab-genuine: --gpus 2 --timeout 1200
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
 operations=${1:-20}
 RANDOM=${2:-20261120}
 echo "# $operations operations, seed ${2:-20261120}"
+mkdir -p "${config%/*}"
+printf '{"policy":{"container":"refuse","unit":"stop","containers":{"101":"stop"}},"time":{"stop_s":30}}\n' >"$config"
 remember_home
 at_home=$(snapshot)
-stranded=0 lost=0 kills=0
+stranded=0 frozen=0 stopped=0 lost=0 kills=0
+guest 112 "$slot2,pcie=1"
+with_keeper
+
+node=/dev/nvidia$(minor_of $slot1)
+mount="lxc.mount.entry: $node ${node#/} none bind,optional,create=file"
+lab-ct create 101 'lxc.cgroup2.devices.allow: c 195:* rwm' "$mount"
+printf '#!/bin/sh\nexec 3<%s\nexec sleep 10101\n' "$node" >/var/lib/lab-ct/101/etc/rc.local
+chmod 755 /var/lib/lab-ct/101/etc/rc.local
+lab-ct create 102 "$mount"
+cat >/run/systemd/system/soak-user.service <<END
+[Service]
+ExecStart=/usr/bin/perl -e 'open F, "<", shift or exit 9; sleep 10000' $node
+END
+systemctl daemon-reload
+pct start 101 >/dev/null 2>&1
+pct start 102 >/dev/null 2>&1
+systemctl start soak-user
+runs() { [ "$(pct status "$1")" = 'status: running' ]; }
+all_run() { runs 101 && runs 102 && systemctl --quiet is-active soak-user; }
+none_frozen() { ! grep -qsx 1 /sys/fs/cgroup/lxc/10[12]/cgroup.freeze; }
+ok 'all of them run' within 30 all_run
 
 pick() {
     local words=("$@")
@@ -20,12 +44,12 @@ pick() {
 }
 # Mostly what has something to do as things are, or few kills would hit a handoff; now and
 # then anything at all.
-pick_operation() {
-    local leave=('qm start 111' 'qm start 111' "$hook 111 pre-start" 'gpu-handoff to-vfio')
-    local come=("$hook 111 post-stop" 'gpu-handoff to-nvidia' 'gpu-handoff reconcile' 'qm start 111')
-    if ((RANDOM % 5 == 0)); then pick "${leave[@]}" "${come[@]}" 'qm stop 111'
-    elif runs_in_qemu; then picked='qm stop 111'
-    elif is_at_home; then pick "${leave[@]}"
+pick_operation() { # pick_operation VMID SLOT
+    local leave=("qm start $1" "qm start $1" "gpu-handoff to-vfio $2")
+    local come=("gpu-handoff to-nvidia $2" 'gpu-handoff reconcile' "qm start $1" 'sleep 5')
+    if ((RANDOM % 5 == 0)); then pick "${leave[@]}" "${come[@]}" "qm stop $1"
+    elif runs_in_qemu "$1"; then picked="qm stop $1"
+    elif is_home_now "$2"; then pick "${leave[@]}"
     else pick "${come[@]}"; fi
 }
 # Handoffs and their workers, which have the same name, in ${pids[@]}. Without a fork, or
@@ -39,7 +63,7 @@ find_handoffs() {
     done
     [ "${#pids[@]}" -gt 0 ]
 }
-# Either may be hit, or both.
+# Either may be hit, or all of them: the keeper, too.
 kill_some() {
     find_handoffs || return 0
     kills=$((kills + 1))
@@ -47,14 +71,16 @@ kill_some() {
     else kill -KILL "${pids[@]}" 2>/dev/null; fi
     return 0
 }
-runs_in_qemu() { [ "$(qm status 111)" = 'status: running' ]; }
-is_at_home() { [ "$(all_of driver_of)" = "$home_drivers" ]; }
-nobody_at_it() { ! pgrep -x gpu-handoff >/dev/null; }
+runs_in_qemu() { [ "$(qm status "$1")" = 'status: running' ]; }
+is_home_now() { [ "$(driver_of "$1.0") $(driver_of "$1.1")" = 'nvidia snd_hda_intel' ]; }
+is_as_before() { [ "$(snapshot)" = "$at_home" ]; }
+record_of() { grep -lsF "$1" "$records"/vm-* "$records"/manual-*; }
 
 for ((i = 1; i <= operations; i++)); do
-    pick_operation
+    if ((RANDOM % 2)); then card=$slot1 vm=111; else card=$slot2 vm=112; fi
+    pick_operation $vm "$card"
     operation=$picked
-    timeout 120 $operation </dev/null >/run/soak.out 2>&1 &
+    timeout 240 $operation </dev/null >/run/soak.out 2>&1 &
     job=$!
     killed=
     if ((RANDOM % 2)); then
@@ -68,24 +94,27 @@ for ((i = 1; i <= operations; i++)); do
     code=0
     wait $job || code=$?
     ok "operation $i, $operation$killed: ends" [ "$code" != 124 ]
-    # What outlives a killed run is done before it counts.
-    within 20 nobody_at_it || { echo "FAIL: somebody still works after operation $i" && failures=$((failures + 1)); }
-    kept=$(kept)
-    if [ -z "$kept" ] && ! is_at_home; then
-        lost=$((lost + 1))
-        echo "FAIL: operation $i, $operation$killed: lost: $(all_of driver_of | xargs)"
-        failures=$((failures + 1))
-    fi
-    echo "# $i: $operation$killed -> $code; $(all_of driver_of | xargs); ${kept:-no record}"
+    for card in $slot1 $slot2; do
+        if ! is_home_now $card && [ -z "$(record_of $card)" ] && ! is_home_now $card; then
+            lost=$((lost + 1)) failures=$((failures + 1))
+            echo "FAIL: operation $i, $operation$killed: lost: $(all_of driver_of | xargs)"
+        fi
+    done
+    echo "# $i: $operation$killed -> $code; $(all_of driver_of | xargs); $(kept | cut -c1-60 | xargs)"
     if ((i % 10 == 0)) || [ "$i" = "$operations" ]; then
         qm stop 111 >/dev/null 2>&1
-        gpu-handoff reconcile >/dev/null 2>&1
-        gpu-handoff to-nvidia >/dev/null 2>&1
-        [ "$(snapshot)" = "$at_home" ] || stranded=$((stranded + 1))
+        qm stop 112 >/dev/null 2>&1
+        # By hand lasts until the opposite call.
+        for card in $slot1 $slot2; do
+            [ ! -e "$records/manual-$card" ] || gpu-handoff to-nvidia $card >/dev/null 2>&1
+        done
+        within 120 is_as_before || stranded=$((stranded + 1))
+        within 120 all_run || stopped=$((stopped + 1))
+        none_frozen || frozen=$((frozen + 1))
         same "after $i operations: as before" "$at_home" "$(snapshot)"
     fi
 done
-echo "soak: $operations operations, $kills kills, $stranded stranded, $lost lost"
-is 'stranded and lost' '0 0' "$stranded $lost"
+echo "soak: $operations operations, $kills kills, $stranded stranded, $frozen frozen, $stopped left stopped, $lost lost"
+is 'stranded, frozen, left stopped, lost' '0 0 0 0' "$stranded $frozen $stopped $lost"
 is_home 'in the end'
 finish
