@@ -135,7 +135,7 @@ pub fn begin(app: &App, vmid: u32, after: After) -> Watcher<'_> {
         return watcher;
     }
     // One for each start: an earlier one may be about to end.
-    let unit = format!("{}{}", running::watchers_of(vmid), std::process::id());
+    let unit = format!("gpu-handoff-watch-{vmid}-{}", std::process::id());
     let id = vmid.to_string();
     let arguments: Vec<&str> = ["watch", &id].into_iter().chain(after.option()).collect();
     match systemd::begin_later(&app.kernel, &unit, &arguments) {

@@ -1,7 +1,6 @@
 //! Whether a VM runs, or Proxmox is busy with a guest, read from what Proxmox leaves in `/run`.
 
 use crate::sys::{Kernel, flock_is_held};
-use crate::systemd::{self, CGROUPS};
 
 /// The PID of a VM's QEMU. A pid file can outlive its process, so the command line must name that pid file
 /// (PVE::QemuServer::Helpers::vm_running_locally).
@@ -20,19 +19,6 @@ pub fn qemu_pid(kernel: &dyn Kernel, vmid: u32) -> Option<i32> {
 /// otherwise (PVE::QemuServer::RunState::create_cleanup_flag; since qemu-server 9.1.13).
 pub fn is_noted(kernel: &dyn Kernel, vmid: u32) -> bool {
     kernel.exists(&format!("/run/qemu-server/{vmid}.cleanup"))
-}
-
-/// What the units are called that watch over a VM; each name goes on with the PID of who started it.
-pub fn watchers_of(vmid: u32) -> String {
-    format!("gpu-handoff-watch-{vmid}-")
-}
-
-/// Whether a watcher sees to this VM, and to its GPU should that be necessary.
-pub fn is_watched(kernel: &dyn Kernel, vmid: u32) -> bool {
-    let name = watchers_of(vmid);
-    let units = kernel.list(&format!("{CGROUPS}/system.slice"));
-    let mut units = units.iter().filter(|unit| unit.starts_with(&name));
-    units.any(|unit| systemd::has_processes(kernel, &format!("system.slice/{unit}")))
 }
 
 /// Whether Proxmox holds the guest's lock: it is starting, stopping or changing it right now.
