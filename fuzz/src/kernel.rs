@@ -11,6 +11,7 @@ use gpu_handoff::stop::Code;
 use gpu_handoff::sys::{self, Action, DeviceNumber, Kernel, Mapped, Node, Request};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
 
 const GPU: &str = "0000:01:00.0";
 
@@ -118,10 +119,10 @@ pub fn holders(data: &[u8]) {
     machine = machine.open(7, DeviceNumber { major: 195, minor: 255 }, false);
     let slots: Vec<Slot> = Slot::read(&machine, "0000:01:00").into_iter().collect();
     assert!(slots[0].functions.iter().all(Function::is_nvidia_gpu));
-    let found = Watched::of_slots(&machine, &slots, Reach::Unbinding).holders(&machine);
+    let found = Watched::of_slots(&machine, &slots, Reach::Unbinding).holders(&machine, Duration::MAX).unwrap();
     assert_eq!(found.len(), 1);
     assert_one_line(&found[0].to_string());
-    assert!(found[0].remedy().bytes().all(|b| b.is_ascii_alphanumeric() || b" :-_.\\@".contains(&b)));
+    assert!(found[0].remedy().bytes().all(|b| b.is_ascii_alphanumeric() || b" :,-_.\\@".contains(&b)));
     if let Place::Unit(name) = &found[0].place {
         assert!(name.ends_with(".service") || name.ends_with(".scope"), "{name}");
     }
@@ -193,8 +194,8 @@ pub fn message(data: &[u8]) {
     let (path, value) = (String::from_utf8_lossy(path).into_owned(), String::from_utf8_lossy(value).into_owned());
     let modules = value.split('\0').map(str::to_string).collect();
     let head = Request::ReadHead(path.clone(), data.len().min(4096));
-    let mapped = Request::Mapped { except: value.bytes().map(i32::from).collect() };
-    for request in [Request::Read(path.clone()), head, Request::TryOpen(path.clone()), mapped] {
+    let claim = Request::TryClaim(path.clone());
+    for request in [Request::Read(path.clone()), head, Request::TryOpen(path.clone()), claim] {
         assert_eq!(sys::decode(&sys::encode(&request)), Some(request));
     }
     survives_the_pipe(&Action::Write { path: path.clone(), data: value.clone() });

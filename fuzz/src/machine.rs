@@ -1,6 +1,8 @@
 //! A machine in memory: every path has the bytes that the fuzzer chose. Nothing on it can be changed.
 
-use gpu_handoff::sys::{ActError, Action, DeviceNumber, End, Kernel, OpenDevice, Process};
+use gpu_handoff::sys::{
+    ActError, Action, DeviceNumber, End, How, Kernel, OpenDevice, Process, Sight, Sought, User,
+};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::time::Duration;
@@ -9,7 +11,7 @@ use std::time::Duration;
 pub struct Machine {
     files: BTreeMap<String, Vec<u8>>,
     links: BTreeMap<String, String>,
-    open: Vec<OpenDevice>,
+    users: Vec<User>,
 }
 
 impl Machine {
@@ -29,7 +31,17 @@ impl Machine {
     /// A process has this device open, or only mapped.
     #[must_use]
     pub fn open(mut self, pid: i32, number: DeviceNumber, mapped: bool) -> Machine {
-        self.open.push(OpenDevice { pid, number, mapped });
+        let device = OpenDevice { number, how: if mapped { How::Mapped } else { How::Open } };
+        if let Some(user) = self.users.iter_mut().find(|user| user.process.pid == pid) {
+            user.open.push(device);
+            return self;
+        }
+        let text = |name: &str| {
+            let bytes = self.files.get(&format!("/proc/{pid}/{name}")).cloned().unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let (command, cgroup) = (text("comm"), text("cgroup"));
+        self.users.push(User { process: Process { pid, start: 1 }, command, cgroup, is_init: false, open: vec![device] });
         self
     }
 
@@ -111,8 +123,8 @@ impl Kernel for Machine {
         Ok(false)
     }
 
-    fn open_devices(&self) -> Vec<OpenDevice> {
-        self.open.clone()
+    fn look(&self, _: &Sought, _: Duration) -> Result<Sight, String> {
+        Ok(Sight { users: self.users.clone(), ..Sight::default() })
     }
 
     fn program(&self, path: &str, _arguments: &[&str], _limit: Duration) -> Result<String, ActError> {

@@ -13,12 +13,15 @@ const CONSOLES: &str = "/sys/class/vtconsole";
 const FRAMEBUFFERS: &str = "/sys/class/graphics";
 
 /// How `/proc/iomem` names a framebuffer that the firmware set up: the kernel's name for it, and its drivers' names.
-const FIRMWARE: [&str; 5] = ["BOOTFB", "efifb", "vesafb", "simplefb", "simple-framebuffer.0"];
+const FIRMWARE: [&str; 8] =
+    ["BOOTFB", "efifb", "vesafb", "simplefb", "simple-framebuffer.0", "simpledrm", "efidrm", "vesadrm"];
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Console {
     /// The framebuffer console is on, whichever screen it is on.
     pub is_attached: bool,
+    /// Somebody else has all consoles locked, so that nothing of this is known.
+    pub is_busy: bool,
     /// It can be attached by hand.
     pub can_attach: bool,
     /// Of the functions that were asked about, the one whose screen it is on, or would be.
@@ -30,9 +33,12 @@ pub struct Console {
 }
 
 impl Console {
-    /// # Errors
-    /// [`ActError::Stuck`] when something else holds the kernel's lock on all consoles.
-    pub fn read(kernel: &dyn Kernel, addresses: &[&str], limit: Duration) -> Result<Console, ActError> {
+    /// When something else holds the kernel's lock on all consoles, nothing is known of them: they are left alone.
+    pub fn read(kernel: &dyn Kernel, addresses: &[&str], limit: Duration) -> Console {
+        let firmware = firmware(kernel, addresses);
+        let Ok(attached) = is_attached(kernel, limit) else {
+            return Console { is_busy: true, firmware, ..Console::default() };
+        };
         let of = |address: &str| kernel.list(&attribute(address, "graphics"));
         let own: Vec<String> = addresses.iter().flat_map(|address| of(address)).collect();
         let mut all: Vec<(u32, String)> =
@@ -43,13 +49,14 @@ impl Console {
             |name: &str| kernel.text(&format!("{FRAMEBUFFERS}/{name}/device/boot_vga")).as_deref() == Some("1");
         let chosen = all.iter().find(|(_, name)| is_primary(name)).or(all.first());
         let has_console = |address: &&&str| chosen.is_some_and(|(_, name)| of(address).contains(name));
-        Ok(Console {
-            is_attached: is_attached(kernel, limit)? == Some(true),
+        Console {
+            is_attached: attached == Some(true),
+            is_busy: false,
             can_attach: can_attach(kernel),
             screen: addresses.iter().find(has_console).map(|address| (*address).to_string()),
             has_other: all.iter().any(|(_, name)| !own.contains(name)),
-            firmware: firmware(kernel, addresses),
-        })
+            firmware,
+        }
     }
 }
 
@@ -65,10 +72,10 @@ pub fn bind_attribute(kernel: &dyn Kernel) -> Option<String> {
 /// None when there is no framebuffer console: its last framebuffer is gone.
 ///
 /// # Errors
-/// As [`Console::read`].
+/// [`ActError::Stuck`] when something else holds the kernel's lock on all consoles.
 pub fn is_attached(kernel: &dyn Kernel, limit: Duration) -> Result<Option<bool>, ActError> {
     let Some(path) = bind_attribute(kernel) else { return Ok(None) };
-    match kernel.read_slowly(&path, limit) {
+    match kernel.peek(&path, 1, limit) {
         Ok(bytes) => Ok(Some(bytes.first() == Some(&b'1'))),
         Err(error @ ActError::Stuck { .. }) => Err(error),
         // It went in between.

@@ -19,6 +19,12 @@ pub fn freezer(ctid: u32) -> String {
     format!("{}/{CGROUPS}/{ctid}/cgroup.freeze", systemd::CGROUPS)
 }
 
+/// Whether all of its processes stand still. One that has ended meanwhile opens nothing.
+pub fn is_frozen(kernel: &dyn Kernel, ctid: u32) -> bool {
+    let events = kernel.text(&format!("{}/{CGROUPS}/{ctid}/cgroup.events", systemd::CGROUPS));
+    events.is_none_or(|events| events.lines().any(|line| line == "frozen 1"))
+}
+
 pub fn runs(kernel: &dyn Kernel, ctid: u32) -> bool {
     systemd::has_processes(kernel, &format!("{CGROUPS}/{ctid}"))
 }

@@ -1,6 +1,6 @@
 //! PCI functions, slots and IOMMU groups, read from `/sys/bus/pci` each time: the kernel is the truth.
 
-use super::power::Power;
+use super::power::{self, Power};
 use crate::sys::{ActError, Kernel};
 use std::time::Duration;
 
@@ -94,9 +94,12 @@ impl Function {
         self.vendor == NVIDIA && self.class >> 8 == 0x0680
     }
 
-    /// Bridges stay with the host whatever group they are in.
-    pub fn is_bridge(&self) -> bool {
-        self.class >> 16 == 0x06 && !self.is_nvswitch()
+    /// Bridges stay with the host whatever group they are in, unless their driver has them do DMA for the host: then the
+    /// kernel gives the group to nobody. Drivers that say that they do not are those with `driver_managed_dma`.
+    pub fn is_harmless_bridge(&self) -> bool {
+        let excused = ["pcieport", "pci-stub", "pciback", VFIO_PCI];
+        let is_excused = self.driver.as_deref().is_none_or(|driver| excused.contains(&driver));
+        self.class >> 16 == 0x06 && is_excused && !self.is_nvswitch()
     }
 
     pub fn is_on(&self, driver: &str) -> bool {
@@ -128,6 +131,18 @@ impl Slot {
     /// # Errors
     /// [`ActError::Stuck`] when it did not.
     pub fn read_slow_attributes(&mut self, kernel: &dyn Kernel) -> Result<(), ActError> {
+        self.read_attributes(kernel, true)
+    }
+
+    /// As [`Slot::read_slow_attributes`], but what sleeps is not woken for it: whether it is gone is not asked then.
+    ///
+    /// # Errors
+    /// As [`Slot::read_slow_attributes`].
+    pub fn read_slow_attributes_asleep(&mut self, kernel: &dyn Kernel) -> Result<(), ActError> {
+        self.read_attributes(kernel, false)
+    }
+
+    fn read_attributes(&mut self, kernel: &dyn Kernel, may_wake: bool) -> Result<(), ActError> {
         for function in &mut self.functions {
             function.driver_override = read_override(kernel, &function.address, READ_LIMIT)?;
             if kernel.exists(&attribute(&function.address, "sriov_numvfs")) {
@@ -137,7 +152,8 @@ impl Slot {
             }
             function.power = Power::read(kernel, &function.address);
             // That of a virtual function reads ones by its specification.
-            function.is_gone = !function.is_virtual && is_gone(kernel, &function.address)?;
+            let may_ask = may_wake || !power::sleeps(kernel, &function.address);
+            function.is_gone = may_ask && !function.is_virtual && is_gone(kernel, &function.address)?;
         }
         Ok(())
     }

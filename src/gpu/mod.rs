@@ -1,5 +1,6 @@
 //! What there is and who uses it: PCI functions, the NVIDIA driver, device nodes, holders. Reads only.
 
+pub mod behind;
 pub mod choice;
 pub mod console;
 pub mod containers;
@@ -7,8 +8,11 @@ pub mod holders;
 pub mod inventory;
 pub mod nodes;
 pub mod nvidia;
+pub mod place;
 pub mod power;
 pub mod static_ids;
+pub mod usage;
+pub mod watched;
 pub mod would_take;
 
 pub use inventory::{Function, Slot};

@@ -9,6 +9,12 @@ use crate::sys::Kernel;
 const CONTROL: &str = "power/control";
 const D3COLD: &str = "d3cold_allowed";
 
+/// Reading its configuration space would wake it, or the port that it is behind.
+pub fn sleeps(kernel: &dyn Kernel, address: &str) -> bool {
+    let is = |name: &str, value: &str| kernel.text(&attribute(address, name)).as_deref() == Some(value);
+    is("power/runtime_status", "suspended") || is("power_state", "D3cold") || is("power_state", "D3hot")
+}
+
 /// The attributes of a function, or what shall be written to them; none where there is no such attribute.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Power {

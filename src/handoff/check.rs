@@ -42,11 +42,10 @@ pub fn check(facts: &Facts, listed: &dyn Fn(&str) -> bool) -> Result<(), String>
         let Some(driver) = stranger.driver.as_deref() else { continue };
         if !matches!(driver, VFIO_PCI | "pci-stub") && !listed(&stranger.address) {
             return Err(format!(
-                "{} is in the same IOMMU group ({}) and {driver} has it: a group goes to a VM as a whole; move the card \
-                 to another slot, or take that device from the host: echo {} > /sys/bus/pci/drivers/{driver}/unbind",
+                "{} is in the same IOMMU group ({}) and {driver} has it: a group goes to a VM as a whole; move one of \
+                 the two to another slot, or look in the firmware for ACS, which makes groups smaller",
                 stranger.address,
                 stranger.iommu_group.map_or_else(|| "?".to_string(), |g| g.to_string()),
-                stranger.address
             ));
         }
     }

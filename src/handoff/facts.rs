@@ -67,7 +67,7 @@ impl Facts {
         let strangers = groups
             .into_iter()
             .flat_map(|group| inventory::group_members(kernel, group))
-            .filter(|f| !is_ours(&f.address) && !f.is_bridge())
+            .filter(|f| !is_ours(&f.address) && !f.is_harmless_bridge())
             .collect();
         let mut gpu_drivers = BTreeMap::new();
         for gpu in functions().filter(|f| f.is_nvidia_gpu()) {
@@ -81,7 +81,7 @@ impl Facts {
             }
         }
         let addresses: Vec<&str> = functions().map(|f| f.address.as_str()).collect();
-        let console = Console::read(kernel, &addresses, READ_LIMIT)?;
+        let console = Console::read(kernel, &addresses, READ_LIMIT);
         let is_loaded = |module: &str| kernel.exists(&format!("/sys/module/{module}"));
         Ok(Facts {
             vfio_pci: vfio_pci(kernel),

@@ -77,7 +77,7 @@ impl Handoff<'_> {
 
     fn who_is_left(&self, watched: &Watched, end: Duration, decide: Decide) -> Result<Vec<Halt>, String> {
         let limit = end.saturating_sub(self.kernel.now());
-        decide(&watched.holders_settled(self.kernel, limit)).map_err(|keepers| {
+        decide(&watched.holders_settled(self.kernel, limit)?).map_err(|keepers| {
             let who: Vec<String> = keepers.iter().map(ToString::to_string).collect();
             format!("meanwhile {}", who.join(", "))
         })
@@ -91,13 +91,7 @@ impl Handoff<'_> {
         end: Duration,
         done: &mut Vec<String>,
     ) -> Result<(), String> {
-        // Before anything is waited for: afterwards a PID may be somebody else's.
-        let process_of = |halt: &Halt| match halt {
-            Halt::Kill { pid, .. } => self.kernel.process(*pid),
-            Halt::Stop(_) => None,
-        };
-        let processes: Vec<Option<Process>> = halts.iter().map(process_of).collect();
-        for (halt, process) in halts.iter().zip(processes) {
+        for halt in halts {
             match halt {
                 Halt::Stop(what) => {
                     let along = match what {
@@ -114,11 +108,9 @@ impl Handoff<'_> {
                     self.stop(what, end)?;
                     done.push(what.to_string());
                 }
-                Halt::Kill { pid, command } => {
-                    if let Some(process) = process {
-                        self.kill(process, command, end)?;
-                    }
-                    done.push(format!("PID {pid} ({command})"));
+                Halt::Kill { process, command } => {
+                    self.kill(*process, command, end)?;
+                    done.push(format!("PID {} ({command})", process.pid));
                 }
             }
         }

@@ -7,12 +7,12 @@ use super::plan::{self, Plan};
 use super::policy::{self, Halt};
 use super::record::{HomeOf, Owner, Record, Stopped};
 use super::step::Step;
-use super::{Handoff, again, check, is_with};
+use super::{Handoff, again, check, in_the_way, is_with};
 use crate::config::{ForContainer, Home};
-use crate::gpu::holders::{Holder, Place, Reach, Watched};
+use crate::gpu::holders::{Ends, Found, Holder, Place, Reach, Watched, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI};
 use crate::gpu::power::Power;
-use crate::gpu::{containers, nodes, nvidia};
+use crate::gpu::{behind, containers, nodes, nvidia};
 use crate::proxmox::running;
 use crate::stop::{Result, Stop};
 use crate::systemd;
@@ -76,6 +76,8 @@ impl Handoff<'_> {
         record.console |= facts.console.is_attached && facts.console.screen.is_some();
         let refuse = |reason: String| Stop::refused(format!("{} was not touched: {reason}", names.join(" ")));
         check::check(&facts, listed).map_err(refuse)?;
+        let needed = facts.functions().find_map(|function| behind::in_use(self.kernel, function));
+        needed.map_or(Ok(()), |what| Err(refuse(format!("{what}; then {}", again(owner)))))?;
         let plan = plan::to_vfio(&facts, &record).map_err(refuse)?;
         let watched = self.watched(&facts, &plan);
         if watched.is_blind {
@@ -85,8 +87,20 @@ impl Handoff<'_> {
                 again(owner)
             )));
         }
-        let holders = watched.holders(self.kernel);
-        let halts = self.decide(owner, &facts, &holders).map_err(|keepers| busy(owner, &names, &keepers))?;
+        // What is left of the time is for the steps, and for going back.
+        let limit = self.config.handoff / 3;
+        let found = watched.find_lasting(self.kernel, limit, &|holder| {
+            !is_own(owner, holder) && !policy::stops(&self.config.policy, holder)
+        });
+        let found = found.map_err(|problem| refuse(format!("{problem}; then {}", again(owner))))?;
+        let halts = self.decide(owner, &facts, &found.holders).map_err(|keepers| busy(owner, &names, &keepers))?;
+        if !found.hidden.is_empty() {
+            self.story.warn(&format!("not seen is what these have in memory: {}", hidden(&found.hidden)));
+        }
+        if halts.is_empty() {
+            let unseen = self.unseen(&facts, &plan, &watched, &found);
+            unseen.map_or(Ok(()), |what| Err(refuse(format!("{what}; then {}", again(owner)))))?;
+        }
         add_missing(&mut record.frozen, self.to_freeze(&facts, &halts));
         let plan = if record.frozen.is_empty() { plan } else { plan::to_vfio(&facts, &record).map_err(refuse)? };
         Ok(Intent { record, abandoned, facts, halts, watched, plan })
@@ -99,9 +113,7 @@ impl Handoff<'_> {
         facts: &Facts,
         holders: &[Holder],
     ) -> std::result::Result<Vec<Halt>, Vec<Holder>> {
-        // The VM itself may have its GPU already: then there is nothing left to do.
-        let is_own = |holder: &Holder| owner.vmid().is_some_and(|id| holder.place == Place::Vm(id));
-        let holders: Vec<Holder> = holders.iter().filter(|holder| !is_own(holder)).cloned().collect();
+        let holders: Vec<Holder> = holders.iter().filter(|holder| !is_own(owner, holder)).cloned().collect();
         let services = match facts.functions().any(|f| f.is_on("nvidia") || f.is_on("nvidia-nvswitch")) {
             true => policy::nvidia_services()
                 .filter(|unit| systemd::has_processes(self.kernel, &format!("system.slice/{unit}")))
@@ -109,6 +121,22 @@ impl Handoff<'_> {
             false => Vec::new(),
         };
         policy::decide(&self.config.policy, &holders, &services)
+    }
+
+    /// Why a function that is unbound alone might make that hang, although nobody was seen that has it open.
+    fn unseen(&self, facts: &Facts, plan: &Plan, watched: &Watched, found: &Found) -> Option<String> {
+        let is_unbound = |function: &&Function| {
+            plan.iter().any(|(_, step)| matches!(step, Step::Unbind { address, .. } if *address == function.address))
+        };
+        facts.functions().filter(is_unbound).find_map(|function| {
+            let own = Watched::of_function(self.kernel, function);
+            let on_nvidia = function.is_on("nvidia");
+            let watched = if on_nvidia { watched } else { &own };
+            if !on_nvidia && own.is_idle(self.kernel) {
+                return None;
+            }
+            in_the_way::unseen(self.kernel, function, watched, found.clone(), self.config.handoff / 6)
+        })
     }
 
     /// Containers that could open the GPU while it changes hands.
@@ -263,12 +291,18 @@ pub fn unknown_home(address: &str, problem: &str) -> Stop {
     ))
 }
 
+/// The VM itself may have its GPU already: then there is nothing left to do.
+fn is_own(owner: &Owner, holder: &Holder) -> bool {
+    owner.vmid().is_some_and(|id| holder.place == Place::Vm(id))
+}
+
 fn busy(owner: &Owner, slots: &[&str], keepers: &[Holder]) -> Stop {
     let mut who: Vec<String> = keepers.iter().take(NAMED_HOLDERS).map(ToString::to_string).collect();
     if keepers.len() > NAMED_HOLDERS {
         who.push(format!("{} more", keepers.len() - NAMED_HOLDERS));
     }
-    let remedy = keepers.first().map(Holder::remedy).unwrap_or_default();
+    let lasts = keepers.iter().find(|keeper| keeper.ends != Ends::Passes);
+    let remedy = lasts.or(keepers.first()).map(Holder::remedy).unwrap_or_default();
     Stop::refused(format!(
         "{} was not touched, it is in use: {}; end it ({remedy}), then {}",
         slots.join(" "),

@@ -73,7 +73,7 @@ impl Handoff<'_> {
         let title = slots.join(" ");
         let to_start = self.to_start_for(&names);
         add_missing(&mut record.stopped, to_start.iter().cloned());
-        if plan.is_empty() {
+        if plan.is_empty() && halts.is_empty() {
             watch();
             locked.save(&settled(&record))?;
             locked.take_over(&to_start)?;

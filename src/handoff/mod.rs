@@ -9,6 +9,7 @@ pub mod facts;
 pub mod halt;
 pub mod history;
 pub mod home;
+pub mod in_the_way;
 pub mod intent;
 pub mod journal;
 pub mod leave;
@@ -244,7 +245,8 @@ impl Handoff<'_> {
     /// Who uses a card, and what to type to end that.
     fn holder_of(&self, slot: &str) -> Option<String> {
         let slots: Vec<Slot> = Slot::read(self.kernel, slot).into_iter().collect();
-        let holders = Watched::of_slots(self.kernel, &slots, Reach::Slots).holders(self.kernel);
+        let watched = Watched::of_slots(self.kernel, &slots, Reach::Slots);
+        let holders = watched.holders(self.kernel, self.config.handoff / 6).unwrap_or_default();
         holders.first().map(|holder| format!("{holder}; end it ({})", holder.remedy()))
     }
 

@@ -239,7 +239,7 @@ pub fn to_home(facts: &Facts, record: &Record) -> Plan {
     if functions.iter().any(|(_, home)| home.driver.as_deref() == Some("nvidia")) {
         plan.push((Phase::Complete, Step::MakeNodes));
     }
-    if record.console && !functions.is_empty() {
+    if record.console && !facts.console.is_busy && !functions.is_empty() {
         plan.push((Phase::Complete, Step::Console { attach: true }));
     }
     for (function, home) in functions.iter().filter(|(_, home)| !lives_there(home)) {

@@ -2,7 +2,8 @@
 
 use super::record::Stopped;
 use crate::config::{ForContainer, Policy};
-use crate::gpu::holders::{Holder, Place, is_service};
+use crate::gpu::holders::{Ends, Holder};
+use crate::sys::Process;
 use std::fmt;
 
 /// One that must go.
@@ -11,14 +12,14 @@ pub enum Halt {
     /// Stopped in order, and started again when the GPU is back.
     Stop(Stopped),
     /// Asked to end, then killed. Nobody can start it again.
-    Kill { pid: i32, command: String },
+    Kill { process: Process, command: String },
 }
 
 impl fmt::Display for Halt {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Halt::Stop(what) => write!(f, "stop {what}"),
-            Halt::Kill { pid, command } => write!(f, "kill PID {pid} ({command})"),
+            Halt::Kill { process, command } => write!(f, "kill PID {} ({command})", process.pid),
         }
     }
 }
@@ -72,21 +73,26 @@ pub fn decide(policy: &Policy, holders: &[Holder], services: &[String]) -> Resul
     Ok(halts)
 }
 
+/// Whether it is stopped, and runs again later: then there is no point in waiting until it lets go by itself.
+pub fn stops(policy: &Policy, holder: &Holder) -> bool {
+    matches!(halt(policy, holder), Some(Halt::Stop(_)))
+}
+
 fn halt(policy: &Policy, holder: &Holder) -> Option<Halt> {
-    let kill = || {
-        let may = policy.kill_processes && holder.pid != 1;
-        may.then(|| Halt::Kill { pid: holder.pid, command: holder.command.clone() })
-    };
-    match &holder.place {
-        Place::Vm(_) => None,
-        Place::Container(id) => {
+    match &holder.ends {
+        // Killed, it would be started again, or take others with it.
+        Ends::Vm(_) | Ends::Passes | Ends::Told(_) => None,
+        Ends::Container(id) => {
             (policy.for_container(*id) == ForContainer::Stop).then_some(Halt::Stop(Stopped::Container(*id)))
         }
-        Place::Unit(unit) if is_service(unit) => {
+        Ends::Service(unit) => {
             let may = if is_nvidia_service(unit) { policy.stop_nvidia_services } else { policy.stop_units };
             may.then(|| Halt::Stop(Stopped::Unit(unit.clone())))
         }
-        Place::Unit(_) | Place::Unknown => kill(),
+        Ends::Kill => {
+            let kill = Halt::Kill { process: holder.process, command: holder.command.clone() };
+            policy.kill_processes.then_some(kill)
+        }
     }
 }
 
@@ -105,13 +111,21 @@ fn rank(halt: &Halt) -> usize {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::gpu::holders::Place;
+    use crate::sys::{DeviceNumber, How};
 
-    fn holder(pid: i32, place: Place) -> Holder {
-        Holder { pid, command: "x".to_string(), via: "/dev/nvidia0".to_string(), mapped: false, place }
+    fn process(pid: i32) -> Process {
+        Process { pid, start: 1 }
     }
 
-    fn unit(name: &str) -> Place {
-        Place::Unit(name.to_string())
+    fn holder(pid: i32, ends: Ends) -> Holder {
+        let (command, via) = ("x".to_string(), "/dev/nvidia0".to_string());
+        let number = DeviceNumber { major: 195, minor: 0 };
+        Holder { process: process(pid), command, number, via, how: How::Open, place: Place::Unknown, ends }
+    }
+
+    fn unit(name: &str) -> Ends {
+        Ends::Service(name.to_string())
     }
 
     fn policy(text: &str) -> Policy {
@@ -126,8 +140,8 @@ mod tests {
         let stop = vec![Halt::Stop(Stopped::Unit(persistenced.clone()))];
         assert_eq!(decide(&defaults, std::slice::from_ref(&service), &[]), Ok(stop.clone()));
         assert_eq!(decide(&defaults, &[], std::slice::from_ref(&persistenced)), Ok(stop));
-        for place in [Place::Vm(111), Place::Container(101), unit("jellyfin.service"), Place::Unknown] {
-            let keeper = holder(8, place);
+        for ends in [Ends::Vm(111), Ends::Container(101), unit("jellyfin.service"), Ends::Kill, Ends::Passes] {
+            let keeper = holder(8, ends);
             assert_eq!(decide(&defaults, &[service.clone(), keeper.clone()], &[]), Err(vec![keeper]));
         }
         let refusing = policy(r#"{"nvidia_services":"refuse"}"#);
@@ -143,14 +157,14 @@ mod tests {
             holder(4, unit("dcgm-exporter.service")),
             holder(5, unit("jellyfin.service")),
             holder(6, unit("jellyfin.service")),
-            holder(7, unit("session-3.scope")),
-            holder(8, Place::Container(101)),
-            holder(9, Place::Container(101)),
+            holder(7, Ends::Kill),
+            holder(8, Ends::Container(101)),
+            holder(9, Ends::Container(101)),
         ];
         let stop = |unit: &str| Halt::Stop(Stopped::Unit(unit.to_string()));
         let expected = vec![
             Halt::Stop(Stopped::Container(101)),
-            Halt::Kill { pid: 7, command: "x".to_string() },
+            Halt::Kill { process: process(7), command: "x".to_string() },
             stop("jellyfin.service"),
             stop("dcgm-exporter.service"),
             stop("nvidia-persistenced.service"),
@@ -159,18 +173,14 @@ mod tests {
     }
 
     #[test]
-    fn what_others_live_in_is_not_stopped() {
-        let units = policy(r#"{"unit":"stop"}"#);
-        let both = policy(r#"{"unit":"stop","process":"kill"}"#);
-        for name in ["pvedaemon.service", "user@1000.service", "ssh.service", "session-3.scope", "docker-1.scope"] {
-            let process = holder(7, unit(name));
-            assert_eq!(decide(&units, std::slice::from_ref(&process), &[]), Err(vec![process.clone()]), "{name}");
-            let kill = vec![Halt::Kill { pid: 7, command: "x".to_string() }];
-            assert_eq!(decide(&both, &[process], &[]), Ok(kill), "{name}");
+    fn what_would_come_back_or_take_others_along_is_not_ended() {
+        let all = policy(r#"{"process":"kill","unit":"stop","container":"stop"}"#);
+        for ends in [Ends::Vm(111), Ends::Passes, Ends::Told("docker stop 0123456789ab".to_string())] {
+            let keeper = holder(7, ends);
+            assert_eq!(decide(&all, std::slice::from_ref(&keeper), &[]), Err(vec![keeper]));
         }
-        let init = holder(1, Place::Unknown);
-        assert_eq!(decide(&both, std::slice::from_ref(&init), &[]), Err(vec![init]));
-        let vm = holder(9, Place::Vm(111));
-        assert_eq!(decide(&both, std::slice::from_ref(&vm), &[]), Err(vec![vm]));
+        let units = policy(r#"{"unit":"stop"}"#);
+        let mere = holder(7, Ends::Kill);
+        assert_eq!(decide(&units, std::slice::from_ref(&mere), &[]), Err(vec![mere]));
     }
 }

@@ -1,10 +1,9 @@
 //! Carries a plan out, step by step, within its time box.
 
+use super::in_the_way;
 use super::plan::{Phase, Plan};
 use super::step::Step;
-use crate::gpu::holders::{Reach, Watched};
-use crate::gpu::inventory::slot_of;
-use crate::gpu::{Slot, nvidia};
+use crate::gpu::containers;
 use crate::report::Story;
 use crate::sys::failpoints::{self, Point};
 use crate::sys::{ActError, Action, Kernel, Process};
@@ -13,6 +12,11 @@ use std::time::Duration;
 
 /// Proxmox writes the same id once at most; more often than this it is not an id that we are about to get rid of.
 const REMOVE_ID_LIMIT: usize = 8;
+
+/// How long a container is given to come to a halt.
+const FREEZING: Duration = Duration::from_secs(5);
+
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// What became of a plan.
 #[derive(Debug, Default)]
@@ -94,7 +98,7 @@ impl Run<'_> {
         while let Some((phase, _)) = rest.first() {
             let (now, later) = rest.split_at(rest.iter().take_while(|(p, _)| p == phase).count());
             rest = later;
-            if !self.phase(*phase, now, &mut outcome) {
+            if !self.phase(*phase, now, plan, &mut outcome) {
                 break;
             }
         }
@@ -102,11 +106,11 @@ impl Run<'_> {
     }
 
     /// False when the plan must not go on.
-    fn phase(&self, phase: Phase, steps: &[(Phase, Step)], outcome: &mut Outcome) -> bool {
+    fn phase(&self, phase: Phase, steps: &[(Phase, Step)], plan: &Plan, outcome: &mut Outcome) -> bool {
         let begin = self.kernel.now();
         let mut done: Vec<&Step> = Vec::new();
         let failed_before = outcome.failures.len();
-        let go_on = steps.iter().all(|(_, step)| self.attempt(step, &mut done, outcome));
+        let go_on = steps.iter().all(|(_, step)| self.attempt(step, plan, &mut done, outcome));
         let took = self.kernel.now().saturating_sub(begin);
         let mut told: Vec<String> = Some(tell(&done)).filter(|told| !told.is_empty()).into_iter().collect();
         told.extend(outcome.failures[failed_before..].iter().map(|(step, reason)| format!("FAILED {step}: {reason}")));
@@ -121,7 +125,7 @@ impl Run<'_> {
     }
 
     /// False when the plan must not go on.
-    fn attempt<'s>(&self, step: &'s Step, done: &mut Vec<&'s Step>, outcome: &mut Outcome) -> bool {
+    fn attempt<'s>(&self, step: &'s Step, plan: &Plan, done: &mut Vec<&'s Step>, outcome: &mut Outcome) -> bool {
         // Its slot waits for the call that is stuck; others need not, and nobody stays frozen for it.
         let waits = !matches!(step, Step::Thaw { .. });
         if waits && outcome.stuck.iter().any(|(stuck, _)| stuck.slot().is_none() || stuck.slot() == step.slot()) {
@@ -135,7 +139,7 @@ impl Run<'_> {
         if outcome.out_of_time || outcome.interrupted {
             return false;
         }
-        match self.step(step, left.min(share)) {
+        match self.step(step, plan, left.min(share)) {
             Ok(Effect::Changed) => done.push(step),
             Ok(Effect::NothingToDo) => {}
             Err(Failure::Stuck(process)) => {
@@ -150,7 +154,7 @@ impl Run<'_> {
         true
     }
 
-    fn step(&self, step: &Step, limit: Duration) -> Result<Effect, Failure> {
+    fn step(&self, step: &Step, plan: &Plan, limit: Duration) -> Result<Effect, Failure> {
         let worker = self.kernel.worker().ok_or_else(|| Failure::Reason("no process to do it".to_string()))?;
         let holds = || step.holds(self.kernel, limit).map_err(|_| Failure::Stuck(worker));
         if holds()? {
@@ -164,14 +168,14 @@ impl Run<'_> {
             // Coming home matters more than being able to tell how far it got.
             self.story.warn(&problem);
         }
-        if let Some(reason) = self.came_in_between(step) {
+        if let Some(reason) = self.came_in_between(step, plan, limit) {
             return Err(Failure::Reason(reason));
         }
         failpoints::pass(Point::Before);
         let done = self.change(step, worker, limit);
         failpoints::pass(Point::After);
         match done {
-            Ok(Effect::Changed) if !matches!(step, Step::RemoveId { .. }) && !holds()? => {
+            Ok(Effect::Changed) if !matches!(step, Step::RemoveId { .. } | Step::Freeze { .. }) && !holds()? => {
                 // drivers_probe, for one, reports success when no driver took the device.
                 Err(Failure::Reason("the kernel reported success, but nothing changed".to_string()))
             }
@@ -181,18 +185,20 @@ impl Run<'_> {
         }
     }
 
-    /// Unbinding a GPU from nvidia while somebody has it open does not come back, so look once more just before.
-    fn came_in_between(&self, step: &Step) -> Option<String> {
-        let Step::Unbind { address, driver } = step else { return None };
-        if driver != "nvidia" {
-            return None;
+    /// Unbinding a function while somebody has it open does not come back, so look once more just before. Also before
+    /// modules are unloaded: an open that was under way when its container was frozen is done by now.
+    fn came_in_between(&self, step: &Step, plan: &Plan, limit: Duration) -> Option<String> {
+        match step {
+            Step::Unbind { address, driver } => in_the_way::of_unbinding(self.kernel, address, driver, limit),
+            Step::Unload { .. } => {
+                // While the first of them is there still: afterwards there would be something to go back from.
+                let all: Vec<&str> = plan.iter().filter_map(|(_, step)| unloaded(step)).collect();
+                let is_first = all.first().copied() == unloaded(step);
+                let holder = is_first.then(|| in_the_way::of_unloading(self.kernel, &all, limit)).flatten();
+                holder.map(|holder| format!("meanwhile {holder}"))
+            }
+            _ => None,
         }
-        let slot: Vec<Slot> = Slot::read(self.kernel, slot_of(address)?).into_iter().collect();
-        let watched = Watched::of_slots(self.kernel, &slot, Reach::Unbinding);
-        if watched.is_blind {
-            return Some(format!("meanwhile {}", nvidia::busy(self.kernel)));
-        }
-        watched.holders(self.kernel).first().map(|holder| format!("meanwhile {holder}"))
     }
 
     fn change(&self, step: &Step, worker: Process, limit: Duration) -> Result<Effect, Failure> {
@@ -215,18 +221,42 @@ impl Run<'_> {
         for action in step.actions(self.kernel) {
             ask(&action)?.map_err(|error| Failure::Reason(self.explain(step, &error)))?;
         }
+        if let Step::Freeze { ctid } = step {
+            self.wait_until_frozen(*ctid, end);
+        }
         Ok(Effect::Changed)
+    }
+
+    /// Until then whoever was in the middle of opening the GPU may still do so. A process that waits for a disk that is
+    /// away is never frozen, and opens nothing either: what it may have begun is looked for before each step that it
+    /// would make hang.
+    fn wait_until_frozen(&self, ctid: u32, end: Duration) {
+        let end = end.min(self.kernel.now() + FREEZING);
+        while !containers::is_frozen(self.kernel, ctid) {
+            if self.kernel.now() >= end {
+                return self
+                    .story
+                    .warn(&format!("container {ctid} is not frozen yet: one of its processes is busy in the kernel"));
+            }
+            self.kernel.sleep(LOOK_AGAIN);
+        }
     }
 
     fn explain(&self, step: &Step, error: &ActError) -> String {
         match (step, error.errno()) {
             (Step::Unload { module }, Some(libc::EWOULDBLOCK)) => {
                 let references = self.kernel.text(&format!("/sys/module/{module}/refcnt"));
-                format!("it is in use (refcnt {})", references.unwrap_or_else(|| "?".to_string()))
+                let who = in_the_way::of_unloading(self.kernel, &[module], self.handoff / 10);
+                let who = who.map(|holder| format!(": {holder}")).unwrap_or_default();
+                format!("it is in use (refcnt {}){who}", references.unwrap_or_else(|| "?".to_string()))
             }
             _ => error.to_string(),
         }
     }
+}
+
+fn unloaded(step: &Step) -> Option<&str> {
+    if let Step::Unload { module } = step { Some(module) } else { None }
 }
 
 enum Effect {

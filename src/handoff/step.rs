@@ -103,13 +103,17 @@ impl Step {
             Step::RemoveId { .. } => !kernel.exists(REMOVE_ID),
             Step::MakeNodes => nodes::missing(kernel).is_empty(),
             // One that has ended meanwhile opens nothing, and needs no thawing.
-            Step::Freeze { ctid } => kernel.text(&containers::freezer(*ctid)).is_none_or(|text| text == "1"),
+            // Having asked for it is not enough.
+            Step::Freeze { ctid } => containers::is_frozen(kernel, *ctid),
             Step::Thaw { ctid } => kernel.text(&containers::freezer(*ctid)).is_none_or(|text| text == "0"),
             Step::Power { address, power } => power.unlike(&Power::read(kernel, address)).is_empty(),
             // One that went with its framebuffer comes back with it, by itself: all there is where it cannot be done by
             // hand.
             Step::Console { attach: true } if !console::can_attach(kernel) => true,
-            Step::Console { attach } => console::is_attached(kernel, limit)?.is_none_or(|is| is == *attach),
+            // Where somebody has all consoles locked they are left as they are.
+            Step::Console { attach } => {
+                !console::is_attached(kernel, limit).is_ok_and(|is| is.is_some_and(|is| is != *attach))
+            }
         })
     }
 

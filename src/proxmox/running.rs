@@ -1,13 +1,25 @@
 //! Whether a VM runs, or Proxmox is busy with a guest, read from what Proxmox leaves in `/run`.
 
-use crate::sys::{Kernel, flock_is_held};
+use crate::sys::{ActError, Kernel, flock_is_held};
+use std::time::Duration;
+
+/// A process whose memory is locked does not show its command line, for as long as it likes.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// The options that are looked for come first, before the devices.
+const COMMAND_LINE: usize = 4096;
 
 /// The PID of a VM's QEMU. A pid file can outlive its process, so the command line must name that pid file
 /// (PVE::QemuServer::Helpers::vm_running_locally).
 pub fn qemu_pid(kernel: &dyn Kernel, vmid: u32) -> Option<i32> {
     let file = format!("/run/qemu-server/{vmid}.pid");
     let pid: i32 = kernel.text(&file)?.trim().parse().ok()?;
-    let command_line = kernel.read(&format!("/proc/{pid}/cmdline")).ok()?;
+    let command_line = match kernel.peek(&format!("/proc/{pid}/cmdline"), COMMAND_LINE, LIMIT) {
+        Ok(bytes) => bytes,
+        // What Proxmox wrote down is all there is to go by.
+        Err(ActError::Stuck { .. }) => return Some(pid),
+        Err(_) => return None,
+    };
     let names_it = command_line.split(|b| *b == 0).any(|argument| {
         let argument = String::from_utf8_lossy(argument);
         argument == file || argument == format!("/var{file}")

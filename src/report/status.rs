@@ -2,7 +2,7 @@
 
 use super::history::way;
 use crate::config::{Config, Home};
-use crate::gpu::holders::{Holder, Place, Reach, Watched};
+use crate::gpu::holders::{Holder, Place, Reach, Watched, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI, nvidia_slots};
 use crate::handoff::is_with;
 use crate::handoff::owed::{self, Owed};
@@ -10,7 +10,7 @@ use crate::handoff::record::{Owner, Progress, Record};
 use crate::handoff::store::{self, Store};
 use crate::handoff::wedge::{Foreign, Wedge};
 use crate::setup::pending::Pending;
-use crate::sys::{Kernel, OpenDevice};
+use crate::sys::{How, Kernel, User};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -60,6 +60,7 @@ impl Has {
 
 pub struct Status {
     gpus: Vec<Gpu>,
+    sees_all: bool,
     reboot_required: bool,
     /// Why set-up is not done with.
     setup_error: Option<String>,
@@ -102,12 +103,13 @@ impl Status {
             Err(error) => Some(format!("{error:#}")),
         };
         let slots = nvidia_slots(kernel);
-        let open = if sees_all && !slots.is_empty() { kernel.open_devices() } else { Vec::new() };
-        let users = sees_all.then_some(open.as_slice());
+        let open = if sees_all { look(kernel, &config, &slots, &mut problems) } else { None };
+        let users = open.as_deref();
         let gpus =
             slots.into_iter().map(|slot| Gpu::read(kernel, store, &config, &records, slot, users, &mut problems));
         Status {
             gpus: gpus.collect(),
+            sees_all,
             reboot_required: kernel
                 .text("/run/reboot-required.pkgs")
                 .is_some_and(|packages| packages.lines().any(|package| package == "gpu-handoff")),
@@ -133,7 +135,7 @@ impl Status {
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for gpu in &self.gpus {
-            gpu.write_text(&mut text);
+            gpu.write_text(&mut text, if self.sees_all { "that could not be seen" } else { "only root may see that" });
         }
         if self.gpus.is_empty() {
             text.push_str("no NVIDIA GPU in this host\n");
@@ -155,7 +157,7 @@ impl Gpu {
         config: &Config,
         records: &[Record],
         mut slot: Slot,
-        open: Option<&[OpenDevice]>,
+        open: Option<&[User]>,
         problems: &mut Vec<String>,
     ) -> Gpu {
         let ours: Vec<&Record> = records.iter().filter(|r| r.slots().contains(&slot.address.as_str())).collect();
@@ -174,7 +176,7 @@ impl Gpu {
         let homes = homes.collect();
         // Next to a call they cannot be read.
         if !store.has_call(kernel, &slot.address)
-            && let Err(error) = slot.read_slow_attributes(kernel)
+            && let Err(error) = slot.read_slow_attributes_asleep(kernel)
         {
             problems.push(format!("{}: reading its driver_override {error}", slot.address));
         }
@@ -217,7 +219,8 @@ impl Gpu {
         })
     }
 
-    fn write_text(&self, text: &mut String) {
+    /// `unseen`: why it is not known who uses it.
+    fn write_text(&self, text: &mut String, unseen: &str) {
         let owner = match (self.has, self.has.vmid()) {
             (Has::Vm(id), _) => format!("VM {id}"),
             (has, Some(id)) => format!("{} (VM {id})", has.word()),
@@ -249,7 +252,7 @@ impl Gpu {
             None if self.is_blind => {
                 text.push_str("  used by  unknown: the NVIDIA driver is busy and does not answer\n")
             }
-            None => text.push_str("  used by  unknown: only root may see that\n"),
+            None => text.push_str(&format!("  used by  unknown: {unseen}\n")),
         }
         if let Some(wedged) = &self.wedged {
             let _ = writeln!(text, "  wedged   {wedged}");
@@ -270,6 +273,26 @@ impl Gpu {
     }
 }
 
+/// Who has something of any slot open; none when that cannot be told in time.
+fn look(kernel: &dyn Kernel, config: &Config, slots: &[Slot], problems: &mut Vec<String>) -> Option<Vec<User>> {
+    let watched = [Watched::of_slots(kernel, slots, Reach::Slots), Watched::vfio_of_slots(kernel, slots)];
+    if watched.iter().all(|watched| watched.is_idle(kernel)) {
+        return Some(Vec::new());
+    }
+    match kernel.look(&Watched::sought(&watched), config.handoff / 2) {
+        Ok(sight) => {
+            if !sight.hidden.is_empty() {
+                problems.push(format!("not seen is what these have open: {}", hidden(&sight.hidden)));
+            }
+            Some(sight.users)
+        }
+        Err(problem) => {
+            problems.push(problem);
+            None
+        }
+    }
+}
+
 /// Where a function would be at home if it were handed over now.
 fn home_without_record(config: &Config, slot: &Slot, function: &Function) -> Option<String> {
     match config.homes.get(&slot.address).filter(|_| function.is_nvidia_gpu()) {
@@ -283,7 +306,7 @@ fn vmid(records: &[&Record]) -> Option<u32> {
     records.iter().find_map(|record| record.owner.vmid())
 }
 
-fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record], open: Option<&[OpenDevice]>) -> Has {
+fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record], open: Option<&[User]>) -> Has {
     let vmid = vmid(records);
     let unfinished = records.iter().any(|record| record.progress != Progress::Away);
     if unfinished && store::is_under_way(kernel, Some(&slot.address)) {
@@ -326,7 +349,7 @@ fn user_to_json(user: &Holder) -> Value {
         Place::Unit(name) => (None, None, Some(name)),
         Place::Unknown => (None, None, None),
     };
-    json!({"pid": user.pid, "command": user.command, "via": user.via, "mapped": user.mapped, "ctid": ctid, "vmid": vmid, "unit": unit})
+    json!({"pid": user.process.pid, "command": user.command, "via": user.via, "mapped": user.how == How::Mapped, "ctid": ctid, "vmid": vmid, "unit": unit})
 }
 
 /// `VM 111 -> host in 84 ms (wait 10, release 20, bind 54)`

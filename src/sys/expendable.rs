@@ -7,7 +7,7 @@
 //! A worker whose parent goes without saying goodbye (killed, or it gave the worker up) starts
 //! `gpu-handoff reconcile --unfinished` as its last act, so that a handoff cut short and a call that came back late are put right by themselves.
 
-use super::{ActError, Action, failpoints, scan, terminate};
+use super::{ActError, Action, failpoints, terminate};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -37,10 +37,10 @@ pub enum Request {
     ReadHead(String, usize),
     /// Opens for reading and writing, and closes again.
     TryOpen(String),
-    /// Every character device that a process has mapped, but for these processes.
-    Mapped {
-        except: Vec<i32>,
-    },
+    /// By how much a counter is higher while a node is open: the node, and the counter's attribute.
+    Weigh(String, String),
+    /// Opens a block device for reading that nobody else has to himself, and closes it again.
+    TryClaim(String),
     /// The number of the device node that a process finds at a path.
     Inside(i32, String),
 }
@@ -94,25 +94,8 @@ impl Worker {
     /// What the kernel or a program said; [`ActError::Stuck`] when `limit` passed first: then this worker must be given
     /// up by [`Worker::abandon`]; [`ActError::Died`]: then it must be taken away by [`Worker::dismiss`].
     pub fn ask(&mut self, request: &Request, limit: Duration) -> Result<Vec<u8>, ActError> {
-        self.tell(request)?;
-        self.answer(limit)
-    }
-
-    /// The first half of [`Worker::ask`].
-    ///
-    /// # Errors
-    /// [`ActError::Died`]
-    pub fn tell(&mut self, request: &Request) -> Result<(), ActError> {
         let died = |_| ActError::Died { pid: self.pid.as_raw() };
-        write_block(&mut self.commands, &encode(request)).map_err(died)
-    }
-
-    /// The second half. When it took longer than `limit`, more may be waited for.
-    ///
-    /// # Errors
-    /// As [`Worker::ask`].
-    pub fn answer(&mut self, limit: Duration) -> Result<Vec<u8>, ActError> {
-        let died = |_| ActError::Died { pid: self.pid.as_raw() };
+        write_block(&mut self.commands, &encode(request)).map_err(died)?;
         if !readable(&self.answers, limit) {
             return Err(ActError::Stuck { pid: self.pid() });
         }
@@ -177,7 +160,7 @@ fn start_reconcile() {
 /// New session, nothing on 0 to 2, every other descriptor but those in `keep` closed. No signal interrupts it: the nvidia
 /// driver's remove, which waits for the GPU's users, would end no sooner and spin meanwhile. It ends with its parent all
 /// the same, and a program that it runs has signals again.
-fn leave_parent_behind(keep: &[i32]) {
+pub(super) fn leave_parent_behind(keep: &[i32]) {
     let _ = SigSet::all().thread_block();
     let _ = setsid();
     let _ = std::env::set_current_dir("/");
@@ -212,7 +195,8 @@ pub fn encode(request: &Request) -> Vec<u8> {
         Request::Read(path) => (b'R', path.as_str(), ""),
         Request::ReadHead(path, length) => (b'H', path.as_str(), &*length.to_string()),
         Request::TryOpen(path) => (b'O', path.as_str(), ""),
-        Request::Mapped { except } => (b'M', "", &*scan::pids_to_text(except)),
+        Request::Weigh(node, counter) => (b'G', node.as_str(), counter.as_str()),
+        Request::TryClaim(path) => (b'C', path.as_str(), ""),
         Request::Inside(pid, path) => (b'I', path.as_str(), &*pid.to_string()),
     };
     [&[kind], first.as_bytes(), &[0], second.as_bytes()].concat()
@@ -231,18 +215,19 @@ pub fn decode(block: &[u8]) -> Option<Request> {
         b'R' => Request::Read(first),
         b'H' => Request::ReadHead(first, second.parse().ok().filter(|length| *length <= MOST_OF_HEAD)?),
         b'O' => Request::TryOpen(first),
+        b'G' => Request::Weigh(first, second),
+        b'C' => Request::TryClaim(first),
         b'I' => Request::Inside(second.parse().ok()?, first),
-        b'M' => Request::Mapped { except: scan::pids_from_text(&second)? },
         _ => return None,
     })
 }
 
-fn write_block(to: &mut File, block: &[u8]) -> io::Result<()> {
+pub(super) fn write_block(to: &mut File, block: &[u8]) -> io::Result<()> {
     let length = u32::try_from(block.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     to.write_all(&[&length.to_ne_bytes(), block].concat())
 }
 
-fn read_block(from: &mut File) -> io::Result<Vec<u8>> {
+pub(super) fn read_block(from: &mut File) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
     let mut block = vec![0; u32::from_ne_bytes(length) as usize];
@@ -250,7 +235,7 @@ fn read_block(from: &mut File) -> io::Result<Vec<u8>> {
     Ok(block)
 }
 
-fn readable(file: &File, limit: Duration) -> bool {
+pub(super) fn readable(file: &File, limit: Duration) -> bool {
     let end = Instant::now() + limit;
     loop {
         // Rounded up: a remainder below a millisecond would otherwise spin.
@@ -375,9 +360,9 @@ mod tests {
             Request::Read("/sys/x".to_string()),
             Request::ReadHead("/sys/config".to_string(), 4),
             Request::TryOpen("/dev/vfio/5".to_string()),
+            Request::TryClaim("/dev/sdb".to_string()),
+            Request::Weigh("/dev/nvidiactl".to_string(), "/sys/module/nvidia/refcnt".to_string()),
             Request::Inside(812, "/dev/nvidia0".to_string()),
-            Request::Mapped { except: Vec::new() },
-            Request::Mapped { except: vec![1, 4_194_304] },
         ] {
             assert_eq!(decode(&encode(&request)), Some(request));
         }

@@ -24,7 +24,8 @@ pub fn device(host: &Path, pid: i32, path: &str) -> io::Result<Option<u64>> {
     below(&root, path)
 }
 
-fn below(root: &Path, path: &str) -> io::Result<Option<u64>> {
+/// As [`device`], below any directory.
+pub(super) fn below(root: &Path, path: &str) -> io::Result<Option<u64>> {
     let root = OpenOptions::new().read(true).custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits()).open(root)?;
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)

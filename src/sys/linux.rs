@@ -1,10 +1,9 @@
 //! The kernel this program runs on, or a tree of files that stands for one (`GPU_HANDOFF_ROOT`).
 
 use super::expendable::{LastAct, Request, Worker};
-use super::scan::{self, Mappings};
 use super::{
-    ActError, Action, DeviceNumber, End, Kernel, Node, OpenDevice, Process, Running, Talking, failpoints, inside,
-    program, terminate, tree,
+    ActError, Action, DeviceNumber, End, Kernel, Node, Process, Running, Sight, Sought, Talking, failpoints, inside,
+    look, program, terminate, tree, wait,
 };
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
@@ -13,16 +12,20 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How often a counter is looked at that others change meanwhile.
+const WEIGHINGS: usize = 20;
 
 pub struct Linux {
     root: PathBuf,
     begin: Instant,
     /// Started by the first change.
     worker: RefCell<Option<Worker>>,
-    mappings: RefCell<Mappings>,
+    /// What could not be read in time.
+    unreadable: RefCell<Vec<String>>,
     last_act: Cell<LastAct>,
     /// What was read slowly and did not answer, and who still waits for it.
     unanswered: RefCell<Vec<(String, Process)>>,
@@ -68,7 +71,7 @@ impl Linux {
             root,
             begin: Instant::now(),
             worker: RefCell::new(None),
-            mappings: RefCell::default(),
+            unreadable: RefCell::default(),
             last_act: Cell::new(LastAct::Reconcile),
             unanswered: RefCell::default(),
         }
@@ -103,6 +106,12 @@ impl Linux {
 
 impl Linux {
     fn ask(&self, request: &Request, limit: Duration) -> Result<Vec<u8>, ActError> {
+        // Nothing of the machine's own: the file system of a container that does not answer.
+        self.ask_of(request, limit, !matches!(request, Request::Inside(..)))
+    }
+
+    /// `matters`: a worker that is stuck is left behind, because there is something to put right once it comes back.
+    fn ask_of(&self, request: &Request, limit: Duration, matters: bool) -> Result<Vec<u8>, ActError> {
         let mut slot = self.worker.borrow_mut();
         let mut worker = match slot.take() {
             Some(worker) => worker,
@@ -110,8 +119,7 @@ impl Linux {
         };
         let answer = worker.ask(request, limit);
         match answer {
-            // Nothing of the machine's own: the file system of a container that does not answer.
-            Err(ActError::Stuck { .. }) if matches!(request, Request::Inside(..)) => worker.kill(),
+            Err(ActError::Stuck { .. }) if !matters => worker.kill(),
             Err(ActError::Stuck { .. }) => worker.abandon(),
             Err(ActError::Died { .. }) => worker.dismiss(),
             _ => *slot = Some(worker),
@@ -194,14 +202,47 @@ impl Kernel for Linux {
         }
     }
 
-    fn open_devices(&self) -> Vec<OpenDevice> {
-        if failpoints::is_blind() {
-            return Vec::new();
+    fn peek(&self, path: &str, length: usize, limit: Duration) -> Result<Vec<u8>, ActError> {
+        if self.unreadable.borrow().iter().any(|known| known == path) {
+            return Err(ActError::Stuck { pid: 0 });
         }
-        let mut found = scan::open(&self.path("/proc"));
-        // Not at the same time: what is mapped and closed between the two is seen only in this order.
-        found.extend(self.mappings.borrow_mut().look(&self.root, work));
-        found
+        let answer = self.ask_of(&Request::ReadHead(path.to_string(), length), limit, false);
+        if matches!(answer, Err(ActError::Stuck { .. })) {
+            self.unreadable.borrow_mut().push(path.to_string());
+        }
+        answer
+    }
+
+    fn look(&self, sought: &Sought, limit: Duration) -> Result<Sight, String> {
+        if failpoints::is_blind() {
+            return Ok(Sight::default());
+        }
+        look::look(&self.root, sought, limit)
+    }
+
+    fn await_any(&self, processes: &[Process], nodes: &[String], limit: Duration) {
+        let nodes: Vec<PathBuf> = nodes.iter().map(|node| self.path(node)).collect();
+        wait::any(processes, &nodes, limit);
+    }
+
+    fn weigh_open(&self, node: &str, counter: &str, limit: Duration) -> Option<u64> {
+        if !self.is_real() {
+            return None;
+        }
+        let answer = self.ask_of(&Request::Weigh(node.to_string(), counter.to_string()), limit, false).ok()?;
+        String::from_utf8_lossy(&answer).parse().ok()
+    }
+
+    fn try_claim(&self, path: &str, limit: Duration) -> Result<(), ActError> {
+        self.ask_of(&Request::TryClaim(path.to_string()), limit, false).map(|_| ())
+    }
+
+    fn folders(&self, path: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.path(path)) else { return Vec::new() };
+        let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let mut names: Vec<String> = folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort_unstable();
+        names
     }
 
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError> {
@@ -328,11 +369,18 @@ fn work(root: &Path, request: &Request) -> Result<Vec<u8>, ActError> {
             let open = fs::OpenOptions::new().read(true).write(true).open(below(root, path));
             open.map(|_| Vec::new()).map_err(ActError::Os)
         }
+        Request::Weigh(node, counter) => {
+            let weight = weigh(&below(root, node), &below(root, counter)).map_err(ActError::Os)?;
+            Ok(weight.to_string().into_bytes())
+        }
+        Request::TryClaim(path) => {
+            let open = fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(below(root, path));
+            open.map(|_| Vec::new()).map_err(ActError::Os)
+        }
         Request::Inside(pid, path) => {
             let found = inside::device(root, *pid, path).map_err(ActError::Os)?;
             Ok(found.map_or_else(Vec::new, |device| number(device).to_string().into_bytes()))
         }
-        Request::Mapped { except } => Ok(scan::to_bytes(&scan::mapped(&below(root, "/proc"), except))),
     }
 }
 
@@ -353,6 +401,26 @@ fn act(root: &Path, action: &Action) -> Result<(), ActError> {
         Action::Unload { module } => unload(module).map_err(ActError::Os),
         Action::MakeNode(node) => make_node(&below(root, &node.path), node).map_err(ActError::Os),
     }
+}
+
+/// Others open and close it as well: what is seen twice in a row counts.
+fn weigh(node: &Path, counter: &Path) -> io::Result<u64> {
+    let count = || -> io::Result<u64> {
+        let text = fs::read_to_string(counter)?;
+        text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+    };
+    let mut before = None;
+    for _ in 0..WEIGHINGS {
+        let without = count()?;
+        let open = fs::OpenOptions::new().read(true).write(true).open(node)?;
+        let weight = count()?.checked_sub(without).filter(|weight| *weight > 0);
+        drop(open);
+        if let Some(weight) = weight.filter(|_| weight == before) {
+            return Ok(weight);
+        }
+        before = weight;
+    }
+    Err(io::ErrorKind::WouldBlock.into())
 }
 
 /// One read(2) of no more than that, as the kernel reads no further then either.
@@ -394,6 +462,6 @@ fn make_node(path: &Path, node: &Node) -> io::Result<()> {
     fs::rename(&beside, path)
 }
 
-fn number(device: u64) -> DeviceNumber {
+pub(super) fn number(device: u64) -> DeviceNumber {
     DeviceNumber { major: major(device), minor: minor(device) }
 }

@@ -8,14 +8,20 @@ pub mod failpoints;
 mod file;
 mod held;
 mod inside;
+mod kcmp;
 mod linux;
 mod lock;
+mod look;
 mod maps;
 mod program;
+mod progress;
 mod scan;
+mod tables;
 mod terminate;
 mod tree;
+mod wait;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -124,7 +130,7 @@ impl ActError {
 }
 
 /// A process, told apart from a later one with the same PID by when it began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Process {
     pub pid: i32,
     /// Clock ticks since boot, as in `/proc/PID/stat`.
@@ -148,13 +154,63 @@ pub enum End {
     Kill,
 }
 
-/// One device node that a process has open.
+/// How a process has a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    Open,
+    /// It is seen in the process's memory: the descriptor may be closed by now, the device is not.
+    Mapped,
+    /// A ring of io_uring has it.
+    Ring,
+    /// A buffer (dma-buf) that the NVIDIA driver gave out, of whichever GPU: it has no device number.
+    Buffer,
+}
+
+/// One device that a process has open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenDevice {
-    pub pid: i32,
     pub number: DeviceNumber,
-    /// It is seen in the process's memory: the descriptor may be closed by now, the device is not.
-    pub mapped: bool,
+    pub how: How,
+}
+
+/// A process that has something open that was sought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    pub process: Process,
+    pub command: String,
+    /// Its `/proc/PID/cgroup`.
+    pub cgroup: String,
+    /// The first process of a PID namespace below the host's.
+    pub is_init: bool,
+    /// Descriptors before mappings.
+    pub open: Vec<OpenDevice>,
+}
+
+/// A process that did not let itself be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hidden {
+    pub pid: i32,
+    pub command: String,
+    pub why: String,
+}
+
+/// What a look at all processes is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sought {
+    /// Of character devices.
+    pub majors: Vec<u64>,
+    /// Only these processes, unless there are none.
+    pub among: Vec<i32>,
+}
+
+/// What it found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// By PID.
+    pub users: Vec<User>,
+    /// So many open files there are of each device, however many descriptors and processes share one.
+    pub files: BTreeMap<DeviceNumber, u64>,
+    pub hidden: Vec<Hidden>,
 }
 
 /// The machine. Paths are absolute, as in `/sys/bus/pci/devices`; [`Linux`] puts `GPU_HANDOFF_ROOT` before them.
@@ -204,9 +260,41 @@ pub trait Kernel {
     /// # Errors
     /// [`ActError::Stuck`] when it took longer than `limit`.
     fn vfio_group_busy(&self, group: u32, limit: Duration) -> Result<bool, ActError>;
-    /// Every character device that any process has open, in all namespaces, and after them those that one has mapped.
-    /// Needs root to see all of them.
-    fn open_devices(&self) -> Vec<OpenDevice>;
+    /// As [`Kernel::read_head`], of what is none of a card's: behind another process's memory or the consoles' lock. What is
+    /// not read in time is not waited for again.
+    ///
+    /// # Errors
+    /// As [`Kernel::read_slowly`].
+    fn peek(&self, path: &str, length: usize, _limit: Duration) -> Result<Vec<u8>, ActError> {
+        let mut bytes = self.read(path).map_err(ActError::Os)?;
+        bytes.truncate(length);
+        Ok(bytes)
+    }
+    /// Who has what is sought open, in all namespaces. Needs root to see all of them.
+    ///
+    /// # Errors
+    /// Why that is not known: a look that saw less than everything is none.
+    fn look(&self, sought: &Sought, limit: Duration) -> Result<Sight, String>;
+    /// Until one of these processes ends, or somebody closes one of these nodes, or `limit` is over, or for no reason.
+    fn await_any(&self, _processes: &[Process], _nodes: &[String], limit: Duration) {
+        self.sleep(limit.min(Duration::from_millis(20)));
+    }
+    /// By how much a counter is higher while this process has a node open. None when that is not known, as in a tree of
+    /// files.
+    fn weigh_open(&self, _node: &str, _counter: &str, _limit: Duration) -> Option<u64> {
+        None
+    }
+    /// Has a block device to itself, and lets go at once: `EBUSY` when somebody else has it to himself.
+    ///
+    /// # Errors
+    /// What the kernel said; [`ActError::Stuck`] when it took longer than `limit`.
+    fn try_claim(&self, _path: &str, _limit: Duration) -> Result<(), ActError> {
+        Err(ActError::Os(io::ErrorKind::NotFound.into()))
+    }
+    /// The names of the directories in a directory that are no links, sorted.
+    fn folders(&self, _path: &str) -> Vec<String> {
+        Vec::new()
+    }
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError>;
     /// Runs a program of the host, by its absolute path, and gives back its standard output. One that takes longer than
     /// `limit` is ended.

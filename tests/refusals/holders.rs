@@ -136,7 +136,8 @@ fn a_process_whose_first_thread_has_ended() {
         .process(PID, "cuda", "/job.scope", &[])
         .file(&format!("proc/{PID}/task/{PID}/comm"), "cuda\n")
         .file(&format!("proc/{PID}/task/{thread}/comm"), "cuda\n")
-        .process(thread, "a thread", "/job.scope", &[NULL]);
+        .process(thread, "a thread", "/job.scope", &[NULL])
+        .link(&format!("proc/{PID}/task/{thread}/fd"), &format!("proc/{thread}/fd"));
     // A real /proc would not list the thread beside its process.
     let message = busy("/dev/dri/card0 open, PID 5000002 (a thread, job.scope) has /dev/dri/card0 open");
     refuses(&host, "111 pre-start", 3, &message);
@@ -273,4 +274,275 @@ fn who_asked_for_it_is_on_record() {
     assert_eq!(status(&host)["gpus"][0]["owner"]["vmid"], Value::Null);
     assert_eq!(host.run("112 pre-start"), ready());
     assert!(!host.has_own_file("vm-111"));
+}
+
+// Who can be ended, and how
+
+/// A session of logind's, and the card's DRM node, which it has handed to that.
+fn with_session(host: Host, text: &str) -> Host {
+    with_drm_node(host).file("run/systemd/sessions/2", &format!("USER=alice\nCLASS=user\n{text}DEVICES=13:64 1:3\n"))
+}
+
+const EVERYTHING: &str = r#"{"policy":{"process":"kill","unit":"stop","container":"stop"}}"#;
+
+/// None of these would be gone for good when it is killed, or all would: neither is it advised nor done.
+#[test]
+fn who_is_started_again_is_not_killed() {
+    let user = "/user.slice/user-1000.slice/user@1000.service";
+    let id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    for (pid, command, cgroup, who, remedy) in [
+        (
+            1,
+            "systemd",
+            "/init.scope".to_string(),
+            "systemd, init.scope",
+            "loginctl terminate-session 2: it holds the screen for user alice",
+        ),
+        (
+            700,
+            "systemd-logind",
+            "/system.slice/systemd-logind.service".to_string(),
+            "systemd-logind, systemd-logind.service",
+            "loginctl terminate-session 2: it holds the screen for user alice",
+        ),
+        (
+            PID,
+            "gnome-shell",
+            format!("{user}/session.slice/org.gnome.Shell@wayland.service"),
+            "gnome-shell, user@1000.service",
+            "systemctl --user --machine=1000@.host stop org.gnome.Shell@wayland.service",
+        ),
+        (
+            PID,
+            "ollama",
+            format!("/system.slice/docker-{id}.scope"),
+            &format!("ollama, docker-{id}.scope"),
+            "docker stop 0123456789ab",
+        ),
+        (
+            PID,
+            "(udev-worker)",
+            "/system.slice/systemd-udevd.service/udev".to_string(),
+            "(udev-worker), systemd-udevd.service",
+            "it ends by itself: udevadm settle",
+        ),
+    ] {
+        for config in ["{}", EVERYTHING] {
+            let host = with_session(host(), "SERVICE=login\n").config(config).process(pid, command, &cgroup, &[NULL]);
+            let host = host.config(&config.replacen('{', r#"{"time":{"handoff_s":1},"#, 1).replace(",}", "}"));
+            let message = format!(
+                "0000:01:00 was not touched, it is in use: PID {pid} ({who}) has /dev/dri/card0 open; end it ({remedy}), then \
+                 start VM 111 again: qm start 111"
+            );
+            refuses(&host, "111 pre-start", 3, &message);
+        }
+    }
+    let graphical = with_session(host(), "SERVICE=gdm-password\n").process(1, "systemd", "/init.scope", &[NULL]);
+    let run = graphical.run("plan 111");
+    assert!(run.err.contains("(systemctl stop display-manager.service: it holds"), "{}", run.err);
+}
+
+/// Whoever was given a cgroup names those below it as he likes: that must not have a container stopped.
+#[test]
+fn a_cgroup_that_is_called_like_a_containers() {
+    let cgroup = "/user.slice/user-1000.slice/user@1000.service/app.slice/lxc.payload.101";
+    let host = with_drm_node(host()).config(r#"{"policy":{"containers":{"101":"stop"}}}"#);
+    let host = host.process(PID, "evil", cgroup, &[NULL]);
+    let message = "0000:01:00 was not touched, it is in use: PID 5000001 (evil, user@1000.service) has /dev/dri/card0 \
+                   open; end it (kill 5000001), then start VM 111 again: qm start 111";
+    refuses(&host, "111 pre-start", 3, message);
+}
+
+// What a look takes
+
+/// A thread with descriptors of its own, which its process does not show.
+#[test]
+fn a_thread_with_its_own_descriptors() {
+    let (opened, is_open) = std::sync::mpsc::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        // SAFETY: takes a number; from here on this thread has its own copy of the table.
+        assert_eq!(unsafe { nix::libc::unshare(nix::libc::CLONE_FILES) }, 0);
+        let _full = fs::File::open("/dev/full").unwrap();
+        opened.send(()).unwrap();
+        let _ = ended.recv();
+    });
+    is_open.recv().unwrap();
+    let own = std::process::id();
+    let host = host().file(&format!("{}/drm/card0/dev", device("0000:01:00.0")), "1:7\n");
+    fs::create_dir_all(host.path("proc")).unwrap();
+    std::os::unix::fs::symlink(format!("/proc/{own}"), host.path(&format!("proc/{own}"))).unwrap();
+    let run = host.run("plan 111");
+    end.send(()).unwrap();
+    thread.join().unwrap();
+    assert!(run.err.contains(&format!("PID {own} (")) && run.err.contains("has /dev/dri/card0 open"), "{run:?}");
+    assert_eq!(run.code, Some(3));
+}
+
+/// A look that is not through in time is none: nothing is touched, and who takes the time is told.
+#[test]
+fn a_look_that_takes_too_long() {
+    let mut host = with_drm_node(host()).config(r#"{"time":{"handoff_s":1.5}}"#);
+    for pid in PID..PID + 12 {
+        host = host.process(pid, "stuck", "/", &[]);
+        nix::unistd::mkfifo(&host.path(&format!("proc/{pid}/maps")), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    }
+    let begin = std::time::Instant::now();
+    let run = host.run("111 pre-start");
+    assert!(begin.elapsed() < std::time::Duration::from_secs(10));
+    assert_eq!(run.code, Some(3), "{}", run.err);
+    assert!(
+        run.err.contains("0000:01:00 was not touched: looking who uses it took longer than 0.5 s: "),
+        "{}",
+        run.err
+    );
+    assert!(run.err.contains("do not let themselves be looked at"), "{}", run.err);
+    assert!(!host.has_own_file("vm-111") && !host.has_own_file("journal"));
+    let driver_override = host.path(&format!("{}/driver_override", device("0000:01:00.0")));
+    assert_eq!(fs::read_to_string(driver_override).unwrap(), "(null)\n");
+}
+
+/// The command line of a process whose memory is locked does not come. It is taken for what Proxmox wrote down.
+#[test]
+fn a_qemu_that_does_not_show_its_command_line() {
+    let host = settled().card("0000:02:00", "vfio-pci", "vfio-pci").vm(112, "hostpci0: 02:00");
+    let host = host.record("vm-112", "0000:02:00", "away", "nvidia").file("run/qemu-server/112.pid", "4242\n");
+    let host = host.file("proc/4242/comm", "kvm\n").config(r#"{"time":{"handoff_s":3,"lock_s":1}}"#);
+    nix::unistd::mkfifo(&host.path("proc/4242/cmdline"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let begin = std::time::Instant::now();
+    assert_eq!(host.run("111 pre-start"), ready());
+    let stays = "0000:02:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm stop 112";
+    assert_eq!(host.run("to-nvidia 02:00"), refusal(3, stays));
+    assert!(begin.elapsed() < std::time::Duration::from_secs(15));
+}
+
+/// Each open file holds a reference on the driver's module: more of them than there are files to be seen belong to somebody
+/// whom no look shows, and unbinding one of two cards would wait for him.
+#[test]
+fn somebody_whom_only_the_driver_knows() {
+    let two = |references: &str| {
+        let host = host().card("0000:02:00", "nvidia", "snd_hda_intel");
+        let host = host.file("sys/module/nvidia/refcnt", references).config(r#"{"time":{"handoff_s":3}}"#);
+        ["0", "1"].iter().zip(["0000:01:00.0", "0000:02:00.0"]).fold(host, |host, (minor, address)| {
+            let information = format!("proc/driver/nvidia/gpus/{address}/information");
+            host.file(&information, &format!("Device Minor: {minor}\n"))
+        })
+    };
+    assert_eq!(two("0\n").run("plan 111").code, Some(0));
+    let message = "0000:01:00 was not touched: nvidia has 1 open file(s) that belong to no process, such as a descriptor \
+                   that was sent and not yet received, and nobody can tell whether it is 0000:01:00.0: taking that from \
+                   the driver could hang; end what uses nvidia; then start VM 111 again: qm start 111";
+    refuses(&two("1\n"), "111 pre-start", 3, message);
+    // With one card the modules are unloaded, which says by itself that they are in use.
+    let one = host().file("sys/module/nvidia/refcnt", "1\n");
+    assert_eq!(one.run("plan 111").code, Some(0));
+}
+
+/// When nothing of the driver and of the sound card is open by their own count, there is nobody to look for.
+#[test]
+fn nobody_is_looked_for_when_nothing_is_open() {
+    let control = format!("{}/sound/card1/controlC1/dev", device("0000:01:00.1"));
+    let node = |host: Host| with_drm_node(host).file(&control, "116:0\n").process(PID, "cuda", "/job.scope", &[NULL]);
+    let counted = |nvidia: &str, sound: &str| {
+        node(host()).file("sys/module/nvidia/refcnt", nvidia).file("sys/module/snd_hda_intel/refcnt", sound)
+    };
+    assert_eq!(counted("0\n", "0\n").run("plan 111").code, Some(0));
+    for host in [counted("1\n", "0\n"), counted("0\n", "1\n"), node(host()).file("sys/module/nvidia/refcnt", "0\n")] {
+        refuses(&host, "111 pre-start", 3, &busy("/dev/dri/card0 open"));
+    }
+}
+
+// What hangs on the card's other functions
+
+/// A card with a USB function, and a disk behind that.
+fn with_disk() -> Host {
+    let disk = format!("{}/usb3/3-1/3-1:1.0/host8/target8:0:0/8:0:0:0/block/sdb", device("0000:01:00.2"));
+    host()
+        .function("0000:01:00.2", "0c0330", "10de:1ad8", "xhci_hcd", 1)
+        .file(&format!("{disk}/dev"), "8:16\n")
+        .file(&format!("{disk}/sdb1/dev"), "8:17\n")
+}
+
+fn taken_away(what: &str, then: &str) -> String {
+    format!(
+        "0000:01:00 was not touched: the disk sdb1 is on 0000:01:00.2 and {what}; {then}; then start VM 111 again: qm start 111"
+    )
+}
+
+#[test]
+fn a_disk_behind_the_card() {
+    assert_eq!(with_disk().file("proc/mounts", "/dev/sda1 / ext4 rw 0 0\n").run("plan 111").code, Some(0));
+    let holder =
+        "sys/devices/pci0000:00/0000:01:00.2/usb3/3-1/3-1:1.0/host8/target8:0:0/8:0:0:0/block/sdb/sdb1/holders";
+    let mapper = |host: Host| {
+        host.file(&format!("{holder}/dm-0/dm/name"), "vg-data\n").file(&format!("{holder}/dm-0/dev"), "252:0\n")
+    };
+    let mounted = |text: &str| with_disk().file("proc/self/mountinfo", text);
+    for (host, what, then) in [
+        (
+            with_disk().file("proc/mounts", "/dev/sdb1 /mnt/backup ext4 rw 0 0\n"),
+            "is mounted at /mnt/backup",
+            "unmount it: umount /mnt/backup",
+        ),
+        (
+            mounted("36 25 8:17 / /mnt/my\\040disk rw - ext4 /dev/root rw\n"),
+            "is mounted at /mnt/my disk",
+            "unmount it: umount '/mnt/my disk'",
+        ),
+        (
+            with_disk().file("proc/swaps", "Filename Type\n/dev/sdb1 partition 1 0 -2\n"),
+            "is swapped to",
+            "end that: swapoff /dev/sdb1",
+        ),
+        (
+            mapper(with_disk()).file("proc/mounts", "/dev/mapper/vg-data /srv ext4 rw 0 0\n"),
+            "is part of vg-data, which is mounted at /srv",
+            "unmount it: umount /srv",
+        ),
+        (
+            mapper(with_disk()),
+            "is in use as vg-data",
+            "take it down: vgchange -an for a volume group, cryptsetup close for an encrypted disk, or dmsetup remove vg-data",
+        ),
+    ] {
+        refuses(&host, "111 pre-start", 3, &taken_away(what, then));
+    }
+    // Where it is with the VM already there is nothing to take away.
+    let with_vm = settled().function("0000:01:00.2", "0c0330", "10de:1ad8", "vfio-pci", 1);
+    accepts(&with_vm.file("proc/mounts", "/dev/sdb1 /mnt/backup ext4 rw 0 0\n"), "the VM's");
+}
+
+#[test]
+fn a_network_behind_the_card() {
+    let interface = format!("{}/net/enp1s0f2", device("0000:01:00.2"));
+    let host =
+        || host().function("0000:01:00.2", "020000", "8086:1521", "igb", 1).file(&format!("{interface}/address"), "");
+    let default = "Iface\tDestination\nenp1s0f2\t00000000\t0101A8C0\n";
+    let bridged = host().file(&format!("{interface}/upper_vmbr0/address"), "");
+    for (host, what) in [
+        (host().file("proc/net/route", default), "carries the default route"),
+        (host().file("proc/net/route", &default.replace("00000000", "0001A8C0")), "carries a route"),
+        (bridged, "is part of vmbr0"),
+    ] {
+        let message = format!(
+            "0000:01:00 was not touched: the network interface enp1s0f2 is on 0000:01:00.2 and {what}; take it out of the \
+             host's network configuration, or move that device to another card; then start VM 111 again: qm start 111"
+        );
+        refuses(&host, "111 pre-start", 3, &message);
+    }
+    assert_eq!(host().file("proc/net/route", "Iface\tDestination\neth0\t00000000\n").run("plan 111").code, Some(0));
+}
+
+// The console
+
+/// Nothing is known of a console that somebody else has locked: it is left alone, and the card goes.
+#[test]
+fn a_console_that_is_locked() {
+    let host = host().screen("0000:01:00.0", "fb0").config(r#"{"time":{"handoff_s":3}}"#);
+    let bind = "sys/class/vtconsole/vtcon1/bind";
+    let host = host.without(bind);
+    nix::unistd::mkfifo(&host.path(bind), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let plan = host.run("plan 111");
+    assert_eq!(plan.code, Some(0), "{}", plan.err);
+    assert!(!plan.out.contains("console"), "{}", plan.out);
 }

@@ -98,6 +98,9 @@ fn is_running(state: &State, vmid: u32) -> bool {
 /// Whether a run with this fault in its way ended as the contract says.
 pub fn ended_well(bench: &Bench, wish: &Wish, kind: Option<Kind>, ran: &Ran, before: &World, home: &AtHome) -> Check {
     let state = bench.kernel.state.borrow().clone();
+    if state.hosted.too_early {
+        return Err("a driver lost a card before a container that was to be frozen stood still".to_string());
+    }
     if ran.took > bench.budget() + SLACK {
         return Err(format!("past the budget: {:?}", ran.took));
     }

@@ -6,6 +6,9 @@ use gpu_handoff::sys::DeviceNumber;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// How long the processes of a container go on after it was asked to be frozen.
+const FREEZING: Duration = Duration::from_millis(130);
+
 /// How long something takes to end.
 const ENDING: Duration = Duration::from_millis(35);
 
@@ -23,12 +26,17 @@ pub struct Hosted {
     containers: BTreeMap<u32, Container>,
     /// Somebody asked for `gpu-handoff resume`.
     pub resume: bool,
+    /// Drivers were taken from a card while a container that was to be frozen did not stand still yet.
+    pub too_early: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Container {
     pid: Option<i32>,
+    /// It was asked to be.
     is_frozen: bool,
+    /// From when on it is.
+    stands: Option<Duration>,
 }
 
 /// What of it must be again as it was.
@@ -121,13 +129,14 @@ impl State {
 
     pub fn cgroup_file(&self, path: &[&str]) -> Option<String> {
         let running = self.running();
-        let populated = |is_so: bool| Some(format!("populated {}\nfrozen 0\n", u8::from(is_so)));
+        let populated = |stands: bool| Some(format!("populated 1\nfrozen {}\n", u8::from(stands)));
         match path {
-            ["system.slice", unit, "cgroup.events"] if running.units.contains(*unit) => populated(true),
+            ["system.slice", unit, "cgroup.events"] if running.units.contains(*unit) => populated(false),
             ["lxc", id, file] => {
-                let is_frozen = running.containers.get(&id.parse().ok()?)?;
+                let ctid = id.parse().ok()?;
+                let is_frozen = running.containers.get(&ctid)?;
                 match *file {
-                    "cgroup.events" => populated(true),
+                    "cgroup.events" => populated(self.stands_still(ctid)),
                     "cgroup.freeze" => Some(format!("{}\n", u8::from(*is_frozen))),
                     _ => None,
                 }
@@ -155,11 +164,26 @@ impl State {
     pub fn freeze(&mut self, ctid: &str, data: &str) -> bool {
         let Ok(ctid) = ctid.parse() else { return false };
         let runs = self.running().containers.contains_key(&ctid);
+        let stands = self.now + FREEZING;
         match self.hosted.containers.get_mut(&ctid).filter(|_| runs) {
-            Some(container) => container.is_frozen = data == "1",
+            Some(container) => {
+                container.is_frozen = data == "1";
+                container.stands = container.is_frozen.then(|| container.stands.unwrap_or(stands));
+            }
             None => return false,
         }
         true
+    }
+
+    fn stands_still(&self, ctid: u32) -> bool {
+        self.hosted.containers.get(&ctid).and_then(|container| container.stands).is_some_and(|time| time <= self.now)
+    }
+
+    /// A driver is about to lose a card.
+    pub fn note_release(&mut self) {
+        let running = self.running().containers;
+        let is_on_its_way = |(ctid, is_frozen): (&u32, &bool)| *is_frozen && !self.stands_still(*ctid);
+        self.hosted.too_early |= running.iter().any(is_on_its_way);
     }
 
     fn gpu_nodes(&self) -> Vec<DeviceNumber> {
@@ -176,7 +200,7 @@ impl State {
     fn start_container(&mut self, ctid: u32) {
         let open = if ctid == BUSY_CONTAINER { self.gpu_nodes() } else { Vec::new() };
         let pid = self.start_process("init", &format!("0::/lxc/{ctid}/ns/init.scope\n"), open);
-        self.hosted.containers.insert(ctid, Container { pid: Some(pid), is_frozen: false });
+        self.hosted.containers.insert(ctid, Container { pid: Some(pid), ..Container::default() });
     }
 
     fn stop_process(&mut self, pid: Option<i32>) {

@@ -7,7 +7,7 @@ use super::modules::driver_of_module;
 use super::pci::{Block, Reply};
 use super::sabotage::Sabotage;
 use super::state::{Hung, NodeState, State, Until};
-use gpu_handoff::sys::{ActError, Action, DeviceNumber, End, Kernel, OpenDevice, Process};
+use gpu_handoff::sys::{ActError, Action, DeviceNumber, End, Kernel, Process, Sight, Sought};
 use nix::libc;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
@@ -287,6 +287,14 @@ fn killed() -> ! {
 
 /// One change, by the kernel's rules.
 pub fn apply(state: &mut State, action: &Action) -> Reply {
+    let releases = match action {
+        Action::Unload { .. } => true,
+        Action::Write { path, .. } => path.ends_with("/unbind") && !path.contains("/vfio-pci/"),
+        _ => false,
+    };
+    if releases {
+        state.note_release();
+    }
     let reply = change(state, action);
     state.settle_console();
     reply
@@ -452,21 +460,13 @@ impl Kernel for SimKernel {
         Ok(self.state.borrow().is_group_taken(group))
     }
 
-    fn open_devices(&self) -> Vec<OpenDevice> {
+    fn look(&self, sought: &Sought, _: Duration) -> Result<Sight, String> {
         self.look();
         let state = self.state.borrow();
         if self.sabotage.get() == Some(Sabotage::VmHidden) {
-            return Vec::new();
+            return Ok(Sight::default());
         }
-        let of = |(pid, process): (&i32, &super::state::Proc)| {
-            let pid = *pid;
-            process
-                .open
-                .iter()
-                .map(move |number| OpenDevice { pid, number: *number, mapped: false })
-                .collect::<Vec<_>>()
-        };
-        state.living().flat_map(of).collect()
+        Ok(state.sight(sought))
     }
 
     fn program(&self, path: &str, arguments: &[&str], _limit: Duration) -> Result<String, ActError> {

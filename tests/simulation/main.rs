@@ -139,6 +139,10 @@ fn try_setup(bench: &mut Bench, setup: &Setup, tally: &Mutex<Tally>) {
     {
         let mut tally = tally.lock().unwrap();
         tally.situations += 1;
+        if acts.is_empty() && setup.busy == Busy::Passing && setup.take.contains(&1) {
+            let problem = "refused for somebody who is gone in a moment";
+            return tally.fail(problem, dump(bench, setup, "no fault", problem));
+        }
         if acts.is_empty() && setup.busy != Busy::Nobody {
             tally.refused += 1;
         }

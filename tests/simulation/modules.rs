@@ -57,6 +57,10 @@ impl State {
             "nvidia_uvm" => self.is_open(self.uvm_number()),
             "nvidia_drm" => drm("nvidia"),
             "nouveau" => drm("nouveau"),
+            "snd_hda_intel" => {
+                let numbers = self.functions.keys().filter_map(|address| self.sound_number(address));
+                numbers.map(|number| self.is_open(number)).sum()
+            }
             _ => 0,
         };
         descriptors + self.holders(module).len()

@@ -52,6 +52,9 @@ pub const WAYS: [Way; 12] = [
     Way::OneOfTwo,
 ];
 
+/// How long udev's worker takes.
+const PASSING: Duration = Duration::from_millis(1500);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Busy {
     Nobody,
@@ -73,6 +76,8 @@ pub enum Busy {
     Opening,
     /// The first card has fallen off the bus.
     Gone,
+    /// One of udev's workers has the first card's sound device open, for a moment.
+    Passing,
 }
 
 impl Busy {
@@ -315,6 +320,14 @@ pub fn occupy(state: &mut State, busy: Busy) -> bool {
             state.functions.entry(gpu(1)).and_modify(|function| function.is_gone = true);
             return true;
         }
+        Busy::Passing => {
+            let Some(number) = state.sound_number(&format!("{}.1", slot(1))) else { return false };
+            let end = state.now + PASSING;
+            let pid =
+                state.start_process("(udev-worker)", "0::/system.slice/systemd-udevd.service/udev\n", vec![number]);
+            state.processes.entry(pid).and_modify(|process| process.ends = Some(end));
+            return true;
+        }
     };
     let Some(open) = open else { return false };
     state.start_process("user", "0::/system.slice/user.service\n", open);
@@ -383,6 +396,7 @@ pub fn setups() -> Vec<Setup> {
                 Busy::Control,
                 Busy::Opening,
                 Busy::Gone,
+                Busy::Passing,
             ] {
                 for way in [Way::ToVm, Way::ToHand] {
                     setups.push(Setup { machine, take: take.to_vec(), way, busy });

@@ -4,7 +4,7 @@
 
 use super::hosted::Hosted;
 use gpu_handoff::gpu::power::Power;
-use gpu_handoff::sys::{Action, DeviceNumber, Process};
+use gpu_handoff::sys::{Action, DeviceNumber, How, OpenDevice, Process, Sight, Sought, User};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -222,6 +222,29 @@ impl State {
 
     pub fn is_open(&self, number: DeviceNumber) -> usize {
         self.living().flat_map(|(_, process)| &process.open).filter(|open| **open == number).count()
+    }
+
+    /// What a look at all processes sees.
+    pub fn sight(&self, sought: &Sought) -> Sight {
+        let is_sought = |pid: i32| sought.among.is_empty() || sought.among.contains(&pid);
+        let mut sight = Sight::default();
+        for (pid, process) in self.living().filter(|(pid, _)| is_sought(**pid)) {
+            let open = process.open.iter().filter(|number| sought.majors.contains(&number.major));
+            let open: Vec<OpenDevice> = open.map(|number| OpenDevice { number: *number, how: How::Open }).collect();
+            for device in &open {
+                *sight.files.entry(device.number).or_default() += 1;
+            }
+            if !open.is_empty() {
+                sight.users.push(User {
+                    process: Process { pid: *pid, start: process.start },
+                    command: process.command.clone(),
+                    cgroup: process.cgroup.clone(),
+                    is_init: false,
+                    open,
+                });
+            }
+        }
+        sight
     }
 
     pub fn is_group_taken(&self, group: u32) -> bool {

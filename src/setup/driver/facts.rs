@@ -34,6 +34,9 @@ pub const KEY: Key = Key { secret: "/var/lib/dkms/mok.key", public: "/var/lib/dk
 /// A question to a program of the host.
 const ANSWER: Duration = Duration::from_secs(60);
 
+/// Looking who uses the driver.
+const LOOK: Duration = Duration::from_secs(60);
+
 pub struct Facts {
     /// `uname -r`
     pub release: String,
@@ -94,7 +97,7 @@ impl Facts {
         let release = running(kernel);
         let slots = nvidia_slots(kernel);
         let loaded = nvidia::version_as_written(kernel);
-        let holders = if kernel.exists("/sys/module/nvidia") { holders(kernel, &slots) } else { Vec::new() };
+        let holders = if kernel.exists("/sys/module/nvidia") { holders(kernel, &slots)? } else { Vec::new() };
         let services: Vec<String> = if config.policy.stop_nvidia_services && kernel.exists("/sys/module/nvidia") {
             nvidia_services().filter(|unit| systemd::has_processes(kernel, &format!("system.slice/{unit}"))).collect()
         } else {
@@ -204,13 +207,14 @@ pub fn libraries(kernel: &dyn Kernel) -> Vec<String> {
 }
 
 /// Whoever keeps the driver's modules from being unloaded.
-fn holders(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<Holder> {
+fn holders(kernel: &dyn Kernel, slots: &[Slot]) -> Result<Vec<Holder>> {
     let at_home: Vec<Slot> =
         slots.iter().filter(|slot| slot.gpu().is_some_and(|gpu| gpu.is_on("nvidia"))).cloned().collect();
     if at_home.is_empty() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    Watched::of_slots(kernel, &at_home, Reach::Unloading).holders(kernel)
+    let holders = Watched::of_slots(kernel, &at_home, Reach::Unloading).holders(kernel, LOOK);
+    holders.map_err(|problem| Stop::refused(format!("the driver was not touched: {problem}")))
 }
 
 /// The packages that are missing to build modules for a kernel.

@@ -124,11 +124,13 @@ at_home=$(snapshot)
 
 # ---- nor does a name or a namespace keep anybody from being ended, where the policy says so ----
 # shellcheck disable=SC2016 # for the other shell
-systemd-run --quiet --scope --unit=session-9 unshare --mount --pid --fork sh -c '
+systemd-run --quiet --scope --unit=session-9 unshare --mount sh -c '
     mount -t tmpfs none /run/elsewhere && mknod "/run/elsewhere/my gpu" c 195 0 || exit 9
     exec perl -e "$0" "/run/elsewhere/my gpu" 1 "unlink \$path"' "$mapper" </dev/null >/dev/null 2>&1 &
 is_held 'a program of a session has the card mapped'
-inner=$(pgrep -f 'elsewhere/my gpu' | xargs -n 1 sh -c 'grep -qs "my gpu" /proc/$0/maps && echo $0')
+# shellcheck disable=SC2016 # for the other shell
+in_session() { pgrep -f 'elsewhere/my gpu' | xargs -n 1 sh -c 'grep -qs "my gpu" /proc/$0/maps && echo $0'; }
+inner=$(in_session)
 in_use /dev/nvidia0 mapped "$inner" perl session-9.scope
 echo '{"policy":{"process":"kill"}}' >"$config"
 works 'killed: pre-start' $hook 111 pre-start
@@ -137,6 +139,19 @@ ok 'the program has ended' has_gone "$inner"
 in_no_vm 'killed' $slot1
 works 'killed: post-stop' $hook 111 post-stop
 is_home 'killed'
+
+# ---- but for the first process of a namespace, with which all in there would end ----
+# shellcheck disable=SC2016 # for the other shell
+systemd-run --quiet --scope --unit=session-10 unshare --mount --pid --fork sh -c '
+    mount -t tmpfs none /run/elsewhere && mknod "/run/elsewhere/my gpu" c 195 0 || exit 9
+    exec perl -e "$0" "/run/elsewhere/my gpu" 1 "unlink \$path"' "$mapper" </dev/null >/dev/null 2>&1 &
+is_held 'the first process of a namespace has the card mapped'
+inner=$(in_session)
+call $hook 111 pre-start
+exits 'first of a namespace' 3
+says 'first of a namespace' "PID $inner (perl, session-10.scope)" 'stop what started it'
+ok 'it lives' not has_gone "$inner"
+kill -KILL "$inner"
 rm "$config"
 
 # ---- nobody uses it any more ----

@@ -41,6 +41,7 @@ ok 'idle containers run' runs 102
 ok 'idle containers run, one with dev0' runs 103
 
 # ---- by default it keeps the card ----
+sleep 3 # or it would be waited for, as one that has only just begun
 call $hook 111 pre-start
 exits 'refused' 3
 quick 'refused' 2000

@@ -1,0 +1,55 @@
+//! What processes share, so that it is read, or counted, once: tables of descriptors, and open files.
+
+use super::{DeviceNumber, OpenDevice, kcmp};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// A table with fewer descriptors than this is read faster than it is compared.
+pub const LARGE: usize = 256;
+
+/// Large tables that were read, in the kernel's order, each by one process that has it, and what is open in it.
+#[derive(Default)]
+pub struct Tables {
+    read: Vec<(i32, Vec<OpenDevice>)>,
+}
+
+impl Tables {
+    /// What is open in the table of this process or thread, if it was read for another one.
+    pub fn same_as(&self, owner: i32) -> Option<Vec<OpenDevice>> {
+        Some(self.read[self.place(owner).ok()?].1.clone())
+    }
+
+    pub fn add(&mut self, owner: i32, open: &[OpenDevice]) {
+        if let Err(place) = self.place(owner) {
+            self.read.insert(place, (owner, open.to_vec()));
+        }
+    }
+
+    fn place(&self, owner: i32) -> Result<usize, usize> {
+        self.read.binary_search_by(|(other, _)| kcmp::tables(*other, owner).unwrap_or(Ordering::Less))
+    }
+}
+
+/// Open files of each device, in the kernel's order: each by one process and the descriptor that it has for it.
+#[derive(Default)]
+pub struct Files {
+    of: BTreeMap<DeviceNumber, Vec<(i32, i32)>>,
+}
+
+impl Files {
+    /// `compare`: the kernel can tell whether it is one that is known already.
+    pub fn add(&mut self, number: DeviceNumber, file: (i32, i32), compare: bool) {
+        let known = self.of.entry(number).or_default();
+        if !compare {
+            return known.push(file);
+        }
+        let place = known.binary_search_by(|other| kcmp::files(*other, file).unwrap_or(Ordering::Less));
+        if let Err(place) = place {
+            known.insert(place, file);
+        }
+    }
+
+    pub fn counts(&self) -> BTreeMap<DeviceNumber, u64> {
+        self.of.iter().map(|(number, files)| (*number, files.len() as u64)).collect()
+    }
+}
