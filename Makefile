@@ -19,6 +19,7 @@ test-package: ## the package: its scripts, built twice, piuparts and autopkgtest
 	@tests/package/piuparts
 	@tests/package/autopkgtest
 	@tests/lab/run --timeout 1500 tests/lab/scripts/driver-killed.sh
+	@tests/lab/run --timeout 1800 tests/lab/scripts/driver.sh compile
 
 test-genuine: ## all that makes sense on NVIDIA's own driver, in the lab
 	@tests/lab/all --genuine

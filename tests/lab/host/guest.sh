@@ -84,8 +84,12 @@ boot() {
     qemu=$!
 }
 
-# What the emulator has used.
-spent() { awk -v per="$(getconf CLK_TCK)" '{ sub(/.*\)/, ""); printf "%.0f\n", ($12 + $13) / per }' "/proc/$qemu/stat"; }
+# spent: fills `spent` with the seconds of processor time that ended children have used
+spent() {
+    times >"$work/times"
+    # shellcheck disable=SC2034 # for run
+    spent=$(awk 'NR == 2 { for (i = 1; i <= 2; i++) { split($i, t, "[ms]"); s += t[1] * 60 + t[2] } printf "%.0f\n", s }' "$work/times")
+}
 
 gone() { # waits until it is
     wait "$qemu" 2>/dev/null || true
@@ -125,7 +129,6 @@ saved() {
                 exit 123
             fi
         done
-        say "it has booted after $((SECONDS - began)) s, $(spent) s of processor time"
         # When QEMU has ended nobody reads any more what it said.
         timeout 120 cat "$new/monitor.out" >"$new/said" &
         printf '%s\n' 'migrate_set_parameter max-bandwidth 16G' 'migrate file:state' 'info migrate' quit >"$new/monitor.in"
@@ -136,6 +139,7 @@ saved() {
         fi
         rm -f "$new"/{out,ctl,monitor.*,said,payload,qemu.log}
         mv -T "$new" "$state"
+        say "it has booted, which took $((SECONDS - began)) s"
     fi
     touch "$state"
     exec {lock}>&-

@@ -58,6 +58,9 @@ printf 'lxc.cgroup2.devices.%s\n' 'deny =' 'allow =' 'allow = a' >usr/share/lxc/
 # ---- what NVIDIA has for download ----
 cp -r "$LAB_NVIDIA" opt/lab/nvidia
 
+# Where the installers keep what they have compiled.
+[ -z "$LAB_COMPILED" ] || { mkdir -p var/tmp && chmod 1777 var/tmp && cp -r "$LAB_COMPILED" var/tmp/lab-compiled; }
+
 # ---- the binary, as a user would have it ----
 install -m 755 "$LAB_BINARY" usr/sbin/gpu-handoff
 ln -s /usr/sbin/gpu-handoff var/lib/vz/snippets/gpu-handoff

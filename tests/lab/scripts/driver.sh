@@ -3,6 +3,7 @@
 # there is made good at boot, and afterwards there is no trace.
 # lab: --timeout 1800
 # lab-deb
+# lab-compiled
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
@@ -33,6 +34,8 @@ next() {
 }
 
 fresh() {
+    # Compiled natively for this; with "compile" it is compiled here, which takes minutes: in make test-package.
+    [ "$how" != compile ] || rm -rf /var/tmp/lab-compiled
     first=$(uname -r)
     echo "$first" >/root/first
     unload_stack
@@ -99,6 +102,7 @@ repaired() {
     is 'nothing for the second kernel' '' "$(version_for "$second")"
 }
 
+how=${1-}
 first=$(cat /root/first 2>/dev/null)
 case $(cat /root/stage 2>/dev/null) in
     '') fresh ;;
