@@ -7,7 +7,7 @@
 //! A worker whose parent goes without saying goodbye (killed, or it gave the worker up) starts
 //! `gpu-handoff reconcile --unfinished` as its last act, so that a handoff cut short and a call that came back late are put right by themselves.
 
-use super::{ActError, Action, failpoints, terminate};
+use super::{ActError, Action, failpoints, program, terminate};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -154,6 +154,7 @@ fn start_reconcile() {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     failpoints::forget(&mut command);
+    program::with_signals(&mut command);
     let _ = command.spawn();
 }
 
@@ -269,14 +270,14 @@ mod tests {
                 return if open == 6 { Ok(Vec::new()) } else { Err(ActError::Program(format!("{open} descriptors"))) };
             }
             "signals" => {
-                // SIGHUP, SIGINT and SIGTERM are among them; std gives a program an empty mask.
+                // SIGHUP, SIGINT and SIGTERM are among them.
                 let own = std::fs::read_to_string("/proc/self/status").map_err(ActError::Os)?;
-                let program = Command::new("/bin/cat").arg("/proc/self/status").output().map_err(ActError::Os)?;
+                let program = program::run(Path::new("/bin/cat"), &["/proc/self/status"], None)?;
                 let blocked = |status: &str| {
                     let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap_or_default();
                     u64::from_str_radix(mask.trim(), 16).unwrap_or_default() & 0x4003
                 };
-                let (own, program) = (blocked(&own), blocked(&String::from_utf8_lossy(&program.stdout)));
+                let (own, program) = (blocked(&own), blocked(&program));
                 if (own, program) != (0x4003, 0) {
                     return Err(ActError::Program(format!("{own:x} blocked, in a program {program:x}")));
                 }

@@ -4,7 +4,7 @@ use super::ActError;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
 use std::io::{self, PipeReader, Read, pipe};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -46,7 +46,14 @@ fn command(path: &Path, arguments: &[&str]) -> Command {
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C")
         .process_group(0);
+    with_signals(&mut command);
     command
+}
+
+/// std hands the caller's signal mask on, and the worker has all blocked: modprobe could not be ended.
+pub(super) fn with_signals(command: &mut Command) {
+    // SAFETY: between fork and exec only one system call is made.
+    unsafe { command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?)) };
 }
 
 /// # Errors

@@ -179,11 +179,14 @@ fn status_tells_where_home_will_be() {
         ("0A:00", "vfio-pci", json!("vfio-pci")),
         ("0a:00", "none", Value::Null),
         ("0a:00", "auto", json!("nvidia")),
-        ("0b:00", "none", json!("nvidia")),
     ] {
         let host = Host::new().card("0000:0a:00", "nvidia", "snd_hda_intel").config(&configured(slot, home));
         assert_eq!(homes(&host), [expected, json!("snd_hda_intel")], "{slot}: {home}");
     }
+    let Run { out, err, .. } = host().config(&configured("0b:00", "none")).run("--status --json");
+    assert!(err.contains("gpus.0000:0b:00 in /etc/gpu-handoff/config.json names no NVIDIA GPU"), "{err}");
+    let status: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(status["gpus"][0]["functions"][0]["home"], json!("nvidia"));
     let text = host().config(&configured("01:00", "nouveau")).run("--status").out;
     assert!(text.contains("  .0  display  10de:2684  group 1    nvidia         home nouveau\n"), "{text}");
     // A record knows better.
