@@ -1,6 +1,6 @@
 #!/bin/bash
-# Compiles what an installer of the stand-ins compiles, for both kernels of the image in $1, with the guest's compiler but not in the
-# guest, where it takes minutes; prints the folder with it. Called with the build lock held.
+# Compiles what an installer of the stand-ins compiles, for both kernels of the image, with the guest's compiler but not
+# in the guest, where it takes minutes; prints the folder with it. Called with the build lock held.
 #   compiled.sh IMAGE NVIDIA VERSION    NVIDIA: the folder with the installers
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
