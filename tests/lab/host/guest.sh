@@ -131,7 +131,14 @@ saved() {
         done
         # When QEMU has ended nobody reads any more what it said.
         timeout 120 cat "$new/monitor.out" >"$new/said" &
-        printf '%s\n' 'migrate_set_parameter max-bandwidth 16G' 'migrate file:state' 'info migrate' quit >"$new/monitor.in"
+        printf '%s\n' 'migrate_set_parameter max-bandwidth 16G' 'migrate -d file:state' >"$new/monitor.in"
+        # The last of it, the devices, may take a moment after the memory.
+        for _ in {1..300}; do
+            echo 'info migrate' >"$new/monitor.in"
+            sleep 0.2
+            ! grep -q 'Migration status: \(completed\|failed\|cancelled\)' "$new/said" || break
+        done
+        echo quit >"$new/monitor.in"
         gone
         if ! grep -q 'Migration status: completed' "$new/said" || grep 'Oops\|BUG:\|Kernel panic' "$new/console.log"; then
             tr -d '\r' <"$new/said" >&2
