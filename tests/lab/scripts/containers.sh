@@ -2,7 +2,7 @@
 # Containers have the card, before a VM had it and after, whether they were stopped for it or not; stale nodes are
 # found, and told of or mended; without the card they start or do not.
 # lab: --timeout 600
-# lab: --driver genuine --timeout 900
+# lab-unproven: --driver genuine --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -3,7 +3,7 @@
 # other way round. Each time all is as it was before: every node by name and number, DRM devices included, what the
 # modules count as in use, and with two cards whoever has the other one open.
 # lab: --driver genuine --modeset 0 --timeout 900
-# lab: --driver genuine --gpus 2 --modeset 1 --timeout 900
+# lab-unproven: --driver genuine --gpus 2 --modeset 1 --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -2,8 +2,8 @@
 # Holders that /proc hides or shows only in part: threads with descriptors of their own, a descriptor that is on its way
 # through a socket, processes that share one table; and containers that go on for a while after they were asked to be
 # frozen. Nothing may hang on any of them.
-# lab: --timeout 400
-# lab: --gpus 2 --timeout 400
+# lab-unproven: --timeout 400
+# lab-unproven: --gpus 2 --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
