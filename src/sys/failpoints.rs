@@ -31,7 +31,7 @@ mod switches {
     use nix::sys::signal::{Signal, raise};
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    /// `GPU_HANDOFF_TEST_BLIND`: the look for holders sees nobody.
+    /// `GPU_HANDOFF_TEST_BLIND`: the look for holders sees nobody, nor does the driver's count tell of any.
     pub fn is_blind() -> bool {
         std::env::var_os("GPU_HANDOFF_TEST_BLIND").is_some()
     }
