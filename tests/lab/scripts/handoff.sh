@@ -191,9 +191,8 @@ in_no_vm() { # in_no_vm TEXT SLOT: on vfio-pci, ready for one
 untouched() { # untouched TEXT SNAPSHOT
     same "$1: drivers, overrides, modules, nodes, records" "$2" "$(snapshot)"
 }
-# in_use VIA HOW PID COMMAND WORD…: VM 111 is refused within two seconds, as PID has VIA "open" or "mapped", and nothing
-# is touched. $at_home is how things were. The fastest of three tries counts: the machine is emulated and shared, and a
-# holder that only just began may be waited for until it is 3 s old.
+# in_use VIA HOW PID COMMAND WORD…: VM 111 is refused within a second, as PID has VIA "open" or "mapped", and nothing
+# is touched. $at_home is how things were. The fastest of three tries counts: the machine is emulated and shared.
 in_use() {
     local via=$1 how=$2 pid=$3 command=$4 text="$1 $2" best=''
     shift 4
@@ -203,7 +202,7 @@ in_use() {
     done
     ms=$best
     exits "$text" 3
-    quick "$text: refusing" 2000
+    quick "$text: refusing" 1000
     one_line "$text"
     says "$text" "$slot1" "PID $pid ($command" "has $via $how" "$@"
     is "$text: standard output" '' "$out"

@@ -44,7 +44,7 @@ ok 'idle containers run, one with dev0' runs 103
 sleep 3 # or it would be waited for, as one that has only just begun
 call $hook 111 pre-start
 exits 'refused' 3
-quick 'refused' 5000 # one that only just began is waited for until it is 3 s old
+quick 'refused' 2000
 says 'refused' "PID $(user_of 101) (sleep, container 101) has /dev/nvidia0 open" 'pct stop 101'
 untouched 'refused' "$at_home"
 policy '{"container":"stop","containers":{"101":"leave"}}'

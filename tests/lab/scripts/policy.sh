@@ -50,7 +50,7 @@ ok 'the plan says so' grep -q 'stop  *stop nvidia-persistenced.service' /run/cal
 policy '{"nvidia_services":"refuse"}'
 call $hook 111 pre-start
 exits 'services refused' 3
-quick 'services refused' 5000 # one that only just began is waited for until it is 3 s old
+quick 'services refused' 1500
 says 'services refused' 'nvidia-persistenced.service' 'systemctl stop nvidia-persistenced.service'
 untouched 'services refused' "$at_home"
 is 'services refused: still' active "$(state nvidia-persistenced)"
