@@ -3,8 +3,8 @@
 
 use super::bench::{Bench, Wish, World};
 use super::check::{Check, is_home};
-use super::machine::{AtHome, Home, Machine};
-use super::setup::{Busy, Setup, Way};
+use super::machine::AtHome;
+use super::setup::Setup;
 use super::state::State;
 use gpu_handoff::events::watch::After;
 use gpu_handoff::handoff::record::{Owner, Progress, Record};
@@ -92,10 +92,7 @@ impl Story {
 /// # Errors
 /// What does not hold, in words.
 pub fn play(bench: &mut Bench) -> Result<String, String> {
-    let homes = (Home::Nvidia, None);
-    let machine =
-        Machine { homes, functions: 2, version: "580.105.08", modeset: false, poller: false, vfio_loaded: true };
-    let setup = Setup { machine, take: vec![1], way: Way::GivenUp, busy: Busy::Nobody };
+    let setup = Setup::given_up();
     let ready = setup.prepare(bench)?.ok_or("there is no such situation")?;
     let mut orders = 0;
     for story in &STORIES {

@@ -114,6 +114,14 @@ pub struct Ready {
 }
 
 impl Setup {
+    /// One card, whose VM's start was given up: what a watcher is there for.
+    pub fn given_up() -> Setup {
+        let homes = (Home::Nvidia, None);
+        let machine =
+            Machine { homes, functions: 2, version: "580.105.08", modeset: false, poller: false, vfio_loaded: true };
+        Setup { machine, take: vec![1], way: Way::GivenUp, busy: Busy::Nobody }
+    }
+
     pub fn slots(&self) -> Vec<String> {
         self.take.iter().map(|card| slot(*card)).collect()
     }

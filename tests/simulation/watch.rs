@@ -4,8 +4,8 @@
 use super::bench::{Bench, Wish};
 use super::check::{Check, always, is_home, reached};
 use super::faults::{Fault, Kind};
-use super::machine::{AtHome, Home, Machine};
-use super::setup::{Busy, Ready, Setup, Way};
+use super::machine::AtHome;
+use super::setup::{Ready, Setup};
 use gpu_handoff::handoff::record::Owner;
 use std::time::Duration;
 
@@ -16,10 +16,7 @@ const VM: u32 = 111;
 /// # Errors
 /// What does not hold, in words.
 pub fn play(bench: &mut Bench) -> Result<String, String> {
-    let homes = (Home::Nvidia, None);
-    let machine =
-        Machine { homes, functions: 2, version: "580.105.08", modeset: false, poller: false, vfio_loaded: true };
-    let setup = Setup { machine, take: vec![1], way: Way::GivenUp, busy: Busy::Nobody };
+    let setup = Setup::given_up();
     let ready = setup.prepare(bench)?.ok_or("there is no such situation")?;
     let looks = bench.looks_of(&ready);
     let mut left_alone = 0;
