@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::driver;
 use crate::gpu::containers::{self, Way, is_at_or_below};
 use crate::gpu::inventory::nvidia_slots;
-use crate::gpu::nodes::{self, CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
+use crate::gpu::nodes::{CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
 use crate::gpu::nvidia::{self, Version};
 use crate::proxmox::ct;
 use crate::stop::{Result, Stop};
@@ -237,7 +237,7 @@ impl Look<'_> {
     /// Devices without which Proxmox does not start it.
     fn devices(&self, theirs: &Theirs) -> Vec<Fact> {
         let (kernel, ctid) = (&self.app.kernel, self.ctid);
-        let makes: Vec<String> = nodes::missing_for_containers(kernel).into_iter().map(|node| node.path).collect();
+        let makes: Vec<String> = containers::missing_nodes(kernel).into_iter().map(|node| node.path).collect();
         let devs = theirs.given.iter().filter(|given| given.way == Way::Dev && !kernel.exists(&given.inside));
         let (made, others): (Vec<_>, Vec<_>) = devs.partition(|given| makes.contains(&given.inside));
         let told = |list: &[&containers::Given]| {

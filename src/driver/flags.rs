@@ -1,7 +1,6 @@
 //! What an installer is told, so that it asks nothing. Pure.
 
-use super::kind::Kind;
-use crate::gpu::nvidia::Version;
+use super::kind::{Kind, TWO_KINDS, is_from};
 
 /// Options that not every installer has, and the first version that has them: nvidia-installer's option_table.h, held
 /// against its tags from 390.144 to 590.48.01. One that an installer does not know ends it at once.
@@ -16,11 +15,6 @@ const SINCE: &[(&str, &str)] = &[
 
 /// Nothing is loaded when that is said; older installers try the modules on a GPU.
 pub const SKIP_LOAD: &str = "--skip-module-load";
-
-/// From then on an installer has two kinds of modules.
-pub const TWO_KINDS: &str = "515";
-/// NVIDIA's own choice is open where it can be, from then on; before, the open ones were young.
-pub const OPEN_FIRST: &str = "560";
 
 /// In all of them.
 const ALWAYS: [&str; 4] = ["--silent", "--no-nouveau-check", "--no-x-check", "--no-check-for-alternate-installs"];
@@ -88,10 +82,6 @@ fn add_modules(flags: &mut Vec<String>, version: &str, kind: Option<Kind>, key: 
         flags.push(format!("--module-signing-secret-key={}", key.secret));
         flags.push(format!("--module-signing-public-key={}", key.public));
     }
-}
-
-pub fn is_from(version: &str, first: &str) -> bool {
-    version.parse::<Version>().ok() >= first.parse().ok()
 }
 
 #[cfg(test)]

@@ -1,9 +1,19 @@
 //! Open or proprietary modules, or none at all: by the generation of the GPUs, which is told from their device ids, and by
 //! NVIDIA's own list where the installer carries one. Pure.
 
-use super::flags::{OPEN_FIRST, TWO_KINDS, is_from};
 use super::supported::List;
 use crate::config::Module;
+use crate::gpu::nvidia::Version;
+
+/// From then on an installer has two kinds of modules.
+pub const TWO_KINDS: &str = "515";
+/// NVIDIA's own choice is open where it can be, from then on; before, the open ones were young.
+const OPEN_FIRST: &str = "560";
+
+/// Whether a version of the driver is `first` or a later one.
+pub fn is_from(version: &str, first: &str) -> bool {
+    version.parse::<Version>().ok() >= first.parse().ok()
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

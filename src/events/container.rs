@@ -26,7 +26,7 @@ pub fn pre_start(app: &App, ctid: u32) -> Result<()> {
     app.kernel.end_with_this_run();
     Notes::of(&app.kernel).forget(ctid);
     wait_for_way_home(app);
-    if let Err(stop) = make_nodes(&app.kernel, &app.story, &nodes::missing_for_containers(&app.kernel), NODE) {
+    if let Err(stop) = make_nodes(&app.kernel, &app.story, &containers::missing_nodes(&app.kernel), NODE) {
         app.story.warn(&stop.message);
     }
     let Some(away) = gone(app, &ct) else { return Ok(()) };

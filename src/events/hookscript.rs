@@ -62,7 +62,7 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
         });
     }
     let listed = listed(&app.kernel, &vm);
-    let covered = |address: &str| listed.iter().any(|id| covers(id, address));
+    let covered = |address: &str| listed.iter().any(|id| id.covers(address));
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots).inspect_err(|stop| {
         let names: Vec<&str> = slots.iter().map(String::as_str).collect();
         app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &names, stop);
@@ -97,7 +97,7 @@ pub fn plan(app: &App, vmid: u32) -> Result<String> {
     }
     let listed = listed(&app.kernel, &vm);
     let config = for_backup(app.config_for_verb()?, vmid, &vm, &slots)?;
-    let covered = |address: &str| listed.iter().any(|id| covers(id, address));
+    let covered = |address: &str| listed.iter().any(|id| id.covers(address));
     let plan = app.handoff(&config).plan_leave(&owner, &slots, &covered);
     plan.map_err(|stop| in_backup(stop, vmid, &vm))
 }
@@ -267,7 +267,7 @@ fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec
                 ))
             };
             let slot = Slot::read(kernel, &id.slot).ok_or_else(absent)?;
-            if !slot.functions.iter().any(|f| covers(&id, &f.address)) {
+            if !slot.functions.iter().any(|f| id.covers(&f.address)) {
                 return Err(absent());
             }
             if takes_part(&slot, &id) && !slots.contains(&id.slot) {
@@ -276,7 +276,7 @@ fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec
         }
     }
     for id in &config.args.ids {
-        let slot = Slot::read(kernel, &id.slot).filter(|slot| slot.functions.iter().any(|f| covers(id, &f.address)));
+        let slot = Slot::read(kernel, &id.slot).filter(|slot| slot.functions.iter().any(|f| id.covers(&f.address)));
         let slot = slot.ok_or_else(|| {
             let function = id.function.map_or_else(String::new, |function| format!(".{function:x}"));
             Stop::refused(format!(
@@ -356,20 +356,10 @@ pub fn by_args(app: &App, vmid: u32) -> Option<String> {
 
 /// A GPU, or an NVSwitch, which needs NVIDIA's driver to come home as well.
 fn takes_part(slot: &Slot, id: &PciId) -> bool {
-    takes_gpu(slot, id) || slot.functions.iter().any(|f| f.is_nvswitch() && !f.is_virtual && covers(id, &f.address))
+    takes_gpu(slot, id) || slot.functions.iter().any(|f| f.is_nvswitch() && !f.is_virtual && id.covers(&f.address))
 }
 
 /// Whether an id takes an NVIDIA GPU, and not only virtual functions of one.
 fn takes_gpu(slot: &Slot, id: &PciId) -> bool {
-    slot.is_nvidia_gpu() && slot.functions.iter().any(|f| !f.is_virtual && covers(id, &f.address))
-}
-
-/// Whether an id as written in a configuration names this function: without a function it names the whole slot.
-pub(super) fn covers(id: &PciId, address: &str) -> bool {
-    match address.rsplit_once('.') {
-        Some((slot, function)) => {
-            slot == id.slot && id.function.is_none_or(|n| u8::from_str_radix(function, 16) == Ok(n))
-        }
-        None => false,
-    }
+    slot.is_nvidia_gpu() && slot.functions.iter().any(|f| !f.is_virtual && id.covers(&f.address))
 }

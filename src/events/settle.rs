@@ -68,7 +68,7 @@ pub fn run(app: &App) -> Result<()> {
     // On its way it makes what is missing by itself.
     let is_over = wait_until(&app.kernel, patience, &|| !handoff_is_under_way(&app.kernel));
     wait_until(&app.kernel, MODULES, &|| !is_a_module_coming(&app.kernel));
-    let made = make_nodes(&app.kernel, &app.story, &nodes::missing_for_containers(&app.kernel), NODE);
+    let made = make_nodes(&app.kernel, &app.story, &containers::missing_nodes(&app.kernel), NODE);
     for ctid in attach::attached(app) {
         wait_until_let_go(&app.kernel, &config, ctid);
     }

@@ -1,7 +1,6 @@
 //! A VM that has our hookscript and takes no NVIDIA GPU. With a card more or less in the host, addresses shift: then the
 //! line that named the GPU names somebody else's device, which Proxmox takes from the host without asking.
 
-use super::hookscript::covers;
 use crate::App;
 use crate::config;
 use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
@@ -121,7 +120,7 @@ fn strays(app: &App, vm: &VmConfig) -> Vec<Stray> {
             if slot.functions.iter().any(|function| function.vendor == NVIDIA) {
                 continue;
             }
-            let function = slot.functions.into_iter().find(|function| covers(&pci, &function.address));
+            let function = slot.functions.into_iter().find(|function| pci.covers(&function.address));
             let (raw, id, slot) = (hostpci.raw.clone(), id.clone(), pci.slot.clone());
             strays.extend(function.map(|function| Stray { index: *index, raw, id, slot, function }));
         }

@@ -4,7 +4,7 @@ use super::inventory::{Slot, nvidia_slots};
 use super::nodes::{self, NVIDIA_MAJOR};
 use super::nvidia::Minors;
 use crate::proxmox::ct::{self, CtConfig};
-use crate::sys::{DeviceNumber, Kernel};
+use crate::sys::{DeviceNumber, Kernel, Node};
 use crate::systemd;
 use std::path::{Component, Path};
 
@@ -274,6 +274,15 @@ pub fn is_given_to_any(kernel: &dyn Kernel, node: &str) -> bool {
         nvidia_hook(config).is_some() || given(config).any(|given| is_at_or_below(node, &given.host))
     };
     configs.into_iter().any(|config| gives(&config))
+}
+
+/// The driver's nodes that this host lacks, with those of its capabilities that a container is given: Proxmox starts no
+/// container without its `devN`.
+pub fn missing_nodes(kernel: &dyn Kernel) -> Vec<Node> {
+    let mut missing = nodes::missing(kernel);
+    let given = nodes::missing_capabilities(kernel).into_iter().filter(|cap| is_given_to_any(kernel, &cap.path));
+    missing.extend(given);
+    missing
 }
 
 /// The PID, on the host, of a running container's init. None as long as LXC itself is still preparing the container.

@@ -3,7 +3,6 @@
 //! Names, numbers and modes are those of nvidia-modprobe: major 195 with minor N for a GPU, 254 for modeset, 255 for
 //! the control device; nvidia-uvm's major is dynamic.
 
-use super::containers;
 use super::inventory::{Function, VFIO_PCI, attribute, functions_of_driver, nvidia_slots};
 use super::nvidia::{self, Minors};
 use crate::sys::{DeviceNumber, Kernel, Node};
@@ -40,15 +39,11 @@ pub fn missing(kernel: &dyn Kernel) -> Vec<Node> {
         .collect()
 }
 
-/// As [`missing`], and those of the driver's capabilities that a container of this host is given: nobody makes them before
-/// somebody asks for one, and Proxmox starts no container without its `devN`.
-pub fn missing_for_containers(kernel: &dyn Kernel) -> Vec<Node> {
-    let mut missing = missing(kernel);
-    let Some(permission) = Permission::read(kernel) else { return missing };
+/// As [`missing`], of the driver's capabilities: nobody makes these before somebody asks for one.
+pub fn missing_capabilities(kernel: &dyn Kernel) -> Vec<Node> {
+    let Some(permission) = Permission::read(kernel) else { return Vec::new() };
     let caps = capabilities(kernel).into_iter().filter(|cap| kernel.device_number(&cap.path).ok() != Some(cap.number));
-    let given = caps.filter(|cap| containers::is_given_to_any(kernel, &cap.path));
-    missing.extend(given.map(|cap| Node { uid: permission.uid, gid: permission.gid, ..cap }));
-    missing
+    caps.map(|cap| Node { uid: permission.uid, gid: permission.gid, ..cap }).collect()
 }
 
 /// The nodes in `/dev/nvidia-caps` as the driver has them, by the files that name their minors.

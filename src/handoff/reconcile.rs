@@ -196,7 +196,7 @@ impl Handoff<'_> {
     pub fn missing_nodes(&self, scope: Scope) -> Vec<Node> {
         match scope {
             Scope::Unfinished | Scope::Owed => Vec::new(),
-            Scope::All => nodes::missing_for_containers(self.kernel),
+            Scope::All => containers::missing_nodes(self.kernel),
         }
     }
 

@@ -25,6 +25,16 @@ impl PciId {
         let domain = if slot.len() == "01:00".len() { "0000:" } else { "" };
         Some(PciId { slot: format!("{domain}{slot}"), function: function.and_then(|digit| u8::try_from(digit).ok()) })
     }
+
+    /// Whether it names this function: without a function of its own it names the whole slot.
+    pub fn covers(&self, address: &str) -> bool {
+        match address.rsplit_once('.') {
+            Some((slot, function)) => {
+                slot == self.slot && self.function.is_none_or(|n| u8::from_str_radix(function, 16) == Ok(n))
+            }
+            None => false,
+        }
+    }
 }
 
 /// The length of the `[DOMAIN:]BUS:DEVICE` that the text begins with.
