@@ -4,8 +4,8 @@ use crate::config::Config;
 use crate::handoff::Handoff;
 use crate::handoff::history::{self, History};
 use crate::handoff::store::{self, Store};
-use crate::report::Story;
 use crate::stop::{Result, Stop};
+use crate::story::Story;
 use crate::sys::{Linux, forget_callers_signals, heed_termination};
 
 pub struct App {

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod app;
+pub mod causes;
 pub mod cli;
 pub mod config;
 pub mod containers;
@@ -18,6 +19,7 @@ pub mod proxmox;
 pub mod report;
 pub mod setup;
 pub mod stop;
+pub mod story;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod systemd;

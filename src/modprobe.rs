@@ -1,10 +1,13 @@
 //! modprobe's configuration, as kmod reads it (libkmod-config.c): directories in order, of files of one name the first one
 //! alone, all of them sorted by name; a backslash joins lines, and a comment goes on with it.
 
-use crate::gpu::static_ids::MODPROBE_DIRECTORIES;
 use crate::sys::Kernel;
 use std::collections::BTreeMap;
 use std::fmt;
+
+/// In modprobe's order of precedence.
+pub const DIRECTORIES: [&str; 5] =
+    ["/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"];
 
 /// Where something stands: a file, and the lines of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +38,7 @@ impl Line {
 
 /// Every line that counts, in the order in which they are read.
 pub fn read(kernel: &dyn Kernel) -> Vec<Line> {
-    files(kernel, &MODPROBE_DIRECTORIES, &[".conf", ".alias"])
+    files(kernel, &DIRECTORIES, &[".conf", ".alias"])
         .into_iter()
         .flat_map(|path| parse(&path, &kernel.text(&path).unwrap_or_default()))
         .collect()

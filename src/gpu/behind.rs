@@ -2,7 +2,7 @@
 //! reached by. Unbinding the function takes them away without a word.
 
 use super::inventory::{Function, VFIO_PCI, attribute};
-use crate::report::story::printable;
+use crate::story::printable;
 use crate::sys::{ActError, Kernel};
 use nix::libc;
 use std::time::Duration;

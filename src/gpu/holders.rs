@@ -2,7 +2,7 @@
 
 pub use super::place::{Ends, Place, is_service};
 pub use super::watched::{Reach, Watched};
-use crate::report::story::printable;
+use crate::story::printable;
 use crate::sys::{DeviceNumber, Hidden, How, Kernel, Process, Sight, Sought, User};
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,7 +1,7 @@
 //! What the NVIDIA driver says of itself in `/proc/driver/nvidia` and `/sys/module`.
 
 use super::inventory::READ_LIMIT;
-use crate::report::story::printable;
+use crate::story::printable;
 use crate::sys::{ActError, Kernel};
 use std::collections::BTreeMap;
 use std::str::FromStr;

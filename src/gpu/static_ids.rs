@@ -3,16 +3,13 @@
 //! The kernel registers them exactly like the ones written to `new_id`, so `remove_id` would take them too, and
 //! `/sys/module/vfio_pci` does not show them.
 
+use crate::modprobe::DIRECTORIES;
 use crate::sys::Kernel;
-
-/// In modprobe's order of precedence; which file wins does not matter, only that an id is named.
-pub const MODPROBE_DIRECTORIES: [&str; 5] =
-    ["/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"];
 
 /// Every id that the administrator gave vfio-pci.
 pub fn read(kernel: &dyn Kernel) -> Vec<(u16, u16)> {
     let mut ids = on_command_line(&kernel.text("/proc/cmdline").unwrap_or_default());
-    for directory in MODPROBE_DIRECTORIES {
+    for directory in DIRECTORIES {
         for name in kernel.list(directory).iter().filter(|name| name.ends_with(".conf")) {
             ids.extend(in_modprobe_file(&kernel.text(&format!("{directory}/{name}")).unwrap_or_default()));
         }

@@ -5,11 +5,11 @@
 
 use super::record::{Owner, Progress, Record};
 use super::{Handoff, again, is_alive};
+use crate::causes;
 use crate::config::{Config, Home};
 use crate::gpu::inventory::{Function, READ_LIMIT, Slot, VFIO_PCI, driver_exists, read_override};
 use crate::gpu::static_ids;
 use crate::gpu::would_take::would_take;
-use crate::setup::causes;
 use crate::stop::Result;
 
 /// A driver, and the module that it is in.

@@ -4,7 +4,7 @@ use super::in_the_way;
 use super::plan::{Phase, Plan};
 use super::step::Step;
 use crate::gpu::containers;
-use crate::report::Story;
+use crate::story::Story;
 use crate::sys::failpoints::{self, Point};
 use crate::sys::{ActError, Action, Kernel, Process};
 use nix::libc;

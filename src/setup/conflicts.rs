@@ -1,9 +1,10 @@
 //! What others wrote that would keep the GPU from changing hands, a line each. Told, never edited.
 
-use super::causes::{self, Facts};
 use crate::App;
-use crate::config::Config;
-use crate::gpu::inventory::long_form;
+use crate::causes::{self, Facts};
+use crate::config::{Config, Home};
+use crate::gpu::inventory::{long_form, nvidia_slots};
+use crate::handoff::store::Store;
 use crate::sys::Kernel;
 
 const DIRECTORY: &str = "/etc/modprobe.d";
@@ -17,7 +18,7 @@ pub fn of_cards(app: &App, config: &Config, addresses: &[&str]) -> Vec<String> {
     let slots: Vec<String> = addresses.iter().map(|address| long_form(address)).collect();
     let is_named =
         |line: &String| slots.iter().any(|slot| line.split(' ').next().is_some_and(|own| slot.starts_with(own)));
-    let shows = causes::effects(&app.kernel, &app.store, config, false);
+    let shows = effects(&app.kernel, &app.store, config, false);
     if !shows.iter().any(is_named) {
         return Vec::new();
     }
@@ -28,7 +29,7 @@ pub fn of_cards(app: &App, config: &Config, addresses: &[&str]) -> Vec<String> {
 pub fn find(app: &App, config: &Config) -> Vec<String> {
     let kernel = &app.kernel;
     let causes = Facts::read(kernel, config).causes();
-    let mut found = causes::effects(kernel, &app.store, config, !causes.is_empty());
+    let mut found = effects(kernel, &app.store, config, !causes.is_empty());
     let is_unexplained = causes.is_empty() && !found.is_empty();
     found.extend(causes.iter().map(ToString::to_string));
     if !causes.is_empty() {
@@ -38,6 +39,34 @@ pub fn find(app: &App, config: &Config) -> Vec<String> {
     }
     found.extend(renamed(kernel));
     found
+}
+
+/// Cards that are on vfio-pci, or another driver that is not their home, although nothing of ours put them there; and
+/// those without a driver, where something `is_blocked` or the driver is loaded.
+fn effects(kernel: &dyn Kernel, store: &Store, config: &Config, is_blocked: bool) -> Vec<String> {
+    let records: Vec<_> = store.each_record().into_iter().flatten().collect();
+    let mut told = Vec::new();
+    for slot in nvidia_slots(kernel) {
+        let is_ours = records.iter().any(|record| record.slots().contains(&slot.address.as_str()));
+        let home = config.homes.get(&slot.address);
+        let Some(gpu) = slot.gpu().filter(|_| !is_ours) else { continue };
+        let is_driver_there = is_blocked || kernel.exists("/sys/module/nvidia");
+        match gpu.driver.as_deref() {
+            Some(driver) if home == Some(&Home::Driver(driver.to_string())) => {}
+            Some(driver) if causes::is_keeper(driver) => {
+                told.push(format!(
+                    "{} is on {driver}, and no handoff put it there: the host does not have it",
+                    slot.address
+                ));
+            }
+            // That there is no driver yet is no fault.
+            None if home != Some(&Home::None) && is_driver_there => {
+                told.push(format!("{} has no driver", slot.address));
+            }
+            _ => {}
+        }
+    }
+    told
 }
 
 fn renamed(kernel: &dyn Kernel) -> Option<String> {

@@ -3,7 +3,6 @@
 //! Files of our own only: somebody else's are read, and told of where they are in the way.
 
 pub mod bootloader;
-pub mod causes;
 pub mod conflicts;
 pub mod document;
 pub mod driver;

@@ -1,6 +1,6 @@
 //! Drivers that have a card which is to be NVIDIA's driver's at home.
 
-use super::causes;
+use crate::causes;
 use crate::config::{Config, Home};
 use crate::gpu::inventory::nvidia_slots;
 use crate::sys::Kernel;

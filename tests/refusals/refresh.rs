@@ -3,7 +3,7 @@ use super::*;
 use gpu_handoff::App;
 use gpu_handoff::containers::attach;
 use gpu_handoff::handoff::store::{self, Store};
-use gpu_handoff::report::Story;
+use gpu_handoff::story::Story;
 use gpu_handoff::sys::Linux;
 
 // What brings the lines up to the numbers of now: no verb of its own, sync and device events do it

@@ -289,7 +289,7 @@ mod tests {
             "# SUBSYSTEM==\"pci\", ATTR{driver_override}=\"vfio-pci\"",
             "ATTR{vendor}==\"0x10de\", ATTR{power/control}=\"auto\"",
             "SUBSYSTEM==\"vfio\", OWNER=\"root\", GROUP=\"kvm\"",
-            include_str!("../../../udev/60-gpu-handoff.rules"),
+            include_str!("../../udev/60-gpu-handoff.rules"),
         ] {
             assert!(places(rules, facts()).is_empty(), "{rules}");
         }

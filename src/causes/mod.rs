@@ -11,7 +11,6 @@ mod udev;
 
 use crate::config::{Config, Home};
 use crate::gpu::inventory::{VFIO_PCI, attribute, nvidia_slots};
-use crate::handoff::store::Store;
 use crate::modprobe::{self, Line};
 use crate::sys::Kernel;
 use std::fmt;
@@ -231,34 +230,6 @@ fn replace(path: &str, line: usize, old: &str, new: &str) -> String {
         "" => format!("sed -i '{line}s|{}||' {path}", escaped(old)),
         _ => format!("sed -i '{line}s|{}|{new}|' {path}", escaped(old)),
     }
-}
-
-/// Cards that are on vfio-pci, or another driver that is not their home, although nothing of ours put them there; and
-/// those without a driver, where something `is_blocked` or the driver is loaded.
-pub fn effects(kernel: &dyn Kernel, store: &Store, config: &Config, is_blocked: bool) -> Vec<String> {
-    let records: Vec<_> = store.each_record().into_iter().flatten().collect();
-    let mut told = Vec::new();
-    for slot in nvidia_slots(kernel) {
-        let is_ours = records.iter().any(|record| record.slots().contains(&slot.address.as_str()));
-        let home = config.homes.get(&slot.address);
-        let Some(gpu) = slot.gpu().filter(|_| !is_ours) else { continue };
-        let is_driver_there = is_blocked || kernel.exists("/sys/module/nvidia");
-        match gpu.driver.as_deref() {
-            Some(driver) if home == Some(&Home::Driver(driver.to_string())) => {}
-            Some(driver) if directives::is_keeper(driver) => {
-                told.push(format!(
-                    "{} is on {driver}, and no handoff put it there: the host does not have it",
-                    slot.address
-                ));
-            }
-            // That there is no driver yet is no fault.
-            None if home != Some(&Home::None) && is_driver_there => {
-                told.push(format!("{} has no driver", slot.address));
-            }
-            _ => {}
-        }
-    }
-    told
 }
 
 #[cfg(test)]
