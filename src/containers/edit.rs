@@ -240,10 +240,8 @@ fn is_met(config: &CtConfig, need: &Need) -> bool {
         return rules.filter(|(key, _)| key == "lxc.cgroup2.devices.allow").any(|(_, rule)| words(rule) == wanted);
     };
     // In whatever way, and whatever the options are: a node that is given twice helps nobody.
-    all_given(config).any(|given| {
-        let rest = path.strip_prefix(given.inside.as_str());
-        rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with('/') && format!("{}{rest}", given.host) == path))
-    })
+    all_given(config)
+        .any(|given| given.below(&path).is_some_and(|rest| rest.is_empty() || format!("{}{rest}", given.host) == path))
 }
 
 /// For each need the line that is to meet it: one that does so as it is, else one that is for the same.

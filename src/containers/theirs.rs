@@ -42,10 +42,7 @@ impl Theirs {
 
     pub fn about(&self, kernel: &dyn Kernel, path: &str) -> About<'_> {
         for given in &self.given {
-            let Some(rest) = path.strip_prefix(given.inside.as_str()) else { continue };
-            if !rest.is_empty() && !rest.starts_with('/') {
-                continue;
-            }
+            let Some(rest) = given.below(path) else { continue };
             let source = format!("{}{rest}", given.host);
             if source == path {
                 return About::Given(given);

@@ -71,7 +71,7 @@ fn own_nodes(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<(String, DeviceNumber)>
 /// for any.
 fn could_open(kernel: &dyn Kernel, config: &CtConfig, own: &[(String, DeviceNumber)], is_known: bool) -> bool {
     let given = resolved(kernel, config, own);
-    let is_own = |given: &Given| own.iter().any(|(path, _)| is_at_or_below(path, &given.host));
+    let is_own = |given: &Given| own.iter().any(|(path, _)| given.has(path));
     if nvidia_hook(config).is_some() || given.iter().any(is_own) {
         return true;
     }
@@ -123,6 +123,20 @@ pub struct Given {
     pub way: Way,
     /// As it stands there: `dev0: /dev/nvidia0,gid=44`.
     pub line: String,
+}
+
+impl Given {
+    /// What of a path in the container is left below this one: nothing of its own. A `devN` gives one node, whatever it
+    /// names.
+    pub fn below<'a>(&self, inside: &'a str) -> Option<&'a str> {
+        let rest = inside.strip_prefix(self.inside.as_str())?;
+        (rest.is_empty() || (self.way != Way::Dev && rest.starts_with('/'))).then_some(rest)
+    }
+
+    /// Whether a path of the host is given by it.
+    pub fn has(&self, host: &str) -> bool {
+        host == self.host || (self.way != Way::Dev && is_at_or_below(host, &self.host))
+    }
 }
 
 /// What may be a node of a GPU, or a directory of such, by its path on the host: `/dev/nvidia…`, what is in `/dev/dri`, or
@@ -270,9 +284,7 @@ pub fn all(kernel: &dyn Kernel) -> Vec<u32> {
 /// Whether any container of this node, running or not, is given this node.
 pub fn is_given_to_any(kernel: &dyn Kernel, node: &str) -> bool {
     let configs = all(kernel).into_iter().filter_map(|ctid| config(kernel, ctid));
-    let gives = |config: &CtConfig| {
-        nvidia_hook(config).is_some() || given(config).any(|given| is_at_or_below(node, &given.host))
-    };
+    let gives = |config: &CtConfig| nvidia_hook(config).is_some() || given(config).any(|given| given.has(node));
     configs.into_iter().any(|config| gives(&config))
 }
 
@@ -357,6 +369,7 @@ mod tests {
             "dev0: /dev/nvidia1\ndev1: /dev/nvidiactl\ndev2: /dev/nvidia-uvm\nlxc.cgroup2.devices.allow: c 195:* rwm",
             "lxc.mount.entry: /dev/dri/renderD129 dev/dri/renderD129 none bind",
             "dev0: /dev/dri/card1",
+            "dev0: /dev/",
             "lxc.cgroup2.devices.allow: c 195:1 rwm\nlxc.cgroup2.devices.allow: c 195:255 rwm",
             "lxc.cgroup2.devices.allow: c 1951:0 rwm",
             "lxc.mount.entry: /mnt/nvidia0 dev/nvidia0 none bind",
