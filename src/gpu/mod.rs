@@ -4,6 +4,7 @@ pub mod behind;
 pub mod choice;
 pub mod console;
 pub mod containers;
+pub mod dri;
 pub mod holders;
 pub mod inventory;
 pub mod nodes;

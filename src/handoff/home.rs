@@ -14,7 +14,7 @@ use crate::gpu::containers;
 use crate::gpu::holders::Watched;
 use crate::gpu::inventory::{READ_LIMIT, Slot, VFIO_PCI};
 use crate::stop::{Result, Stop};
-use crate::sys::ActError;
+use crate::sys::{ActError, Share};
 use std::time::Duration;
 
 /// Who wants a slot to come home.
@@ -233,7 +233,7 @@ impl Handoff<'_> {
         self.story.say(&format!("{title} {owner} -> host"));
         self.story.phase("wait", time.waited, "nobody has it open any more");
         let gone = self.gone(&rest);
-        let outcome = self.run(locked, &stack, &rest, &plan, OnFailure::GoOn, end);
+        let outcome = self.run_home(locked, &stack, &rest, &plan, end);
         drop(stack);
         attempt.is_about(&rest.slots());
         attempt.phase("wait", time.waited);
@@ -370,13 +370,28 @@ impl Handoff<'_> {
         let waits_since = self.kernel.now();
         let (stack, plan) = self.stack_to_go_home(record, time, stack)?;
         let end = time.end + self.kernel.now().saturating_sub(waits_since);
-        Ok(self.run(locked, &stack, record, &plan, OnFailure::GoOn, end))
+        Ok(self.run_home(locked, &stack, record, &plan, end))
+    }
+
+    fn run_home(&self, locked: &Locked, stack: &Stack, record: &Record, plan: &Plan, end: Duration) -> Outcome {
+        let mut outcome = self.run(locked, stack, record, plan, OnFailure::GoOn, end);
+        if outcome.is_complete()
+            && let Some(mended) = self.mend_dri(locked, stack, record, end)
+        {
+            let phases = std::mem::take(&mut outcome.phases);
+            outcome = mended;
+            outcome.phases.splice(0..0, phases);
+        }
+        outcome
     }
 
     fn stack_to_go_home(&self, record: &Record, time: TimeBox, stack: Option<Stack>) -> Result<(Stack, Plan)> {
         let plan_now = || {
             let plan = self.plan_home(record)?;
-            let share = plan::share(&plan);
+            let share = match plan::share(&plan) {
+                Share::Alone => Share::Alone,
+                Share::Together => self.share_to_mend(),
+            };
             Ok((plan, share))
         };
         let (plan, share) = plan_now()?;

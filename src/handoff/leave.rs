@@ -88,6 +88,7 @@ impl Handoff<'_> {
         // Before the record says so: a worker that is there puts right what is cut short from now on.
         self.kernel.worker();
         locked.save(&record)?;
+        self.keep_dri(locked);
         locked.take_over(&to_start)?;
         forget(locked, &abandoned, slots)?;
         attempt.is_about(&record.slots());
@@ -127,6 +128,7 @@ impl Handoff<'_> {
         watch();
         locked.save(&settled(&record))?;
         drop(stack);
+        self.tell_dri();
         self.start_what_serves_others(&record, &facts);
         let took = attempt.took(self.kernel.now());
         self.story.say(&format!("{title} is on {VFIO_PCI}{} after {} ms", for_whom(owner), took.as_millis()));

@@ -13,6 +13,7 @@ pub mod in_the_way;
 pub mod intent;
 pub mod journal;
 pub mod leave;
+pub mod mend;
 pub mod origin;
 pub mod owed;
 pub mod plan;

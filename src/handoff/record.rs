@@ -4,8 +4,9 @@
 //! handoff, so `/run` forgets with it.
 
 use super::journal;
+use crate::gpu::inventory::Function;
 use crate::gpu::power::Power;
-use crate::sys::Process;
+use crate::sys::{Kernel, Process};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -128,6 +129,19 @@ pub struct HomeOf {
     pub module: Option<String>,
     /// Whether it might sleep.
     pub power: Power,
+}
+
+impl HomeOf {
+    /// Where it is now.
+    pub fn now(kernel: &dyn Kernel, slot: &str, function: &Function) -> HomeOf {
+        HomeOf {
+            slot: slot.to_string(),
+            address: function.address.clone(),
+            driver: function.driver.clone(),
+            module: function.module.clone(),
+            power: Power::read(kernel, &function.address),
+        }
+    }
 }
 
 impl Record {

@@ -76,6 +76,8 @@ pub enum OnFailure {
     Stop,
     /// Towards home: go as far as possible.
     GoOn,
+    /// At home, where each step needs the one before: stop, but not for being asked to end.
+    Break,
 }
 
 /// How to carry a plan out.

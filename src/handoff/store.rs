@@ -14,9 +14,10 @@ use super::journal::Journal;
 use super::record::{Owner, Record, Stopped};
 use super::resume::ToStart;
 use super::wedge::Wedge;
+use crate::gpu::dri;
 use crate::sys::{Kernel, Lock, Share, flock_is_held};
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -33,6 +34,7 @@ const WATCH: &str = "lock-watch-";
 const JOURNAL: &str = "journal";
 const TO_START: &str = "to-start";
 const RETRIES: &str = "retries";
+const DRI: &str = "dri";
 
 /// Reading and writing a file takes microseconds.
 const BOOKKEEPING: Duration = Duration::from_secs(5);
@@ -223,6 +225,17 @@ impl Store {
         self.names().iter().filter_map(|name| name.strip_prefix("wedged-").map(str::to_string)).collect()
     }
 
+    /// The names that the cards' nodes in /dev/dri had before one of them left; kept until they have them again. What
+    /// cannot be read is forgotten.
+    pub fn dri(&self) -> dri::Names {
+        let bytes = self.read(DRI).ok().flatten().unwrap_or_default();
+        let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let names =
+            |names: &Value| Some(names.as_array()?.iter().filter_map(|n| Some(n.as_str()?.to_string())).collect());
+        let cards = value.as_object().into_iter().flatten();
+        cards.filter_map(|(address, value)| Some((address.clone(), names(value)?))).collect()
+    }
+
     /// What happened to a slot last; none when there is nothing that can be read.
     pub fn last(&self, slot: &str) -> Option<Value> {
         serde_json::from_slice(&self.read(&last_file(slot)).ok()??).ok()
@@ -361,6 +374,24 @@ impl Locked<'_> {
         self.store.unlink(name)
     }
 
+    /// None of the cards is forgotten that are kept already; of nothing the file goes.
+    ///
+    /// # Errors
+    /// As [`Locked::save`].
+    pub fn keep_dri(&self, names: &dri::Names) -> Result<()> {
+        self.store.write_dri(&mut |kept| {
+            names.iter().for_each(|(card, names)| {
+                kept.entry(card.clone()).or_insert_with(|| names.clone());
+            })
+        })
+    }
+
+    /// # Errors
+    /// As [`Locked::remove`].
+    pub fn forget_dri(&self) -> Result<()> {
+        self.store.write_dri(&mut dri::Names::clear)
+    }
+
     /// What waits to be started for these slots is this record's from now on, which has been saved.
     ///
     /// # Errors
@@ -392,14 +423,29 @@ impl Locked<'_> {
 }
 
 impl Store {
+    fn open_books(&self) -> Result<Books<'_>> {
+        let path = self.directory.join(BOOKS);
+        self.books(BOOKKEEPING)?.with_context(|| format!("{}: locked by somebody all the time", path.display()))
+    }
+
+    fn write_dri(&self, change: &mut dyn FnMut(&mut dri::Names)) -> Result<()> {
+        let _books = self.open_books()?;
+        let before = self.dri();
+        let mut names = before.clone();
+        change(&mut names);
+        match names {
+            names if names == before => Ok(()),
+            names if names.is_empty() => self.unlink(DRI),
+            names => self.write(DRI, &json!(names).to_string()),
+        }
+    }
+
     /// What cannot be understood is put aside.
     ///
     /// # Errors
     /// When what waits to be started cannot be read or written.
     pub fn change_to_start(&self, change: impl FnOnce(&mut Vec<ToStart>)) -> Result<()> {
-        let books = self
-            .books(BOOKKEEPING)?
-            .with_context(|| format!("{}: locked by somebody all the time", self.directory.join(BOOKS).display()))?;
+        let books = self.open_books()?;
         let before = match self.to_start() {
             Ok(entries) => entries,
             // Nobody can act on it; an administrator may still read it.

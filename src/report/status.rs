@@ -2,6 +2,7 @@
 
 use super::history::way;
 use crate::config::{Config, Home};
+use crate::gpu::dri;
 use crate::gpu::holders::{Holder, Place, Reach, Watched, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI, nvidia_slots};
 use crate::handoff::is_with;
@@ -79,6 +80,8 @@ struct Gpu {
     /// A remove that hangs and is none of ours.
     foreign: Option<Foreign>,
     owed: Vec<Owed>,
+    /// It has other nodes in /dev/dri than before a card left.
+    dri: Option<String>,
     last: Option<Value>,
 }
 
@@ -187,7 +190,11 @@ impl Gpu {
         let has =
             if is_wedged || foreign.is_some() { Has::Wedged(vmid(&ours)) } else { who_has(kernel, &slot, &ours, open) };
         let owed = owed::of_slot(store, &slot.address, wedged.as_ref());
-        Gpu { has, homes, users, is_blind, owed, last: store.last(&slot.address), wedged, foreign, slot }
+        let before = store.dri();
+        let now = dri::names(kernel).unwrap_or_default();
+        let gpu = slot.gpu().map(|gpu| gpu.address.clone()).filter(|gpu| dri::differences(&before, &now).contains(gpu));
+        let dri = gpu.map(|gpu| dri::in_words(&before, &now, &gpu));
+        Gpu { has, homes, users, is_blind, owed, dri, last: store.last(&slot.address), wedged, foreign, slot }
     }
 
     fn to_json(&self) -> Value {
@@ -215,6 +222,7 @@ impl Gpu {
             "users": self.users.as_ref().map(|users| users.iter().map(user_to_json).collect::<Vec<_>>()),
             "wedged": self.wedged.as_ref().map(Wedge::to_json).or(self.foreign.as_ref().map(Foreign::to_json)),
             "owed": self.owed.iter().map(Owed::to_json).collect::<Vec<_>>(),
+            "dri": self.dri,
             "last": self.last,
         })
     }
@@ -263,6 +271,9 @@ impl Gpu {
         if !self.owed.is_empty() {
             let when = if self.has.has_it() { " when it is home" } else { "" };
             let _ = writeln!(text, "  owed     {}{when}", owed::to_text(&self.owed));
+        }
+        if let Some(dri) = &self.dri {
+            let _ = writeln!(text, "  nodes    {dri}");
         }
         if let Has::Stranded(_) = self.has {
             let _ = writeln!(text, "  mend     gpu-handoff to-nvidia {}", self.slot.address);

@@ -62,6 +62,7 @@ fn status_has_every_key() {
             ])),
             "wedged": null,
             "owed": [],
+            "dri": null,
             "last": {"direction": "home", "vmid": 111, "exit": 0, "ms": 84, "phases": [{"name": "wait", "ms": 10}]},
         },
         {
@@ -74,6 +75,7 @@ fn status_has_every_key() {
             "users": users(json!([])),
             "wedged": null,
             "owed": [],
+            "dri": null,
             "last": null,
         },
         {
@@ -86,6 +88,7 @@ fn status_has_every_key() {
             "users": users(json!([user(PID + 3, "kvm", "/dev/vfio/devices/vfio0", "vmid", json!(112))])),
             "wedged": null,
             "owed": [],
+            "dri": null,
             "last": null,
         },
     ], "setup": {"reboot_required": true, "error": null}});

@@ -294,6 +294,13 @@ impl Bench {
         Ok(gpus.iter().map(|gpu| (word(&gpu["slot"]), word(&gpu["owner"]["kind"]))).collect())
     }
 
+    /// The GPUs of which `--status` says that they have other nodes in /dev/dri than before.
+    pub fn status_of_nodes(&self) -> Vec<String> {
+        let status = Status::read(&self.kernel, &self.store, true).to_json();
+        let gpus = status["gpus"].as_array().cloned().unwrap_or_default();
+        gpus.iter().filter_map(|gpu| Some(gpu["dri"].as_str()?.split(' ').next()?.to_string())).collect()
+    }
+
     pub fn record(&self, owner: &Owner) -> Option<Record> {
         self.store.record(owner).ok().flatten()
     }

@@ -1,7 +1,7 @@
 //! One case: a run with a fault in its way, and what comes after it until everything is as somebody wants it.
 
 use super::bench::{Bench, Wish};
-use super::check::{Check, always, ended_well, history_tells, is_home, reached};
+use super::check::{Check, always, ended_well, history_tells, is_home, other_nodes, reached};
 use super::faults::{Fault, Kind};
 use super::kernel::OPENING;
 use super::order;
@@ -50,7 +50,12 @@ pub fn without_fault(bench: &mut Bench, setup: &Setup, ready: &Ready) -> Result<
         return Err(format!("not idempotent: {:?}", again.end));
     }
     bring_everything_home(bench, ready)?;
-    Ok(acts)
+    let other = other_nodes(bench, &ready.home);
+    match setup.busy {
+        // Nobody is in the way of mending them.
+        Busy::Nobody if !other.is_empty() => Err(format!("home, with other nodes in /dev/dri: {other:?}")),
+        _ => Ok(acts),
+    }
 }
 
 /// # Errors

@@ -221,8 +221,23 @@ fn unfinished_business(bench: &Bench, slots: &[String]) -> Vec<String> {
 /// Everything is home, and nothing is left behind.
 pub fn is_home(bench: &Bench, home: &AtHome) -> Check {
     let mut problems = home.differences(&bench.kernel.state.borrow(), None);
-    problems.extend(bench.files().keys().map(|name| format!("{name} is left")));
+    let other = other_nodes(bench, home);
+    // What had no chance to be mended is told.
+    let told = bench.status_of_nodes();
+    problems.extend(
+        other.iter().filter(|gpu| !told.contains(gpu)).map(|gpu| format!("{gpu} has other nodes in /dev/dri, untold")),
+    );
+    let is_left = |name: &&String| *name != "dri" || other.is_empty();
+    problems.extend(bench.files().keys().filter(is_left).map(|name| format!("{name} is left")));
     all(problems)
+}
+
+/// Where nvidia_drm follows the cards, those that come home in another order than they were found in change names.
+pub fn other_nodes(bench: &Bench, home: &AtHome) -> Vec<String> {
+    let state = bench.kernel.state.borrow();
+    let mut other = home.other_nodes(&state);
+    other.retain(|address| home.functions[address].0 == Some("nvidia") && state.drm_looks_once());
+    other
 }
 
 /// What a run did is in its history, and what it did not do is not.

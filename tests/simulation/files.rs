@@ -181,7 +181,7 @@ impl State {
             ["sys", "bus", "pci", "devices"] => self.functions.keys().cloned().collect(),
             ["sys", "bus", "pci", "devices", _] => ["class", "device", "vendor"].map(str::to_string).to_vec(),
             ["sys", "bus", "pci", "devices", address, "drm"] => {
-                one("card0".to_string(), self.drm_number(address).is_some())
+                self.drm_number(address).map(|number| format!("card{}", number.minor)).into_iter().collect()
             }
             ["sys", "bus", "pci", "devices", address, "graphics"] => {
                 one(self.framebuffer_name(address), self.framebuffers().iter().any(|a| a == address))

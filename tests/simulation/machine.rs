@@ -92,6 +92,8 @@ impl Machine {
                     driver_override: None,
                     locked: false,
                     minor: None,
+                    turn: 0,
+                    drm: None,
                     power: power_at_home(number),
                     is_gone: false,
                 };
@@ -186,6 +188,8 @@ pub struct AtHome {
     pub running: Running,
     /// Whether the framebuffer console is on a screen, while there is one.
     pub console: Option<bool>,
+    /// By GPU, its number in /dev/dri.
+    pub dri: BTreeMap<String, Option<u64>>,
 }
 
 impl AtHome {
@@ -200,7 +204,14 @@ impl AtHome {
             vfio_ids: state.vfio_ids.iter().copied().collect(),
             running: state.running(),
             console: state.console,
+            dri: state.functions.iter().map(|(address, f)| (address.clone(), f.drm.map(|(_, minor)| minor))).collect(),
         }
+    }
+
+    /// GPUs with another number in /dev/dri than at home, or without one.
+    pub fn other_nodes(&self, state: &State) -> Vec<String> {
+        let now = AtHome::of(state).dri;
+        self.dri.iter().filter(|(address, was)| now.get(*address) != Some(was)).map(|(a, _)| a.clone()).collect()
     }
 
     /// Everything that is not as it was at home, a line each. `only`: of these slots, else of the whole machine.

@@ -42,7 +42,8 @@ impl State {
     pub fn references(&self, module: &str) -> usize {
         let open = |minor: u64| self.is_open(nvidia_number(minor));
         let drm = |driver: &str| {
-            let numbers = self.functions.iter().filter(|(_, f)| f.driver == Some(driver_in_table(driver)));
+            // Also of a card that has left and whose device has stayed.
+            let numbers = self.functions.iter().filter(|(_, f)| f.drm.is_some_and(|(of, _)| of == driver));
             numbers.filter_map(|(a, _)| self.drm_number(a)).map(|number| self.is_open(number)).sum::<usize>()
         };
         let descriptors = match module {
@@ -119,6 +120,16 @@ impl State {
         if module == "nvidia_uvm" {
             self.uvm_major -= 1;
         }
+        if module == "nvidia_drm" {
+            let mut cards: Vec<(u64, String)> = self
+                .functions
+                .iter()
+                .filter(|(_, f)| f.driver == Some("nvidia"))
+                .map(|(address, f)| (f.turn, address.clone()))
+                .collect();
+            cards.sort_unstable();
+            cards.iter().for_each(|(_, address)| self.make_drm(address, "nvidia"));
+        }
         self.modules.push(module.to_string());
         Reply::Done
     }
@@ -148,6 +159,10 @@ impl State {
             if module == "vfio_pci" {
                 self.vfio_ids.clear();
             }
+        }
+        if module == "nvidia_drm" {
+            let of_module = self.functions.values_mut().filter(|f| f.drm.is_some_and(|(of, _)| of == "nvidia"));
+            of_module.for_each(|f| f.drm = None);
         }
         self.modules.retain(|loaded| loaded != module);
         Reply::Done
@@ -181,8 +196,4 @@ impl State {
         }
         nodes
     }
-}
-
-fn driver_in_table(driver: &str) -> &'static str {
-    if driver == "nouveau" { "nouveau" } else { "nvidia" }
 }

@@ -47,6 +47,7 @@ impl State {
 
     pub fn bind(&mut self, address: &str, driver: &'static str) {
         let minors: Vec<u64> = self.functions.values().filter_map(|f| f.minor).collect();
+        let turn = 1 + self.functions.values().map(|f| f.turn).max().unwrap_or(0);
         let Some(function) = self.functions.get_mut(address) else { return };
         function.driver = Some(driver);
         // Their probe functions call pm_runtime_allow.
@@ -55,14 +56,23 @@ impl State {
         }
         if driver == "nvidia" {
             function.minor = (0..).find(|minor| !minors.contains(minor));
+            function.turn = turn;
+        }
+        if driver == "nouveau" || (driver == "nvidia" && self.is_loaded("nvidia_drm") && !self.drm_looks_once()) {
+            self.make_drm(address, driver);
         }
     }
 
     pub fn complete_unbind(&mut self, address: &str) {
+        let keeps_drm = self.drm_looks_once();
         if let Some(function) = self.functions.get_mut(address) {
             // Their remove functions call pm_runtime_forbid.
             if matches!(function.driver, Some("vfio-pci" | "snd_hda_intel" | "nvidia-gpu")) {
                 function.set_control("on");
+            }
+            // nvidia_drm that looks once is not told.
+            if function.drm.is_some_and(|(of, _)| function.driver == Some(of) && (of != "nvidia" || !keeps_drm)) {
+                function.drm = None;
             }
             function.driver = None;
             function.minor = None;

@@ -77,6 +77,10 @@ pub struct Pci {
     pub locked: bool,
     /// Of a GPU on nvidia.
     pub minor: Option<u64>,
+    /// When nvidia got it, among its cards.
+    pub turn: u64,
+    /// Its DRM device: of which driver, and its number.
+    pub drm: Option<(&'static str, u64)>,
     pub power: Power,
     /// Its configuration space reads ones.
     pub is_gone: bool,
@@ -287,20 +291,24 @@ impl State {
         self.functions.keys().position(|a| a == address).unwrap_or(0) as u64
     }
 
-    /// The DRM node of a GPU, while a driver with DRM has it.
+    /// The DRM node of a GPU.
     pub fn drm_number(&self, address: &str) -> Option<DeviceNumber> {
-        let has_drm = match self.shown_driver(address)? {
-            "nvidia" => self.is_loaded("nvidia_drm"),
-            "nouveau" => true,
-            _ => false,
-        };
-        has_drm.then(|| DeviceNumber { major: DRM_MAJOR, minor: self.index(address) })
+        let (_, minor) = self.functions.get(address)?.drm?;
+        Some(DeviceNumber { major: DRM_MAJOR, minor })
+    }
+
+    /// drm_minor_alloc: the lowest number that is free.
+    pub fn make_drm(&mut self, address: &str, driver: &'static str) {
+        let taken: Vec<u64> = self.functions.values().filter_map(|f| Some(f.drm?.1)).collect();
+        if let Some(function) = self.functions.get_mut(address).filter(|f| f.drm.is_none()) {
+            function.drm = (0..).find(|minor| !taken.contains(minor)).map(|minor| (driver, minor));
+        }
     }
 
     /// Functions with a framebuffer, by address.
     pub fn framebuffers(&self) -> Vec<String> {
         let has_screen = |address: &&String| match self.shown_driver(address) {
-            Some("nvidia") => self.modeset && self.is_loaded("nvidia_drm"),
+            Some("nvidia") => self.modeset && self.drm_number(address).is_some(),
             Some("nouveau") => true,
             _ => false,
         };

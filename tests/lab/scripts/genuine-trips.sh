@@ -3,7 +3,7 @@
 # other way round. Each time all is as it was before: every node by name and number, DRM devices included, what the
 # modules count as in use, and with two cards whoever has the other one open.
 # lab: --driver genuine --modeset 0 --timeout 900
-# lab-unproven: --driver genuine --gpus 2 --modeset 1 --timeout 900
+# lab: --driver genuine --gpus 2 --modeset 1 --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
@@ -40,8 +40,20 @@ one() { # one VMID: there and back, every fifth time with QEMU
         took=$((took + ms))
     fi
     [ -z "${user_pid-}" ] || still_works "trip $trip, home"
-    same "trip $trip: everything" "$before" "$(everything)"
+    if [ -z "${user_pid-}" ] || [ "$modeset" = 0 ]; then
+        same "trip $trip: everything" "$before" "$(everything)"
+        return
+    fi
+    # nvidia_drm had to go meanwhile and makes devices in the order in which nvidia got the cards. As long as somebody
+    # uses the other one nvidia cannot be loaded anew, and the names are exchanged; nothing else may be, and it is told.
+    same "trip $trip: everything but the names" "$(exchanged "$before")" "$(everything)"
+    [ $((trip % 5)) = 1 ] || says "trip $trip" "$slot1.0 has card1 renderD129 in /dev/dri, where it had card0 renderD128" \
+        "PID $user_pid (perl," "gpu-handoff to-vfio $slot1 && gpu-handoff to-nvidia $slot1"
+    is "trip $trip: the status says so, too" "$slot1.0 has card1 renderD129 in /dev/dri, where it had card0 renderD128" \
+        "$(status $slot1 dri)"
 }
+# exchanged TEXT: what everything printed, with the cards' names in /dev/dri changed for one another
+exchanged() { sed '/^0000:0[12]:00.0 card/ { s/card0 controlD64 renderD128/A/; s/card1 controlD65 renderD129/card0 controlD64 renderD128/; s/A$/card1 controlD65 renderD129/ }' <<<"$1"; }
 both() { # both VMID VMID: away in this order, home in this order
     local vm
     trip=$((trip + 1))
@@ -62,7 +74,7 @@ for modeset in $LAB_MODESET $((1 - LAB_MODESET)); do
         udevadm settle
     fi
     is 'modeset' "$([ "$modeset" = 1 ] && echo Y || echo N)" "$(cat /sys/module/nvidia_drm/parameters/modeset)"
-    before=$(everything)
+    before=$(everything) at_home=$before
     trip=0 took=0
     if [ "$LAB_GPUS" = 1 ]; then
         for _ in {1..10}; do one 111; done
@@ -72,6 +84,14 @@ for modeset in $LAB_MODESET $((1 - LAB_MODESET)); do
         marks=$(module_marks) before=$(everything)
         for _ in {1..4}; do one 111; done
         end_user
+        if [ "$modeset" = 1 ]; then
+            # What was told helps when it is typed.
+            works 'then: to-vfio' gpu-handoff to-vfio $slot1
+            works 'and: to-nvidia' gpu-handoff to-nvidia $slot1
+            before=$at_home
+            same 'all names are back' "$before" "$(everything)"
+            is 'and the status has nothing to say' null "$(status $slot1 dri)"
+        fi
     fi
     echo "# modeset=$modeset: $trip trips, the hooks took $took ms"
 done

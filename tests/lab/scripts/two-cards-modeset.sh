@@ -13,6 +13,8 @@ drm_mark() { stat -c %i /sys/module/nvidia_drm 2>/dev/null; }
 is 'modeset' Y "$(cat /sys/module/nvidia_drm/parameters/modeset)"
 remember_home
 at_home=$(snapshot)
+names() { echo "$(drm_name $slot1.0)" "$(drm_name $slot2.0)"; }
+named=$(names)
 [ "$LAB_GPUS" = 1 ] || marks=$(module_marks)
 drm=$(drm_mark)
 
@@ -35,6 +37,16 @@ for trip in 1 2; do
     untouched "trip $trip: as before" "$at_home"
     is_home "trip $trip"
     ok "trip $trip: card 1 has its DRM device" test -n "$(drm_name $slot1.0)"
+    is "trip $trip: both by the same name" "$named" "$(names)"
+    if [ "$LAB_GPUS" = 2 ]; then
+        if [ "$LAB_DRIVER" != 580.105.08 ]; then
+            # For the names.
+            ok "trip $trip: nvidia was loaded anew on the way home" test "$(module_marks)" != "$marks"
+            marks=$(module_marks)
+        else
+            same "trip $trip: nvidia was not loaded anew on the way home" "$marks" "$(module_marks)"
+        fi
+    fi
     is "trip $trip: modeset" Y "$(cat /sys/module/nvidia_drm/parameters/modeset)"
     drm=$(drm_mark)
 done

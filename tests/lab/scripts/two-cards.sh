@@ -1,8 +1,6 @@
 #!/bin/bash
 # Two cards of the same kind: what happens to one must not touch the other.
-# lab: --gpus 2 --driver-version 580.105.08 --timeout 400
-# An earlier nvidia_drm does not see a card that comes home: see "Not yet" in README.md.
-# lab-unproven: --gpus 2 --timeout 400
+# lab: --gpus 2 --timeout 400
 # lab-genuine: --gpus 2 --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
