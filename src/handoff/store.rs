@@ -35,6 +35,8 @@ const JOURNAL: &str = "journal";
 const TO_START: &str = "to-start";
 const RETRIES: &str = "retries";
 const DRI: &str = "dri";
+/// What a set-up of the driver has stopped: written there, and read there.
+pub const SET_UP: &str = "setup-stopped";
 
 /// Reading and writing a file takes microseconds.
 const BOOKKEEPING: Duration = Duration::from_secs(5);
@@ -243,9 +245,10 @@ impl Store {
 
     /// Whether anything is kept that somebody must come back for, read or not.
     pub fn has_anything(&self) -> bool {
-        let is_owed =
-            |name: &String| Owner::from_file_name(name).is_some() || name == TO_START || name.starts_with("wedged-");
-        self.names().iter().any(is_owed)
+        let is_owed = |name: &str| {
+            Owner::from_file_name(name).is_some() || [TO_START, SET_UP].contains(&name) || name.starts_with("wedged-")
+        };
+        self.names().iter().any(|name| is_owed(name))
     }
 
     /// When each record that could not be brought home is tried again. What cannot be read counts for nothing.
@@ -478,6 +481,31 @@ fn journal_file(owner: &Owner) -> String {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
+
+    /// For all that the keeper comes back for systemd starts it, and for nothing else.
+    #[test]
+    fn the_keeper_is_started_for_what_it_keeps() {
+        let unit = include_str!("../../packaging/debian/gpu-handoff.gpu-handoff-keeper.path");
+        let paths = unit.lines().filter_map(|line| line.strip_prefix("PathExists")?.split_once('='));
+        let is_named = |name: &str| {
+            let path = format!("{DIRECTORY}/{name}");
+            paths.clone().any(|(_, pattern)| match pattern.strip_suffix('*') {
+                Some(beginning) => path.starts_with(beginning),
+                None => path == pattern,
+            })
+        };
+        let directory = std::env::temp_dir().join(format!("gpu-handoff-kept-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(&directory).unwrap();
+        let store = Store::at(directory.clone());
+        for name in ["vm-111", "manual-0000:01:00", "wedged-0000:01:00", TO_START, SET_UP, DRI, RETRIES, LOCK, BOOKS] {
+            fs::write(directory.join(name), "").unwrap();
+            assert_eq!(store.has_anything(), is_named(name), "{name}");
+            fs::remove_file(directory.join(name)).unwrap();
+        }
+        assert!(is_named("vm-111") && is_named(SET_UP) && !is_named(DRI));
+        fs::remove_dir_all(directory).unwrap();
+    }
 
     /// Whoever reads a record while it is written anew reads all of the old one or all of the new one.
     #[test]

@@ -9,7 +9,8 @@ use crate::sys::{Kernel, flock_is_held};
 use crate::systemd;
 use serde_json::json;
 
-/// Forgotten with a reboot, which starts them as well. While this is there, something is owed.
+/// Forgotten with a reboot, which starts them as well. While this is there, something is owed, and the keeper comes:
+/// [`crate::handoff::store::SET_UP`].
 pub const PATH: &str = "/run/gpu-handoff/setup-stopped";
 
 /// Held by whoever sets up the driver.
