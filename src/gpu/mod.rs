@@ -11,6 +11,7 @@ pub mod nodes;
 pub mod nvidia;
 pub mod place;
 pub mod power;
+pub mod started;
 pub mod static_ids;
 pub mod usage;
 pub mod watched;

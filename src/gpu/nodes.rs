@@ -17,6 +17,7 @@ pub const UVM: &str = "/dev/nvidia-uvm";
 pub const NVIDIA_MAJOR: u64 = 195;
 pub const MODESET_MINOR: u64 = 254;
 pub const CONTROL_MINOR: u64 = 255;
+pub const CONTROL: DeviceNumber = DeviceNumber { major: NVIDIA_MAJOR, minor: CONTROL_MINOR };
 
 /// The directory of the nodes that stand for what a process may do, with MIG for instance.
 pub const CAPS: &str = "/dev/nvidia-caps";

@@ -3,7 +3,7 @@
 use super::inventory::{Function, Slot, VFIO_PCI};
 use super::nodes::{self, CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
 use super::nvidia::{self, Minors};
-use super::usage;
+use super::{started, usage};
 use crate::sys::{DeviceNumber, How, Kernel, OpenDevice, Sought, User};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,8 +28,9 @@ const FAMILIES: [(&str, &str); 3] = [
 pub enum Reach {
     /// Who uses these slots, as far as anybody can tell: shared devices count in a process that has no other GPU open.
     Slots,
-    /// Who could make unbinding these slots wait: the control device counts always, since a descriptor of it can have
-    /// GPUs attached and nothing tells which.
+    /// Who could make unbinding these slots wait: the control device counts, since a descriptor of it can have GPUs
+    /// attached and nothing tells which. Not when the driver has none of the slots' started, so that nobody has one
+    /// attached; but always where a wait for whoever attaches one in the last moment would never end.
     Unbinding,
     /// Who could make unloading the driver fail: every GPU's node and every shared device.
     Unloading,
@@ -52,6 +53,13 @@ pub struct Watched {
     buffers: Option<bool>,
     /// The modules that all of it belongs to; none when that is not known, or says too little.
     modules: Option<Vec<String>>,
+}
+
+/// Whether somebody may have one of the slots' GPUs attached, or might in the last moment, and never let go of it.
+fn may_be_attached(kernel: &dyn Kernel, slots: &[Slot]) -> bool {
+    let gpus = slots.iter().flat_map(|slot| &slot.functions).filter(|function| function.is_nvidia_gpu());
+    nvidia::version(kernel).is_none_or(nvidia::Version::forgets_attached)
+        || gpus.into_iter().any(|gpu| started::may_be(kernel, &gpu.address))
 }
 
 impl Watched {
@@ -90,7 +98,12 @@ impl Watched {
                 watched.elsewhere.push(number);
             }
         }
-        let into = if reach == Reach::Slots { &mut watched.shared } else { &mut watched.held };
+        let mut unused = BTreeMap::new();
+        let into = match reach {
+            Reach::Slots => &mut watched.shared,
+            Reach::Unbinding if !may_be_attached(kernel, slots) => &mut unused,
+            Reach::Unbinding | Reach::Unloading => &mut watched.held,
+        };
         for (minor, path) in [(CONTROL_MINOR, "/dev/nvidiactl"), (MODESET_MINOR, "/dev/nvidia-modeset")] {
             into.insert(DeviceNumber { major: NVIDIA_MAJOR, minor }, path.to_string());
         }

@@ -12,7 +12,7 @@ use crate::config::{ForContainer, Home};
 use crate::gpu::holders::{Ends, Found, Holder, Place, Reach, Watched, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI};
 use crate::gpu::power::Power;
-use crate::gpu::{behind, containers, nodes, nvidia};
+use crate::gpu::{behind, containers, nodes, nvidia, started};
 use crate::proxmox::running;
 use crate::stop::{Result, Stop};
 use crate::systemd;
@@ -93,7 +93,9 @@ impl Handoff<'_> {
             !is_own(owner, holder) && !policy::stops(&self.config.policy, holder)
         });
         let found = found.map_err(|problem| refuse(format!("{problem}; then {}", again(owner))))?;
-        let halts = self.decide(owner, &facts, &found.holders).map_err(|keepers| busy(owner, &names, &keepers))?;
+        let halts = self
+            .decide(owner, &facts, &found.holders)
+            .map_err(|keepers| busy(owner, &names, &keepers, self.of_all_cards(&facts, &keepers)))?;
         if !found.hidden.is_empty() {
             self.story.warn(&format!("not seen is what these have in memory: {}", hidden(&found.hidden)));
         }
@@ -137,6 +139,23 @@ impl Handoff<'_> {
             }
             in_the_way::unseen(self.kernel, function, watched, found.clone(), self.config.handoff / 6)
         })
+    }
+
+    /// Why somebody is in the way who may use another card.
+    fn of_all_cards(&self, facts: &Facts, keepers: &[Holder]) -> &'static str {
+        let is_alone = facts.gpu_drivers.get("nvidia").is_some_and(|driver| driver.elsewhere.is_empty());
+        let is_control = |holder: &Holder| holder.number == nodes::CONTROL && !is_alone;
+        let mut gpus = facts.functions().filter(|function| function.is_nvidia_gpu());
+        match keepers.iter().any(is_control) {
+            false => "",
+            true if gpus.any(|gpu| started::may_be(self.kernel, &gpu.address)) => {
+                ", which is for all cards: the driver has started this card and does not say for whom"
+            }
+            true => {
+                ", which is for all cards: with this version of the driver nobody could ever have this one again if somebody \
+                 began to use it through that in the last moment"
+            }
+        }
     }
 
     /// Containers that could open the GPU while it changes hands.
@@ -296,7 +315,7 @@ fn is_own(owner: &Owner, holder: &Holder) -> bool {
     owner.vmid().is_some_and(|id| holder.place == Place::Vm(id))
 }
 
-fn busy(owner: &Owner, slots: &[&str], keepers: &[Holder]) -> Stop {
+fn busy(owner: &Owner, slots: &[&str], keepers: &[Holder], why: &str) -> Stop {
     let mut who: Vec<String> = keepers.iter().take(NAMED_HOLDERS).map(ToString::to_string).collect();
     if keepers.len() > NAMED_HOLDERS {
         who.push(format!("{} more", keepers.len() - NAMED_HOLDERS));
@@ -304,7 +323,7 @@ fn busy(owner: &Owner, slots: &[&str], keepers: &[Holder]) -> Stop {
     let lasts = keepers.iter().find(|keeper| keeper.ends != Ends::Passes);
     let remedy = lasts.or(keepers.first()).map(Holder::remedy).unwrap_or_default();
     Stop::refused(format!(
-        "{} was not touched, it is in use: {}; end it ({remedy}), then {}",
+        "{} was not touched, it is in use: {}{why}; end it ({remedy}), then {}",
         slots.join(" "),
         who.join(", "),
         again(owner)

@@ -38,6 +38,7 @@ impl State {
             ["proc", "iomem"] => Some("00000000-00000fff : Reserved\n".to_string()),
             ["proc", "devices"] => Some(self.proc_devices()),
             ["proc", "cmdline"] => Some("root=/dev/vda rw iommu=pt\n".to_string()),
+            ["proc", "interrupts"] => Some(self.interrupts()),
             ["proc", "locks"] => Some(self.proc_locks()),
             ["proc", "sys", "kernel", "osrelease"] => Some(format!("{RELEASE}\n")),
             // Who is where in the kernel is nothing that a decision goes by.
@@ -75,6 +76,7 @@ impl State {
             ["power", "control"] => line(&function.power.control),
             ["d3cold_allowed"] => line(&function.power.d3cold_allowed),
             ["power", "runtime_status"] => Text::Is("active\n".to_string()),
+            ["irq"] => Text::Is(format!("{}\n", self.interrupt(address))),
             ["power_state"] => Text::Is("D0\n".to_string()),
             ["drm", _, "dev"] => number(self.drm_number(address)),
             ["graphics", screen, "dev"] => Text::Is(format!("29:{}\n", screen.trim_start_matches("fb"))),
@@ -147,6 +149,23 @@ impl State {
         text
     }
 
+    fn interrupt(&self, address: &str) -> usize {
+        30 + self.functions.keys().position(|other| other == address).unwrap_or(0)
+    }
+
+    /// nvidia has one for each GPU that it has started; a line of wires is shared with the card's sound.
+    fn interrupts(&self) -> String {
+        let mut text = "           CPU0\n".to_string();
+        for (address, function) in &self.functions {
+            let names = match function.driver {
+                Some("nvidia") if self.usage(address) > 0 => "other, nvidia",
+                _ => "other",
+            };
+            let _ = writeln!(text, " {}:          0   IO-APIC   {0}-fasteoi   {names}", self.interrupt(address));
+        }
+        text
+    }
+
     fn proc_locks(&self) -> String {
         let mut text = String::new();
         for (index, vmid) in self.locked_guests.iter().enumerate() {
@@ -183,6 +202,7 @@ impl State {
             ["sys", "bus", "pci", "devices", address, "drm"] => {
                 self.drm_number(address).map(|number| format!("card{}", number.minor)).into_iter().collect()
             }
+            ["sys", "bus", "pci", "devices", _, "msi_irqs"] => Vec::new(),
             ["sys", "bus", "pci", "devices", address, "graphics"] => {
                 one(self.framebuffer_name(address), self.framebuffers().iter().any(|a| a == address))
             }

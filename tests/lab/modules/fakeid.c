@@ -44,13 +44,9 @@ MODULE_PARM_DESC(boot0, "what the display function's first register says of the 
 static int fake_registers(int domain, int bus, unsigned int devfn)
 {
 	struct pci_dev *pdev = pci_get_domain_bus_and_slot(domain, bus, devfn);
-	struct pci_dev *sound = pci_get_domain_bus_and_slot(domain, bus, devfn + 1);
 	void __iomem *regs = NULL;
 	u16 cmd;
 
-	/* An interrupt: QEMU's VGA has none. It is asked for, but never comes. */
-	if (pdev && sound && !pdev->irq)
-		pdev->irq = sound->irq;
 	/* From 580 on, three BARs that are valid; without flags no one else looks at it. */
 	if (pdev && !pci_resource_len(pdev, 1)) {
 		pdev->resource[1].start = pci_resource_start(pdev, 2);
@@ -67,9 +63,20 @@ static int fake_registers(int domain, int bus, unsigned int devfn)
 		writel(BOOT_42_OF(boot0), regs + BOOT_42);
 		iounmap(regs);
 	}
-	pci_dev_put(sound);
 	pci_dev_put(pdev);
 	return regs ? 0 : -ENOMEM;
+}
+
+/* An interrupt: QEMU's VGA has none. It is asked for, but never comes. */
+static void fake_interrupt(int domain, int bus, unsigned int devfn)
+{
+	struct pci_dev *pdev = pci_get_domain_bus_and_slot(domain, bus, devfn);
+	struct pci_dev *sound = pci_get_domain_bus_and_slot(domain, bus, devfn + 1);
+
+	if (pdev && sound && !pdev->irq)
+		pdev->irq = sound->irq;
+	pci_dev_put(sound);
+	pci_dev_put(pdev);
 }
 
 static int fake_function(int domain, int bus, unsigned int devfn, u16 device)
@@ -98,6 +105,8 @@ static int __init fakeid_init(void)
 		err = fake_function(domain, bus, PCI_DEVFN(dev, 0), display);
 		if (!err)
 			err = fake_function(domain, bus, PCI_DEVFN(dev, 1), audio);
+		if (!err)
+			fake_interrupt(domain, bus, PCI_DEVFN(dev, 0));
 		if (!err && boot0)
 			err = fake_registers(domain, bus, PCI_DEVFN(dev, 0));
 		if (err) {

@@ -10,6 +10,7 @@
 #include <linux/cdev.h>
 #include <linux/delay.h>
 #include <linux/fs.h>
+#include <linux/interrupt.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
@@ -138,18 +139,30 @@ static NVS_PROBED bool rm_init_adapter(void)
 	return ok;
 }
 
-/* Both with the GPU's own lock. */
+static irqreturn_t nvs_interrupt(int irq, void *gpu)
+{
+	return IRQ_NONE;
+}
+
+/* Both with the GPU's own lock. A GPU has its interrupt as long as it is started: asked for before all else. */
 static int gpu_use(struct nvs_gpu *gpu)
 {
-	if (!gpu->usage && !rm_init_adapter())
-		return -EIO;
+	if (!gpu->usage) {
+		if (request_irq(gpu->pdev->irq, nvs_interrupt, IRQF_SHARED, "nvidia", gpu))
+			return -EIO;
+		if (!rm_init_adapter()) {
+			free_irq(gpu->pdev->irq, gpu);
+			return -EIO;
+		}
+	}
 	gpu->usage++;
 	return 0;
 }
 
 static void gpu_unuse(struct nvs_gpu *gpu)
 {
-	gpu->usage--;
+	if (!--gpu->usage)
+		free_irq(gpu->pdev->irq, gpu);
 }
 
 /* As the real driver does it: who waits for the GPU's lock keeps all others from looking for one. */
