@@ -1,5 +1,6 @@
-//! The command line: one table of verbs makes the parser and `--help`.
+//! The command line: one table of verbs makes the parser and all help.
 
+mod help;
 mod verbs;
 
 use crate::App;
@@ -16,31 +17,81 @@ use lexopt::Arg;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
-use verbs::{FLAGS, Flag, VERBS, Verb};
+use verbs::{FLAGS, VERBS, Verb};
 
 /// What may be asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Call {
-    Hook { id: u32, phase: String },
-    Status { json: bool },
-    History { json: bool },
-    ToVfio { slot: Option<String>, dry_run: bool },
-    ToNvidia { slot: Option<String>, dry_run: bool },
-    Plan { vmid: u32 },
-    Reconcile { scope: Scope, dry_run: bool },
+    Hook {
+        id: u32,
+        phase: String,
+    },
+    Status {
+        json: bool,
+    },
+    History {
+        json: bool,
+    },
+    ToVfio {
+        slot: Option<String>,
+        dry_run: bool,
+    },
+    ToNvidia {
+        slot: Option<String>,
+        dry_run: bool,
+    },
+    Plan {
+        vmid: u32,
+    },
+    Reconcile {
+        scope: Scope,
+        dry_run: bool,
+    },
     Resume,
-    Watch { vmid: u32, after: After },
-    Attach { ctid: u32, wish: Wish, dry_run: bool },
-    Detach { ctid: u32, dry_run: bool },
-    Setup { ctid: u32, wish: Wish, driver_only: bool, dry_run: bool },
-    Check { who: Who },
-    Sync { who: Who, dry_run: bool },
-    Enable { id: u32, dry_run: bool },
-    Disable { id: u32, dry_run: bool },
-    SetUp { what: setup::What, dry_run: bool },
+    Watch {
+        vmid: u32,
+        after: After,
+    },
+    Attach {
+        ctid: u32,
+        wish: Wish,
+        dry_run: bool,
+    },
+    Detach {
+        ctid: u32,
+        dry_run: bool,
+    },
+    Setup {
+        ctid: u32,
+        wish: Wish,
+        driver_only: bool,
+        dry_run: bool,
+    },
+    Check {
+        who: Who,
+    },
+    Sync {
+        who: Who,
+        dry_run: bool,
+    },
+    Enable {
+        id: u32,
+        dry_run: bool,
+    },
+    Disable {
+        id: u32,
+        dry_run: bool,
+    },
+    SetUp {
+        what: setup::What,
+        dry_run: bool,
+    },
     Udev,
     Settle,
-    Help,
+    /// Of everything, or of the verbs that this names or begins.
+    Help(String),
+    /// Nothing was asked for.
+    Everyday,
     Version,
 }
 
@@ -62,10 +113,17 @@ impl Given<'_> {
         Some(first)
     }
 
+    /// The one that was named, with `--gpu` or without.
     fn slot(&mut self) -> Result<Option<String>> {
-        match self.next() {
-            Some(flag) if flag.starts_with('-') => Err(usage(&format!("{flag} is unknown"))),
-            slot => Ok(slot.map(str::to_string)),
+        if let Some(flag) = self.words.first().filter(|word| word.starts_with('-')) {
+            return Err(unknown(flag));
+        }
+        let slots: Vec<String> = self.values("gpu").into_iter().chain(self.next().map(str::to_string)).collect();
+        match slots.as_slice() {
+            [] => Ok(None),
+            [slot] if slot.starts_with('-') => Err(usage(&format!("{slot} is no slot"))),
+            [slot] => Ok(Some(slot.clone())),
+            [_, more, ..] => Err(usage(&format!("{more} is too much"))),
         }
     }
 
@@ -75,8 +133,12 @@ impl Given<'_> {
         guest_id(word)
     }
 
+    fn values(&self, flag: &str) -> Vec<String> {
+        self.flags.get(flag).cloned().unwrap_or_default()
+    }
+
     fn value(&self, flag: &str) -> Option<String> {
-        self.flags.get(flag).and_then(|values| values.last().cloned())
+        self.values(flag).pop()
     }
 
     fn vfio(&self) -> vfio::Wish {
@@ -105,15 +167,20 @@ impl Given<'_> {
         }
     }
 
-    fn wish(&self) -> Result<Wish> {
-        let values = |flag: &str| self.flags.get(flag).cloned().unwrap_or_default();
-        let style = match values("style").last().map(String::as_str) {
+    fn wish(&mut self) -> Result<Wish> {
+        let mut gpus = self.values("gpu");
+        // Only what may be one: a second id is a mistake that must be named.
+        while let Some(slot) = self.words.first().filter(|word| word.contains(':')) {
+            gpus.push((*slot).to_string());
+            self.next();
+        }
+        let style = match self.value("style").as_deref() {
             None => None,
             Some("mount") => Some(Style::Mount),
             Some("dev") => Some(Style::Dev),
             Some(other) => return Err(usage(&format!("--style {other} is unknown: mount or dev"))),
         };
-        Ok(Wish { gpus: values("gpu"), style, dri: self.has("dri") })
+        Ok(Wish { gpus, style, dri: self.has("dri") })
     }
 }
 
@@ -121,45 +188,16 @@ fn guest_id(word: &str) -> Result<u32> {
     word.parse().map_err(|_| usage(&format!("{word} is no guest id")))
 }
 
-pub fn help() -> String {
-    let mut text = String::from(
-        "gpu-handoff: an NVIDIA GPU goes to a Proxmox VM when that VM starts and comes home when it stops\n\n\
-         Usage:\n  gpu-handoff ID PHASE\n      Proxmox hookscript of VMs and containers: pre-start, post-start, \
-         pre-stop, post-stop\n",
-    );
-    for verb in VERBS {
-        let call = format!("gpu-handoff {} {}", verb.names[0], verb.arguments);
-        let also = match verb.names {
-            [] | [_] => String::new(),
-            [_, others @ ..] => format!(" (also: {})", others.join(", ")),
-        };
-        text.push_str(&format!("  {}\n      {}{also}\n", call.trim_end(), verb.about));
-    }
-    text.push_str(
-        "\nA SLOT is written like 0000:01:00; it may be left out when there is one GPU.\n\n\
-         Exit codes:\n  \
-         0  done, or nothing to do\n  \
-         1  failed: towards a VM the GPU is back where it was, towards home it is stranded\n  \
-         2  bad usage, unknown guest, mistake in the configuration\n  \
-         3  refused, nothing was touched\n  \
-         4  the time box was overrun, or the slot is wedged\n  \
-         5  another handoff, or what Proxmox does with the container, did not end in time\n",
-    );
-    text
-}
-
 /// # Errors
 /// One line saying what is wrong with the arguments.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    if let Some(more) = after_phase(&arguments) {
-        // A later Proxmox may say more about a phase, and a start must not fail for that; but these are people's.
-        let own = |flag: &&Flag| more.iter().any(|word| word.strip_prefix("--") == Some(flag.name));
-        if let Some(Flag { name, goes_with, .. }) = FLAGS.iter().find(own) {
-            return Err(usage(&format!("--{name} goes with {goes_with}")));
-        }
+    let more = after_phase(&arguments);
+    // A later Proxmox may say more about a phase, and a start must not fail for that; but this is a person's.
+    if more.as_ref().is_some_and(|more| more.iter().any(|word| word == "--dry-run")) {
+        return Err(misplaced("dry-run"));
     }
-    let is_hook = after_phase(&arguments).is_some();
+    let is_hook = more.is_some();
     let mut parser = lexopt::Parser::from_args(arguments.into_iter().take(if is_hook { 2 } else { usize::MAX }));
     let mut words: Vec<String> = Vec::new();
     let mut flags: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
@@ -180,7 +218,26 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
         }
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let asks_for_help = |word: &&str| ["--help", "-h"].contains(word) || words.first() == Some(&"help");
+    if !is_hook && words.iter().any(asks_for_help) {
+        let topic: Vec<&str> = words.into_iter().filter(|word| !["--help", "-h", "help"].contains(word)).collect();
+        return Ok(Call::Help(topic_of(&topic)?));
+    }
     call(&words, &flags)
+}
+
+/// What the words of somebody who asks for help are about: a verb, or the first word of several. What follows it is in
+/// nobody's way, and a guest's id is no verb.
+fn topic_of(words: &[&str]) -> Result<String> {
+    let [first, ..] = words else { return Ok(String::new()) };
+    if guest_id(first).is_ok() {
+        return Ok(String::new());
+    }
+    match find(words) {
+        Ok((verb, _)) => Ok(verb.names[0].to_string()),
+        Err(_) if !seconds(first).is_empty() => Ok((*first).to_string()),
+        Err(stop) => Err(stop),
+    }
 }
 
 /// What follows a guest's id and a phase; none when it is another call.
@@ -192,8 +249,7 @@ fn after_phase(arguments: &[OsString]) -> Option<Vec<String>> {
 }
 
 fn call(words: &[&str], flags: &BTreeMap<&'static str, Vec<String>>) -> Result<Call> {
-    let (first, rest) = words.split_first().ok_or_else(|| usage("nothing to do"))?;
-    let too_much = |words: &[&str]| words.first().map_or(Ok(()), |more| Err(usage(&format!("{more} is too much"))));
+    let Some((first, rest)) = words.split_first() else { return Ok(Call::Everyday) };
     if first.bytes().all(|b| b.is_ascii_digit()) {
         let id = guest_id(first)?;
         let phase = rest.first().ok_or_else(|| usage(&format!("guest {id} needs a phase, such as pre-start")))?;
@@ -203,7 +259,11 @@ fn call(words: &[&str], flags: &BTreeMap<&'static str, Vec<String>>) -> Result<C
     let (verb, rest) = find(words)?;
     let mut given = Given { verb: verb.names[0], words: rest, flags };
     let call = (verb.call)(&mut given)?;
-    too_much(given.words)?;
+    match given.words.first() {
+        Some(flag) if flag.starts_with('-') => return Err(unknown(flag)),
+        Some(more) => return Err(usage(&format!("{more} is too much"))),
+        None => {}
+    }
     refuse_other_flags(flags, verb.arguments)?;
     Ok(call)
 }
@@ -217,23 +277,50 @@ fn find<'a>(words: &'a [&'a str]) -> Result<(&'static Verb, &'a [&'a str])> {
     if let Some(verb) = words.get(1).and_then(|second| named(&format!("{} {second}", words[0]))) {
         return Ok((verb, &words[2..]));
     }
-    let begins = format!("{} ", words[0]);
-    let seconds: Vec<&str> =
-        VERBS.iter().flat_map(|verb| verb.names).filter_map(|name| name.strip_prefix(&begins)).collect();
-    Err(match seconds.as_slice() {
-        [] => usage(&format!("{} is unknown", words[0])),
-        [others @ .., last] => usage(&format!("{} needs {} or {last}", words[0], others.join(", "))),
+    Err(match seconds(words[0]).as_slice() {
+        [] => unknown(words[0]),
+        several => usage(&format!("{} needs {}", words[0], listed(several, " or "))),
     })
 }
 
+/// What may follow the first word of a verb of two words.
+fn seconds(first: &str) -> Vec<&'static str> {
+    let names = VERBS.iter().flat_map(|verb| verb.names);
+    names.filter_map(|name| name.strip_prefix(first)?.strip_prefix(' ')).collect()
+}
+
+/// `a, b or c`
+fn listed(words: &[&str], last: &str) -> String {
+    match words {
+        [others @ .., end] if !others.is_empty() => [&others.join(", "), last, end].concat(),
+        _ => words.concat(),
+    }
+}
+
 fn refuse_other_flags(flags: &BTreeMap<&'static str, Vec<String>>, arguments: &str) -> Result<()> {
-    let goes = |flag: &str| {
-        arguments.split([' ', '[', ']', '|']).any(|word| word.strip_prefix("--").is_some_and(|name| name == flag))
-    };
-    match FLAGS.iter().find(|flag| flags.contains_key(flag.name) && !goes(flag.name)) {
-        Some(Flag { name, goes_with, .. }) => Err(usage(&format!("--{name} goes with {goes_with}"))),
+    match flags.keys().find(|flag| !takes(arguments, flag)) {
+        Some(flag) => Err(misplaced(flag)),
         None => Ok(()),
     }
+}
+
+fn takes(arguments: &str, flag: &str) -> bool {
+    arguments.split([' ', '[', ']', '|']).any(|word| word.strip_prefix("--").is_some_and(|name| name == flag))
+}
+
+/// A flag where it does not belong.
+fn misplaced(flag: &str) -> Stop {
+    let verbs: Vec<&str> = VERBS.iter().filter(|verb| takes(verb.arguments, flag)).map(|verb| verb.names[0]).collect();
+    usage(&match flag {
+        "dry-run" => "--dry-run goes with a verb that changes something, and plan VMID is that of a start".to_string(),
+        _ => format!("--{flag} goes with {}", listed(&verbs, " and ")),
+    })
+}
+
+fn unknown(word: &str) -> Stop {
+    let flags = FLAGS.iter().map(|flag| format!("--{}", flag.name));
+    let meant = help::meant(word, flags).map_or_else(String::new, |name| format!(", did you mean {name}?"));
+    usage(&format!("{word} is unknown{meant}"))
 }
 
 fn usage(problem: &str) -> Stop {
@@ -307,7 +394,11 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::Settle => settle::run(app),
         Call::Status { json } => status(app, *json),
         Call::History { json } => past(app, *json),
-        Call::Help => print(&help()),
+        Call::Help(topic) => print(&help::help(topic)),
+        Call::Everyday => {
+            print(&help::everyday())?;
+            Err(usage("nothing to do"))
+        }
         Call::Version => print(concat!("gpu-handoff ", env!("CARGO_PKG_VERSION"), "\n")),
     }
 }
@@ -365,8 +456,11 @@ mod tests {
                 Ok(Call::ToVfio { slot: Some("01:00".to_string()), dry_run: false })
             );
         }
-        for line in ["to-nvidia", "to_nvidia", "handoff nvidia"] {
+        for line in ["to-home", "to-nvidia", "to_nvidia", "handoff nvidia"] {
             assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: None, dry_run: false }));
+        }
+        for line in ["to-home 01:00", "to-home --gpu 01:00", "to-home --gpu=01:00"] {
+            assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: Some("01:00".to_string()), dry_run: false }));
         }
         assert_eq!(parsed("to-nvidia --dry-run"), Ok(Call::ToNvidia { slot: None, dry_run: true }));
         assert_eq!(parsed("plan 111"), Ok(Call::Plan { vmid: 111 }));
@@ -377,11 +471,15 @@ mod tests {
         assert_eq!(parsed("watch 111 --reboot"), Ok(Call::Watch { vmid: 111, after: After::Reboot }));
         assert_eq!(parsed("watch 111 --stop"), Ok(Call::Watch { vmid: 111, after: After::Stop }));
         assert_eq!(parsed("-V"), Ok(Call::Version));
+        for line in ["", "--json"] {
+            assert_eq!(parsed(line), Ok(Call::Everyday));
+        }
         let wish =
             |gpus: &[&str], style, dri| Wish { gpus: gpus.iter().map(ToString::to_string).collect(), style, dri };
         for (line, wish) in [
             ("container attach 101", wish(&[], None, false)),
             ("container attach 101 --gpu 01:00 --gpu=02:00 --dri", wish(&["01:00", "02:00"], None, true)),
+            ("container attach 101 02:00 --gpu 01:00", wish(&["01:00", "02:00"], None, false)),
             ("container attach --style dev 101", wish(&[], Some(Style::Dev), false)),
             ("container attach 101 --style mount", wish(&[], Some(Style::Mount), false)),
         ] {
@@ -399,9 +497,33 @@ mod tests {
     }
 
     #[test]
+    fn help_is_never_an_error() {
+        for (line, topic) in [
+            ("--help", ""),
+            ("-h", ""),
+            ("help", ""),
+            ("help help", ""),
+            ("111 --help", ""),
+            ("plan --help", "plan"),
+            ("plan -h", "plan"),
+            ("help plan", "plan"),
+            ("--help plan", "plan"),
+            ("to-nvidia 01:00 02:00 --help", "to-home"),
+            ("container attach --dri --help", "container attach"),
+            ("help container check", "container check"),
+            ("container --help", "container"),
+            ("help container", "container"),
+            ("udev --help", "udev"),
+        ] {
+            assert_eq!(parsed(line), Ok(Call::Help(topic.to_string())), "{line}");
+        }
+        // Whatever a later Proxmox has to add.
+        assert_eq!(parsed("111 pre-start --help"), Ok(Call::Hook { id: 111, phase: "pre-start".to_string() }));
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (line, problem) in [
-            ("", "nothing to do"),
             ("111", "guest 111 needs a phase"),
             ("--dry-run 111 pre-start", "--dry-run goes with a verb"),
             ("reconcile --unfinished --owed", "--unfinished and --owed exclude each other"),
@@ -409,7 +531,12 @@ mod tests {
             ("to-vfio --force", "--force is unknown"),
             ("to-vfio 01:00 02:00", "02:00 is too much"),
             ("handoff", "handoff needs vfio or nvidia"),
-            ("frobnicate", "frobnicate is unknown"),
+            ("frobnicate", "frobnicate is unknown;"),
+            ("stauts", "stauts is unknown, did you mean --status?;"),
+            ("plan 111 --jsno", "--jsno is unknown, did you mean --json?;"),
+            ("help stauts", "stauts is unknown, did you mean --status?;"),
+            ("to-home 01:00 --gpu 02:00", "01:00 is too much"),
+            ("to-home --gpu -x", "-x is no slot"),
             ("--status now", "now is too much"),
             ("to-vfio --json", "--json goes with --status and history"),
             ("111 pre-start --dry-run", "--dry-run goes with a verb"),
@@ -430,7 +557,7 @@ mod tests {
             ("container attach 101 --style vfio", "--style vfio is unknown: mount or dev"),
             ("container attach 101 --gpu", "missing argument for option '--gpu'"),
             ("container attach --all", "container attach needs the id of a container"),
-            ("container detach 101 --dri", "--dri goes with container attach"),
+            ("container detach 101 --dri", "--dri goes with container attach and container setup"),
             ("container check", "container check needs the id of a container, or --all"),
             ("container check 101 --all", "101 and --all exclude each other"),
             ("container check 101 --dry-run", "--dry-run goes with a verb"),
@@ -443,14 +570,6 @@ mod tests {
         ] {
             let message = parsed(line).unwrap_err();
             assert!(message.starts_with(problem), "{line}: {message}");
-        }
-    }
-
-    #[test]
-    fn help_names_every_verb() {
-        let help = help();
-        for name in VERBS.iter().flat_map(|verb| verb.names) {
-            assert!(help.contains(name), "{name}");
         }
     }
 }

@@ -13,6 +13,7 @@ fn bad_usage() {
         ("handoff", "handoff needs vfio or nvidia"),
         ("handoff nouveau", "handoff needs vfio or nvidia"),
         ("to-nvidia --json", "--json goes with --status and history"),
+        ("stauts", "stauts is unknown, did you mean --status?"),
         ("--status 01:00", "01:00 is too much"),
         ("plan", "plan needs the id of a VM"),
         ("plan gpu", "gpu is no guest id"),
@@ -22,9 +23,12 @@ fn bad_usage() {
         ("reconcile 01:00", "01:00 is too much"),
         ("reconcile --all", "--all goes with container check and container sync"),
         ("to-vfio --unfinished", "--unfinished goes with reconcile"),
-        ("--status --dry-run", "--dry-run goes with a verb that changes something; for a VM, see plan"),
-        ("111 pre-start --dry-run", "--dry-run goes with a verb that changes something; for a VM, see plan"),
-        ("plan 111 --dry-run", "--dry-run goes with a verb that changes something; for a VM, see plan"),
+        ("--status --dry-run", "--dry-run goes with a verb that changes something, and plan VMID is that of a start"),
+        (
+            "111 pre-start --dry-run",
+            "--dry-run goes with a verb that changes something, and plan VMID is that of a start",
+        ),
+        ("plan 111 --dry-run", "--dry-run goes with a verb that changes something, and plan VMID is that of a start"),
     ] {
         refuses_now(&host(), call, 2, &format!("{problem}; see gpu-handoff --help"));
     }
@@ -160,4 +164,25 @@ fn a_vm_that_never_lets_go() {
     let gpu = status(&host)["gpus"][0].clone();
     assert_eq!(gpu["functions"][0]["driver"], json!("vfio-pci"));
     assert_eq!(gpu["functions"][0]["override"], Value::Null);
+}
+
+#[test]
+fn somebody_who_asks_how() {
+    for call in ["plan --help", "help plan", "help", "container --help", "watch -h"] {
+        let run = host().run(call);
+        assert_eq!((run.code, run.err.as_str()), (Some(0), ""), "{call}");
+        assert!(run.out.contains("\n  gpu-handoff "), "{call}: {}", run.out);
+    }
+    let output = Command::new(host().command("x").get_program()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("\n  gpu-handoff plan VMID\n"));
+    assert_eq!(output.stderr, b"gpu-handoff: error: nothing to do; see gpu-handoff --help\n");
+}
+
+/// By its first name and its older one, and the slot with a flag or without.
+#[test]
+fn one_way_home_and_several_spellings() {
+    for call in ["to-home", "to-home 01:00", "to-home --gpu 01:00", "to-nvidia --gpu 0000:01:00"] {
+        assert_eq!(host().run(call), success("0000:01:00 is at home on nvidia: nothing to do"), "{call}");
+    }
 }

@@ -262,7 +262,8 @@ fn whatever_a_later_proxmox_says_more() {
     for call in ["111 pre-start now", "111 pre-start --node=pve -x", "111 pre-start 1 2 3"] {
         assert_eq!(settled().run(call), ready(), "{call}");
     }
-    let message = "--dry-run goes with a verb that changes something; for a VM, see plan; see gpu-handoff --help";
+    let message =
+        "--dry-run goes with a verb that changes something, and plan VMID is that of a start; see gpu-handoff --help";
     refuses_now(&settled(), "111 pre-start --dry-run", 2, message);
 }
 
