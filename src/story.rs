@@ -4,8 +4,10 @@
 //! but does not keep their order.
 
 use once_cell::unsync::OnceCell;
-use std::cell::RefCell;
-use std::io::Write;
+use std::cell::{Cell, RefCell};
+use std::env;
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 use syslog::{Facility, LogFormat, Logger, LoggerBackend};
 
@@ -16,6 +18,8 @@ pub struct Story {
     syslog: OnceCell<Option<RefCell<Logger<LoggerBackend, Plain>>>>,
     to_syslog: bool,
     to_stderr: bool,
+    /// Only warnings and errors on standard error.
+    is_quiet: Cell<bool>,
     warned: RefCell<Vec<String>>,
 }
 
@@ -28,12 +32,23 @@ enum Severity {
 
 impl Story {
     pub fn new(to_syslog: bool) -> Story {
-        Story { syslog: OnceCell::new(), to_syslog, to_stderr: true, warned: RefCell::default() }
+        Story {
+            syslog: OnceCell::new(),
+            to_syslog,
+            to_stderr: true,
+            is_quiet: Cell::default(),
+            warned: RefCell::default(),
+        }
     }
 
     /// Tells nobody.
     pub fn silent() -> Story {
-        Story { syslog: OnceCell::new(), to_syslog: false, to_stderr: false, warned: RefCell::default() }
+        Story { to_stderr: false, ..Story::new(false) }
+    }
+
+    /// The journal has all of it still.
+    pub fn be_quiet(&self) {
+        self.is_quiet.set(true);
     }
 
     pub fn say(&self, text: &str) {
@@ -47,11 +62,11 @@ impl Story {
             return;
         }
         warned.push(text.to_string());
-        self.line(Severity::Warning, &format!("warning: {text}"));
+        self.line(Severity::Warning, text);
     }
 
     pub fn error(&self, text: &str) {
-        self.line(Severity::Error, &format!("error: {text}"));
+        self.line(Severity::Error, text);
     }
 
     /// One phase of a handoff, columns aligned with its neighbours.
@@ -60,14 +75,19 @@ impl Story {
     }
 
     fn line(&self, severity: Severity, text: &str) {
-        let text = &*printable(text);
-        if self.to_stderr {
+        let label = severity.label();
+        let text = printable(text);
+        if self.to_stderr && !(severity == Severity::Info && self.is_quiet.get()) {
+            let mut stderr = std::io::stderr();
+            let is_plain = severity == Severity::Info || !wants_colour(stderr.is_terminal(), |name| env::var_os(name));
+            let (on, off) = if is_plain { ("", "") } else { (severity.colour(), "\x1b[0m") };
             // Nobody reading is no reason to stop half-way.
-            let _ = std::io::stderr().write_all(format!("{NAME}: {text}\n").as_bytes());
+            let _ = stderr.write_all(format!("{NAME}: {on}{label}{off}{text}\n").as_bytes());
         }
         if !self.to_syslog {
             return;
         }
+        let text = &*format!("{label}{text}");
         if let Some(logger) = self.syslog.get_or_init(open_syslog) {
             let mut logger = logger.borrow_mut();
             let _ = match severity {
@@ -77,6 +97,26 @@ impl Story {
             };
         }
     }
+}
+
+impl Severity {
+    fn label(self) -> &'static str {
+        match self {
+            Severity::Info => "",
+            Severity::Warning => "warning: ",
+            Severity::Error => "error: ",
+        }
+    }
+
+    fn colour(self) -> &'static str {
+        if self == Severity::Error { "\x1b[31m" } else { "\x1b[33m" }
+    }
+}
+
+/// Only a person who looks at a terminal that has colours, and does not mind (no-color.org).
+fn wants_colour(is_terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    let is_set = |name: &str| variable(name).is_some_and(|value| !value.is_empty());
+    is_terminal && !is_set("NO_COLOR") && variable("TERM").is_some_and(|term| term != "dumb")
 }
 
 /// For text that came from programs or containers: nothing that a terminal or a log would obey.
@@ -108,6 +148,21 @@ fn open_syslog() -> Option<RefCell<Logger<LoggerBackend, Plain>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colours_for_whom() {
+        for (is_terminal, variables, wanted) in [
+            (true, &[("TERM", "xterm")][..], true),
+            (true, &[("TERM", "xterm"), ("NO_COLOR", "")], true),
+            (true, &[("TERM", "xterm"), ("NO_COLOR", "1")], false),
+            (true, &[("TERM", "dumb")], false),
+            (true, &[], false),
+            (false, &[("TERM", "xterm")], false),
+        ] {
+            let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into());
+            assert_eq!(wants_colour(is_terminal, variable), wanted, "{is_terminal} {variables:?}");
+        }
+    }
 
     #[test]
     fn a_line_for_syslog() {

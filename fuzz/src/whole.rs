@@ -13,8 +13,9 @@ use gpu_handoff::handoff::reconcile::Scope;
 use gpu_handoff::handoff::record::{HomeOf, Owner, Progress, Record, Stopped};
 use gpu_handoff::handoff::step::Step;
 use gpu_handoff::handoff::store::Store;
-use gpu_handoff::report::status::Status;
 use gpu_handoff::report::history;
+use gpu_handoff::report::status::Status;
+use gpu_handoff::report::zone::Zone;
 use gpu_handoff::story::Story;
 use std::fs;
 use std::path::PathBuf;
@@ -57,6 +58,7 @@ pub fn machine(data: &[u8]) {
         frozen: vec![102],
         console: data.len() % 2 == 0,
         caller: None,
+        by_hand: false,
     };
     check(&handoff.plan_home(&record).expect("nothing is stuck"), &addresses);
     let facts = Facts::read(&machine, slots, &["nvidia"], &["nvidia"]).expect("nothing is stuck");
@@ -102,7 +104,7 @@ pub fn store(data: &[u8]) {
         .file("/proc/812/stat", b"812 (x) D 1 1 1 0 -1 1 1 1 1 1 1 1 1 1 20 0 1 0 4711 1 1 1");
     let past = History::at(FOLDER.join(HISTORY)).read().expect("the folder can be read");
     assert_eq!(history::to_json(&past).lines().count(), past.entries.len());
-    assert_eq!(history::to_text(&past).lines().count(), past.entries.len().max(1));
+    assert_eq!(history::to_text(&past, &Zone(data.to_vec())).lines().count(), past.entries.len().max(1));
     past.problems.iter().for_each(|problem| assert_one_line(problem));
     let store = Store::at(FOLDER.clone());
     let status = Status::read(&machine, &store, true);
@@ -117,6 +119,6 @@ pub fn store(data: &[u8]) {
     for scope in [Scope::All, Scope::Unfinished] {
         handoff.left_behind(scope);
     }
-    let _ = store.journal();
+    store.journals();
     let _ = handoff.plan_leave(&Owner::Vm(112), &["0000:01:00".to_string()], &|_| false);
 }

@@ -211,7 +211,7 @@ mod tests {
             calls,
             [
                 "--status",
-                "history",
+                "history [VMID] [-n NUMBER]",
                 "plan VMID",
                 "enable ID",
                 "disable ID",

@@ -9,12 +9,14 @@ use crate::events::watch::{self, After};
 use crate::events::{hookscript, manual, settle, stray, udev};
 use crate::handoff::history::History;
 use crate::handoff::reconcile::Scope;
-use crate::report::history;
 use crate::report::status::Status;
+use crate::report::zone::Zone;
+use crate::report::{self, history};
 use crate::setup::{self, driver, hookscript as registration, vfio};
 use crate::stop::{Result, Stop};
 use lexopt::Arg;
 use std::collections::BTreeMap;
+use std::env;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use verbs::{FLAGS, VERBS, Verb};
@@ -22,75 +24,27 @@ use verbs::{FLAGS, VERBS, Verb};
 /// What may be asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Call {
-    Hook {
-        id: u32,
-        phase: String,
-    },
-    Status {
-        json: bool,
-    },
-    History {
-        json: bool,
-    },
-    ToVfio {
-        slot: Option<String>,
-        dry_run: bool,
-    },
-    ToNvidia {
-        slot: Option<String>,
-        dry_run: bool,
-    },
-    Plan {
-        vmid: u32,
-    },
-    Reconcile {
-        scope: Scope,
-        dry_run: bool,
-    },
+    Hook { id: u32, phase: String },
+    Status { json: bool },
+    History { json: bool, vmid: Option<u32>, count: Option<usize> },
+    ToVfio { slot: Option<String>, dry_run: bool },
+    ToNvidia { slot: Option<String>, dry_run: bool },
+    Plan { vmid: u32, json: bool },
+    Reconcile { scope: Scope, dry_run: bool },
     Resume,
-    Watch {
-        vmid: u32,
-        after: After,
-    },
-    Attach {
-        ctid: u32,
-        wish: Wish,
-        dry_run: bool,
-    },
-    Detach {
-        ctid: u32,
-        dry_run: bool,
-    },
-    Setup {
-        ctid: u32,
-        wish: Wish,
-        driver_only: bool,
-        dry_run: bool,
-    },
-    Check {
-        who: Who,
-    },
-    Sync {
-        who: Who,
-        dry_run: bool,
-    },
-    Enable {
-        id: u32,
-        dry_run: bool,
-    },
-    Disable {
-        id: u32,
-        dry_run: bool,
-    },
-    SetUp {
-        what: setup::What,
-        dry_run: bool,
-    },
+    Watch { vmid: u32, after: After },
+    Attach { ctid: u32, wish: Wish, dry_run: bool },
+    Detach { ctid: u32, dry_run: bool },
+    Setup { ctid: u32, wish: Wish, driver_only: bool, dry_run: bool },
+    Check { who: Who },
+    Sync { who: Who, dry_run: bool },
+    Enable { id: u32, dry_run: bool },
+    Disable { id: u32, dry_run: bool },
+    SetUp { what: setup::What, dry_run: bool },
     Udev,
     Settle,
-    /// Of everything, or of the verbs that this names or begins.
-    Help(String),
-    /// Nothing was asked for.
+    Quiet(Box<Call>),
+    Help { topic: String },
     Everyday,
     Version,
 }
@@ -139,6 +93,21 @@ impl Given<'_> {
 
     fn value(&self, flag: &str) -> Option<String> {
         self.values(flag).pop()
+    }
+
+    fn number(&self) -> Result<Option<usize>> {
+        let number = |word: String| word.parse().map_err(|_| usage(&format!("-n {word} is no number")));
+        self.value("n").map(number).transpose()
+    }
+
+    /// As `--json`, or in the words of Proxmox's own tools.
+    fn json(&self) -> Result<bool> {
+        match self.value("output-format").as_deref() {
+            None => Ok(self.has("json")),
+            Some("json") => Ok(true),
+            Some("text") => Ok(false),
+            Some(other) => Err(usage(&format!("--output-format {other} is unknown: text or json"))),
+        }
     }
 
     fn vfio(&self) -> vfio::Wish {
@@ -204,26 +173,29 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call> {
     while let Some(argument) = parser.next().map_err(|e| usage(&e.to_string()))? {
         match argument {
             Arg::Value(word) => words.push(word.to_string_lossy().into_owned()),
-            Arg::Short(name) => words.push(format!("-{name}")),
-            Arg::Long(name) => match FLAGS.iter().find(|flag| flag.name == name) {
-                None => words.push(format!("--{name}")),
-                Some(flag) => {
-                    let values = flags.entry(flag.name).or_default();
-                    if flag.has_value {
-                        let value = parser.value().map_err(|e| usage(&e.to_string()))?;
-                        values.push(value.to_string_lossy().into_owned());
-                    }
+            Arg::Short(name) if name != 'n' => words.push(format!("-{name}")),
+            Arg::Short(_) | Arg::Long(_) => {
+                let name = if let Arg::Long(name) = argument { name } else { "n" };
+                let Some(flag) = FLAGS.iter().find(|flag| flag.name == name) else {
+                    words.push(format!("--{name}"));
+                    continue;
+                };
+                let values = flags.entry(flag.name).or_default();
+                if flag.has_value {
+                    let value = parser.value().map_err(|e| usage(&e.to_string()))?;
+                    values.push(value.to_string_lossy().into_owned());
                 }
-            },
+            }
         }
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let asks_for_help = |word: &&str| ["--help", "-h"].contains(word) || words.first() == Some(&"help");
     if !is_hook && words.iter().any(asks_for_help) {
         let topic: Vec<&str> = words.into_iter().filter(|word| !["--help", "-h", "help"].contains(word)).collect();
-        return Ok(Call::Help(topic_of(&topic)?));
+        return Ok(Call::Help { topic: topic_of(&topic)? });
     }
-    call(&words, &flags)
+    let call = call(&words, &flags)?;
+    Ok(if flags.contains_key("quiet") { Call::Quiet(Box::new(call)) } else { call })
 }
 
 /// What the words of somebody who asks for help are about: a verb, or the first word of several. What follows it is in
@@ -264,7 +236,7 @@ fn call(words: &[&str], flags: &BTreeMap<&'static str, Vec<String>>) -> Result<C
         Some(more) => return Err(usage(&format!("{more} is too much"))),
         None => {}
     }
-    refuse_other_flags(flags, verb.arguments)?;
+    refuse_other_flags(flags, &[verb.arguments, " --quiet"].concat())?;
     Ok(call)
 }
 
@@ -305,13 +277,16 @@ fn refuse_other_flags(flags: &BTreeMap<&'static str, Vec<String>>, arguments: &s
 }
 
 fn takes(arguments: &str, flag: &str) -> bool {
-    arguments.split([' ', '[', ']', '|']).any(|word| word.strip_prefix("--").is_some_and(|name| name == flag))
+    let flag = if flag == "output-format" { "json" } else { flag };
+    arguments.split([' ', '[', ']', '|']).any(|word| word.starts_with('-') && word.trim_start_matches('-') == flag)
 }
 
 /// A flag where it does not belong.
 fn misplaced(flag: &str) -> Stop {
     let verbs: Vec<&str> = VERBS.iter().filter(|verb| takes(verb.arguments, flag)).map(|verb| verb.names[0]).collect();
     usage(&match flag {
+        "quiet" => "--quiet goes with a verb".to_string(),
+        "n" => "-n goes with history".to_string(),
         "dry-run" => "--dry-run goes with a verb that changes something, and plan VMID is that of a start".to_string(),
         _ => format!("--{flag} goes with {}", listed(&verbs, " and ")),
     })
@@ -359,7 +334,12 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::ToVfio { slot, dry_run: false } => manual::to_vfio(app, slot.as_deref()),
         Call::ToNvidia { slot, dry_run: true } => print(&manual::plan_to_nvidia(app, slot.as_deref())?),
         Call::ToNvidia { slot, dry_run: false } => manual::to_nvidia(app, slot.as_deref()),
-        Call::Plan { vmid } => print(&hookscript::plan(app, *vmid)?),
+        Call::Plan { vmid, json: false } => print(&hookscript::plan(app, *vmid)?.to_text()),
+        Call::Plan { vmid, json: true } => {
+            let planned = hookscript::plan(app, *vmid);
+            print(&format!("{}\n", report::plan::to_json(*vmid, &planned)))?;
+            planned.map(|_| ())
+        }
         Call::Reconcile { scope, dry_run: true } => print(&manual::plan_reconcile(app, *scope)?),
         Call::Reconcile { scope, dry_run: false } => {
             driver::services::start_forgotten(app);
@@ -393,8 +373,12 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::Udev => udev::run(app),
         Call::Settle => settle::run(app),
         Call::Status { json } => status(app, *json),
-        Call::History { json } => past(app, *json),
-        Call::Help(topic) => print(&help::help(topic)),
+        Call::History { json, vmid, count } => past(app, *json, *vmid, *count),
+        Call::Help { topic } => print(&help::help(topic)),
+        Call::Quiet(call) => {
+            app.story.be_quiet();
+            run(app, call)
+        }
         Call::Everyday => {
             print(&help::everyday())?;
             Err(usage("nothing to do"))
@@ -411,12 +395,17 @@ fn status(app: &App, json: bool) -> Result<()> {
     if json { print(&format!("{}\n", status.to_json())) } else { print(&status.to_text()) }
 }
 
-fn past(app: &App, json: bool) -> Result<()> {
-    let past = app.store.history().map(History::read).transpose()?.unwrap_or_default();
+fn past(app: &App, json: bool, vmid: Option<u32>, count: Option<usize>) -> Result<()> {
+    let mut past = app.store.history().map(History::read).transpose()?.unwrap_or_default();
     for problem in &past.problems {
         app.story.warn(problem);
     }
-    print(&if json { history::to_json(&past) } else { history::to_text(&past) })
+    history::choose(&mut past, vmid, count);
+    if json {
+        return print(&history::to_json(&past));
+    }
+    let zone = Zone::read(env::var("TZ").ok().as_deref(), |path| app.kernel.path(path));
+    print(&history::to_text(&past, &zone))
 }
 
 /// A reader that has seen enough is no failure.
@@ -447,8 +436,14 @@ mod tests {
             assert_eq!(parsed(line), Ok(Call::Status { json: false }));
             assert_eq!(parsed(&format!("{line} --json")), Ok(Call::Status { json: true }));
         }
-        assert_eq!(parsed("history"), Ok(Call::History { json: false }));
-        assert_eq!(parsed("history --json"), Ok(Call::History { json: true }));
+        let history = |json, vmid, count| Ok(Call::History { json, vmid, count });
+        assert_eq!(parsed("history"), history(false, None, None));
+        for line in ["history --json", "history --output-format json", "history --output-format=json"] {
+            assert_eq!(parsed(line), history(true, None, None), "{line}");
+        }
+        for line in ["history 111 -n 5", "history -n5 111", "history -n=5 111 --output-format text"] {
+            assert_eq!(parsed(line), history(false, Some(111), Some(5)), "{line}");
+        }
         for line in ["to-vfio", "to_vfio", "handoff vfio"] {
             assert_eq!(parsed(line), Ok(Call::ToVfio { slot: None, dry_run: false }));
             assert_eq!(
@@ -463,7 +458,7 @@ mod tests {
             assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: Some("01:00".to_string()), dry_run: false }));
         }
         assert_eq!(parsed("to-nvidia --dry-run"), Ok(Call::ToNvidia { slot: None, dry_run: true }));
-        assert_eq!(parsed("plan 111"), Ok(Call::Plan { vmid: 111 }));
+        assert_eq!(parsed("plan 111"), Ok(Call::Plan { vmid: 111, json: false }));
         assert_eq!(parsed("reconcile --dry-run"), Ok(Call::Reconcile { scope: Scope::All, dry_run: true }));
         assert_eq!(parsed("reconcile --unfinished"), Ok(Call::Reconcile { scope: Scope::Unfinished, dry_run: false }));
         assert_eq!(parsed("reconcile --owed"), Ok(Call::Reconcile { scope: Scope::Owed, dry_run: false }));
@@ -471,6 +466,8 @@ mod tests {
         assert_eq!(parsed("watch 111 --reboot"), Ok(Call::Watch { vmid: 111, after: After::Reboot }));
         assert_eq!(parsed("watch 111 --stop"), Ok(Call::Watch { vmid: 111, after: After::Stop }));
         assert_eq!(parsed("-V"), Ok(Call::Version));
+        let quiet = Call::Quiet(Box::new(Call::Plan { vmid: 111, json: true }));
+        assert_eq!(parsed("plan --quiet 111 --json"), Ok(quiet));
         for line in ["", "--json"] {
             assert_eq!(parsed(line), Ok(Call::Everyday));
         }
@@ -515,7 +512,7 @@ mod tests {
             ("help container", "container"),
             ("udev --help", "udev"),
         ] {
-            assert_eq!(parsed(line), Ok(Call::Help(topic.to_string())), "{line}");
+            assert_eq!(parsed(line), Ok(Call::Help { topic: topic.to_string() }), "{line}");
         }
         // Whatever a later Proxmox has to add.
         assert_eq!(parsed("111 pre-start --help"), Ok(Call::Hook { id: 111, phase: "pre-start".to_string() }));
@@ -538,11 +535,19 @@ mod tests {
             ("to-home 01:00 --gpu 02:00", "01:00 is too much"),
             ("to-home --gpu -x", "-x is no slot"),
             ("--status now", "now is too much"),
-            ("to-vfio --json", "--json goes with --status and history"),
+            ("to-vfio --json", "--json goes with --status, history and plan"),
             ("111 pre-start --dry-run", "--dry-run goes with a verb"),
             ("--status --dry-run", "--dry-run goes with a verb"),
             ("--status --unfinished", "--unfinished goes with reconcile"),
-            ("history 111", "111 is too much"),
+            ("history 111 112", "112 is too much"),
+            ("history now", "now is no guest id"),
+            ("history -n", "missing argument for option '-n'"),
+            ("history -n few", "-n few is no number"),
+            ("plan 111 -n 5", "-n goes with history"),
+            ("plan 111 --output-format yaml", "--output-format yaml is unknown: text or json"),
+            ("to-vfio --output-format json", "--output-format goes with --status, history and plan"),
+            ("111 pre-start --dry-run --quiet", "--dry-run goes with a verb"),
+            ("--quiet 111 pre-start", "--quiet goes with a verb;"),
             ("history --dry-run", "--dry-run goes with a verb"),
             ("plan", "plan needs the id of a VM"),
             ("plan gpu", "gpu is no guest id"),

@@ -24,6 +24,9 @@ const fn option(name: &'static str) -> Flag {
 
 pub(super) const FLAGS: &[Flag] = &[
     flag("json"),
+    option("output-format"),
+    option("n"),
+    flag("quiet"),
     flag("dry-run"),
     flag("unfinished"),
     flag("owed"),
@@ -74,25 +77,30 @@ pub(super) const VERBS: &[Verb] = &[
         about: "every NVIDIA GPU: functions, drivers, owner, users, last handoff",
         more: "Ask as root: others are not shown who uses a GPU.",
         example: "status",
-        call: |given| Ok(Call::Status { json: given.has("json") }),
+        call: |given| Ok(Call::Status { json: given.json()? }),
     },
     Verb {
         names: &["history"],
         kind: Kind::Everyday,
-        arguments: "[--json]",
+        arguments: "[VMID] [-n NUMBER] [--json]",
         about: "past handoffs and refusals, the newest last",
-        more: "Each with when it ended, which way it went, how long it took, its result and the error.",
-        example: "history",
-        call: |given| Ok(Call::History { json: given.has("json") }),
+        more: "Each with when it ended (local time; UTC with --json), which way it went, how long it took, its result and \
+               the error; with -n the newest only.",
+        example: "history 111 -n 5",
+        call: |given| {
+            let count = given.number()?;
+            let vmid = if given.words.is_empty() { None } else { Some(given.id("VM")?) };
+            Ok(Call::History { json: given.json()?, vmid, count })
+        },
     },
     Verb {
         names: &["plan"],
         kind: Kind::Everyday,
-        arguments: "VMID",
+        arguments: "VMID [--json]",
         about: "the steps that starting this VM would take now, or why it would be refused",
         more: "",
         example: "plan 111",
-        call: |given| Ok(Call::Plan { vmid: given.id("VM")? }),
+        call: |given| Ok(Call::Plan { vmid: given.id("VM")?, json: given.json()? }),
     },
     Verb {
         names: &["enable"],
@@ -289,7 +297,7 @@ pub(super) const VERBS: &[Verb] = &[
         about: "what there is, or one verb with an example",
         more: "",
         example: "help plan",
-        call: |_| Ok(Call::Help(String::new())),
+        call: |_| Ok(Call::Help { topic: String::new() }),
     },
     Verb {
         names: &["--version", "-V"],

@@ -11,6 +11,7 @@ use crate::config::{self, Backup, Config};
 use crate::gpu::Slot;
 use crate::handoff::attempt::Direction;
 use crate::handoff::home::Asker;
+use crate::handoff::plan::Outline;
 use crate::handoff::record::{Owner, Progress};
 use crate::proxmox::pci_id::PciId;
 use crate::proxmox::vm::{self, Driver, Hostpci, VmConfig};
@@ -82,7 +83,7 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
 ///
 /// # Errors
 /// Why it would refuse.
-pub fn plan(app: &App, vmid: u32) -> Result<String> {
+pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
     let owner = Owner::Vm(vmid);
     let vm = read_config(&app.kernel, vmid)?.unwrap_or_default();
     warn_of_dropped_lines(app, vmid, &vm);
@@ -93,7 +94,8 @@ pub fn plan(app: &App, vmid: u32) -> Result<String> {
             stray::nothing_named(app, vmid, &vm).iter().for_each(|text| app.story.warn(text));
         }
         let stale = if app.store.has_record(&owner) { ", but its record's slots would come home" } else { "" };
-        return Ok(format!("guest {vmid} takes no NVIDIA GPU: nothing to do{stale}\n"));
+        let title = format!("guest {vmid} takes no NVIDIA GPU: nothing to do{stale}");
+        return Ok(Outline { title, slots, steps: Vec::new() });
     }
     let listed = listed(&app.kernel, &vm);
     let config = for_backup(app.config_for_verb()?, vmid, &vm, &slots)?;

@@ -31,7 +31,7 @@ pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
     let slot = choose(&app.kernel, slot)?;
     let config = app.config_for_verb()?;
     let owner = Owner::Manual(slot.clone());
-    app.handoff(&config).plan_leave(&owner, &[slot], &|_| false)
+    Ok(app.handoff(&config).plan_leave(&owner, &[slot], &|_| false)?.to_text())
 }
 
 /// Also one whose card was pulled out, as long as a record names it: that must have an end.

@@ -3,7 +3,7 @@
 use super::facts::Facts;
 use super::halt;
 use super::home::unreadable;
-use super::plan::{self, Plan};
+use super::plan::{self, Outline, Plan};
 use super::policy::{self, Halt};
 use super::record::{HomeOf, Owner, Record, Stopped};
 use super::step::Step;
@@ -34,11 +34,11 @@ pub struct Intent {
 }
 
 impl Intent {
-    /// For people: who is stopped, and the steps.
-    fn to_text(&self, title: &str) -> String {
+    /// Who is stopped, and the steps.
+    fn steps(&self) -> Vec<(&'static str, String)> {
         let halts = self.halts.iter().map(|halt| (halt::PHASE, halt.to_string()));
         let steps = self.plan.iter().map(|(phase, step)| (phase.name(), step.to_string()));
-        plan::lines(title, halts.chain(steps))
+        halts.chain(steps).collect()
     }
 
     /// `0000:01:00.0 nvidia, 0000:01:00.1 snd_hda_intel; not in use`
@@ -55,8 +55,9 @@ impl Handoff<'_> {
     ///
     /// # Errors
     /// Why it would refuse.
-    pub fn plan_leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<String> {
-        Ok(self.intend(owner, slots, listed)?.to_text(&format!("{} host -> {owner}", slots.join(" "))))
+    pub fn plan_leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<Outline> {
+        let steps = self.intend(owner, slots, listed)?.steps();
+        Ok(Outline { title: format!("{} host -> {owner}", slots.join(" ")), slots: slots.to_vec(), steps })
     }
 
     /// Everything that can say no says so here. Reads only.

@@ -294,7 +294,7 @@ fn again(owner: &Owner) -> String {
 }
 
 /// `2026-11-20T12:00:00Z` (days to civil date, proleptic Gregorian calendar).
-fn utc(seconds: u64) -> String {
+pub fn utc(seconds: u64) -> String {
     let (days, rest) = (seconds / 86400, seconds % 86400);
     let shifted = days + 719_468;
     let era = shifted / 146_097;

@@ -136,13 +136,28 @@ pub fn share(plan: &Plan) -> Share {
     if plan.iter().any(|(_, step)| changes(step)) { Share::Alone } else { Share::Together }
 }
 
-/// A plan for people: a line per step, under the phases that a run would log.
-pub fn to_text(title: &str, plan: &Plan) -> String {
-    lines(title, plan.iter().map(|(phase, step)| (phase.name(), step.to_string())))
+/// What somebody is told who asks beforehand: the steps, under the phases that a run would log.
+pub struct Outline {
+    pub title: String,
+    /// None when there is nothing to plan, and the title says why.
+    pub slots: Vec<String>,
+    pub steps: Vec<(&'static str, String)>,
 }
 
-pub fn lines(title: &str, steps: impl Iterator<Item = (&'static str, String)>) -> String {
-    let mut text: String = steps.map(|(phase, step)| format!("  {phase:<9} {step}\n")).collect();
+impl Outline {
+    pub fn to_text(&self) -> String {
+        if self.slots.is_empty() { format!("{}\n", self.title) } else { lines(&self.title, &self.steps) }
+    }
+}
+
+/// A plan for people: a line per step.
+pub fn to_text(title: &str, plan: &Plan) -> String {
+    let steps: Vec<_> = plan.iter().map(|(phase, step)| (phase.name(), step.to_string())).collect();
+    lines(title, &steps)
+}
+
+fn lines(title: &str, steps: &[(&'static str, String)]) -> String {
+    let mut text: String = steps.iter().map(|(phase, step)| format!("  {phase:<9} {step}\n")).collect();
     if text.is_empty() {
         text.push_str("  nothing to do\n");
     }

@@ -1,17 +1,26 @@
 //! `gpu-handoff history`: past handoffs, a line each, the newest last. Reads only.
 
+use super::zone::Zone;
 use crate::gpu::inventory::VFIO_PCI;
 use crate::handoff::history::Past;
 use serde_json::Value;
 use std::fmt::Write;
+
+/// Only those of this VM, and the newest of them.
+pub fn choose(past: &mut Past, vmid: Option<u32>, count: Option<usize>) {
+    let is_of = |entry: &Value, vmid: u32| entry.get("vmid").and_then(Value::as_u64) == Some(vmid.into());
+    past.entries.retain(|entry| vmid.is_none_or(|vmid| is_of(entry, vmid)));
+    let older = past.entries.len().saturating_sub(count.unwrap_or(usize::MAX));
+    past.entries.drain(..older);
+}
 
 /// One JSON object per line, as it is kept.
 pub fn to_json(past: &Past) -> String {
     past.entries.iter().fold(String::new(), |text, entry| text + &format!("{entry}\n"))
 }
 
-pub fn to_text(past: &Past) -> String {
-    let rows: Vec<[String; 6]> = past.entries.iter().map(row).collect();
+pub fn to_text(past: &Past, zone: &Zone) -> String {
+    let rows: Vec<[String; 6]> = past.entries.iter().map(|entry| row(entry, zone)).collect();
     if rows.is_empty() {
         return "no handoff yet\n".to_string();
     }
@@ -27,13 +36,14 @@ pub fn to_text(past: &Past) -> String {
     text
 }
 
-fn row(entry: &Value) -> [String; 6] {
+fn row(entry: &Value, zone: &Zone) -> [String; 6] {
     let text = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default().to_string();
     let slots = entry.get("slots").and_then(Value::as_array).into_iter().flatten();
     let slots: Vec<&str> = slots.filter_map(Value::as_str).collect();
     let slots = if slots.is_empty() { "-".to_string() } else { slots.join(" ") };
     let ms = entry.get("ms").and_then(Value::as_u64).unwrap_or(0).to_string();
-    [text("time"), way(entry), slots, ms, result(entry).to_string(), text("reason")].map(|cell| one_line(&cell))
+    [zone.local(&text("time")), way(entry), slots, ms, result(entry).to_string(), text("reason")]
+        .map(|cell| one_line(&cell))
 }
 
 fn result(entry: &Value) -> &'static str {
@@ -81,12 +91,30 @@ mod tests {
     #[test]
     fn for_people() {
         assert_eq!(
-            to_text(&past()),
+            to_text(&past(), &Zone::default()),
             "2026-11-20T12:00:00Z  host -> VM 111    0000:01:00 0000:02:00   1318 ms  done\n\
              2026-11-20T13:00:00Z  vfio-pci -> host  0000:01:00             60017 ms  overrun  is?stranded\n                      \
              host -> VM 9      -                          0 ms  refused\n"
         );
-        assert_eq!(to_text(&Past::default()), "no handoff yet\n");
+        assert_eq!(to_text(&Past::default(), &Zone::default()), "no handoff yet\n");
+    }
+
+    #[test]
+    fn only_some() {
+        for (vmid, count, chosen) in [
+            (None, None, &[0, 1, 2][..]),
+            (None, Some(2), &[1, 2]),
+            (None, Some(0), &[]),
+            (None, Some(9), &[0, 1, 2]),
+            (Some(111), None, &[0]),
+            (Some(111), Some(1), &[0]),
+            (Some(112), None, &[]),
+        ] {
+            let mut some = past();
+            choose(&mut some, vmid, count);
+            let expected: Vec<Value> = chosen.iter().map(|n| past().entries[*n].clone()).collect();
+            assert_eq!(some.entries, expected, "{vmid:?} {count:?}");
+        }
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! What people and programs ask to read: the status, the history.
+//! What people and programs ask to read: the status, the history, a plan.
 
 pub mod history;
+pub mod plan;
 pub mod status;
+pub mod zone;

@@ -12,14 +12,13 @@ fn bad_usage() {
         ("to-vfio 01:00 02:00", "02:00 is too much"),
         ("handoff", "handoff needs vfio or nvidia"),
         ("handoff nouveau", "handoff needs vfio or nvidia"),
-        ("to-nvidia --json", "--json goes with --status and history"),
+        ("to-nvidia --json", "--json goes with --status, history and plan"),
         ("stauts", "stauts is unknown, did you mean --status?"),
         ("--status 01:00", "01:00 is too much"),
         ("plan", "plan needs the id of a VM"),
         ("plan gpu", "gpu is no guest id"),
         ("plan 99999999999", "99999999999 is no guest id"),
         ("plan 111 112", "112 is too much"),
-        ("plan 111 --json", "--json goes with --status and history"),
         ("reconcile 01:00", "01:00 is too much"),
         ("reconcile --all", "--all goes with container check and container sync"),
         ("to-vfio --unfinished", "--unfinished goes with reconcile"),
@@ -185,4 +184,45 @@ fn one_way_home_and_several_spellings() {
     for call in ["to-home", "to-home 01:00", "to-home --gpu 01:00", "to-nvidia --gpu 0000:01:00"] {
         assert_eq!(host().run(call), success("0000:01:00 is at home on nvidia: nothing to do"), "{call}");
     }
+}
+
+#[test]
+fn a_plan_for_programs() {
+    let planned = |host: &Host, call: &str| {
+        let run = host.run(call);
+        (run.code, serde_json::from_str::<Value>(&run.out).unwrap(), run.err)
+    };
+    let steps = json!([
+        {"phase": "prepare", "step": "driver_override=vfio-pci 0000:01:00.0"},
+        {"phase": "release", "step": "unload nouveau"},
+        {"phase": "bind", "step": "bind to vfio-pci 0000:01:00.0"},
+    ]);
+    let host = Host::new()
+        .function("0000:01:00.0", "030000", "10de:2684", "nouveau", 1)
+        .vm(111, "hostpci0: 01:00")
+        .vm(112, "hostpci0: 09:00")
+        .vm(113, "cores: 2");
+    for call in ["plan 111 --json", "plan 111 --output-format json"] {
+        let expected =
+            json!({"schema": 1, "vmid": 111, "slots": ["0000:01:00"], "steps": steps, "exit": 0, "reason": null});
+        assert_eq!(planned(&host, call), (Some(0), expected, String::new()));
+    }
+    let (code, refused, err) = planned(&host, "plan 112 --json");
+    let reason = refused["reason"].as_str().unwrap();
+    assert_eq!((code, err), (Some(3), format!("gpu-handoff: error: {reason}\n")));
+    assert_eq!((&refused["exit"], &refused["steps"], &refused["slots"]), (&json!(3), &json!([]), &json!([])));
+    let (code, nothing, _) = planned(&host, "plan 113 --json");
+    assert_eq!((code, &nothing["steps"], &nothing["reason"]), (Some(0), &json!([]), &Value::Null));
+}
+
+/// Warnings and errors are told all the same, and so is what was asked for.
+#[test]
+fn somebody_who_wants_to_read_less() {
+    let silence = Run { code: Some(0), out: String::new(), err: String::new() };
+    assert_eq!(host().run("to-home --quiet"), silence);
+    let run = host().run("to-vfio 09:00 --quiet");
+    assert_eq!((run.code, run.err.lines().count()), (Some(3), 1), "{}", run.err);
+    assert_eq!(host().run("--status --quiet"), host().run("--status"));
+    let owned = host().file("run/gpu-handoff/vm-112", "{}");
+    assert!(owned.run("to-home --quiet").err.starts_with("gpu-handoff: warning: "));
 }

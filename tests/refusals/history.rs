@@ -161,6 +161,38 @@ fn history_for_people() {
     assert_eq!(out, format!("{time}  host -> VM 111  0000:01:00  {ms} ms  refused  {}\n", reason(&run)));
 }
 
+#[test]
+fn of_one_vm_and_the_newest() {
+    let entry = |hour: u8, vmid: u32| {
+        let time = format!("2026-11-20T{hour:02}:00:00Z");
+        json!({"schema": 1, "time": time, "direction": "home", "vmid": vmid, "slots": [], "exit": 0, "ms": 1})
+            .to_string()
+            + "\n"
+    };
+    // A zone with one offset, an hour east of Greenwich, as in tzfile(5).
+    let counts: Vec<u8> = [0, 0, 0, 0, 1, 4].into_iter().flat_map(u32::to_be_bytes).collect();
+    let part = [b"TZif2".as_slice(), &[0; 15], &counts, &3600_u32.to_be_bytes(), &[0, 0], b"CET\0"].concat();
+    let host = host().file(FILE, &[entry(12, 111), entry(13, 112), entry(14, 111)].concat());
+    let utc = host.run("history").out;
+    fs::write(host.path("etc/localtime"), [&part, &part, b"\nCET-1\n".as_slice()].concat()).unwrap();
+    for (call, times) in [
+        ("history", &["2026-11-20 13:00:00", "2026-11-20 14:00:00", "2026-11-20 15:00:00"][..]),
+        ("history -n 2", &["2026-11-20 14:00:00", "2026-11-20 15:00:00"]),
+        ("history 111", &["2026-11-20 13:00:00", "2026-11-20 15:00:00"]),
+        ("history 111 -n 1", &["2026-11-20 15:00:00"]),
+    ] {
+        let out = host.run(call).out;
+        assert_eq!(out.lines().map(|line| &line[..19]).collect::<Vec<_>>(), times, "{call}");
+    }
+    assert_eq!(host.run("history 113").out, "no handoff yet\n");
+    assert_eq!(host.run("history 112 --json").out.lines().count(), 1);
+    assert!(host.run("history --json").out.contains("2026-11-20T12:00:00Z"));
+    // What TZ names counts more; what there is not, is UTC.
+    let output = host.command("history").env("TZ", ":Nowhere").output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), utc);
+    assert!(utc.starts_with("2026-11-20T12:00:00Z"));
+}
+
 /// A power loss, or a disk that was full for a while.
 #[test]
 fn a_line_of_the_history_that_is_not_understood() {

@@ -37,7 +37,7 @@ is 'history: phases of the last' 'wait release bind clear' \
     "$(past | tail -n 1 | grep -o '"name":"[a-z]*"' | cut -d'"' -f4 | grep -vx complete | paste -sd' ')"
 works 'history' gpu-handoff history
 is 'history: lines' 40 "$(wc -l <<<"$out")"
-is 'history: the last' "VM 111 -> host $slot1 done" "$(awk 'END { print $2, $3, $4, $5, $6, $NF }' <<<"$out")"
+is 'history: the last' "VM 111 -> host $slot1 done" "$(awk 'END { sub(/^[0-9-]+ /, ""); print $2, $3, $4, $5, $6, $NF }' <<<"$out")"
 
 # ---- the hook by hand: each direction twice, the second time for nothing ----
 works 'pre-start' $hook 111 pre-start
@@ -120,6 +120,6 @@ is 'history while busy: new lines' 1 "$(past | tail -n +$(($(wc -l <<<"$before")
 refused=$(past | tail -n 1)
 ok 'history while busy: exit code' grep -q '"direction":"vfio","exit":3,' <<<"$refused"
 ok 'history while busy: who' grep -q "PID $holder (perl" <<<"$refused"
-is 'history while busy: for people' "refused" "$(gpu-handoff history | awk 'END { print $9 }')"
+is 'history while busy: for people' "refused" "$(gpu-handoff history | awk 'END { sub(/^[0-9-]+ /, ""); print $9 }')"
 is 'mode of the history' '644 755' "$(stat -c %a /var/lib/gpu-handoff/history.jsonl /var/lib/gpu-handoff | paste -sd' ')"
 finish
