@@ -39,12 +39,13 @@ fuzz: ## every parser of what others wrote, SECONDS=600 of processor time each
 mutants: ## one mistake after the other in handoff, sys and gpu, and whether a test notices; hours; wants cargo-mutants
 	@tests/mutants
 
-lint: ## formatting, clippy, shell scripts, manual page
+lint: ## formatting, clippy, shell scripts, manual page, docs
 	@tests/install-missing build lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	tests/shellcheck
 	tests/manual
+	tests/docs
 
 clean: ## remove target, with the lab's image
 	cargo clean
