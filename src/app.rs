@@ -24,18 +24,17 @@ impl App {
         App { kernel, store, story }
     }
 
-    /// A mistake in the configuration must not keep a VM from starting: hooks say so and go on with the defaults.
+    /// A mistake in the configuration must not keep a VM from starting: hooks say so and go on without that key.
     pub fn config_for_hook(&self) -> Config {
-        Config::read(&self.kernel).unwrap_or_else(|problem| {
-            self.story.warn(&format!("{problem}; going on with the defaults"));
-            Config::default()
-        })
+        let (config, problems) = Config::lenient(&self.kernel);
+        problems.iter().for_each(|problem| self.story.warn(problem));
+        config
     }
 
     /// # Errors
     /// When the configuration has a mistake: a person can mend it and try again.
     pub fn config_for_verb(&self) -> Result<Config> {
-        Config::read(&self.kernel).map_err(Stop::usage)
+        Config::strict(&self.kernel).map_err(Stop::usage)
     }
 
     pub fn handoff<'a>(&'a self, config: &'a Config) -> Handoff<'a> {

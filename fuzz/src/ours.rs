@@ -3,7 +3,7 @@
 
 use crate::machine::Machine;
 use crate::{assert_one_line, parts};
-use gpu_handoff::config::{Config, Home, PATH};
+use gpu_handoff::config::{self, Config, Home, PATH};
 use gpu_handoff::gpu::inventory::slot_of;
 use gpu_handoff::handoff::journal::Journal;
 use gpu_handoff::handoff::record::{Owner, Record};
@@ -59,7 +59,10 @@ pub fn wedge(data: &[u8]) {
 }
 
 pub fn config(data: &[u8]) {
-    match Config::read(&Machine::default().file(PATH, data)) {
+        let machine = Machine::default().file(PATH, data);
+    let _ = config::effective(&machine);
+    Config::lenient(&machine).1.iter().for_each(|problem| assert_one_line(problem));
+    match Config::strict(&machine) {
         Ok(config) => {
             for time in [config.handoff, config.lock] {
                 assert!(time <= Duration::from_secs(3600));

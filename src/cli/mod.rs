@@ -4,6 +4,7 @@ mod help;
 mod verbs;
 
 use crate::App;
+use crate::config::{self, Config};
 use crate::containers::{self, Style, Who, Wish};
 use crate::events::watch::{self, After};
 use crate::events::{hookscript, manual, settle, stray, udev};
@@ -41,6 +42,8 @@ pub enum Call {
     Enable { id: u32, dry_run: bool },
     Disable { id: u32, dry_run: bool },
     SetUp { what: setup::What, dry_run: bool },
+    ConfigCheck,
+    ConfigShow,
     Udev,
     Settle,
     Quiet(Box<Call>),
@@ -370,6 +373,8 @@ pub fn run(app: &App, call: &Call) -> Result<()> {
         Call::Disable { id, dry_run: false } => registration::disable(app, *id),
         Call::SetUp { what, dry_run: true } => print(&setup::plan(app, what)?),
         Call::SetUp { what, dry_run: false } => setup::run(app, what),
+        Call::ConfigCheck => check_config(app),
+        Call::ConfigShow => print(&report::config::to_text(&config::effective(&app.kernel).map_err(Stop::usage)?)),
         Call::Udev => udev::run(app),
         Call::Settle => settle::run(app),
         Call::Status { json } => status(app, *json),
@@ -406,6 +411,19 @@ fn past(app: &App, json: bool, vmid: Option<u32>, count: Option<usize>) -> Resul
     }
     let zone = Zone::read(env::var("TZ").ok().as_deref(), |path| app.kernel.path(path));
     print(&history::to_text(&past, &zone))
+}
+
+fn check_config(app: &App) -> Result<()> {
+    let (_, mut problems) = Config::read(&app.kernel).map_err(Stop::usage)?;
+    problems.extend(stray::of_config(app));
+    match problems.as_slice() {
+        [] => print(&format!("{}: nothing is wrong\n", config::PATH)),
+        [problem] => Err(Stop::usage(problem)),
+        [others @ .., last] => {
+            others.iter().for_each(|problem| app.story.error(problem));
+            Err(Stop::usage(last))
+        }
+    }
 }
 
 /// A reader that has seen enough is no failure.
@@ -466,6 +484,8 @@ mod tests {
         assert_eq!(parsed("watch 111 --reboot"), Ok(Call::Watch { vmid: 111, after: After::Reboot }));
         assert_eq!(parsed("watch 111 --stop"), Ok(Call::Watch { vmid: 111, after: After::Stop }));
         assert_eq!(parsed("-V"), Ok(Call::Version));
+        assert_eq!(parsed("config check"), Ok(Call::ConfigCheck));
+        assert_eq!(parsed("config show"), Ok(Call::ConfigShow));
         let quiet = Call::Quiet(Box::new(Call::Plan { vmid: 111, json: true }));
         assert_eq!(parsed("plan --quiet 111 --json"), Ok(quiet));
         for line in ["", "--json"] {
@@ -566,6 +586,7 @@ mod tests {
             ("container check", "container check needs the id of a container, or --all"),
             ("container check 101 --all", "101 and --all exclude each other"),
             ("container check 101 --dry-run", "--dry-run goes with a verb"),
+            ("config", "config needs check or show"),
             ("setup", "setup needs vfio, driver, all or pending"),
             ("setup vfio --purge", "--purge goes with setup driver and setup all"),
             ("setup vfio --undo --cmdline", "--undo takes all of it back: leave out --cmdline"),

@@ -98,7 +98,8 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
         return Ok(Outline { title, slots, steps: Vec::new() });
     }
     let listed = listed(&app.kernel, &vm);
-    let config = for_backup(app.config_for_verb()?, vmid, &vm, &slots)?;
+    // As the hook has it: what is told here is what a start does.
+    let config = for_backup(app.config_for_hook(), vmid, &vm, &slots)?;
     let covered = |address: &str| listed.iter().any(|id| id.covers(address));
     let plan = app.handoff(&config).plan_leave(&owner, &slots, &covered);
     plan.map_err(|stop| in_backup(stop, vmid, &vm))

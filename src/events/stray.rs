@@ -2,7 +2,7 @@
 //! line that named the GPU names somebody else's device, which Proxmox takes from the host without asking.
 
 use crate::App;
-use crate::config;
+use crate::config::{self, Config};
 use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
 use crate::gpu::{Function, Slot};
 use crate::proxmox::pci_id::PciId;
@@ -91,7 +91,7 @@ pub fn nothing_named(app: &App, vmid: u32, vm: &VmConfig) -> Option<String> {
 
 /// Slots of the configuration that are no GPU's.
 pub fn of_config(app: &App) -> Vec<String> {
-    let Ok(config) = app.config_for_verb() else { return Vec::new() };
+    let (config, _) = Config::lenient(&app.kernel);
     let is_gpu = |slot: &str| Slot::read(&app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
     let others = config.homes.keys().filter(|slot| !is_gpu(slot));
     let gpus = gpus(app);
@@ -132,7 +132,7 @@ const NVIDIA: u16 = 0x10de;
 
 /// Who says that there was a GPU in this slot.
 fn was_gpu(app: &App, vmid: u32, slot: &str) -> Option<String> {
-    if app.config_for_verb().is_ok_and(|config| config.homes.contains_key(slot)) {
+    if Config::lenient(&app.kernel).0.homes.contains_key(slot) {
         return Some(format!("gpus.{slot} in {}", config::PATH));
     }
     let past = app.store.history()?.read().ok()?;

@@ -1,5 +1,6 @@
-//! What people and programs ask to read: the status, the history, a plan.
+//! What people and programs ask to read: the status, the history, a plan, the configuration.
 
+pub mod config;
 pub mod history;
 pub mod plan;
 pub mod status;

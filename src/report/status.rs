@@ -97,10 +97,8 @@ impl Status {
                 Err(error) => problems.push(format!("{error:#}")),
             }
         }
-        let config = Config::read(kernel).unwrap_or_else(|problem| {
-            problems.push(format!("{problem}; going on with the defaults"));
-            Config::default()
-        });
+        let (config, mistakes) = Config::lenient(kernel);
+        problems.extend(mistakes);
         let setup_error = match Pending::read(kernel) {
             Ok(pending) => pending.why(),
             Err(error) => Some(format!("{error:#}")),

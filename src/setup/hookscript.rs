@@ -267,7 +267,7 @@ fn tell_of_start(app: &App, id: u32) {
 /// What may surprise whoever enables it, and what keeps the card from ever being the host's.
 fn warn(app: &App, guest: &Guest) {
     let addresses: Vec<&str> = guest.addresses.iter().map(String::as_str).collect();
-    let config = Config::read(&app.kernel).unwrap_or_default();
+    let config = Config::lenient(&app.kernel).0;
     for warning in warnings(&app.kernel, guest).iter().chain(&conflicts::of_cards(app, &config, &addresses)) {
         app.story.warn(warning);
     }

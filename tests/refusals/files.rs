@@ -150,30 +150,74 @@ fn a_mistake_in_the_configuration() {
             "gpus.0000:01:00.1: no slot; a slot is written like 0000:01:00",
         ),
         (
-            r#"{"gpus":{"01:00":{"home":"none"},"0000:01:00":{"home":"none"}}}"#,
+            r#"{"gpus":{"01:00":{"home":"none"},"0000:01:00":{"home":"auto"}}}"#,
             "gpus.01:00: the same slot as 0000:01:00",
         ),
         (r#"{"policy":{"containers":{"web":"stop"}}}"#, "policy.containers.web: unknown key"),
         ("{\n  \"time\": }", "expected value at line 2 column 11"),
     ] {
         let problem = format!("/etc/gpu-handoff/config.json: {problem}");
-        for call in ["to-vfio", "to-vfio 01:00", "handoff vfio", "to-nvidia", "plan 111"] {
+        for call in ["to-vfio", "to-vfio 01:00", "handoff vfio", "to-nvidia", "config check"] {
             refuses_now(&settled().config(json), call, 2, &problem);
         }
         for call in ["to-vfio --dry-run", "to-nvidia --dry-run", "reconcile --dry-run"] {
             refuses_now(&settled().config(json), call, 2, &problem);
         }
         // It runs by itself too, so it goes on as a hook does.
-        let warned = success(&format!("warning: {problem}; going on with the defaults"));
+        let without = if !json.contains('\n') { "without it" } else { "with the defaults" };
+        let warned = success(&format!("warning: {problem}; going on {without}"));
         assert_eq!(settled().config(json).run("reconcile"), warned);
         // A VM's start goes on, one without a GPU does not even look.
         let host = settled().config(json);
         let Run { code, out, err } = host.run("111 pre-start");
         assert_eq!((code, out), (Some(0), String::new()), "{json}");
-        let warning = format!("gpu-handoff: warning: {problem}; going on with the defaults\n{}", ready().err);
-        assert_eq!(err, warning);
+        let warning = format!("gpu-handoff: warning: {problem}; going on {without}\n");
+        assert_eq!(err, format!("{warning}{}", ready().err));
+        // Who asks beforehand is told what the hook does.
+        let out = "0000:01:00 host -> VM 111\n  nothing to do\n".to_string();
+        assert_eq!(settled().config(json).run("plan 111"), Run { code: Some(0), out, err: warning });
         ignores(&settled().config(json).vm(111, "cores: 2"), "111 pre-start");
     }
+}
+
+/// One typo takes nothing else with it: container 101 is stopped for the VM, as it should be.
+#[test]
+fn one_mistake_in_a_configuration_that_says_more() {
+    let json =
+        r#"{"policy":{"containers":{"101":"stop"},"unt":"stop"},"time":{"lock_s":0},"gpus":{"09:00":{"home":"none"}}}"#;
+    let host = with_drm_node(host()).process(PID, "ffmpeg", "/lxc/101/ns", &[NULL]).config(json);
+    let at = "gpu-handoff: warning: /etc/gpu-handoff/config.json";
+    let warnings = format!(
+        "{at}: policy.unt: unknown key; going on without it\n{at}: time.lock_s: expected seconds from 0.1 to 3600, got 0; \
+         going on without it\n"
+    );
+    let Run { code, out, err } = host.run("plan 111");
+    assert_eq!((code, err), (Some(0), warnings));
+    assert!(out.contains("stop      stop container 101"), "{out}");
+    let Run { code, out, err } = host.run("config check");
+    assert_eq!((code, out.as_str(), err.lines().count()), (Some(2), "", 3), "{err}");
+    assert!(err.lines().all(|line| line.starts_with("gpu-handoff: error: ")), "{err}");
+    let out = host.run("config show").out;
+    let line =
+        |key: &str| out.lines().find(|line| line.starts_with(key)).unwrap().split_whitespace().collect::<Vec<_>>();
+    assert_eq!(line("time.lock_s"), ["time.lock_s", "10", "default"]);
+    assert_eq!(line("policy.containers.101"), ["policy.containers.101", "stop", "/etc/gpu-handoff/config.json"]);
+    assert!(!out.contains("unt"), "{out}");
+}
+
+#[test]
+fn a_configuration_without_a_mistake() {
+    for host in [host(), host().config(r#"{"policy":{"unit":"stop"},"gpus":{"01:00":{"home":"nouveau"}}}"#)] {
+        let out = "/etc/gpu-handoff/config.json: nothing is wrong\n".to_string();
+        assert_eq!(host.run("config check"), Run { code: Some(0), out, err: String::new() });
+        assert_eq!(host.run("config show").code, Some(0));
+    }
+    refuses_now(
+        &host().config("{"),
+        "config show",
+        2,
+        "/etc/gpu-handoff/config.json: EOF while parsing an object at line 1 column 1",
+    );
 }
 
 #[test]

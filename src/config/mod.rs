@@ -1,6 +1,7 @@
 //! `/etc/gpu-handoff/config.json`: policy for this node. Absent is normal, every key has a default.
 
-use crate::gpu::inventory::{long_form, slot_of};
+mod keys;
+
 use crate::sys::Kernel;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -146,54 +147,43 @@ impl Default for Config {
     }
 }
 
-/// What a key may hold.
-enum Kind {
-    /// At least so many.
-    Seconds(f64),
-    Word(&'static [&'static str]),
-    TextOrNull,
-    Flag,
-}
-
-/// Every key there is. `*` stands for a slot or a CTID.
-const KEYS: &[(&str, Kind)] = &[
-    ("gpus.*.home", Kind::Word(&["auto", "nvidia", "nouveau", "vfio-pci", "none"])),
-    // With less an ordinary modprobe, which gets two thirds of it, would look stuck.
-    ("time.handoff_s", Kind::Seconds(1.0)),
-    ("time.lock_s", Kind::Seconds(0.1)),
-    ("time.stop_s", Kind::Seconds(0.1)),
-    ("policy.process", Kind::Word(&["refuse", "kill"])),
-    ("policy.unit", Kind::Word(&["refuse", "stop"])),
-    ("policy.nvidia_services", Kind::Word(&["stop", "refuse"])),
-    ("policy.container", Kind::Word(&["refuse", "stop", "leave"])),
-    ("policy.containers.*", Kind::Word(&["refuse", "stop", "leave"])),
-    ("policy.backup", Kind::Word(&["idle", "refuse", "policy"])),
-    ("policy.ct_without_gpu", Kind::Word(&["start", "refuse"])),
-    ("driver.runfile", Kind::TextOrNull),
-    ("driver.runfile_url", Kind::TextOrNull),
-    ("driver.sha256", Kind::TextOrNull),
-    ("driver.dkms", Kind::Flag),
-    ("driver.module", Kind::Word(&["auto", "open", "proprietary"])),
-    ("cuda.package", Kind::TextOrNull),
-    ("cuda.repo", Kind::TextOrNull),
-];
-
 impl Config {
+    /// What can be understood, and a line on each key that cannot: it has its default, and no other key suffers.
+    ///
     /// # Errors
-    /// One line naming the file and the key or line that is wrong.
-    pub fn read(kernel: &dyn Kernel) -> Result<Config, String> {
-        match kernel.read(PATH) {
-            Ok(bytes) => Config::parse(&bytes).map_err(|problem| format!("{PATH}: {problem}")),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Config::default()),
-            Err(error) => Err(format!("{PATH}: {error}")),
+    /// One line naming the file, when nothing of it can be understood.
+    pub fn read(kernel: &dyn Kernel) -> Result<(Config, Vec<String>), String> {
+        let (value, problems) = document(kernel)?;
+        Ok((Config::of(&value), problems))
+    }
+
+    /// As a person wants it, who can mend it and try again.
+    ///
+    /// # Errors
+    /// One line naming the file and the first key or line that is wrong.
+    pub fn strict(kernel: &dyn Kernel) -> Result<Config, String> {
+        let (config, problems) = Config::read(kernel)?;
+        problems.into_iter().next().map_or(Ok(config), Err)
+    }
+
+    /// As one wants it who goes on all the same, and warns.
+    pub fn lenient(kernel: &dyn Kernel) -> (Config, Vec<String>) {
+        match Config::read(kernel) {
+            Ok((config, problems)) => {
+                (config, problems.iter().map(|problem| format!("{problem}; going on without it")).collect())
+            }
+            Err(problem) => (Config::default(), vec![format!("{problem}; going on with the defaults")]),
         }
     }
 
     /// # Errors
     /// What is wrong, by its path or line.
     pub fn parse(bytes: &[u8]) -> Result<Config, String> {
-        let value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        check(&value, &mut Vec::new())?;
+        let (value, problems) = understood(bytes)?;
+        problems.into_iter().next().map_or_else(|| Ok(Config::of(&value)), Err)
+    }
+
+    fn of(value: &Value) -> Config {
         let defaults = Config::default();
         let seconds = |key: &str, default: Duration| {
             value.pointer(key).and_then(Value::as_f64).map_or(default, Duration::from_secs_f64)
@@ -201,19 +191,19 @@ impl Config {
         let text = |key: &str| value.pointer(key).and_then(Value::as_str).map(str::to_string);
         let mut homes = BTreeMap::new();
         for (slot, entry) in value.get("gpus").and_then(Value::as_object).into_iter().flatten() {
-            let slot = slot_from(slot).unwrap_or_default();
+            let slot = keys::slot_from(slot).unwrap_or_default();
             match entry.get("home").and_then(Value::as_str) {
                 None | Some("auto") => {}
                 Some("none") => drop(homes.insert(slot, Home::None)),
                 Some(driver) => drop(homes.insert(slot, Home::Driver(driver.to_string()))),
             }
         }
-        Ok(Config {
+        Config {
             homes,
             handoff: seconds("/time/handoff_s", defaults.handoff),
             lock: seconds("/time/lock_s", defaults.lock),
             stop: seconds("/time/stop_s", defaults.stop),
-            policy: policy(&value),
+            policy: policy(value),
             backup: match value.pointer("/policy/backup").and_then(Value::as_str) {
                 Some("refuse") => Backup::Refuse,
                 Some("policy") => Backup::Policy,
@@ -231,8 +221,38 @@ impl Config {
                 },
             },
             cuda: Cuda { package: text("/cuda/package"), repo: text("/cuda/repo") },
-        })
+        }
     }
+}
+
+/// The file, without what is not understood, and what that is. As good as empty where there is none.
+fn document(kernel: &dyn Kernel) -> Result<(Value, Vec<String>), String> {
+    let named = |problem: String| format!("{PATH}: {problem}");
+    match kernel.read(PATH) {
+        Ok(bytes) => {
+            let (value, problems) = understood(&bytes).map_err(named)?;
+            Ok((value, problems.into_iter().map(named).collect()))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok((Value::Null, Vec::new())),
+        Err(error) => Err(named(error.to_string())),
+    }
+}
+
+fn understood(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
+    let mut value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let mut problems = Vec::new();
+    if !keys::weed(&mut value, &mut Vec::new(), &mut problems) {
+        return Err(problems.concat());
+    }
+    Ok((value, problems))
+}
+
+/// Every key with its value, and whether the file says so; those for a slot or a container where it does.
+///
+/// # Errors
+/// As [`Config::read`].
+pub fn effective(kernel: &dyn Kernel) -> Result<Vec<(String, Value, bool)>, String> {
+    Ok(keys::effective(&document(kernel)?.0))
 }
 
 fn policy(document: &Value) -> Policy {
@@ -259,69 +279,6 @@ fn for_container(word: &str) -> Option<ForContainer> {
         "leave" => Some(ForContainer::Leave),
         _ => None,
     }
-}
-
-/// Walks the whole document: an unknown key or a wrong type is an error that names its path.
-fn check(value: &Value, path: &mut Vec<String>) -> Result<(), String> {
-    // A key may be any text, the message is one line.
-    let at = |path: &[String]| path.join(".").escape_debug().to_string();
-    if let Some((_, kind)) = KEYS.iter().find(|(pattern, _)| fits(pattern, path)) {
-        return check_value(value, kind).map_err(|expected| format!("{}: expected {expected}, got {value}", at(path)));
-    }
-    if !KEYS.iter().any(|(pattern, _)| begins(pattern, path)) {
-        return Err(format!("{}: unknown key", at(path)));
-    }
-    let Value::Object(entries) = value else {
-        let place = if path.is_empty() { "the document".to_string() } else { at(path) };
-        return Err(format!("{place}: expected an object, got {value}"));
-    };
-    let mut slots = BTreeMap::new();
-    for (key, inner) in entries {
-        path.push(key.clone());
-        if path.len() == 2 && path[0] == "gpus" {
-            let slot =
-                slot_from(key).ok_or_else(|| format!("{}: no slot; a slot is written like 0000:01:00", at(path)))?;
-            if let Some(other) = slots.insert(slot, key) {
-                return Err(format!("{}: the same slot as {other}", at(path)));
-            }
-        }
-        check(inner, path)?;
-        path.pop();
-    }
-    Ok(())
-}
-
-/// `0000:0a:00` of `0A:00`; none for what is no slot.
-fn slot_from(key: &str) -> Option<String> {
-    slot_of(&format!("{}.0", long_form(key))).map(str::to_string)
-}
-
-fn check_value(value: &Value, kind: &Kind) -> Result<(), String> {
-    let (right, expected) = match kind {
-        Kind::Seconds(least) => {
-            let right = value.as_f64().is_some_and(|s| (*least..=3600.0).contains(&s));
-            (right, format!("seconds from {least} to 3600"))
-        }
-        Kind::Word(words) => (value.as_str().is_some_and(|w| words.contains(&w)), words.join(" or ")),
-        Kind::TextOrNull => (value.is_string() || value.is_null(), "a string or null".to_string()),
-        Kind::Flag => (value.is_boolean(), "true or false".to_string()),
-    };
-    if right { Ok(()) } else { Err(expected) }
-}
-
-fn fits(pattern: &str, path: &[String]) -> bool {
-    pattern.split('.').count() == path.len() && begins(pattern, path)
-}
-
-/// Whether `path` is the beginning of `pattern`.
-fn begins(pattern: &str, path: &[String]) -> bool {
-    let parts: Vec<&str> = pattern.split('.').collect();
-    path.len() <= parts.len()
-        && path.iter().enumerate().all(|(i, key)| match (parts[i], i.checked_sub(1).map(|j| parts[j])) {
-            ("*", Some("gpus")) => true,
-            ("*", _) => key.bytes().all(|b| b.is_ascii_digit()) && key.parse::<u32>().is_ok(),
-            (part, _) => part == key,
-        })
 }
 
 #[cfg(test)]

@@ -1,0 +1,210 @@
+//! Every key of the configuration: what it may hold, and what it has where nobody says otherwise.
+
+use crate::gpu::inventory::{long_form, slot_of};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// What a key may hold.
+enum Kind {
+    /// At least so many, and the default.
+    Seconds(f64, u64),
+    /// The first is the default.
+    Word(&'static [&'static str]),
+    TextOrNull,
+    Flag,
+}
+
+impl Kind {
+    fn default(&self) -> Value {
+        match self {
+            Kind::Seconds(_, default) => (*default).into(),
+            Kind::Word(words) => words[0].into(),
+            Kind::TextOrNull => Value::Null,
+            Kind::Flag => false.into(),
+        }
+    }
+}
+
+/// Every key there is. `*` stands for a slot or a CTID.
+const KEYS: &[(&str, Kind)] = &[
+    ("gpus.*.home", Kind::Word(&["auto", "nvidia", "nouveau", "vfio-pci", "none"])),
+    // With less an ordinary modprobe, which gets two thirds of it, would look stuck.
+    ("time.handoff_s", Kind::Seconds(1.0, 60)),
+    ("time.lock_s", Kind::Seconds(0.1, 10)),
+    ("time.stop_s", Kind::Seconds(0.1, 90)),
+    ("policy.process", Kind::Word(&["refuse", "kill"])),
+    ("policy.unit", Kind::Word(&["refuse", "stop"])),
+    ("policy.nvidia_services", Kind::Word(&["stop", "refuse"])),
+    ("policy.container", Kind::Word(&["refuse", "stop", "leave"])),
+    ("policy.containers.*", Kind::Word(&["refuse", "stop", "leave"])),
+    ("policy.backup", Kind::Word(&["idle", "refuse", "policy"])),
+    ("policy.ct_without_gpu", Kind::Word(&["start", "refuse"])),
+    ("driver.runfile", Kind::TextOrNull),
+    ("driver.runfile_url", Kind::TextOrNull),
+    ("driver.sha256", Kind::TextOrNull),
+    ("driver.dkms", Kind::Flag),
+    ("driver.module", Kind::Word(&["auto", "open", "proprietary"])),
+    ("cuda.package", Kind::TextOrNull),
+    ("cuda.repo", Kind::TextOrNull),
+];
+
+/// Takes out of a document what cannot stand there: an unknown key, a wrong type, a slot that is none or is there twice. A
+/// line on each, by its path. Whether anything is left.
+pub(super) fn weed(value: &mut Value, path: &mut Vec<String>, problems: &mut Vec<String>) -> bool {
+    // A key may be any text, the message is one line.
+    let at = |path: &[String]| path.join(".").escape_debug().to_string();
+    let mut wrong = |problem: String| {
+        problems.push(problem);
+        false
+    };
+    if let Some((_, kind)) = KEYS.iter().find(|(pattern, _)| fits(pattern, path)) {
+        return match check_value(value, kind) {
+            Ok(()) => true,
+            Err(expected) => wrong(format!("{}: expected {expected}, got {value}", at(path))),
+        };
+    }
+    if !KEYS.iter().any(|(pattern, _)| begins(pattern, path)) {
+        return wrong(format!("{}: unknown key", at(path)));
+    }
+    let Value::Object(entries) = value else {
+        let place = if path.is_empty() { "the document".to_string() } else { at(path) };
+        return wrong(format!("{place}: expected an object, got {value}"));
+    };
+    let mut slots = BTreeMap::new();
+    entries.retain(|key, inner| {
+        path.push(key.clone());
+        let of_slot = || match slot_from(key) {
+            _ if path.len() != 2 || path[0] != "gpus" => Ok(()),
+            None => Err(format!("{}: no slot; a slot is written like 0000:01:00", at(path))),
+            Some(slot) => match slots.insert(slot, key.clone()) {
+                Some(other) => Err(format!("{}: the same slot as {other}", at(path))),
+                None => Ok(()),
+            },
+        };
+        let is_right = match { of_slot }() {
+            Ok(()) => weed(inner, path, problems),
+            Err(problem) => {
+                problems.push(problem);
+                false
+            }
+        };
+        path.pop();
+        is_right
+    });
+    true
+}
+
+/// Of a document that was weeded.
+pub(super) fn effective(document: &Value) -> Vec<(String, Value, bool)> {
+    let mut all = Vec::new();
+    for (pattern, kind) in KEYS {
+        let (before, after) = pattern.split_once('*').unwrap_or((pattern, ""));
+        let pointer = |key: &str| format!("/{}", key.trim_matches('.').replace('.', "/"));
+        let found = document.pointer(&pointer(before));
+        if before == *pattern {
+            all.push((pattern.to_string(), found.cloned().unwrap_or_else(|| kind.default()), found.is_some()));
+            continue;
+        }
+        for (name, entry) in found.and_then(Value::as_object).into_iter().flatten() {
+            let entry = if after.is_empty() { Some(entry) } else { entry.pointer(&pointer(after)) };
+            all.extend(entry.map(|value| (format!("{before}{name}{after}"), value.clone(), true)));
+        }
+    }
+    all
+}
+
+/// `0000:0a:00` of `0A:00`; none for what is no slot.
+pub(super) fn slot_from(key: &str) -> Option<String> {
+    slot_of(&format!("{}.0", long_form(key))).map(str::to_string)
+}
+
+fn check_value(value: &Value, kind: &Kind) -> Result<(), String> {
+    let (right, expected) = match kind {
+        Kind::Seconds(least, _) => {
+            let right = value.as_f64().is_some_and(|s| (*least..=3600.0).contains(&s));
+            (right, format!("seconds from {least} to 3600"))
+        }
+        Kind::Word(words) => (value.as_str().is_some_and(|w| words.contains(&w)), words.join(" or ")),
+        Kind::TextOrNull => (value.is_string() || value.is_null(), "a string or null".to_string()),
+        Kind::Flag => (value.is_boolean(), "true or false".to_string()),
+    };
+    if right { Ok(()) } else { Err(expected) }
+}
+
+fn fits(pattern: &str, path: &[String]) -> bool {
+    pattern.split('.').count() == path.len() && begins(pattern, path)
+}
+
+/// Whether `path` is the beginning of `pattern`.
+fn begins(pattern: &str, path: &[String]) -> bool {
+    let parts: Vec<&str> = pattern.split('.').collect();
+    path.len() <= parts.len()
+        && path.iter().enumerate().all(|(i, key)| match (parts[i], i.checked_sub(1).map(|j| parts[j])) {
+            ("*", Some("gpus")) => true,
+            ("*", _) => key.bytes().all(|b| b.is_ascii_digit()) && key.parse::<u32>().is_ok(),
+            (part, _) => part == key,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Config;
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_default_is_right_and_is_the_one_that_holds() {
+        let mut document = json!({});
+        for (pattern, kind) in KEYS.iter().filter(|(pattern, _)| !pattern.contains('*')) {
+            assert_eq!(check_value(&kind.default(), kind), Ok(()), "{pattern}");
+            let (section, key) = pattern.split_once('.').unwrap();
+            document[section][key] = kind.default();
+        }
+        assert_eq!(Config::parse(document.to_string().as_bytes()).unwrap(), Config::default());
+        for (key, value, is_said) in effective(&Value::Null) {
+            let (section, key) = key.split_once('.').unwrap();
+            assert_eq!((&document[section][key], is_said), (&value, false), "{section}.{key}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_takes_nothing_else_with_it() {
+        let mut document = json!({
+            "gpus": {"01:00": {"home": "none"}, "0000:01:00": {"home": "nouveau"}, "x": {"home": "none"}},
+            "tine": 7,
+            "time": {"lock_s": "3", "stop_s": 5},
+            "policy": {"unt": "stop", "process": "kill", "containers": {"101": "stop", "web": "stop", "102": "halt"}},
+            "driver": [],
+        });
+        let mut problems = Vec::new();
+        assert!(weed(&mut document, &mut Vec::new(), &mut problems));
+        let left = json!({
+            "gpus": {"0000:01:00": {"home": "nouveau"}},
+            "time": {"stop_s": 5},
+            "policy": {"process": "kill", "containers": {"101": "stop"}},
+        });
+        assert_eq!(document, left);
+        let keys: Vec<&str> = problems.iter().map(|problem| problem.split_once(": ").unwrap().0).collect();
+        let expected = [
+            "driver",
+            "gpus.01:00",
+            "gpus.x",
+            "policy.containers.102",
+            "policy.containers.web",
+            "policy.unt",
+            "time.lock_s",
+            "tine",
+        ];
+        assert_eq!(keys, expected);
+    }
+
+    #[test]
+    fn what_holds_and_who_says_so() {
+        let document = json!({"gpus": {"01:00": {"home": "none"}, "02:00": {}}, "policy": {"containers": {"101": "stop"}},
+            "time": {"lock_s": 10}});
+        let all = effective(&document);
+        let said: Vec<&str> = all.iter().filter(|(.., is_said)| *is_said).map(|(key, ..)| key.as_str()).collect();
+        assert_eq!(said, ["gpus.01:00.home", "time.lock_s", "policy.containers.101"]);
+        assert!(all.contains(&("policy.nvidia_services".to_string(), json!("stop"), false)));
+    }
+}
