@@ -22,7 +22,8 @@ held() { # held NODE WORD…: by a process of the host
 
 # ---- every kind of node, held by a process of the host ----
 held /dev/nvidia0 'lab-script.service'
-held /dev/nvidiactl
+# With two cards it is for both, and in nobody's way as long as nobody uses this one: control.sh.
+[ "$LAB_GPUS" = 2 ] || held /dev/nvidiactl
 held /dev/nvidia-uvm
 # Nobody can tell which card such a program uses; the stack cannot be unloaded under it.
 card=/dev/dri/$(drm_name $slot1.0)
