@@ -16,7 +16,7 @@ service() {
     shift
     cat >"/run/systemd/system/$name.service" <<END
 [Service]
-ExecStart=/usr/bin/perl -e 'for (@ARGV) { open my \$f, "<", \$_ or exit 9; push @f, \$f } \$SIG{TERM} = sub { select undef, undef, undef, 0.2; exit 0 }; sleep 10000' $*
+ExecStart=/usr/bin/perl -e 'for (@ARGV) { open my \$f, "<", \$_ or next; push @f, \$f } \$SIG{TERM} = sub { select undef, undef, undef, 0.2; exit 0 }; sleep 10000' $*
 END
     begin "$name" "$1"
 }
@@ -39,8 +39,8 @@ program() { # program NODE
 }
 
 # ---- NVIDIA's services are stopped by default, also one that does not have the card open at this moment ----
-# The last card's node: with two cards that is the one that stays.
-service nvidia-persistenced /dev/nvidiactl "/dev/nvidia$((LAB_GPUS - 1))"
+# As the real one: nvidiactl, and of every card that is there its node.
+service nvidia-persistenced /dev/nvidiactl /dev/nvidia0 "/dev/nvidia$((LAB_GPUS - 1))"
 service nvidia-powerd /dev/null
 service needs-persistenced /dev/null
 sed -i '1i[Unit]\nRequires=nvidia-persistenced.service\nAfter=nvidia-persistenced.service' /run/systemd/system/needs-persistenced.service
