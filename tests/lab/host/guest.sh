@@ -24,7 +24,7 @@ describe() {
     [ "$LAB_FIRMWARE" = seabios ] || firmware=(
         -drive "if=pflash,format=raw,readonly=on,file=$uefi/OVMF_CODE_4M.fd" -drive 'if=pflash,format=raw,file=vars.fd')
     # shellcheck disable=SC2054 # QEMU's commas
-    machine=(-name gpu-handoff-lab,process=qemu -machine q35,kernel-irqchip=split -accel tcg,thread=multi
+    machine=(-name gpu-handoff-lab,process=qemu -machine q35,kernel-irqchip=split -accel tcg,thread=single
         -cpu "max,la57=off" -smp 2 -m "${LAB_MEMORY:-2048}" -audiodev none,id=quiet
         -display none -nodefaults -no-reboot
         -device intel-iommu,intremap=on,caching-mode=on "${cards[@]}" "${firmware[@]}"

@@ -1,6 +1,6 @@
 #!/bin/bash
 # With nothing but README: installed, enabled, started, looked at, disabled, purged, each command as it stands there.
-# lab-unproven: --timeout 600
+# lab: --timeout 600
 # lab-deb
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
