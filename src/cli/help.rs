@@ -155,13 +155,10 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Call, FLAGS, parse};
+    use super::super::call::Call;
+    use super::super::parse::parsed;
+    use super::super::verbs::FLAGS;
     use super::*;
-    use std::ffi::OsString;
-
-    fn parsed(line: &str) -> std::result::Result<Call, String> {
-        parse(line.split_whitespace().map(OsString::from)).map_err(|stop| stop.message)
-    }
 
     #[test]
     fn every_verb_is_explained() {
@@ -177,7 +174,7 @@ mod tests {
             assert_eq!(is_listed, verb.kind != Kind::Internal, "{}", verb.names[0]);
             // What the example shows is understood, and is this verb.
             let shown = parsed(verb.example).unwrap_or_else(|problem| panic!("{}: {problem}", verb.example));
-            assert!(!matches!(shown, Call::Everyday | Call::Hook { .. }), "{}", verb.example);
+            assert!(!matches!(shown.call, Call::Everyday | Call::Hook { .. }), "{}", verb.example);
             assert!(verb.names.iter().any(|name| verb.example.starts_with(name)), "{}", verb.example);
         }
     }

@@ -1,6 +1,7 @@
 //! The table of verbs and flags.
 
-use super::{Call, Given, usage};
+use super::call::Call;
+use super::given::{Given, usage};
 use crate::events::settle;
 use crate::events::watch::After;
 use crate::handoff::reconcile::Scope;

@@ -1,7 +1,7 @@
 //! Whether the NVIDIA driver has started a GPU. It asks for the GPU's interrupt first of all when somebody begins to use
 //! it (`nv_start_device` in nv.c), by its node, through nvidiactl, nvidia-uvm or nvidia-modeset alike, and gives it back when
-//! nobody does any more (`nv_stop_device`). A GPU without one is used by nobody, and taking it from the driver waits for
-//! nobody (seen on 550.163.01).
+//! nobody does any more (`nv_shutdown_adapter`), with persistence not even then. A GPU without one is used by nobody, and
+//! taking it from the driver waits for nobody (read in 515.43.04 to 595.45.04, seen on 550.163.01).
 
 use super::inventory::attribute;
 use crate::sys::Kernel;

@@ -45,6 +45,9 @@ impl Handoff<'_> {
     /// there was nothing to do; what failed is told, and leaves no card stranded as long as the driver has it.
     pub(super) fn mend_dri(&self, locked: &Locked, stack: &Stack, record: &Record, end: Duration) -> Option<Outcome> {
         let before = self.store.dri();
+        if before.is_empty() {
+            return None;
+        }
         let mut now = dri::names(self.kernel)?;
         let has_time = end.saturating_sub(self.kernel.now()) >= self.config.handoff / 2;
         let may = stack.is_enough_for(Share::Alone) && has_time && self.store.wedged_slots().is_empty();
@@ -71,7 +74,9 @@ impl Handoff<'_> {
         if !differ.is_empty() {
             let text: Vec<String> = differ.iter().map(|address| dri::in_words(&before, &now, address)).collect();
             let text = text.join("; ");
-            if dri::are_all_here(&before, &now) {
+            if is_final {
+                self.story.warn(&format!("{text}, and so they stay from now on"));
+            } else if dri::are_all_here(&before, &now) {
                 self.story.warn(&format!("{text}; {}", self.remedy_of_dri(record)));
             } else {
                 self.story.say(&format!("  note: {text}, until all cards are home"));

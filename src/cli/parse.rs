@@ -1,0 +1,324 @@
+//! From the words of a command line to what they ask for.
+
+use super::call::{Asked, Call};
+use super::given::{Flags, Given, guest_id, usage};
+use super::help;
+use super::verbs::{FLAGS, VERBS, Verb};
+use crate::stop::{Result, Stop};
+use lexopt::Arg;
+use std::ffi::OsString;
+
+/// # Errors
+/// One line saying what is wrong with the arguments.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let more = after_phase(&arguments);
+    // A later Proxmox may say more about a phase, and a start must not fail for that; but this is a person's.
+    if more.as_ref().is_some_and(|more| more.iter().any(|word| word == "--dry-run")) {
+        return Err(misplaced("dry-run"));
+    }
+    let is_hook = more.is_some();
+    let mut parser = lexopt::Parser::from_args(arguments.into_iter().take(if is_hook { 2 } else { usize::MAX }));
+    let mut words: Vec<String> = Vec::new();
+    let mut flags = Flags::new();
+    while let Some(argument) = parser.next().map_err(|e| usage(&e.to_string()))? {
+        match argument {
+            Arg::Value(word) => words.push(word.to_string_lossy().into_owned()),
+            Arg::Short(name) if name != 'n' => words.push(format!("-{name}")),
+            Arg::Short(_) | Arg::Long(_) => {
+                let name = if let Arg::Long(name) = argument { name } else { "n" };
+                let Some(flag) = FLAGS.iter().find(|flag| flag.name == name) else {
+                    words.push(format!("--{name}"));
+                    continue;
+                };
+                let values = flags.entry(flag.name).or_default();
+                if flag.has_value {
+                    let value = parser.value().map_err(|e| usage(&e.to_string()))?;
+                    values.push(value.to_string_lossy().into_owned());
+                }
+            }
+        }
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let asks_for_help = |word: &&str| ["--help", "-h"].contains(word) || words.first() == Some(&"help");
+    if !is_hook && words.iter().any(asks_for_help) {
+        let topic: Vec<&str> = words.into_iter().filter(|word| !["--help", "-h", "help"].contains(word)).collect();
+        return Ok(Asked { call: Call::Help { topic: topic_of(&topic)? }, quiet: false });
+    }
+    Ok(Asked { call: call(&words, &flags)?, quiet: flags.contains_key("quiet") })
+}
+
+/// What the words of somebody who asks for help are about: a verb, or the first word of several. What follows it is in
+/// nobody's way, and a guest's id is no verb.
+fn topic_of(words: &[&str]) -> Result<String> {
+    let [first, ..] = words else { return Ok(String::new()) };
+    if guest_id(first).is_ok() {
+        return Ok(String::new());
+    }
+    match find(words) {
+        Ok((verb, _)) => Ok(verb.names[0].to_string()),
+        Err(_) if !seconds(first).is_empty() => Ok((*first).to_string()),
+        Err(stop) => Err(stop),
+    }
+}
+
+/// What follows a guest's id and a phase; none when it is another call.
+fn after_phase(arguments: &[OsString]) -> Option<Vec<String>> {
+    let [id, phase, more @ ..] = arguments else { return None };
+    let is_id = id.to_str().is_some_and(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()));
+    let is_phase = !phase.to_string_lossy().starts_with('-');
+    (is_id && is_phase).then(|| more.iter().map(|word| word.to_string_lossy().into_owned()).collect())
+}
+
+fn call(words: &[&str], flags: &Flags) -> Result<Call> {
+    let Some((first, rest)) = words.split_first() else { return Ok(Call::Everyday) };
+    if first.bytes().all(|b| b.is_ascii_digit()) {
+        let id = guest_id(first)?;
+        let phase = rest.first().ok_or_else(|| usage(&format!("guest {id} needs a phase, such as pre-start")))?;
+        refuse_other_flags(flags, "")?;
+        return Ok(Call::Hook { id, phase: (*phase).to_string() });
+    }
+    let (verb, rest) = find(words)?;
+    let mut given = Given { verb: verb.names[0], words: rest, flags };
+    let call = (verb.call)(&mut given)?;
+    match given.words.first() {
+        Some(flag) if flag.starts_with('-') => return Err(unknown(flag)),
+        Some(more) => return Err(usage(&format!("{more} is too much"))),
+        None => {}
+    }
+    refuse_other_flags(flags, &[verb.arguments, " --quiet"].concat())?;
+    Ok(call)
+}
+
+/// The verb that the words begin with, and what comes after it.
+fn find<'a>(words: &'a [&'a str]) -> Result<(&'static Verb, &'a [&'a str])> {
+    let named = |name: &str| VERBS.iter().find(|verb| verb.names.contains(&name));
+    if let Some(verb) = named(words[0]) {
+        return Ok((verb, &words[1..]));
+    }
+    if let Some(verb) = words.get(1).and_then(|second| named(&format!("{} {second}", words[0]))) {
+        return Ok((verb, &words[2..]));
+    }
+    Err(match seconds(words[0]).as_slice() {
+        [] => unknown(words[0]),
+        several => usage(&format!("{} needs {}", words[0], listed(several, " or "))),
+    })
+}
+
+/// What may follow the first word of a verb of two words.
+fn seconds(first: &str) -> Vec<&'static str> {
+    let names = VERBS.iter().flat_map(|verb| verb.names);
+    names.filter_map(|name| name.strip_prefix(first)?.strip_prefix(' ')).collect()
+}
+
+/// `a, b or c`
+fn listed(words: &[&str], last: &str) -> String {
+    match words {
+        [others @ .., end] if !others.is_empty() => [&others.join(", "), last, end].concat(),
+        _ => words.concat(),
+    }
+}
+
+fn refuse_other_flags(flags: &Flags, arguments: &str) -> Result<()> {
+    match flags.keys().find(|flag| !takes(arguments, flag)) {
+        Some(flag) => Err(misplaced(flag)),
+        None => Ok(()),
+    }
+}
+
+fn takes(arguments: &str, flag: &str) -> bool {
+    let flag = if flag == "output-format" { "json" } else { flag };
+    arguments.split([' ', '[', ']', '|']).any(|word| word.starts_with('-') && word.trim_start_matches('-') == flag)
+}
+
+/// A flag where it does not belong.
+fn misplaced(flag: &str) -> Stop {
+    let verbs: Vec<&str> = VERBS.iter().filter(|verb| takes(verb.arguments, flag)).map(|verb| verb.names[0]).collect();
+    usage(&match flag {
+        "quiet" => "--quiet goes with a verb".to_string(),
+        "n" => "-n goes with history".to_string(),
+        "dry-run" => "--dry-run goes with a verb that changes something, and plan VMID is that of a start".to_string(),
+        _ => format!("--{flag} goes with {}", listed(&verbs, " and ")),
+    })
+}
+
+fn unknown(word: &str) -> Stop {
+    let flags = FLAGS.iter().map(|flag| format!("--{}", flag.name));
+    let meant = help::meant(word, flags).map_or_else(String::new, |name| format!(", did you mean {name}?"));
+    usage(&format!("{word} is unknown{meant}"))
+}
+
+#[cfg(test)]
+pub(super) fn parsed(line: &str) -> std::result::Result<Asked, String> {
+    parse(line.split_whitespace().map(OsString::from)).map_err(|stop| stop.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::containers::{Style, Who, Wish};
+    use crate::events::watch::After;
+    use crate::handoff::reconcile::Scope;
+    use crate::setup::{self, driver, vfio};
+
+    fn parsed(line: &str) -> std::result::Result<Call, String> {
+        super::parsed(line).map(|asked| asked.call)
+    }
+
+    #[test]
+    fn every_spelling() {
+        assert_eq!(parsed("111 pre-start"), Ok(Call::Hook { id: 111, phase: "pre-start".to_string() }));
+        assert_eq!(parsed("111 whatever"), Ok(Call::Hook { id: 111, phase: "whatever".to_string() }));
+        // Whatever a later Proxmox has to add.
+        for line in ["111 pre-start now", "111 pre-start --node pve", "111 pre-start --node=pve -x 7"] {
+            assert_eq!(parsed(line), Ok(Call::Hook { id: 111, phase: "pre-start".to_string() }), "{line}");
+        }
+        for line in ["--status", "status"] {
+            assert_eq!(parsed(line), Ok(Call::Status { json: false }));
+            assert_eq!(parsed(&format!("{line} --json")), Ok(Call::Status { json: true }));
+        }
+        let history = |json, vmid, count| Ok(Call::History { json, vmid, count });
+        assert_eq!(parsed("history"), history(false, None, None));
+        for line in ["history --json", "history --output-format json", "history --output-format=json"] {
+            assert_eq!(parsed(line), history(true, None, None), "{line}");
+        }
+        for line in ["history 111 -n 5", "history -n5 111", "history -n=5 111 --output-format text"] {
+            assert_eq!(parsed(line), history(false, Some(111), Some(5)), "{line}");
+        }
+        for line in ["to-vfio", "to_vfio", "handoff vfio"] {
+            assert_eq!(parsed(line), Ok(Call::ToVfio { slot: None, dry_run: false }));
+            assert_eq!(
+                parsed(&format!("{line} 01:00")),
+                Ok(Call::ToVfio { slot: Some("01:00".to_string()), dry_run: false })
+            );
+        }
+        for line in ["to-home", "to-nvidia", "to_nvidia", "handoff nvidia"] {
+            assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: None, dry_run: false }));
+        }
+        for line in ["to-home 01:00", "to-home --gpu 01:00", "to-home --gpu=01:00"] {
+            assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: Some("01:00".to_string()), dry_run: false }));
+        }
+        assert_eq!(parsed("to-nvidia --dry-run"), Ok(Call::ToNvidia { slot: None, dry_run: true }));
+        assert_eq!(parsed("plan 111"), Ok(Call::Plan { vmid: 111, json: false }));
+        assert_eq!(parsed("reconcile --dry-run"), Ok(Call::Reconcile { scope: Scope::All, dry_run: true }));
+        assert_eq!(parsed("reconcile --unfinished"), Ok(Call::Reconcile { scope: Scope::Unfinished, dry_run: false }));
+        assert_eq!(parsed("reconcile --owed"), Ok(Call::Reconcile { scope: Scope::Owed, dry_run: false }));
+        assert_eq!(parsed("watch 111"), Ok(Call::Watch { vmid: 111, after: After::Start }));
+        assert_eq!(parsed("watch 111 --reboot"), Ok(Call::Watch { vmid: 111, after: After::Reboot }));
+        assert_eq!(parsed("watch 111 --stop"), Ok(Call::Watch { vmid: 111, after: After::Stop }));
+        assert_eq!(parsed("-V"), Ok(Call::Version));
+        assert_eq!(parsed("config check"), Ok(Call::ConfigCheck));
+        assert_eq!(parsed("config show"), Ok(Call::ConfigShow));
+        let quiet = Asked { call: Call::Plan { vmid: 111, json: true }, quiet: true };
+        assert_eq!(super::parsed("plan --quiet 111 --json"), Ok(quiet));
+        for line in ["", "--json"] {
+            assert_eq!(parsed(line), Ok(Call::Everyday));
+        }
+        let wish =
+            |gpus: &[&str], style, dri| Wish { gpus: gpus.iter().map(ToString::to_string).collect(), style, dri };
+        for (line, wish) in [
+            ("container attach 101", wish(&[], None, false)),
+            ("container attach 101 --gpu 01:00 --gpu=02:00 --dri", wish(&["01:00", "02:00"], None, true)),
+            ("container attach 101 02:00 --gpu 01:00", wish(&["01:00", "02:00"], None, false)),
+            ("container attach --style dev 101", wish(&[], Some(Style::Dev), false)),
+            ("container attach 101 --style mount", wish(&[], Some(Style::Mount), false)),
+        ] {
+            assert_eq!(parsed(line), Ok(Call::Attach { ctid: 101, wish, dry_run: false }), "{line}");
+        }
+        assert_eq!(parsed("container detach 101 --dry-run"), Ok(Call::Detach { ctid: 101, dry_run: true }));
+        assert_eq!(parsed("container check --all"), Ok(Call::Check { who: Who::All }));
+        let kernel = setup::What::Kernel("6.8.12-4-pve".to_string());
+        assert_eq!(parsed("setup driver --kernel 6.8.12-4-pve"), Ok(Call::SetUp { what: kernel, dry_run: false }));
+        let vfio = vfio::Wish { cmdline: true, ..vfio::Wish::default() };
+        let driver = driver::Wish { purge: true, ..driver::Wish::default() };
+        let all = setup::What::All(vfio, driver);
+        assert_eq!(parsed("setup all --cmdline --purge --dry-run"), Ok(Call::SetUp { what: all, dry_run: true }));
+        assert_eq!(parsed("container sync 101"), Ok(Call::Sync { who: Who::One(101), dry_run: false }));
+    }
+
+    #[test]
+    fn help_is_never_an_error() {
+        for (line, topic) in [
+            ("--help", ""),
+            ("-h", ""),
+            ("help", ""),
+            ("help help", ""),
+            ("111 --help", ""),
+            ("plan --help", "plan"),
+            ("plan -h", "plan"),
+            ("help plan", "plan"),
+            ("--help plan", "plan"),
+            ("to-nvidia 01:00 02:00 --help", "to-home"),
+            ("container attach --dri --help", "container attach"),
+            ("help container check", "container check"),
+            ("container --help", "container"),
+            ("help container", "container"),
+            ("udev --help", "udev"),
+        ] {
+            assert_eq!(parsed(line), Ok(Call::Help { topic: topic.to_string() }), "{line}");
+        }
+        // Whatever a later Proxmox has to add.
+        assert_eq!(parsed("111 pre-start --help"), Ok(Call::Hook { id: 111, phase: "pre-start".to_string() }));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, problem) in [
+            ("111", "guest 111 needs a phase"),
+            ("--dry-run 111 pre-start", "--dry-run goes with a verb"),
+            ("reconcile --unfinished --owed", "--unfinished and --owed exclude each other"),
+            ("99999999999 pre-start", "99999999999 is no guest id"),
+            ("to-vfio --force", "--force is unknown"),
+            ("to-vfio 01:00 02:00", "02:00 is too much"),
+            ("handoff", "handoff needs vfio or nvidia"),
+            ("frobnicate", "frobnicate is unknown;"),
+            ("stauts", "stauts is unknown, did you mean --status?;"),
+            ("plan 111 --jsno", "--jsno is unknown, did you mean --json?;"),
+            ("help stauts", "stauts is unknown, did you mean --status?;"),
+            ("to-home 01:00 --gpu 02:00", "01:00 is too much"),
+            ("to-home --gpu -x", "-x is no slot"),
+            ("--status now", "now is too much"),
+            ("to-vfio --json", "--json goes with --status, history and plan"),
+            ("111 pre-start --dry-run", "--dry-run goes with a verb"),
+            ("--status --dry-run", "--dry-run goes with a verb"),
+            ("--status --unfinished", "--unfinished goes with reconcile"),
+            ("history 111 112", "112 is too much"),
+            ("history now", "now is no guest id"),
+            ("history -n", "missing argument for option '-n'"),
+            ("history -n few", "-n few is no number"),
+            ("plan 111 -n 5", "-n goes with history"),
+            ("plan 111 --output-format yaml", "--output-format yaml is unknown: text or json"),
+            ("to-vfio --output-format json", "--output-format goes with --status, history and plan"),
+            ("111 pre-start --dry-run --quiet", "--dry-run goes with a verb"),
+            ("--quiet 111 pre-start", "--quiet goes with a verb;"),
+            ("history --dry-run", "--dry-run goes with a verb"),
+            ("plan", "plan needs the id of a VM"),
+            ("plan gpu", "gpu is no guest id"),
+            ("watch", "watch needs the id of a VM"),
+            ("watch 111 112", "112 is too much"),
+            ("reconcile --reboot", "--reboot goes with watch"),
+            ("container", "container needs attach, detach, setup, check or sync"),
+            ("container frob 101", "container needs attach, detach, setup, check or sync"),
+            ("container attach", "container attach needs the id of a container"),
+            ("container attach gpu", "gpu is no guest id"),
+            ("container attach 101 102", "102 is too much"),
+            ("container attach 101 --style vfio", "--style vfio is unknown: mount or dev"),
+            ("container attach 101 --gpu", "missing argument for option '--gpu'"),
+            ("container attach --all", "container attach needs the id of a container"),
+            ("container detach 101 --dri", "--dri goes with container attach and container setup"),
+            ("container check", "container check needs the id of a container, or --all"),
+            ("container check 101 --all", "101 and --all exclude each other"),
+            ("container check 101 --dry-run", "--dry-run goes with a verb"),
+            ("config", "config needs check or show"),
+            ("setup", "setup needs vfio, driver, all or pending"),
+            ("setup vfio --purge", "--purge goes with setup driver and setup all"),
+            ("setup vfio --undo --cmdline", "--undo takes all of it back: leave out --cmdline"),
+            ("setup driver --undo --defer", "--undo takes all of it back: leave out --defer"),
+            ("setup driver --kernel 6.8.12-4-pve --purge", "--kernel stands alone"),
+            ("setup driver --kernel", "missing argument for option '--kernel'"),
+        ] {
+            let message = parsed(line).unwrap_err();
+            assert!(message.starts_with(problem), "{line}: {message}");
+        }
+    }
+}
