@@ -2,7 +2,7 @@
 # A card in use is refused before anything is touched, and who uses it is named.
 # lab: --timeout 400
 # lab: --gpus 2 --timeout 400
-# lab-unproven: --driver genuine --gpus 2 --timeout 600
+# lab: --driver genuine --gpus 2 --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -2,7 +2,7 @@
 # Containers have the card, before a VM had it and after, whether they were stopped for it or not; stale nodes are
 # found, and told of or mended; without the card they start or do not.
 # lab: --timeout 600
-# lab-unproven: --driver genuine --timeout 900
+# lab: --driver genuine --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
@@ -40,7 +40,6 @@ rm -f /dev/nvidia*
 works 'as at a boot' systemctl start gpu-handoff-reconcile.service
 is_home 'as at a boot'
 old=$(uvm_major)
-for other in {511..480}; do grep -q "^ *$other " /proc/devices || break; done
 
 # ---- a process inside opens them ----
 printf '#!/bin/sh\n[ ! -e /etc/busy ] || exec 3</dev/nvidia0\nexec sleep 10101\n' >/var/lib/lab-ct/101/etc/rc.local
@@ -92,9 +91,11 @@ rm /var/lib/lab-ct/101/etc/busy
 kill -KILL "$(user_of 101)"
 before=$(init_of 101)
 works 'with another major: qm start' qm start 111
-echo "options nvidia_uvm lab_major=$other" >/etc/modprobe.d/uvm.conf
+# The driver has left its majors, and somebody else takes one of them.
+works 'with another major: usbmon' modprobe usbmon
 works 'with another major: qm stop' qm stop 111
-is 'the major' "$other" "$(uvm_major)"
+other=$(uvm_major)
+ok 'the major is another' [ -n "$other" -a "$other" != "$old" ]
 is_home 'with another major'
 restarted() { [ -n "$(init_of 101)" ] && [ "$(init_of 101)" != "$before" ] && [ -n "$(told 'container 101 was restarted')" ]; }
 ok 'container 101 was restarted' within 90 restarted

@@ -1,7 +1,7 @@
 #!/bin/bash
 # NVIDIA's own driver where it is at its worst: its global lock is held, somebody is inside open(), a DRM device is left
 # behind by a card that is away, a remove of somebody else's hangs. All is refused in time, with nothing touched.
-# lab-unproven: --driver genuine --gpus 2 --modeset 0 --timeout 600
+# lab: --driver genuine --gpus 2 --modeset 0 --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -3,7 +3,7 @@
 # does not come back. The hook does, within its time box; the lock is free; the other
 # card works; and where the driver lets go in the end, the card comes home by itself.
 # From 595.45.04 on it does not for a card that was attached to an nvidiactl.
-# lab-unproven: --gpus 2 --driver genuine --timeout 400
+# lab: --gpus 2 --driver genuine --timeout 400
 # lab: --gpus 2 --driver-version 580.95.05 --timeout 400
 # lab: --gpus 2 --driver-version 595.45.04 --modeset 0 --timeout 400
 # lab-build: failpoints
