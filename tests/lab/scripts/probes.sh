@@ -257,7 +257,7 @@ drm_life() {
 # ---- both away, home in the other order: minors and DRM names ----
 swap() {
     local s
-    [ "$LAB_GPUS" = 2 ] || return
+    [ "$LAB_GPUS" = 2 ] || return 0
     where='two cards: '
     reload 0
     for s in $slot1 $slot2; do unbind "$s.0"; done
