@@ -38,7 +38,7 @@ static unsigned int version[3];
  */
 static DEFINE_MUTEX(clients_lock);
 static DEFINE_MUTEX(gpus_lock);
-DEFINE_MUTEX(nvs_api_lock);
+static DEFINE_MUTEX(api_lock);
 static LIST_HEAD(clients);
 static LIST_HEAD(gpu_list);
 static int probed;
@@ -118,6 +118,13 @@ static struct nvs_gpu *find_id(u32 id)
 	return NULL;
 }
 
+/* Whoever does waits for a GPU that is being started, be it another one. */
+void nvs_ask_resource_manager(void)
+{
+	mutex_lock(&api_lock);
+	mutex_unlock(&api_lock);
+}
+
 /* ---- starting a GPU: what nvshim can make slow, or fail, as in the real driver ---- */
 
 /* So they have its names, and are kept as they are written. */
@@ -133,9 +140,9 @@ static NVS_PROBED bool rm_init_adapter(void)
 {
 	bool ok;
 
-	mutex_lock(&nvs_api_lock);
+	mutex_lock(&api_lock);
 	ok = RmInitAdapter();
-	mutex_unlock(&nvs_api_lock);
+	mutex_unlock(&api_lock);
 	return ok;
 }
 
@@ -364,6 +371,7 @@ static int nvs_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 		goto disable;
 	pci_set_drvdata(pdev, gpu);
 
+	nvs_ask_resource_manager();	/* rm_is_supported_device */
 	mutex_lock(&clients_lock);
 	mutex_lock(&gpus_lock);
 	while (minor_taken(gpu->minor))	/* the lowest free one */
@@ -437,6 +445,7 @@ static void nvs_remove(struct pci_dev *pdev)
 	if (nvs_version_from(595, 45, 4))
 		gpu->unlinked = true;
 	wait_for_users(gpu);
+	nvs_ask_resource_manager();	/* rm_check_for_gpu_surprise_removal */
 	gpu->unlinked = true;
 	nvs_proc_remove(gpu);
 	mutex_unlock(&gpu->lock);

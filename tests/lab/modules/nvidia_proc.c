@@ -56,8 +56,7 @@ static int information_show(struct seq_file *m, void *v)
 	struct nvs_gpu *gpu = m->private;
 	struct pci_dev *pdev = gpu->pdev;
 
-	mutex_lock(&nvs_api_lock);
-	mutex_unlock(&nvs_api_lock);
+	nvs_ask_resource_manager();
 	seq_puts(m, "Model: \t\t NVIDIA GeForce RTX 4090\n");
 	seq_printf(m, "IRQ:   \t\t %u\n", pdev->irq);
 	/* Made of the address, so it stays the same when minors swap. */
@@ -76,8 +75,7 @@ static int information_show(struct seq_file *m, void *v)
 
 static int power_show(struct seq_file *m, void *v)
 {
-	mutex_lock(&nvs_api_lock);
-	mutex_unlock(&nvs_api_lock);
+	nvs_ask_resource_manager();
 	seq_puts(m, "Runtime D3 status:          ?\nVideo Memory:               ?\n\n");
 	seq_puts(m, "GPU Hardware Support:\n Video Memory Self Refresh: ?\n Video Memory Off:          ?\n");
 	return 0;

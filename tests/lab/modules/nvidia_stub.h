@@ -57,7 +57,7 @@ struct nvs_client {
 	static char *const nvs_needs_##symbol __used = symbol
 
 /* nvidia_main.c, for nvidia_proc.c */
-extern struct mutex nvs_api_lock;
+void nvs_ask_resource_manager(void);
 
 /* nvidia_main.c, for nvidia_modeset and nvidia_uvm */
 const char *nvs_version(void);

@@ -12,24 +12,14 @@
 
 #define UVM_MINORS 2	/* 0 nvidia-uvm, 1 nvidia-uvm-tools */
 
-static uint lab_major;
-module_param(lab_major, uint, 0444);
-MODULE_PARM_DESC(lab_major, "use this major (default: one the kernel chooses)");
-
 static dev_t uvm_dev;
 static struct cdev uvm_cdev;
 static const struct file_operations uvm_fops = { .owner = THIS_MODULE };
 
 static int __init uvm_init(void)
 {
-	int err;
+	int err = alloc_chrdev_region(&uvm_dev, 0, UVM_MINORS, "nvidia-uvm");
 
-	if (lab_major) {
-		uvm_dev = MKDEV(lab_major, 0);
-		err = register_chrdev_region(uvm_dev, UVM_MINORS, "nvidia-uvm");
-	} else {
-		err = alloc_chrdev_region(&uvm_dev, 0, UVM_MINORS, "nvidia-uvm");
-	}
 	if (err)
 		return err;
 	cdev_init(&uvm_cdev, &uvm_fops);
