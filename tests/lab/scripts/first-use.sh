@@ -1,7 +1,7 @@
 #!/bin/bash
 # A VM ran before it had the hookscript: Proxmox left its card on vfio-pci by new_id, and brings nothing home. enable puts
 # that right, at once or when the VM stops; a start with the hook does not take vfio-pci for the card's home.
-# lab-unproven: --timeout 400
+# lab: --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

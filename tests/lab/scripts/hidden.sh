@@ -2,8 +2,8 @@
 # Holders that /proc hides or shows only in part: threads with descriptors of their own, a descriptor that is on its way
 # through a socket, processes that share one table; and containers that go on for a while after they were asked to be
 # frozen. Nothing may hang on any of them.
-# lab-unproven: --timeout 400
-# lab-unproven: --gpus 2 --timeout 400
+# lab: --timeout 400
+# lab: --gpus 2 --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
@@ -103,6 +103,9 @@ release
 wait 2>/dev/null
 
 # The same with the sound card: here unbinding would wait in any case.
+# The driver takes its time when the card has just come home.
+ok 'the sound card is there' within 20 compgen -G "$pci/$slot1.1/sound/card*/controlC*"
+udevadm settle
 control=$(echo "$pci/$slot1.1/sound/card"*/controlC*)
 begin sent "/dev/snd/${control##*/}"
 call $hook 111 pre-start

@@ -1,6 +1,6 @@
 #!/bin/bash
 # What a run cannot do, or what nobody is told of, the keeper does; and one card's handoff holds no other card's up.
-# lab-unproven: --gpus 2 --timeout 600
+# lab: --gpus 2 --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
@@ -80,16 +80,19 @@ user_of() { pgrep -f '^/bin/sh /etc/rc.local' | head -n 1; }
 ok 'container 101 has the card' within 20 has_open "$(user_of)" "$node"
 bg qm start 111
 ok 'one waits for a container' within 20 grep -qs '"container":101' $records/vm-111
-works 'the other starts meanwhile' qm start 112
-in_vm 'the other' $slot2 112
+works 'the other is made ready meanwhile' $hook 112 pre-start
+in_no_vm 'the other' $slot2
 ok 'one still waits' grep -qs leaving $records/vm-111
+works 'the other starts' qm start 112
+in_vm 'the other' $slot2 112
 ok 'one has started' within 120 has_gone "$job"
 in_vm 'one' $slot1 111
 qm stop 111 >/dev/null 2>&1 &
 first=$!
 works 'both stop in the same second' qm stop 112
 wait $first
-ok 'the container runs again' within 60 [ "$(pct status 101)" = 'status: running' ]
+runs_again() { [ "$(pct status 101)" = 'status: running' ]; }
+ok 'the container runs again' within 60 runs_again
 pct stop 101 >/dev/null 2>&1
 comes_home 'both'
 rm $config

@@ -3,7 +3,7 @@
 # are stopped for one and a container that is frozen; whatever happens, and whoever is
 # killed, the keeper brings everything home, and it alone.
 #   soak.sh [OPERATIONS [SEED]]
-# lab-unproven: --gpus 2 --timeout 900
+# lab: --gpus 2 --timeout 900
 # lab-genuine: --gpus 2 --timeout 1200
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Ends that no phase tells of: a start that takes too long, is stopped or dies; a post-stop that is killed, or never
 # comes. As long as a QEMU is there the card is left to it; afterwards it comes home by itself.
-# lab-unproven: --timeout 900
+# lab: --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
@@ -100,6 +100,7 @@ killed_in_post_stop 'qmeventd is restarted' systemctl restart qmeventd
 killed_in_post_stop 'post-stop alone is killed' pkill -KILL -f '[g]pu-handoff 111 post-stop'
 
 works 'pmxcfs is down: qm start' qm start 111
+ok 'pmxcfs is down: nobody watches a VM that runs' within 10 no_watcher
 lab-pve down
 kill -KILL "$(<$pid_file)"
 sleep 5
