@@ -337,7 +337,8 @@ systemctl restart qmeventd
 pid=$(pid_of $PLAIN)
 yes "QEMU finds the new one" wait_until 30 test -e /run/lab-qm/$PLAIN-$pid
 qm_ guest-poweroff $PLAIN
-check "post-stop comes from there" "0 post-stop" "$rc $(phases)"
+yes "post-stop comes" wait_until 60 logged post-stop
+check "and from there" "0 post-stop" "$rc $(phases)"
 
 title "force-legacy-cleanup"
 : >"$RUN/force-legacy-cleanup"
