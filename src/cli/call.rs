@@ -17,7 +17,7 @@ pub struct Asked {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Call {
     Hook { id: u32, phase: String },
-    Status { json: bool },
+    Status { json: bool, check: bool },
     History { json: bool, vmid: Option<u32>, count: Option<usize> },
     ToVfio { slot: Option<String>, dry_run: bool },
     ToNvidia { slot: Option<String>, dry_run: bool },

@@ -82,7 +82,7 @@ pub fn run(app: &App, asked: &Asked) -> Result<()> {
         Call::ConfigShow => print(&report::config::to_text(&config::effective(&app.kernel).map_err(Stop::usage)?)),
         Call::Udev => udev::run(app),
         Call::Settle => settle::run(app),
-        Call::Status { json } => status(app, *json),
+        Call::Status { json, check } => status(app, *json, *check),
         Call::History { json, vmid, count } => past(app, *json, *vmid, *count),
         Call::Help { topic } => print(&help::help(topic)),
         Call::Everyday => {
@@ -93,12 +93,17 @@ pub fn run(app: &App, asked: &Asked) -> Result<()> {
     }
 }
 
-fn status(app: &App, json: bool) -> Result<()> {
-    let status = Status::read(&app.kernel, &app.store, nix::unistd::geteuid().is_root());
-    for problem in status.problems().iter().chain(&stray::of_config(app)) {
+fn status(app: &App, json: bool, check: bool) -> Result<()> {
+    let mut status = Status::read(&app.kernel, &app.store, nix::unistd::geteuid().is_root());
+    status.add_problems(stray::of_config(app));
+    for problem in status.problems() {
         app.story.warn(problem);
     }
-    if json { print(&format!("{}\n", status.to_json())) } else { print(&status.to_text()) }
+    if json { print(&format!("{}\n", status.to_json())) } else { print(&status.to_text()) }?;
+    match status.faults().as_slice() {
+        faults @ [_, ..] if check => Err(Stop::failed(format!("not as it should be: {}", faults.join("; ")))),
+        _ => Ok(()),
+    }
 }
 
 fn past(app: &App, json: bool, vmid: Option<u32>, count: Option<usize>) -> Result<()> {

@@ -174,8 +174,9 @@ mod tests {
             assert_eq!(parsed(line), Ok(Call::Hook { id: 111, phase: "pre-start".to_string() }), "{line}");
         }
         for line in ["--status", "status"] {
-            assert_eq!(parsed(line), Ok(Call::Status { json: false }));
-            assert_eq!(parsed(&format!("{line} --json")), Ok(Call::Status { json: true }));
+            assert_eq!(parsed(line), Ok(Call::Status { json: false, check: false }));
+            assert_eq!(parsed(&format!("{line} --json")), Ok(Call::Status { json: true, check: false }));
+            assert_eq!(parsed(&format!("{line} --check")), Ok(Call::Status { json: false, check: true }));
         }
         let history = |json, vmid, count| Ok(Call::History { json, vmid, count });
         assert_eq!(parsed("history"), history(false, None, None));

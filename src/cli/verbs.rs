@@ -27,6 +27,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag("json"),
     option("output-format"),
     option("n"),
+    flag("check"),
     flag("quiet"),
     flag("dry-run"),
     flag("unfinished"),
@@ -74,11 +75,13 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["--status", "status"],
         kind: Kind::Everyday,
-        arguments: "[--json]",
+        arguments: "[--json] [--check]",
         about: "every NVIDIA GPU: functions, drivers, owner, users, last handoff",
-        more: "Ask as root: others are not shown who uses a GPU.",
+        more: "Ask as root: others are not shown who uses a GPU. With --check it ends with 1 when something is not as it \
+               should be, which it names: a GPU that is stranded or wedged or has not all that is its own, a set-up that is \
+               not done, a file that cannot be read.",
         example: "status",
-        call: |given| Ok(Call::Status { json: given.json()? }),
+        call: |given| Ok(Call::Status { json: given.json()?, check: given.has("check") }),
     },
     Verb {
         names: &["history"],

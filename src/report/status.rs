@@ -124,12 +124,28 @@ impl Status {
         &self.problems
     }
 
+    pub fn add_problems(&mut self, problems: Vec<String>) {
+        self.problems.extend(problems);
+    }
+
+    /// What is not as it should be. A handoff that is under way may owe what it likes.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults: Vec<String> = self.gpus.iter().filter_map(Gpu::fault).collect();
+        if self.reboot_required {
+            faults.push("a reboot is required".to_string());
+        }
+        faults.extend(self.setup_error.iter().map(|why| format!("set-up is not done: {why}")));
+        faults.extend(self.problems.iter().cloned());
+        faults
+    }
+
     pub fn to_json(&self) -> Value {
         let gpus: Vec<Value> = self.gpus.iter().map(Gpu::to_json).collect();
         json!({
             "schema": SCHEMA,
             "gpus": gpus,
             "setup": {"reboot_required": self.reboot_required, "error": self.setup_error},
+            "problems": self.problems,
         })
     }
 
@@ -193,6 +209,18 @@ impl Gpu {
         let gpu = slot.gpu().map(|gpu| gpu.address.clone()).filter(|gpu| dri::differences(&before, &now).contains(gpu));
         let dri = gpu.map(|gpu| dri::in_words(&before, &now, &gpu));
         Gpu { has, homes, users, is_blind, owed, dri, last: store.last(&slot.address), wedged, foreign, slot }
+    }
+
+    fn fault(&self) -> Option<String> {
+        let slot = &self.slot.address;
+        match (self.has, &self.dri) {
+            (Has::Wedged(_) | Has::Stranded(_), _) => Some(format!("{slot} is {}", self.has.word())),
+            (Has::Host | Has::None, _) if !self.owed.is_empty() => {
+                Some(format!("{slot} is owed: {}", owed::to_text(&self.owed)))
+            }
+            (Has::Host | Has::None, Some(dri)) => Some(dri.clone()),
+            _ => None,
+        }
     }
 
     fn to_json(&self) -> Value {

@@ -91,14 +91,15 @@ fn status_has_every_key() {
             "dri": null,
             "last": null,
         },
-    ], "setup": {"reboot_required": true, "error": null}});
+    ], "setup": {"reboot_required": true, "error": null}, "problems": []});
     assert_eq!(status(&host), expected);
 }
 
 #[test]
 fn status_without_a_gpu() {
     let host = Host::new().function("0000:02:00.0", "030000", "1002:744c", "amdgpu", 2);
-    assert_eq!(status(&host), json!({"schema": 1, "gpus": [], "setup": {"reboot_required": false, "error": null}}));
+    let setup = json!({"reboot_required": false, "error": null});
+    assert_eq!(status(&host), json!({"schema": 1, "gpus": [], "setup": setup, "problems": []}));
     let text = Run { code: Some(0), out: "no NVIDIA GPU in this host\n".to_string(), err: String::new() };
     assert_eq!(host.run("--status"), text);
 }
@@ -202,7 +203,10 @@ fn status_does_not_need_the_configuration() {
     let Run { code, out, err } = host().config("{").run("--status --json");
     let problem = "/etc/gpu-handoff/config.json: EOF while parsing an object at line 1 column 1";
     assert_eq!((code, err), (Some(0), format!("gpu-handoff: warning: {problem}; going on with the defaults\n")));
-    assert_eq!(serde_json::from_str::<Value>(&out).unwrap(), status(&host()));
+    let mut told = serde_json::from_str::<Value>(&out).unwrap();
+    assert_eq!(told["problems"].take(), json!([format!("{problem}; going on with the defaults")]));
+    told["problems"] = json!([]);
+    assert_eq!(told, status(&host()));
 }
 
 /// A VM that draws on the host's GPU (`vga: virtio-gl`) is a user of it, no owner.
@@ -289,6 +293,38 @@ fn status_for_people() {
         user[0], user[1]
     );
     assert_eq!(host.run("--status"), Run { code: Some(0), out: expected, err: String::new() });
+}
+
+#[test]
+fn status_as_a_check() {
+    let settings = "/etc/gpu-handoff/config.json";
+    for (host, faults) in [
+        (host(), ""),
+        (Host::new(), ""),
+        (settled().record("vm-111", "0000:01:00", "away", "nvidia").running(111, PID), ""),
+        (settled().record("manual-0000:01:00", "0000:01:00", "away", "nvidia"), ""),
+        (settled().record("vm-111", "0000:01:00", "away", "nvidia"), "0000:01:00 is stranded"),
+        (host().wedged("0000:01:00", PID).alive(PID), "0000:01:00 is wedged"),
+        (host().file("run/reboot-required.pkgs", "gpu-handoff\n"), "a reboot is required"),
+        (
+            host().config("{").file("run/reboot-required.pkgs", "gpu-handoff\n"),
+            &format!(
+                "a reboot is required; {settings}: EOF while parsing an object at line 1 column 1; going on with the \
+                 defaults"
+            ),
+        ),
+    ] {
+        let plain = host.run("--status");
+        let checked = host.run("--status --check");
+        assert_eq!((plain.code, &plain.out), (Some(0), &checked.out));
+        let told = checked.err.strip_prefix(&plain.err).unwrap();
+        if faults.is_empty() {
+            assert_eq!((checked.code, told), (Some(0), ""));
+        } else {
+            let expected = format!("gpu-handoff: error: not as it should be: {faults}\n");
+            assert_eq!((checked.code, told), (Some(1), expected.as_str()));
+        }
+    }
 }
 
 // Who listens

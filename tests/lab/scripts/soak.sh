@@ -97,10 +97,10 @@ for ((i = 1; i <= operations; i++)); do
     for card in $slot1 $slot2; do
         if ! is_home_now $card && [ -z "$(record_of $card)" ] && ! is_home_now $card; then
             lost=$((lost + 1)) failures=$((failures + 1))
-            echo "FAIL: operation $i, $operation$killed: lost: $(all_of driver_of | xargs)"
+            echo "FAIL: operation $i, $operation$killed: lost: $(all_of driver_of | paste -sd" ")"
         fi
     done
-    echo "# $i: $operation$killed -> $code; $(all_of driver_of | xargs); $(kept | cut -c1-60 | xargs)"
+    echo "# $i: $operation$killed -> $code; $(all_of driver_of | paste -sd" "); $(kept | cut -c1-60 | paste -sd" ")"
     if ((i % 10 == 0)) || [ "$i" = "$operations" ]; then
         qm stop 111 >/dev/null 2>&1
         qm stop 112 >/dev/null 2>&1
