@@ -1,7 +1,7 @@
 # What this needs beside Rust and make is installed on the way, see tests/install-missing.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: build deb test test-package test-genuine test-unproven demo soak fuzz mutants lint clean help
+.PHONY: build deb test test-package test-genuine demo soak fuzz mutants lint clean help
 
 build: ## the release binary, target/release/gpu-handoff
 	@tests/install-missing build
@@ -23,9 +23,6 @@ test-package: ## the package: its scripts, built twice, piuparts and autopkgtest
 
 test-genuine: ## all that makes sense on NVIDIA's own driver, in the lab
 	@tests/lab/all --genuine
-
-test-unproven: ## lab scripts that nobody has seen pass yet: each belongs into make test once it has
-	@tests/lab/all --unproven
 
 demo: ## a VM takes the GPU and gives it back, in the lab; DRIVER=genuine: on NVIDIA's own driver
 	@tests/lab/run --driver $(or $(DRIVER),stub) tests/lab/scripts/demo.sh
