@@ -9,7 +9,7 @@ use super::run::{OnFailure, Outcome};
 use super::step::Step;
 use super::store::{Locked, Stack};
 use crate::gpu::console::Console;
-use crate::gpu::dri::{self, Anew};
+use crate::gpu::dri::{self, Anew, Idle, Names};
 use crate::gpu::inventory::{READ_LIMIT, Slot, nvidia_slots};
 use crate::sys::Share;
 use std::collections::BTreeSet;
@@ -51,7 +51,7 @@ impl Handoff<'_> {
         let mut now = dri::names(self.kernel)?;
         let has_time = end.saturating_sub(self.kernel.now()) >= self.config.handoff / 2;
         let may = stack.is_enough_for(Share::Alone) && has_time && self.store.wedged_slots().is_empty();
-        let anew = dri::anew(&before, &now, dri::idle(self.kernel, &now)).filter(|_| may);
+        let anew = dri::anew(&before, &now, self.idle(locked, &now)).filter(|_| may);
         let done = match anew {
             Some(Anew::Stack) => self.load_stack_anew(locked, stack, record, end),
             Some(Anew::Drm) => Some(self.load_anew(locked, stack, record, Anew::Drm, end)),
@@ -83,6 +83,13 @@ impl Handoff<'_> {
             }
         }
         done.map(|(outcome, _)| outcome)
+    }
+
+    /// What is about to start again on another card uses it already: without a driver it would not run.
+    fn idle(&self, locked: &Locked, now: &Names) -> Idle {
+        let starts = self.to_start().iter().any(|entry| entry.slots.iter().any(|slot| !locked.has(slot)));
+        let idle = dri::idle(self.kernel, now);
+        Idle { stack: idle.stack && !starts, ..idle }
     }
 
     /// What is unloaded is loaded again, whatever came in between. And whether all of it was unloaded.
@@ -124,6 +131,10 @@ impl Handoff<'_> {
             cards.filter(|slot| !locked.has(&slot.address)).filter_map(|slot| homes(&slot)).collect();
         let slots: BTreeSet<String> = others.iter().map(|home| home.slot.clone()).collect();
         let _locked = self.store.lock(&slots, Duration::ZERO).ok()??;
+        // Until now others could begin. What is to start from now on waits for the lock.
+        if !self.idle(locked, &dri::names(self.kernel)?).stack {
+            return None;
+        }
         let with = |record: &Record| {
             let functions = record.functions.iter().chain(&others).cloned().collect();
             Record { functions, ..record.clone() }

@@ -203,7 +203,7 @@ impl Handoff<'_> {
         systemd::run_later(self.kernel, UNIT, &[VERB]).map_err(|error| error.to_string())
     }
 
-    fn to_start(&self) -> Vec<ToStart> {
+    pub(super) fn to_start(&self) -> Vec<ToStart> {
         self.store.to_start().unwrap_or_else(|error| {
             self.story.warn(&format!("{error:#}"));
             Vec::new()

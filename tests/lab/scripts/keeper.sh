@@ -95,5 +95,31 @@ runs_again() { [ "$(pct status 101)" = 'status: running' ]; }
 ok 'the container runs again' within 60 runs_again
 pct stop 101 >/dev/null 2>&1
 comes_home 'both'
+lab-ct destroy 101
+
+# ---- what starts again on one card keeps its driver while the other one comes home without a DRM device ----
+printf '{"policy":{"unit":"stop"},"time":{"stop_s":60}}\n' >$config
+cat >/run/systemd/system/slow-user.service <<END
+[Service]
+ExecStartPre=/bin/sh -c '[ ! -e /run/slowly ] || sleep 20'
+ExecStart=/usr/bin/perl -e 'open F, "<", shift or exit 9; sleep 10000' $node
+END
+systemctl daemon-reload
+works 'a user of one card' systemctl start slow-user
+user_runs() { has_open "$(systemctl show --property=MainPID --value slow-user)" "$node"; }
+ok 'it has the card' within 20 user_runs
+works 'the other leaves' $hook 112 pre-start
+works 'one leaves' $hook 111 pre-start
+: >/run/slowly
+works 'one comes home' $hook 111 post-stop
+starts() { [ "$(systemctl is-active slow-user)" = activating ]; }
+ok 'its user is being started' within 20 starts
+marks=$(module_marks)
+works 'the other comes home' $hook 112 post-stop
+ok 'and its user still is' starts
+same 'the driver was not loaded anew' "$marks" "$(module_marks)"
+ok 'its user has the card again' within 40 user_runs
+comes_home 'one after the other'
+is_home 'one after the other'
 rm $config
 finish
