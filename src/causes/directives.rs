@@ -91,7 +91,7 @@ fn one(facts: &Facts, line: &Line) -> Option<Cause> {
         }
         // A script that binds the card runs whenever vfio-pci is loaded.
         ["install", name, command @ ..] if is_keeper(name) => {
-            let script = facts.scripts.iter().find(|script| command.contains(&script.path.as_str()))?;
+            let script = super::scripts::called(&facts.scripts, command)?;
             super::scripts::binds(&script.text, &facts.functions)?;
             Some(cause("bound-by-install", Effect::Takes, "gives the card to vfio-pci by that script".into(), whole()))
         }
@@ -143,7 +143,7 @@ fn loads(facts: &Facts, command: &[&str]) -> bool {
             .any(|word| facts.needs(word.trim_matches([';', '"', '\''])) || word.ends_with(".ko"));
     }
     // A script of the administrator's may do anything; one that loads nothing does not.
-    let script = facts.scripts.iter().find(|script| command.contains(&script.path.as_str()));
+    let script = super::scripts::called(&facts.scripts, command);
     script.is_some_and(|script| script.text.split_whitespace().any(is_loader))
 }
 

@@ -70,7 +70,7 @@ pub fn read(kernel: &dyn Kernel) -> Vec<Script> {
     let mut named: Vec<String> =
         found.iter().filter(|script| script.kind == Kind::Boot).flat_map(|script| programs(&script.text)).collect();
     for line in crate::modprobe::read(kernel).iter().filter(|line| line.words[0] == "install") {
-        named.extend(line.words.iter().skip(2).filter(|word| word.starts_with('/')).cloned());
+        named.extend(programs(&line.words().into_iter().skip(2).collect::<Vec<_>>().join(" ")));
     }
     for path in named.into_iter().filter(|path| !path.ends_with("/modprobe") && !path.ends_with("/gpu-handoff")) {
         if let Some(text) = text(&path).filter(|text| text.starts_with("#!"))
@@ -91,6 +91,12 @@ fn units(kernel: &dyn Kernel) -> Vec<String> {
     };
     let own = names.iter().filter(|name| name.ends_with(".service") && is_wanted(name));
     own.map(|name| format!("{UNITS}/{name}")).collect()
+}
+
+/// The script that a command calls by its path.
+pub fn called<'a>(scripts: &'a [Script], command: &[&str]) -> Option<&'a Script> {
+    let named = programs(&command.join(" "));
+    scripts.iter().find(|script| named.contains(&script.path))
 }
 
 /// Absolute paths in a text.

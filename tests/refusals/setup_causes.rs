@@ -96,6 +96,12 @@ fn bound_by_a_script() {
     let host = executable(on("vfio-pci"), "usr/local/bin/vfio-pci-override.sh", bind)
         .file("etc/modprobe.d/vfio.conf", "install vfio-pci /usr/local/bin/vfio-pci-override.sh\n");
     explains(host, &["/etc/modprobe.d/vfio.conf:1"]);
+    // Whatever stands between it and the next command.
+    let host = executable(on("vfio-pci"), "usr/local/bin/vfio-pci-override.sh", bind).file(
+        "etc/modprobe.d/vfio.conf",
+        "install vfio-pci /usr/local/bin/vfio-pci-override.sh; /sbin/modprobe --ignore-install vfio-pci\ninstall\n",
+    );
+    explains(host, &["/etc/modprobe.d/vfio.conf:1"]);
     // By a unit of the administrator's that is enabled.
     let unit = "[Service]\nExecStart=/usr/local/sbin/bind-gpu\n";
     let host =
