@@ -1,6 +1,7 @@
 //! A person asks: `to-vfio` and `to-nvidia`. What is done by hand lasts until the opposite call or a reboot.
 
 use crate::App;
+use crate::causes;
 use crate::config::Config;
 use crate::containers::attach;
 use crate::gpu::choice::choose;
@@ -12,6 +13,7 @@ use crate::handoff::intent::unknown_home;
 use crate::handoff::plan::{self, Plan};
 use crate::handoff::reconcile::{Scope, nodes_to_text};
 use crate::handoff::record::{Owner, Record};
+use crate::setup::conflicts;
 use crate::stop::Result;
 use crate::sys::Kernel;
 
@@ -71,6 +73,7 @@ fn bring_what_was_left(app: &App, config: &Config, slot: &str) -> Result<()> {
     let (handoff, by_hand) = (app.handoff(config), Owner::Manual(slot.to_string()));
     let Some(record) = handoff.left_there(&by_hand, &[slot.to_string()]) else {
         app.story.say(&already_home(&app.kernel, slot));
+        why_there(app, config, slot).iter().for_each(|why| app.story.warn(why));
         return Ok(());
     };
     handoff.plan_come_home(&record)?;
@@ -93,7 +96,10 @@ pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
         let left = handoff.left_there(&Owner::Manual(slot.clone()), std::slice::from_ref(&slot));
         return match left {
             Some(record) => Ok(home_to_text(&record, &handoff.plan_come_home(&record)?)),
-            None => Ok(format!("{}\n", already_home(&app.kernel, &slot))),
+            None => {
+                let why = why_there(app, &config, &slot).into_iter().map(|why| format!("  found     {why}\n"));
+                Ok(format!("{}\n{}", already_home(&app.kernel, &slot), why.collect::<String>()))
+            }
         };
     }
     records.iter().map(|record| Ok(home_to_text(record, &handoff.plan_come_home(record)?))).collect()
@@ -177,6 +183,16 @@ fn refuse_unknown_home(kernel: &dyn Kernel, slot: &str, problem: &str) -> Result
         Some(away) => Err(unknown_home(&away.address, problem)),
         None => Ok(()),
     }
+}
+
+/// What put a card where it is that the host was to have, and what to type.
+fn why_there(app: &App, config: &Config, slot: &str) -> Vec<String> {
+    let mut why: Vec<String> =
+        conflicts::behind(&app.kernel, &app.store, config, slot).iter().map(ToString::to_string).collect();
+    if !why.is_empty() {
+        why.push(causes::THEN.to_string());
+    }
+    why
 }
 
 fn already_home(kernel: &dyn Kernel, slot: &str) -> String {

@@ -10,6 +10,7 @@ use crate::handoff::owed::{self, Owed};
 use crate::handoff::record::{Owner, Progress, Record};
 use crate::handoff::store::{self, Store};
 use crate::handoff::wedge::{Foreign, Wedge};
+use crate::setup::conflicts;
 use crate::setup::pending::Pending;
 use crate::sys::{How, Kernel, User};
 use serde_json::{Value, json};
@@ -82,6 +83,8 @@ struct Gpu {
     owed: Vec<Owed>,
     /// It has other nodes in /dev/dri than before a card left.
     dri: Option<String>,
+    /// What acts at boot and keeps it from its home, with what to type.
+    causes: Vec<String>,
     last: Option<Value>,
 }
 
@@ -208,7 +211,13 @@ impl Gpu {
         let now = dri::names(kernel).unwrap_or_default();
         let gpu = slot.gpu().map(|gpu| gpu.address.clone()).filter(|gpu| dri::differences(&before, &now).contains(gpu));
         let dri = gpu.map(|gpu| dri::in_words(&before, &now, &gpu));
-        Gpu { has, homes, users, is_blind, owed, dri, last: store.last(&slot.address), wedged, foreign, slot }
+        let last = store.last(&slot.address);
+        let causes = match has {
+            Has::None => conflicts::behind(kernel, store, config, &slot.address),
+            _ => Vec::new(),
+        };
+        let causes = causes.iter().map(ToString::to_string).collect();
+        Gpu { has, homes, users, is_blind, owed, dri, causes, last, wedged, foreign, slot }
     }
 
     fn fault(&self) -> Option<String> {
@@ -249,6 +258,7 @@ impl Gpu {
             "wedged": self.wedged.as_ref().map(Wedge::to_json).or(self.foreign.as_ref().map(Foreign::to_json)),
             "owed": self.owed.iter().map(Owed::to_json).collect::<Vec<_>>(),
             "dri": self.dri,
+            "causes": self.causes,
             "last": self.last,
         })
     }
@@ -300,6 +310,9 @@ impl Gpu {
         }
         if let Some(dri) = &self.dri {
             let _ = writeln!(text, "  nodes    {dri}");
+        }
+        for cause in &self.causes {
+            let _ = writeln!(text, "  cause    {cause}");
         }
         if let Has::Stranded(_) = self.has {
             let _ = writeln!(text, "  mend     gpu-handoff to-nvidia {}", self.slot.address);

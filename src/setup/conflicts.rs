@@ -1,8 +1,9 @@
 //! What others wrote that would keep the GPU from changing hands, a line each. Told, never edited.
 
 use crate::App;
-use crate::causes::{self, Facts};
+use crate::causes::{self, Cause, Facts};
 use crate::config::{Config, Home};
+use crate::gpu::Slot;
 use crate::gpu::inventory::{long_form, nvidia_slots};
 use crate::handoff::store::Store;
 use crate::sys::Kernel;
@@ -23,6 +24,20 @@ pub fn of_cards(app: &App, config: &Config, addresses: &[&str]) -> Vec<String> {
         return Vec::new();
     }
     find(app, config)
+}
+
+/// What, of all that acts at boot, keeps this card from its home; nothing for one that is where it should be.
+pub fn behind(kernel: &dyn Kernel, store: &Store, config: &Config, slot: &str) -> Vec<Cause> {
+    let gpu = Slot::read(kernel, slot).and_then(|slot| slot.gpu().cloned());
+    // Nearly every card is with its driver, and then nothing has to be read.
+    if gpu.is_none_or(|gpu| gpu.driver.is_some_and(|driver| !causes::is_keeper(&driver))) {
+        return Vec::new();
+    }
+    let shows = |line: &String| line.split(' ').next() == Some(slot);
+    match effects(kernel, store, config, true).iter().any(shows) {
+        true => Facts::read(kernel, config).causes(),
+        false => Vec::new(),
+    }
 }
 
 /// What shows, then what is behind it, then what to do once that is mended.

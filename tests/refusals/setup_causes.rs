@@ -212,3 +212,35 @@ fn whoever_takes_cards_first_is_kept_away() {
     assert!(host.run("setup vfio").err.contains("nothing to do"));
     assert!(read(&host).ends_with("blacklist newcomer\n"), "{}", read(&host));
 }
+
+/// Where people look first: the card's state, and the call that is to bring it home.
+#[test]
+fn told_wherever_the_card_is_asked_for() {
+    let file = "/etc/driverctl.d/0000:01:00.0";
+    let cause =
+        format!("{file}:1: vfio-pci gives 0000:01:00.0 to vfio-pci at boot (driverctl); to take it out: rm {file}");
+    let host = || on("vfio-pci").file(file.trim_start_matches('/'), "vfio-pci\n");
+    assert_eq!(status(&host())["gpus"][0]["causes"], json!([cause]));
+    assert!(host().run("--status").out.contains(&format!("  cause    {cause}\n")));
+    let then = "when that is mended: update-initramfs -u -k all, then reboot the host";
+    let line = "0000:01:00 is at home on vfio-pci: no handoff of ours put it there, nothing to do";
+    plans(&host(), "to-nvidia --dry-run", &[line, &format!("  found     {cause}"), &format!("  found     {then}")]);
+    let run = host().run("to-nvidia");
+    assert_eq!(told(&run), [line.to_string(), format!("warning: {cause}"), format!("warning: {then}")]);
+
+    // One that is kept from its driver, and those that are as they are to be.
+    let blocked = on("").file("proc/cmdline", "quiet module_blacklist=nvidia\n");
+    assert!(
+        status(&blocked)["gpus"][0]["causes"][0]
+            .as_str()
+            .unwrap()
+            .starts_with("/proc/cmdline: module_blacklist=nvidia")
+    );
+    let wished = host().config(r#"{"gpus":{"0000:01:00":{"home":"vfio-pci"}}}"#);
+    let unexplained = on("vfio-pci");
+    let at_home = on("nvidia").file("proc/cmdline", "quiet module_blacklist=nvidia\n");
+    let by_hand = host().record("manual-0000:01:00", "0000:01:00", "away", "nvidia");
+    for host in [wished, unexplained, at_home, by_hand] {
+        assert_eq!(status(&host)["gpus"][0]["causes"], json!([]));
+    }
+}

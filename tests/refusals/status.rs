@@ -63,6 +63,7 @@ fn status_has_every_key() {
             "wedged": null,
             "owed": [],
             "dri": null,
+            "causes": [],
             "last": {"direction": "home", "vmid": 111, "exit": 0, "ms": 84, "phases": [{"name": "wait", "ms": 10}]},
         },
         {
@@ -76,6 +77,7 @@ fn status_has_every_key() {
             "wedged": null,
             "owed": [],
             "dri": null,
+            "causes": [],
             "last": null,
         },
         {
@@ -89,6 +91,7 @@ fn status_has_every_key() {
             "wedged": null,
             "owed": [],
             "dri": null,
+            "causes": [],
             "last": null,
         },
     ], "setup": {"reboot_required": true, "error": null}, "problems": []});
