@@ -337,7 +337,7 @@ fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str)
 }
 
 /// The addresses that a mapping may stand for on this node.
-fn mapped(kernel: &dyn Kernel, name: &str) -> Vec<PciId> {
+pub(super) fn mapped(kernel: &dyn Kernel, name: &str) -> Vec<PciId> {
     let mappings = kernel.read(MAPPINGS).map(|bytes| mapping::parse(&bytes)).unwrap_or_default();
     let node = kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
     let node = node.split('.').next().unwrap_or_default();

@@ -1,6 +1,7 @@
 //! A VM that has our hookscript and takes no NVIDIA GPU. With a card more or less in the host, addresses shift: then the
 //! line that named the GPU names somebody else's device, which Proxmox takes from the host without asking.
 
+use super::hookscript::mapped;
 use crate::App;
 use crate::config::{self, Config};
 use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
@@ -10,11 +11,12 @@ use crate::proxmox::vm::{Driver, Hostpci, VmConfig};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 
-/// A device that a `hostpci` line names, and that is none of NVIDIA's.
+/// A device that a line of the VM names, and that is none of NVIDIA's.
 struct Stray {
-    index: u32,
+    /// Of its `hostpci` line; none where it is in `args`.
+    index: Option<u32>,
     raw: String,
-    /// As it is written.
+    /// As it is written: an address, or `mapping=NAME`.
     id: String,
     slot: String,
     function: Function,
@@ -34,30 +36,30 @@ pub fn look(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
         return Ok(());
     }
     let strays = strays(app, vm);
-    for stray in &strays {
+    // What is in `args` Proxmox takes from nobody: QEMU ends without it.
+    for (stray, index) in strays.iter().filter_map(|stray| Some((stray, stray.index?))) {
         let Some(why) = was_gpu(app, vmid, &stray.slot) else { continue };
         let Some(driver) = stray.function.driver.as_deref().filter(|driver| !matches!(*driver, VFIO_PCI | "pci-stub"))
         else {
             continue;
         };
         return Err(Stop::refused(format!(
-            "VM {vmid} was not started: hostpci{} names {}, where an NVIDIA GPU was ({why}) and now is {}, which {driver} has: \
+            "VM {vmid} was not started: hostpci{index} names {}, where an NVIDIA GPU was ({why}) and now is {}, which {driver} has: \
              addresses shift with what is in the host, and Proxmox would take that device from it; {}; if VM {vmid} shall have \
              that device: gpu-handoff disable {vmid}",
-            stray.index,
             stray.id,
             what(&stray.function),
-            where_now(app, vmid, stray)
+            where_now(app, vmid, vm, stray)
         )));
     }
     if let Some(stray) = strays.first() {
         let driver = stray.function.driver.as_deref().map_or_else(String::new, |driver| format!(" ({driver} has it)"));
         app.story.warn(&format!(
-            "VM {vmid} has this hookscript and takes no NVIDIA GPU: hostpci{} names {}, which is {}{driver}; {}",
-            stray.index,
+            "VM {vmid} has this hookscript and takes no NVIDIA GPU: {} names {}, which is {}{driver}; {}",
+            stray.index.map_or_else(|| "args".to_string(), |index| format!("hostpci{index}")),
             stray.id,
             what(&stray.function),
-            where_now(app, vmid, stray)
+            where_now(app, vmid, vm, stray)
         ));
     }
     Ok(())
@@ -108,24 +110,29 @@ fn gpus(app: &App) -> Vec<String> {
 }
 
 fn strays(app: &App, vm: &VmConfig) -> Vec<Stray> {
-    let mut strays = Vec::new();
-    for (index, hostpci) in &vm.hostpci {
+    let doubtful = vm.doubtful.iter().map(|(index, doubtful)| (index, &doubtful.line));
+    let mut named: Vec<(Option<u32>, String, String, PciId)> = Vec::new();
+    for (index, hostpci) in vm.hostpci.iter().chain(doubtful) {
         if hostpci.driver == Driver::Keep || hostpci.mdev.is_some() {
             continue;
         }
-        for id in &hostpci.ids {
-            let Some(pci) = PciId::parse(id) else { continue };
-            let Some(slot) = Slot::read(&app.kernel, &pci.slot) else { continue };
-            // A part of an NVIDIA card, or a virtual one, is meant.
-            if slot.functions.iter().any(|function| function.vendor == NVIDIA) {
-                continue;
-            }
-            let function = slot.functions.into_iter().find(|function| pci.covers(&function.address));
-            let (raw, id, slot) = (hostpci.raw.clone(), id.clone(), pci.slot.clone());
-            strays.extend(function.map(|function| Stray { index: *index, raw, id, slot, function }));
-        }
+        let ids = hostpci.ids.iter().filter_map(|id| Some((id.clone(), PciId::parse(id)?)));
+        let mapping = hostpci.mapping.iter();
+        let mapped = mapping.flat_map(|name| mapped(&app.kernel, name).into_iter().map(move |id| (name, id)));
+        let mapped = mapped.map(|(name, id)| (format!("mapping={name}"), id));
+        named.extend(ids.chain(mapped).map(|(written, id)| (Some(*index), hostpci.raw.clone(), written, id)));
     }
-    strays
+    named.extend(vm.args.ids.iter().map(|id| (None, String::new(), id.slot.clone(), id.clone())));
+    let stray = |(index, raw, id, pci): (Option<u32>, String, String, PciId)| {
+        let slot = Slot::read(&app.kernel, &pci.slot)?;
+        // A part of an NVIDIA card, or a virtual one, is meant.
+        if slot.functions.iter().any(|function| function.vendor == NVIDIA) {
+            return None;
+        }
+        let function = slot.functions.into_iter().find(|function| pci.covers(&function.address))?;
+        Some(Stray { index, raw, id, slot: pci.slot, function })
+    };
+    named.into_iter().filter_map(stray).collect()
 }
 
 const NVIDIA: u16 = 0x10de;
@@ -150,10 +157,17 @@ fn what(function: &Function) -> String {
     format!("{:04x}:{:04x} (class {:04x})", function.vendor, function.device, function.class >> 8)
 }
 
-fn where_now(app: &App, vmid: u32, stray: &Stray) -> String {
+fn where_now(app: &App, vmid: u32, vm: &VmConfig, stray: &Stray) -> String {
     let gpus = gpus(app);
-    let line =
-        |gpu: &String| format!("qm set {vmid} --hostpci{} {}", stray.index, stray.raw.replacen(&stray.id, gpu, 1));
+    let free = || (0..).find(|index| !vm.hostpci.contains_key(index) && !vm.doubtful.contains_key(index));
+    let line = |gpu: &String| match stray.index {
+        Some(index) => format!("qm set {vmid} --hostpci{index} {}", stray.raw.replacen(&stray.id, gpu, 1)),
+        None => format!(
+            "qm set {vmid} --hostpci{} {gpu},pcie=1, and take {} out of args",
+            free().unwrap_or_default(),
+            stray.id
+        ),
+    };
     match gpus.as_slice() {
         [] => "this host has no NVIDIA GPU now; lspci -nn shows what there is".to_string(),
         [gpu] => format!("the NVIDIA GPU is at {gpu} now: {}", line(gpu)),

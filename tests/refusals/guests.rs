@@ -208,6 +208,30 @@ fn an_address_that_has_shifted() {
     );
     let free = free.vm(111, &format!("{OURS}hostpci0: 01:00")).config(r#"{"gpus":{"01:00":{"home":"nvidia"}}}"#);
     assert_eq!(free.run("111 pre-start").code, Some(0));
+    // By a mapping, by a line that a later Proxmox may understand, and by args, which Proxmox takes from nobody.
+    let gpu = "the NVIDIA GPU is at 0000:02:00 now: qm set 111 --hostpci";
+    let cfg = "gpu\n\tmap id=10de:2684,iommugroup=14,node=pve,path=0000:01:00\n";
+    let disk = "which is 144d:a808 (class 0108) (nvme has it)";
+    for (lines, told) in [
+        ("hostpci3: mapping=gpu,pcie=1", format!("hostpci3 names mapping=gpu, {disk}; {gpu}3 0000:02:00,pcie=1")),
+        ("hostpci3: 01:00,newkey=1", format!("hostpci3 names 01:00, {disk}; {gpu}3 0000:02:00,newkey=1")),
+        (
+            "hostpci0: mapping=none,mdev=x\nargs: -device vfio-pci,host=01:00.0",
+            format!("args names 0000:01:00, {disk}; {gpu}1 0000:02:00,pcie=1, and take 0000:01:00 out of args"),
+        ),
+    ] {
+        let host = shifted(&format!("{OURS}{lines}")).file("etc/pve/mapping/pci.cfg", cfg);
+        let run = host.run("111 pre-start");
+        let told = format!("gpu-handoff: warning: VM 111 has this hookscript and takes no NVIDIA GPU: {told}\n");
+        assert_eq!(run.code, Some(0));
+        assert!(run.err.ends_with(&told), "{}", run.err);
+    }
+    let known = r#"{"gpus":{"0000:01:00":{"home":"nvidia"}}}"#;
+    let by_mapping =
+        shifted(&format!("{OURS}hostpci0: mapping=gpu")).file("etc/pve/mapping/pci.cfg", cfg).config(known);
+    assert_eq!(by_mapping.run("111 pre-start").code, Some(3));
+    let by_args = shifted(&format!("{OURS}args: -device vfio-pci,host=01:00.0")).config(known);
+    assert_eq!(by_args.run("111 pre-start").code, Some(0));
     ignores(&shifted("hostpci0: 0000:01:00"), "111 pre-start");
     ignores(&shifted(OURS), "111 pre-start");
     let told = shifted(OURS).run("plan 111").err;
