@@ -190,7 +190,8 @@ impl Passed {
     fn parse(text: &str) -> Passed {
         let mut passed = Passed::default();
         for word in words(text) {
-            if word.contains("readconfig") {
+            // A file of such options, and a device's option that is set from elsewhere.
+            if word.contains("readconfig") || sets_host(&word) {
                 passed.unread.push(word);
                 continue;
             }
@@ -211,6 +212,12 @@ impl Passed {
         }
         passed
     }
+}
+
+/// `-set device.hostpci0.host=01:00.0`
+fn sets_host(word: &str) -> bool {
+    let option = word.strip_prefix("device.").and_then(|rest| rest.split_once('=')).map(|(name, _)| name);
+    option.is_some_and(|name| name.ends_with(".host") || name.ends_with(".sysfsdev"))
 }
 
 /// As a shell splits them (Text::ParseWords in Proxmox).
@@ -393,6 +400,8 @@ mod tests {
             (r#"-device {\"driver\":\"vfio-pci\",\"host\":\"0000:01:00.0\"}"#, "0000:01:00.0", 0),
             ("-device vfio-pci,id=x", "", 1),
             ("-readconfig /etc/vm.cfg", "", 1),
+            ("-set device.hostpci0.host=01:00.0 -set device.vga.host=x", "", 2),
+            ("-set device.hostpci0.x-vga=on", "", 0),
             ("-cpu host,kvm=off -device virtio-net-pci,host=01:00.0", "", 0),
         ] {
             assert_eq!(passed(args), (ids.to_string(), unread), "{args}");
