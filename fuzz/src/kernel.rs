@@ -213,9 +213,10 @@ fn survives_the_pipe(action: &Action) {
 /// The arguments, apart by NUL, as in `/proc/PID/cmdline`.
 pub fn command_line(data: &[u8]) {
     let arguments: Vec<OsString> = data.split(|byte| *byte == 0).map(|a| OsString::from_vec(a.to_vec())).collect();
-    match cli::parse(arguments.clone()) {
+    let parsed = |arguments| cli::parse(arguments).map(|asked| asked.call);
+    match parsed(arguments) {
         Ok(Call::Hook { id, phase }) => {
-            let again = cli::parse([id.to_string(), "--".to_string(), phase.clone()].map(OsString::from));
+            let again = parsed([id.to_string(), "--".to_string(), phase.clone()].map(OsString::from).to_vec());
             assert_eq!(again, Ok(Call::Hook { id, phase }));
         }
         Ok(Call::ToVfio { slot, .. } | Call::ToNvidia { slot, .. }) => {
