@@ -22,8 +22,6 @@ use crate::systemd::Shutdown;
 use std::cell::OnceCell;
 use std::io::ErrorKind;
 
-const MAPPINGS: &str = "/etc/pve/mapping/pci.cfg";
-
 /// # Errors
 /// What the hook must tell Proxmox by its exit code.
 pub fn run(app: &App, id: u32, phase: &str) -> Result<()> {
@@ -138,7 +136,7 @@ fn named_gpu(kernel: &dyn Kernel, line: &Hostpci) -> Option<String> {
     if line.driver == Driver::Keep || line.mdev.is_some() {
         return None;
     }
-    let by_mapping = line.mapping.iter().flat_map(|name| mapped(kernel, name));
+    let by_mapping = line.mapping.iter().flat_map(|name| mapping::on_this_node(kernel, name));
     let mut ids = line.addresses().chain(by_mapping);
     ids.find(|id| Slot::read(kernel, &id.slot).is_some_and(|slot| takes_gpu(&slot, id))).map(|id| id.slot)
 }
@@ -146,7 +144,7 @@ fn named_gpu(kernel: &dyn Kernel, line: &Hostpci) -> Option<String> {
 /// Every address that the VM's configuration names, itself or by a mapping.
 fn listed(kernel: &dyn Kernel, vm: &VmConfig) -> Vec<PciId> {
     let by_mapping = vm.hostpci.values().filter_map(|hostpci| hostpci.mapping.as_deref());
-    let mut ids: Vec<PciId> = by_mapping.flat_map(|name| mapped(kernel, name)).collect();
+    let mut ids: Vec<PciId> = by_mapping.flat_map(|name| mapping::on_this_node(kernel, name)).collect();
     ids.extend(vm.hostpci.values().flat_map(Hostpci::addresses));
     ids.extend(vm.doubtful.values().flat_map(|doubtful| doubtful.line.addresses()));
     ids.extend(vm.args.ids.iter().cloned());
@@ -314,7 +312,7 @@ pub fn slots_of(app: &App, vmid: u32) -> Result<Vec<String>> {
 
 /// Which device a mapping gives is decided by Proxmox after pre-start, so a GPU behind one cannot be made ready yet.
 fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str) -> Result<()> {
-    let ids = mapped(kernel, name);
+    let ids = mapping::on_this_node(kernel, name);
     if let Some(absent) = ids.iter().find(|id| Slot::read(kernel, &id.slot).is_none()) {
         return Err(Stop::refused(format!(
             "VM {vmid}: hostpci{index} uses mapping={name}, which stands for {}, but there is no such device; lspci -D \
@@ -331,18 +329,9 @@ fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str)
             "which is not supported yet for a GPU; name its slot instead: qm set {vmid} --hostpci{index} {},pcie=1",
             id.slot
         ),
-        None => format!("which {MAPPINGS} does not have for this node; see: pvesh get /cluster/mapping/pci"),
+        None => format!("which {} does not have for this node; see: pvesh get /cluster/mapping/pci", mapping::PATH),
     };
     Err(Stop::usage(format!("VM {vmid}: hostpci{index} uses mapping={name}, {instead}")))
-}
-
-/// The addresses that a mapping may stand for on this node.
-pub(super) fn mapped(kernel: &dyn Kernel, name: &str) -> Vec<PciId> {
-    let mappings = kernel.read(MAPPINGS).map(|bytes| mapping::parse(&bytes)).unwrap_or_default();
-    let node = kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
-    let node = node.split('.').next().unwrap_or_default();
-    let entries = mappings.get(name).and_then(|nodes| nodes.get(node)).map(Vec::as_slice).unwrap_or_default();
-    entries.iter().flat_map(|entry| entry.path.split(';')).filter_map(PciId::parse).collect()
 }
 
 /// GPUs that a VM is given by `args` work, but Proxmox does not know of them.

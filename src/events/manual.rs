@@ -8,12 +8,12 @@ use crate::gpu::choice::choose;
 use crate::gpu::inventory::{VFIO_PCI, long_form};
 use crate::gpu::{Slot, nvidia};
 use crate::handoff::attempt::Direction;
+use crate::handoff::elsewhere;
 use crate::handoff::home::Asker;
 use crate::handoff::intent::unknown_home;
 use crate::handoff::plan::{self, Plan};
 use crate::handoff::reconcile::{Scope, nodes_to_text};
 use crate::handoff::record::{Owner, Record};
-use crate::setup::conflicts;
 use crate::stop::Result;
 use crate::sys::Kernel;
 
@@ -188,7 +188,7 @@ fn refuse_unknown_home(kernel: &dyn Kernel, slot: &str, problem: &str) -> Result
 /// What put a card where it is that the host was to have, and what to type.
 fn why_there(app: &App, config: &Config, slot: &str) -> Vec<String> {
     let mut why: Vec<String> =
-        conflicts::behind(&app.kernel, &app.store, config, slot).iter().map(ToString::to_string).collect();
+        elsewhere::behind(&app.kernel, &app.store, config, slot).iter().map(ToString::to_string).collect();
     if !why.is_empty() {
         why.push(causes::THEN.to_string());
     }

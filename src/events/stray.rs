@@ -1,11 +1,11 @@
 //! A VM that has our hookscript and takes no NVIDIA GPU. With a card more or less in the host, addresses shift: then the
 //! line that named the GPU names somebody else's device, which Proxmox takes from the host without asking.
 
-use super::hookscript::mapped;
 use crate::App;
 use crate::config::{self, Config};
 use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
 use crate::gpu::{Function, Slot};
+use crate::proxmox::mapping;
 use crate::proxmox::pci_id::PciId;
 use crate::proxmox::vm::{Driver, Hostpci, VmConfig};
 use crate::stop::{Result, Stop};
@@ -118,7 +118,8 @@ fn strays(app: &App, vm: &VmConfig) -> Vec<Stray> {
         }
         let ids = hostpci.ids.iter().filter_map(|id| Some((id.clone(), PciId::parse(id)?)));
         let mapping = hostpci.mapping.iter();
-        let mapped = mapping.flat_map(|name| mapped(&app.kernel, name).into_iter().map(move |id| (name, id)));
+        let mapped =
+            mapping.flat_map(|name| mapping::on_this_node(&app.kernel, name).into_iter().map(move |id| (name, id)));
         let mapped = mapped.map(|(name, id)| (format!("mapping={name}"), id));
         named.extend(ids.chain(mapped).map(|(written, id)| (Some(*index), hostpci.raw.clone(), written, id)));
     }

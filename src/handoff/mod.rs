@@ -5,6 +5,7 @@
 
 pub mod attempt;
 pub mod check;
+pub mod elsewhere;
 pub mod facts;
 pub mod halt;
 pub mod history;

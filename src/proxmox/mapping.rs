@@ -1,10 +1,13 @@
 //! Cluster-wide PCI resource mappings (`/etc/pve/mapping/pci.cfg`), read as `PVE::Mapping::PCI` and
 //! `PVE::SectionConfig::parse_config` read them.
 
-use super::pci_id::{is_hex, slot_len};
+use super::pci_id::{PciId, is_hex, slot_len};
 use super::perl;
 use super::property::{self, Key, Kind, is_config_id};
+use crate::sys::Kernel;
 use std::collections::BTreeMap;
+
+pub const PATH: &str = "/etc/pve/mapping/pci.cfg";
 
 /// Mapping name, then node name, then that node's entries in file order: alternatives, of which
 /// Proxmox takes the first free one when a VM starts.
@@ -30,6 +33,15 @@ const MAP: &[Key] = &[
     Key::new("iommugroup", Kind::Integer { minimum: i64::MIN }),
     Key::new("description", Kind::Text(|value| value.len() <= 4096)),
 ];
+
+/// The addresses that a mapping may stand for on this node.
+pub fn on_this_node(kernel: &dyn Kernel, name: &str) -> Vec<PciId> {
+    let mappings = kernel.read(PATH).map(|bytes| parse(&bytes)).unwrap_or_default();
+    let node = kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
+    let node = node.split('.').next().unwrap_or_default();
+    let entries = mappings.get(name).and_then(|nodes| nodes.get(node)).map(Vec::as_slice).unwrap_or_default();
+    entries.iter().flat_map(|entry| entry.path.split(';')).filter_map(PciId::parse).collect()
+}
 
 /// Reads what is written; what Proxmox would warn about and drop is dropped.
 pub fn parse(bytes: &[u8]) -> Mappings {

@@ -5,12 +5,12 @@ use crate::config::{Config, Home};
 use crate::gpu::dri;
 use crate::gpu::holders::{Holder, Place, Reach, Watched, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI, nvidia_slots};
+use crate::handoff::elsewhere;
 use crate::handoff::is_with;
 use crate::handoff::owed::{self, Owed};
 use crate::handoff::record::{Owner, Progress, Record};
 use crate::handoff::store::{self, Store};
 use crate::handoff::wedge::{Foreign, Wedge};
-use crate::setup::conflicts;
 use crate::setup::pending::Pending;
 use crate::sys::{How, Kernel, User};
 use serde_json::{Value, json};
@@ -213,7 +213,7 @@ impl Gpu {
         let dri = gpu.map(|gpu| dri::in_words(&before, &now, &gpu));
         let last = store.last(&slot.address);
         let causes = match has {
-            Has::None => conflicts::behind(kernel, store, config, &slot.address),
+            Has::None => elsewhere::behind(kernel, store, config, &slot.address),
             _ => Vec::new(),
         };
         let causes = causes.iter().map(ToString::to_string).collect();
