@@ -6,18 +6,17 @@ use crate::handoff::history::{self, History};
 use crate::handoff::store::{self, Store};
 use crate::stop::{Result, Stop};
 use crate::story::Story;
-use crate::sys::{Linux, forget_callers_signals, heed_termination};
+use crate::sys::{Kernel, forget_callers_signals, heed_termination};
 
-pub struct App {
-    pub kernel: Linux,
+pub struct App<'a> {
+    pub kernel: &'a dyn Kernel,
     pub store: Store,
     pub story: Story,
 }
 
-impl App {
-    pub fn from_environment() -> App {
+impl<'a> App<'a> {
+    pub fn new(kernel: &'a dyn Kernel) -> App<'a> {
         forget_callers_signals();
-        let kernel = Linux::from_environment();
         let history = History::at(kernel.path(history::PATH));
         let store = Store::at(kernel.path(store::DIRECTORY)).with_history(history);
         let story = Story::new(kernel.is_real());
@@ -26,7 +25,7 @@ impl App {
 
     /// A mistake in the configuration must not keep a VM from starting: hooks say so and go on without that key.
     pub fn config_for_hook(&self) -> Config {
-        let (config, problems) = Config::lenient(&self.kernel);
+        let (config, problems) = Config::lenient(self.kernel);
         problems.iter().for_each(|problem| self.story.warn(problem));
         config
     }
@@ -34,11 +33,11 @@ impl App {
     /// # Errors
     /// When the configuration has a mistake: a person can mend it and try again.
     pub fn config_for_verb(&self) -> Result<Config> {
-        Config::strict(&self.kernel).map_err(Stop::usage)
+        Config::strict(self.kernel).map_err(Stop::usage)
     }
 
-    pub fn handoff<'a>(&'a self, config: &'a Config) -> Handoff<'a> {
+    pub fn handoff<'h>(&'h self, config: &'h Config) -> Handoff<'h> {
         heed_termination();
-        Handoff { kernel: &self.kernel, store: &self.store, config, story: &self.story }
+        Handoff { kernel: self.kernel, store: &self.store, config, story: &self.story }
     }
 }

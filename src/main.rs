@@ -3,12 +3,14 @@
 #![forbid(unsafe_code)]
 
 use gpu_handoff::stop::Stop;
+use gpu_handoff::sys::Linux;
 use gpu_handoff::{App, cli};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let app = App::from_environment();
-    let refused = app.kernel.refuse_mixture().map_err(Stop::usage);
+    let linux = Linux::from_environment();
+    let app = App::new(&linux);
+    let refused = linux.refuse_mixture().map_err(Stop::usage);
     let call = refused.and_then(|()| cli::parse(std::env::args_os().skip(1)));
     let done = call.and_then(|call| cli::run(&app, &call));
     match done {

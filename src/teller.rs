@@ -2,11 +2,10 @@
 
 use crate::App;
 use crate::stop::{Result, Stop};
-use crate::sys::{Kernel, Talking};
+use crate::sys::Talking;
 use std::cell::{Cell, RefCell};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::time::Duration;
 
 const SH: &str = "/bin/sh";
@@ -38,7 +37,7 @@ const VERDICT: &str = "found: ";
 pub const NO_TURN: &str = "75";
 
 pub struct Teller<'a> {
-    pub app: &'a App,
+    pub app: &'a App<'a>,
     /// Whom it is about, as each line begins: `container 101`.
     who: String,
     /// Where everything is that programs say.
@@ -76,7 +75,7 @@ impl<'a> Teller<'a> {
     ///
     /// # Errors
     /// When there can be no log.
-    pub fn new(app: &'a App, who: impl Into<String>, log: &str) -> Result<Teller<'a>> {
+    pub fn new(app: &'a App<'a>, who: impl Into<String>, log: &str) -> Result<Teller<'a>> {
         let log_path = format!("{LOGS}/{log}.log");
         let log = open_log(app, &log_path).map_err(|error| Stop::failed(format!("{log_path}: {error}")))?;
         Ok(Teller { app, who: who.into(), log_path, log: RefCell::new(log), room: Cell::new(MOST) })
@@ -126,7 +125,7 @@ impl<'a> Teller<'a> {
         about: &Apart,
     ) -> Result<()> {
         self.say(what);
-        let kernel = &self.app.kernel;
+        let kernel = self.app.kernel;
         let path = kernel.path(&self.log_path);
         let heard = File::open(&path).and_then(|mut log| log.seek(SeekFrom::End(0)).map(|_| log));
         let heard = heard.map_err(|error| self.failed(what, &error.to_string()))?;
@@ -154,7 +153,7 @@ impl<'a> Teller<'a> {
         limit: Duration,
         Apart { may_end, so_far, why }: &Apart,
     ) -> Result<()> {
-        let kernel = &self.app.kernel;
+        let kernel = self.app.kernel;
         let begin = kernel.now();
         let mut said = Said::default();
         let (mut told, mut was_told_to_end) = (begin, false);
@@ -235,16 +234,12 @@ fn write_some(log: &mut dyn Write, room: &Cell<usize>, bytes: &[u8]) -> io::Resu
 }
 
 fn open_log(app: &App, path: &str) -> io::Result<File> {
-    let path = app.kernel.path(path);
-    if let Some(directory) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    let log = app.kernel.append_to(path, 0o640)?;
+    if log.metadata()?.len() < ENOUGH {
+        return Ok(log);
     }
-    match fs::metadata(&path) {
-        Ok(file) if file.len() >= ENOUGH => fs::rename(&path, path.with_extension("log.1"))?,
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    OpenOptions::new().append(true).create(true).mode(0o640).open(&path)
+    app.kernel.rename_file(path, &format!("{path}.1"))?;
+    app.kernel.append_to(path, 0o640)
 }
 
 /// The end of what a program said, by lines.

@@ -2,6 +2,14 @@
 //!
 //! The folder is `tests/fixtures/vectors`, or the one that the environment variable VECTORS names.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
 use gpu_handoff::containers::Style;
 use gpu_handoff::containers::edit::Change;
 use gpu_handoff::containers::rules::{Facts, Gpu, Need, needs};

@@ -79,7 +79,7 @@ pub fn run(app: &App, asked: &Asked) -> Result<()> {
         Call::SetUp { what, dry_run: true } => print(&setup::plan(app, what)?),
         Call::SetUp { what, dry_run: false } => setup::run(app, what),
         Call::ConfigCheck => check_config(app),
-        Call::ConfigShow => print(&report::config::to_text(&config::effective(&app.kernel).map_err(Stop::usage)?)),
+        Call::ConfigShow => print(&report::config::to_text(&config::effective(app.kernel).map_err(Stop::usage)?)),
         Call::Udev => udev::run(app),
         Call::Settle => settle::run(app),
         Call::Status { json, check } => status(app, *json, *check),
@@ -94,7 +94,7 @@ pub fn run(app: &App, asked: &Asked) -> Result<()> {
 }
 
 fn status(app: &App, json: bool, check: bool) -> Result<()> {
-    let mut status = Status::read(&app.kernel, &app.store, nix::unistd::geteuid().is_root());
+    let mut status = Status::read(app.kernel, &app.store, nix::unistd::geteuid().is_root());
     status.add_problems(stray::of_config(app));
     for problem in status.problems() {
         app.story.warn(problem);
@@ -120,7 +120,7 @@ fn past(app: &App, json: bool, vmid: Option<u32>, count: Option<usize>) -> Resul
 }
 
 fn check_config(app: &App) -> Result<()> {
-    let (_, mut problems) = Config::read(&app.kernel).map_err(Stop::usage)?;
+    let (_, mut problems) = Config::read(app.kernel).map_err(Stop::usage)?;
     problems.extend(stray::of_config(app));
     match problems.as_slice() {
         [] => print(&format!("{}: nothing is wrong\n", config::PATH)),

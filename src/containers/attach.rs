@@ -53,7 +53,7 @@ pub fn attach(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
         return Ok(());
     };
     app.story.say(&format!("container {ctid} gets {slots}: {summary} in {}", config::path(ctid)));
-    if containers::runs(&app.kernel, ctid) {
+    if containers::runs(app.kernel, ctid) {
         app.story.say(&format!("container {ctid} runs and gets it when it starts again: pct reboot {ctid}"));
     }
     Ok(())
@@ -82,7 +82,7 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
     if !is_loaded {
         let _ = writeln!(text, "  {:<9} {UVM}", "load");
     }
-    let missing = nodes::missing(&app.kernel);
+    let missing = nodes::missing(app.kernel);
     if !missing.is_empty() {
         let _ = writeln!(text, "  {:<9} {}", "make", nodes_to_text(&missing));
     }
@@ -99,23 +99,23 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
 /// Why the container is left as it is.
 pub fn detach(app: &App, ctid: u32) -> Result<()> {
     let Some(record) = readable_record(app, ctid)? else {
-        app.story.say(&not_ours(app, ctid, &config::read(&app.kernel, ctid)?));
+        app.story.say(&not_ours(app, ctid, &config::read(app.kernel, ctid)?));
         return Ok(());
     };
-    if config::is_gone(&app.kernel, ctid) {
-        record::remove(&app.kernel, ctid)?;
+    if config::is_gone(app.kernel, ctid) {
+        record::remove(app.kernel, ctid)?;
         app.story.say(&gone(ctid));
         return Ok(());
     }
-    config::read(&app.kernel, ctid)?;
-    config::refuse_read_only(&app.kernel, ctid)?;
+    config::read(app.kernel, ctid)?;
+    config::refuse_read_only(app.kernel, ctid)?;
     if record.lines.is_empty() {
-        record::remove(&app.kernel, ctid)?;
-        app.story.say(&not_ours(app, ctid, &config::read(&app.kernel, ctid)?));
+        record::remove(app.kernel, ctid)?;
+        app.story.say(&not_ours(app, ctid, &config::read(app.kernel, ctid)?));
         return Ok(());
     }
     let lock = config::lock(app, ctid, &format!("gpu-handoff container detach {ctid}"))?;
-    let bytes = config::read(&app.kernel, ctid)?;
+    let bytes = config::read(app.kernel, ctid)?;
     config::refuse_locked(ctid, &ct::parse(&bytes))?;
     // Another call may have been quicker.
     let record = readable_record(app, ctid)?.unwrap_or(record);
@@ -123,9 +123,9 @@ pub fn detach(app: &App, ctid: u32) -> Result<()> {
     let changed = edit::changed(&bytes, &record.lines);
     if !change.is_nothing() {
         let (new, _) = change.apply(&bytes, record.newline && changed.is_empty());
-        config::write(&app.kernel, ctid, &new, &lock)?;
+        config::write(app.kernel, ctid, &new, &lock)?;
     }
-    record::remove(&app.kernel, ctid)?;
+    record::remove(app.kernel, ctid)?;
     drop(lock);
     for line in changed {
         app.story.warn(&format!(
@@ -138,7 +138,7 @@ pub fn detach(app: &App, ctid: u32) -> Result<()> {
         return Ok(());
     }
     app.story.say(&format!("container {ctid}: {} in {}", change.summary(), config::path(ctid)));
-    if containers::runs(&app.kernel, ctid) {
+    if containers::runs(app.kernel, ctid) {
         app.story.say(&format!("container {ctid} runs and keeps it until it starts again: pct reboot {ctid}"));
     }
     Ok(())
@@ -150,13 +150,13 @@ pub fn detach(app: &App, ctid: u32) -> Result<()> {
 /// Why it would refuse.
 pub fn plan_detach(app: &App, ctid: u32) -> Result<String> {
     let Some(record) = readable_record(app, ctid)? else {
-        return Ok(format!("{}\n", not_ours(app, ctid, &config::read(&app.kernel, ctid)?)));
+        return Ok(format!("{}\n", not_ours(app, ctid, &config::read(app.kernel, ctid)?)));
     };
-    if config::is_gone(&app.kernel, ctid) {
+    if config::is_gone(app.kernel, ctid) {
         return Ok(format!("{}\n", gone(ctid)));
     }
-    let bytes = config::read(&app.kernel, ctid)?;
-    config::refuse_read_only(&app.kernel, ctid)?;
+    let bytes = config::read(app.kernel, ctid)?;
+    config::refuse_read_only(app.kernel, ctid)?;
     config::refuse_locked(ctid, &ct::parse(&bytes))?;
     let mut text = format!("container {ctid} is detached from {}\n", record.slots.join(" "));
     let change = Change::detach(&bytes, &record.lines);
@@ -172,7 +172,7 @@ pub fn plan_detach(app: &App, ctid: u32) -> Result<String> {
 
 /// The containers that were attached on this host, by CTID.
 pub fn attached(app: &App) -> Vec<u32> {
-    let mut ids = record::all(&app.kernel);
+    let mut ids = record::all(app.kernel);
     ids.retain(|ctid| app.kernel.exists(&config::path(*ctid)));
     ids
 }
@@ -230,13 +230,13 @@ impl Edit {
         if !app.kernel.exists(&config::path(ctid)) {
             return Ok(None);
         }
-        let bytes = config::read(&app.kernel, ctid)?;
-        let change = match Facts::read(&app.kernel, &record.slots) {
+        let bytes = config::read(app.kernel, ctid)?;
+        let change = match Facts::read(app.kernel, &record.slots) {
             Ok(facts) if facts.uvm.is_none() => return Ok(None),
             Ok(facts) => {
-                let theirs = Theirs::read(&app.kernel, &edit::without_ours(&bytes, &record.lines));
+                let theirs = Theirs::read(app.kernel, &edit::without_ours(&bytes, &record.lines));
                 let split = |need: Need| need.by_node(&facts);
-                let left = |need| theirs.left(&app.kernel, vec![need], &split).unwrap_or_default();
+                let left = |need| theirs.left(app.kernel, vec![need], &split).unwrap_or_default();
                 let needs =
                     rules::needs(&facts, record.style, record.dri).into_iter().flat_map(left).collect::<Vec<_>>();
                 // Of a run that was killed in between, what is not there was not taken out: it never got there.
@@ -248,7 +248,7 @@ impl Edit {
                 Change::refresh(&bytes, &recorded, &needs).map_err(|TooManyDevices| too_many(ctid))?
             }
             Err(Away { .. }) => {
-                let others = rules::needs_of_others(&app.kernel, &record.slots, record.style);
+                let others = rules::needs_of_others(app.kernel, &record.slots, record.style);
                 Change::withdraw(&bytes, &record.lines, &others)
             }
         };
@@ -256,7 +256,7 @@ impl Edit {
             return Ok(None);
         }
         config::refuse_locked(ctid, &ct::parse(&bytes))?;
-        config::refuse_read_only(&app.kernel, ctid)?;
+        config::refuse_read_only(app.kernel, ctid)?;
         let wanted = Wanted { style: record.style, slots: record.slots.clone(), dri: record.dri, warning: None };
         Ok(Some((Edit::new(ctid, &bytes, Some(record), change)?, wanted)))
     }
@@ -286,7 +286,7 @@ impl Edit {
         let before = self.old.iter().flat_map(|old| &old.lines);
         both.lines.extend(before.filter(|line| !record.lines.contains(line)).cloned());
         save(app, ctid, self.old.as_ref(), &both)?;
-        if let Err(stop) = config::write(&app.kernel, ctid, &self.new, lock) {
+        if let Err(stop) = config::write(app.kernel, ctid, &self.new, lock) {
             put_back(app, ctid, self.old.as_ref());
             return Err(stop);
         }
@@ -312,10 +312,10 @@ impl Wanted {
 
     fn read(app: &App, ctid: u32, wish: &Wish) -> Result<Wanted> {
         let bytes = look(app, ctid)?;
-        config::refuse_read_only(&app.kernel, ctid)?;
+        config::refuse_read_only(app.kernel, ctid)?;
         // Not that of an earlier container with this number.
         let old = readable_record(app, ctid)?.filter(|old| !line::present(&bytes, &old.lines).is_empty());
-        let is_gpu = |slot: &String| Slot::read(&app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
+        let is_gpu = |slot: &String| Slot::read(app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
         let slots = match &old {
             Some(old) if wish.gpus.is_empty() && old.slots.iter().all(is_gpu) => old.slots.clone(),
             _ => chosen(app, wish)?,
@@ -333,7 +333,7 @@ impl Wanted {
 
 /// The configuration of a container that may be attached.
 fn look(app: &App, ctid: u32) -> Result<Vec<u8>> {
-    let bytes = config::read(&app.kernel, ctid)?;
+    let bytes = config::read(app.kernel, ctid)?;
     let parsed = ct::parse(&bytes);
     config::refuse_template(ctid, &parsed)?;
     config::refuse_locked(ctid, &parsed)?;
@@ -366,10 +366,10 @@ pub(super) fn refuses_dev(config: &ct::CtConfig) -> Option<String> {
 
 /// What a container needs and does not have by the lines that are not ours, which are `others`.
 fn not_given(app: &App, ctid: u32, others: &[u8], facts: &Facts, wanted: &Wanted) -> Result<Vec<Need>> {
-    let theirs = Theirs::read(&app.kernel, others);
+    let theirs = Theirs::read(app.kernel, others);
     let all = rules::needs(facts, wanted.style, wanted.dri);
-    let needs_rules = theirs.needs_rules(&app.kernel, &all);
-    let left = theirs.left(&app.kernel, all, &|need| need.by_node(facts));
+    let needs_rules = theirs.needs_rules(app.kernel, &all);
+    let left = theirs.left(app.kernel, all, &|need| need.by_node(facts));
     let mut left = left.map_err(|Given { inside, line, .. }| {
         Stop::refused(format!(
             "container {ctid} was not touched: something else than the host's {inside} is given to it there, by {line}; take \
@@ -383,16 +383,16 @@ fn not_given(app: &App, ctid: u32, others: &[u8], facts: &Facts, wanted: &Wanted
 
 /// What is given by somebody else's lines and will not do.
 fn warn_of_theirs(app: &App, ctid: u32, facts: &Facts, wanted: &Wanted) {
-    let recorded = record::read(&app.kernel, ctid).ok().flatten().map_or_else(Vec::new, |record| record.lines);
-    let Ok(bytes) = config::read(&app.kernel, ctid) else { return };
-    let theirs = Theirs::read(&app.kernel, &edit::without_ours(&bytes, &recorded));
+    let recorded = record::read(app.kernel, ctid).ok().flatten().map_or_else(Vec::new, |record| record.lines);
+    let Ok(bytes) = config::read(app.kernel, ctid) else { return };
+    let theirs = Theirs::read(app.kernel, &edit::without_ours(&bytes, &recorded));
     if let Some(hook) = &theirs.hook {
         app.story.warn(&format!(
             "container {ctid} has LXC's own hook ({hook}), which gives it the host's nodes and driver: nothing is added to that"
         ));
     }
     for path in rules::needs(facts, wanted.style, wanted.dri).iter().filter_map(Need::path) {
-        let About::Given(given) = theirs.about(&app.kernel, &path) else { continue };
+        let About::Given(given) = theirs.about(app.kernel, &path) else { continue };
         if let Some(problem) = will_not_do(ctid, &theirs.config, given) {
             app.story.warn(&format!("container {ctid}: {problem}"));
         }
@@ -418,14 +418,14 @@ pub(super) fn will_not_do(ctid: u32, config: &ct::CtConfig, given: &Given) -> Op
 /// The slots that were named, each once; or the only one there is.
 fn chosen(app: &App, wish: &Wish) -> Result<Vec<String>> {
     if wish.gpus.is_empty() {
-        return Ok(vec![choose(&app.kernel, None).map_err(|stop| match nvidia_slots(&app.kernel).len() {
+        return Ok(vec![choose(app.kernel, None).map_err(|stop| match nvidia_slots(app.kernel).len() {
             0 | 1 => stop,
             _ => Stop { message: format!("{} (--gpu SLOT, also more than once)", stop.message), ..stop },
         })?]);
     }
     let mut slots = Vec::new();
     for named in &wish.gpus {
-        let slot = choose(&app.kernel, Some(named))?;
+        let slot = choose(app.kernel, Some(named))?;
         if !slots.contains(&slot) {
             slots.push(slot);
         }
@@ -434,7 +434,7 @@ fn chosen(app: &App, wish: &Wish) -> Result<Vec<String>> {
 }
 
 fn facts(app: &App, ctid: u32, slots: &[String]) -> Result<Facts> {
-    Facts::read(&app.kernel, slots).map_err(|away| {
+    Facts::read(app.kernel, slots).map_err(|away| {
         let who = explain(app, ctid, &away);
         Stop::refused(format!("container {ctid} was not touched: the numbers of {} are not known: {who}", away.slot))
     })
@@ -442,7 +442,7 @@ fn facts(app: &App, ctid: u32, slots: &[String]) -> Result<Facts> {
 
 /// Who has a GPU of the container, or any GPU if none was attached, instead of the host's driver.
 pub(super) fn away(app: &App, ctid: u32) -> Option<String> {
-    let kernel = &app.kernel;
+    let kernel = app.kernel;
     let all = || nvidia_slots(kernel).into_iter().map(|slot| slot.address).collect();
     let slots = record::read(kernel, ctid).ok().flatten().map_or_else(all, |record| record.slots);
     let away = Facts::read(kernel, &slots).err()?;
@@ -456,20 +456,20 @@ fn explain(app: &App, ctid: u32, away: &Away) -> String {
     let records = app.store.each_record().into_iter().flatten();
     let owner = records.filter(|record| record.slots().contains(&slot.as_str())).map(|record| record.owner).next();
     let vm = match &owner {
-        Some(owner) => owner.vmid().filter(|vmid| is_alive(&app.kernel, *vmid)),
-        None => running_vm(&app.kernel, slot),
+        Some(owner) => owner.vmid().filter(|vmid| is_alive(app.kernel, *vmid)),
+        None => running_vm(app.kernel, slot),
     };
     let again = format!("then: gpu-handoff container attach {ctid}");
     match (vm, owner, driver.as_deref()) {
-        _ if app.store.has_call(&app.kernel, slot) => {
+        _ if app.store.has_call(app.kernel, slot) => {
             format!("a handoff of it is under way, or stuck; see gpu-handoff --status, {again}")
         }
         (Some(vmid), ..) => format!("VM {vmid} has it; stop that first: qm stop {vmid}, {again}"),
         (None, Some(owner), _) => {
             format!("it was given to {owner}; bring it home first: gpu-handoff to-nvidia {slot}, {again}")
         }
-        (None, None, Some("nvidia")) if Minors::read(&app.kernel).is_busy => {
-            format!("{}; when that is over, {again}", nvidia::busy(&app.kernel))
+        (None, None, Some("nvidia")) if Minors::read(app.kernel).is_busy => {
+            format!("{}; when that is over, {again}", nvidia::busy(app.kernel))
         }
         (None, None, Some("nvidia")) => {
             "the NVIDIA driver has it but does not list it in /proc/driver/nvidia/gpus; see dmesg".to_string()
@@ -511,7 +511,7 @@ fn load_uvm(app: &App) -> Result<()> {
 
 /// One that cannot be made keeps no container from being attached: the next start of one looks for it again.
 fn make_nodes(app: &App) {
-    let missing = nodes::missing(&app.kernel);
+    let missing = nodes::missing(app.kernel);
     let is_made = |node: &&Node| {
         let made = app.kernel.act(&Action::MakeNode((*node).clone()), MAKE);
         made.inspect_err(|error| app.story.warn(&format!("{} is missing and was not made: {error}", node.path))).is_ok()
@@ -530,7 +530,7 @@ fn too_many(ctid: u32) -> Stop {
 }
 
 fn readable_record(app: &App, ctid: u32) -> Result<Option<Record>> {
-    record::read(&app.kernel, ctid).map_err(|error| {
+    record::read(app.kernel, ctid).map_err(|error| {
         Stop::failed(format!(
             "container {ctid} was not touched: the record of what was attached cannot be read: {error:#}; if you \
              remove that file, its lines are yours to take out"
@@ -542,7 +542,7 @@ fn save(app: &App, ctid: u32, old: Option<&Record>, new: &Record) -> Result<()> 
     if old == Some(new) {
         return Ok(());
     }
-    record::write(&app.kernel, ctid, new)
+    record::write(app.kernel, ctid, new)
         .map_err(|error| Stop::refused(format!("container {ctid} was not touched: {error:#}")))
 }
 
@@ -550,8 +550,8 @@ fn save(app: &App, ctid: u32, old: Option<&Record>, new: &Record) -> Result<()> 
 /// harm.
 fn put_back(app: &App, ctid: u32, record: Option<&Record>) {
     let done = match record {
-        Some(record) => record::write(&app.kernel, ctid, record),
-        None => record::remove(&app.kernel, ctid),
+        Some(record) => record::write(app.kernel, ctid, record),
+        None => record::remove(app.kernel, ctid),
     };
     if let Err(error) = done {
         app.story.warn(&format!("{error:#}"));
@@ -564,7 +564,7 @@ fn warn_of_permissions(app: &App, ctid: u32, facts: &Facts, wanted: &Wanted) {
         app.story
             .warn(&format!("container {ctid}: a GPU has no DRM nodes: nvidia-drm is not loaded; then attach again"));
     }
-    let is_unprivileged = config::read(&app.kernel, ctid).is_ok_and(|bytes| ct::parse(&bytes).unprivileged);
+    let is_unprivileged = config::read(app.kernel, ctid).is_ok_and(|bytes| ct::parse(&bytes).unprivileged);
     if wanted.style != Style::Mount || !is_unprivileged {
         return;
     }
@@ -584,7 +584,7 @@ fn warn_of_permissions(app: &App, ctid: u32, facts: &Facts, wanted: &Wanted) {
 }
 
 fn not_ours(app: &App, ctid: u32, bytes: &[u8]) -> String {
-    let also = match theirs::told(&Theirs::read(&app.kernel, bytes)).as_slice() {
+    let also = match theirs::told(&Theirs::read(app.kernel, bytes)).as_slice() {
         [] => String::new(),
         others => format!("; these lines are somebody else's: {}", others.join(" | ")),
     };

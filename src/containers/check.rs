@@ -49,9 +49,9 @@ pub fn check(app: &App, who: Who) -> Result<(String, Result<()>)> {
         Who::One(ctid) => vec![ctid],
         Who::All => {
             let has_lines = |ctid: &u32| {
-                containers::config(&app.kernel, *ctid).is_some_and(|config| containers::has_nvidia(&config))
+                containers::config(app.kernel, *ctid).is_some_and(|config| containers::has_nvidia(&config))
             };
-            let all = containers::all(&app.kernel).into_iter();
+            let all = containers::all(app.kernel).into_iter();
             all.filter(|ctid| attached.contains(ctid) || has_lines(ctid)).collect()
         }
     };
@@ -88,7 +88,7 @@ fn write_report(text: &mut String, ctid: u32, facts: &[Fact]) {
 }
 
 struct Look<'a> {
-    app: &'a App,
+    app: &'a App<'a>,
     ctid: u32,
     config: &'a Config,
     is_attached: bool,
@@ -96,7 +96,7 @@ struct Look<'a> {
 
 impl Look<'_> {
     fn facts(&self) -> Result<Vec<Fact>> {
-        let (app, kernel, ctid) = (self.app, &self.app.kernel, self.ctid);
+        let (app, kernel, ctid) = (self.app, self.app.kernel, self.ctid);
         let bytes = read(kernel, ctid)?;
         let theirs = Theirs::of(kernel, ct::parse_next(&bytes));
         let runs = containers::runs(kernel, ctid);
@@ -160,7 +160,7 @@ impl Look<'_> {
 
     /// The GPUs to name where there are several: those whose nodes it has, or else the first that is at home.
     fn gpus(&self, theirs: &Theirs) -> Vec<String> {
-        let kernel = &self.app.kernel;
+        let kernel = self.app.kernel;
         let slots = nvidia_slots(kernel);
         if self.is_attached || slots.len() < 2 {
             return Vec::new();
@@ -236,7 +236,7 @@ impl Look<'_> {
 
     /// Devices without which Proxmox does not start it.
     fn devices(&self, theirs: &Theirs) -> Vec<Fact> {
-        let (kernel, ctid) = (&self.app.kernel, self.ctid);
+        let (kernel, ctid) = (self.app.kernel, self.ctid);
         let makes: Vec<String> = containers::missing_nodes(kernel).into_iter().map(|node| node.path).collect();
         let devs = theirs.given.iter().filter(|given| given.way == Way::Dev && !kernel.exists(&given.inside));
         let (made, others): (Vec<_>, Vec<_>) = devs.partition(|given| makes.contains(&given.inside));

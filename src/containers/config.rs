@@ -4,11 +4,9 @@ use crate::App;
 use crate::proxmox::ct::CtConfig;
 use crate::proxmox::guest;
 use crate::stop::{Result, Stop};
-use crate::sys::{Kernel, Linux, Lock, is_writable, replace_file};
+use crate::sys::{Kernel, Lock, Share};
 use nix::libc;
-use std::fs::DirBuilder;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::DirBuilderExt;
 use std::time::Duration;
 
 const LOCKS: &str = "/run/lock/lxc";
@@ -92,8 +90,8 @@ pub fn refuse_template(ctid: u32, config: &CtConfig) -> Result<()> {
 
 /// # Errors
 /// When the cluster has no quorum: then nothing can be changed in /etc/pve.
-pub fn refuse_read_only(linux: &Linux, ctid: u32) -> Result<()> {
-    match is_writable(&linux.path("/etc/pve/local")) {
+pub fn refuse_read_only(kernel: &dyn Kernel, ctid: u32) -> Result<()> {
+    match kernel.is_writable("/etc/pve/local") {
         Ok(false) => Err(Stop::refused(format!(
             "container {ctid} was not touched: /etc/pve is read-only, the cluster has no quorum; see: pvecm status"
         ))),
@@ -121,8 +119,7 @@ pub fn refuse_large(ctid: u32, bytes: &[u8]) -> Result<()> {
 pub fn lock(app: &App, ctid: u32, again: &str) -> Result<Lock> {
     let path = format!("{LOCKS}/pve-config-{ctid}.lock");
     let cannot = |error: io::Error| Stop::refused(format!("container {ctid} was not touched: {path}: {error}"));
-    DirBuilder::new().recursive(true).mode(0o755).create(app.kernel.path(LOCKS)).map_err(cannot)?;
-    let lock = Lock::take(&app.kernel.path(&path), PATIENCE).map_err(cannot)?;
+    let lock = app.kernel.lock(&path, Share::Alone, PATIENCE).map_err(cannot)?;
     lock.ok_or_else(|| {
         Stop::locked(format!(
             "container {ctid} was not touched: Proxmox is at work on it (it has held {path} for {} s); then try again: \
@@ -136,9 +133,9 @@ pub fn lock(app: &App, ctid: u32, again: &str) -> Result<Lock> {
 ///
 /// # Errors
 /// When it cannot be written: the old one is whole.
-pub fn write(linux: &Linux, ctid: u32, bytes: &[u8], _lock: &Lock) -> Result<()> {
+pub fn write(kernel: &dyn Kernel, ctid: u32, bytes: &[u8], _lock: &Lock) -> Result<()> {
     let path = path(ctid);
-    replace_file(&linux.path(&path), bytes, 0o640).map_err(|error| {
+    kernel.write_file(&path, bytes, 0o640).map_err(|error| {
         let why = explain(&error);
         Stop::refused(format!("container {ctid} was not touched: {path} cannot be written: {why}"))
     })

@@ -35,7 +35,7 @@ pub struct Inside<'a> {
 impl<'a> Inside<'a> {
     /// # Errors
     /// When there can be no log.
-    pub fn new(app: &'a App, ctid: u32) -> Result<Inside<'a>> {
+    pub fn new(app: &'a App<'a>, ctid: u32) -> Result<Inside<'a>> {
         let teller = Teller::new(app, format!("container {ctid}"), &format!("container-{ctid}"))?;
         Ok(Inside { teller, ctid })
     }

@@ -6,12 +6,10 @@
 use super::Style;
 use super::line::Line;
 use super::rules::Kind;
-use crate::sys::{Kernel, Linux, replace_file};
+use crate::sys::Kernel;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 
 const SCHEMA: u64 = 1;
 
@@ -54,21 +52,16 @@ pub fn read(kernel: &dyn Kernel, ctid: u32) -> Result<Option<Record>> {
 
 /// # Errors
 /// Names the file that could not be written; the old one is still whole.
-pub fn write(linux: &Linux, ctid: u32, record: &Record) -> Result<()> {
-    let directory = linux.path(DIRECTORY);
-    DirBuilder::new().recursive(true).mode(0o755).create(&directory).context(DIRECTORY)?;
+pub fn write(kernel: &dyn Kernel, ctid: u32, record: &Record) -> Result<()> {
     let path = path(ctid);
-    replace_file(&linux.path(&path), record.to_json().as_bytes(), 0o644).context(path)
+    kernel.write_file(&path, record.to_json().as_bytes(), 0o644).context(path)
 }
 
 /// # Errors
 /// Names the file that could not be removed.
-pub fn remove(linux: &Linux, ctid: u32) -> Result<()> {
+pub fn remove(kernel: &dyn Kernel, ctid: u32) -> Result<()> {
     let path = path(ctid);
-    match fs::remove_file(linux.path(&path)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context(path),
-        _ => Ok(()),
-    }
+    kernel.remove_file(&path).context(path)
 }
 
 impl Record {

@@ -16,8 +16,7 @@ use crate::gpu::nodes::{self, UVM};
 use crate::gpu::{containers, nvidia};
 use crate::proxmox::ct;
 use crate::stop::{Result, Stop};
-use crate::sys::{Kernel, Lock, heed_termination};
-use std::fs;
+use crate::sys::{Lock, Share, heed_termination};
 use std::time::Duration;
 
 /// Unpacking, copying, `ldconfig`: some minutes on an ordinary disk.
@@ -45,10 +44,10 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<()>
     let _turn = take_turn(app, ctid)?;
     let inside = Inside::new(app, ctid)?;
 
-    let was_running = containers::runs(&app.kernel, ctid);
+    let was_running = containers::runs(app.kernel, ctid);
     if !was_running {
         // Somebody else may have been quicker.
-        inside.start().or_else(|stop| if containers::runs(&app.kernel, ctid) { Ok(()) } else { Err(stop) })?;
+        inside.start().or_else(|stop| if containers::runs(app.kernel, ctid) { Ok(()) } else { Err(stop) })?;
     }
     // Just after a start it may not answer yet.
     let seen = if was_running { look(app, ctid, &wanted) } else { until_ready(app, || look(app, ctid, &wanted)) };
@@ -97,7 +96,7 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<Stri
     let wanted = wanted(app, &config, !driver_only)?;
     let source = driver::source(app, &config.driver, &wanted.driver);
     let mut lines = Vec::new();
-    if containers::runs(&app.kernel, ctid) {
+    if containers::runs(app.kernel, ctid) {
         let seen = look(app, ctid, &wanted)?;
         let (_, todo) = possible(app, ctid, &seen, &wanted, &source)?;
         has_room(ctid, &seen, &todo, None)?;
@@ -191,7 +190,7 @@ enum ToSync {
 }
 
 fn what_to_sync(app: &App, ctid: u32, wanted: &Wanted) -> Result<ToSync> {
-    if !containers::runs(&app.kernel, ctid) {
+    if !containers::runs(app.kernel, ctid) {
         let later = format!("is stopped: gpu-handoff container sync {ctid} once it runs");
         return Ok(ToSync::Leave(later));
     }
@@ -224,7 +223,7 @@ fn sync_one(app: &App, ctid: u32, config: &Config, wanted: &Wanted, source: &Res
         app.story.say(&format!("container {ctid}: its rules are up to date now; they count from its next start"));
     }
     let todo = match what_to_sync(app, ctid, wanted)? {
-        ToSync::Leave(why) if !containers::runs(&app.kernel, ctid) => {
+        ToSync::Leave(why) if !containers::runs(app.kernel, ctid) => {
             return Err(Stop::failed(format!("container {ctid} {why}")));
         }
         ToSync::Leave(why) => return Ok(why),
@@ -256,7 +255,7 @@ fn whom(app: &App, who: Who) -> Result<Vec<u32>> {
         Who::All => Ok(attached),
         Who::One(ctid) if attached.contains(&ctid) => Ok(vec![ctid]),
         // By lines that are not ours: named, it is meant.
-        Who::One(ctid) if containers::config(&app.kernel, ctid).is_some_and(|ct| containers::has_nvidia(&ct)) => {
+        Who::One(ctid) if containers::config(app.kernel, ctid).is_some_and(|ct| containers::has_nvidia(&ct)) => {
             Ok(vec![ctid])
         }
         Who::One(ctid) => {
@@ -273,7 +272,7 @@ fn begin(app: &App) {
 
 /// What the host has, and what is to be installed beside it. For a sync only the driver.
 fn wanted(app: &App, config: &Config, with_cuda: bool) -> Result<Wanted> {
-    let driver = nvidia::version_as_written(&app.kernel).ok_or_else(|| {
+    let driver = nvidia::version_as_written(app.kernel).ok_or_else(|| {
         let records = app.store.each_record().into_iter().flatten();
         let owner = records.map(|record| record.owner).next();
         let why = owner.map_or_else(String::new, |owner| format!(" (the GPU is with {owner})"));
@@ -327,7 +326,7 @@ fn possible(
 }
 
 fn hook(app: &App, ctid: u32) -> Option<String> {
-    containers::config(&app.kernel, ctid).and_then(|config| containers::nvidia_hook(&config))
+    containers::config(app.kernel, ctid).and_then(|config| containers::nvidia_hook(&config))
 }
 
 /// What the repository has, by its index: whether the toolkit is there, or which one is that fits; and how large it is.
@@ -346,11 +345,10 @@ fn looked_up(
         return Ok((wanted.clone(), todo, None));
     };
     let here = format!("{}/container-{ctid}-Packages", driver::CACHE);
-    let file = app.kernel.path(&here);
-    let _ = fs::remove_file(&file);
+    let _ = app.kernel.remove_file(&here);
     driver::download(app, &format!("{url}Packages"), &here, &inside.teller)?;
-    let text = fs::read(&file).map_err(|error| Stop::failed(format!("{here}: {error}")));
-    let _ = fs::remove_file(&file);
+    let text = app.kernel.read(&here).map_err(|error| Stop::failed(format!("{here}: {error}")));
+    let _ = app.kernel.remove_file(&here);
     let text = String::from_utf8_lossy(&text?).into_owned();
     let index = Index::parse(&text);
     if index.is_empty() {
@@ -390,13 +388,11 @@ fn has_room(ctid: u32, seen: &Seen, todo: &[Stage], toolkit: Option<Room>) -> Re
 
 /// One setup of a container at a time; an installation is not ended by somebody who is in a hurry.
 fn take_turn(app: &App, ctid: u32) -> Result<Lock> {
-    let directory = app.kernel.path("/run/gpu-handoff");
-    let path = directory.join(format!("container-{ctid}.lock"));
-    let lock = fs::create_dir_all(&directory).and_then(|()| Lock::take(&path, Duration::ZERO));
-    match lock {
+    let path = format!("/run/gpu-handoff/container-{ctid}.lock");
+    match app.kernel.lock(&path, Share::Alone, Duration::ZERO) {
         Ok(Some(lock)) => Ok(lock),
         Ok(None) => Err(Stop::locked(format!("container {ctid} is being set up by another run"))),
-        Err(error) => Err(Stop::failed(format!("{}: {error}", path.display()))),
+        Err(error) => Err(Stop::failed(format!("{path}: {error}"))),
     }
 }
 
@@ -426,7 +422,7 @@ fn fetch(
             Stage::Repository { url } => {
                 let here = format!("{}/container-{}-{}", driver::CACHE, inside.ctid, cuda::KEYRING);
                 // Another address may have another one.
-                let _ = fs::remove_file(app.kernel.path(&here));
+                let _ = app.kernel.remove_file(&here);
                 driver::download(app, &format!("{url}{}", cuda::KEYRING), &here, &inside.teller)?;
                 fetched.keyring = Some(here);
             }
@@ -449,7 +445,7 @@ fn carry_out(inside: &Inside, wanted: &Wanted, fetched: &Fetched, todo: &[Stage]
         }
     }
     if let Some(keyring) = &fetched.keyring {
-        let _ = fs::remove_file(inside.teller.app.kernel.path(keyring));
+        let _ = inside.teller.app.kernel.remove_file(keyring);
     }
     Ok(())
 }
@@ -505,7 +501,7 @@ fn look(app: &App, ctid: u32, wanted: &Wanted) -> Result<Seen> {
     let package = wanted.package().unwrap_or("cuda-toolkit");
     // Which repository it should be depends on what is inside: the part of the address that all have in common.
     let repository = cuda::base(wanted.repo.as_deref());
-    inside::look(&app.kernel, ctid, &repository, package)
+    inside::look(app.kernel, ctid, &repository, package)
 }
 
 fn await_nodes(app: &App, ctid: u32, wanted: &Wanted, nodes: &[String]) -> Result<()> {
@@ -536,8 +532,8 @@ fn until_ready<T>(app: &App, attempt: impl Fn() -> Result<T>) -> Result<T> {
 fn nodes(app: &App, ctid: u32) -> Result<Vec<String>> {
     let path = format!("/etc/pve/lxc/{ctid}.conf");
     let bytes = app.kernel.read(&path).map_err(|error| Stop::failed(format!("{path}: {error}")))?;
-    let live = inside::live_nodes(&app.kernel);
-    let mut nodes = Theirs::of(&app.kernel, ct::parse_next(&bytes)).nodes(&app.kernel, &live);
+    let live = inside::live_nodes(app.kernel);
+    let mut nodes = Theirs::of(app.kernel, ct::parse_next(&bytes)).nodes(app.kernel, &live);
     nodes.retain(|node| nodes::is_gpu(node) || is_for_all(node));
     Ok(nodes)
 }

@@ -4,7 +4,6 @@ use crate::App;
 use crate::config::Driver;
 use crate::gpu::nvidia::Version;
 use crate::stop::{Result, Stop};
-use crate::sys::{Kernel, replace_file};
 use crate::teller::Teller;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -86,7 +85,7 @@ pub fn found(app: &App, config: &Driver) -> Result<Option<(Source, String)>> {
 /// # Errors
 /// When there is none, or when it is of another version by its name.
 pub fn source(app: &App, config: &Driver, version: &str) -> Result<Source> {
-    let kernel = &app.kernel;
+    let kernel = app.kernel;
     if let Some(sum) = &config.sha256
         && !is_sum(sum)
     {
@@ -131,7 +130,7 @@ pub fn source(app: &App, config: &Driver, version: &str) -> Result<Source> {
 /// # Errors
 /// What is wrong with it.
 pub fn fetch(app: &App, source: &Source, config: &Driver, version: &str, teller: &Teller) -> Result<Installer> {
-    let kernel = &app.kernel;
+    let kernel = app.kernel;
     let path = match source {
         Source::File(path) => path.clone(),
         Source::Url(url) => {
@@ -144,12 +143,11 @@ pub fn fetch(app: &App, source: &Source, config: &Driver, version: &str, teller:
                 .and_then(|()| check_version(url, None, version_in_header(&header), version));
             if let Err(stop) = is_right {
                 // The next run must not go on with it.
-                let _ = fs::remove_file(kernel.path(&part));
+                let _ = kernel.remove_file(&part);
                 return Err(stop);
             }
             note_download(app, &file_name(version))?;
-            fs::rename(kernel.path(&part), kernel.path(&path))
-                .map_err(|error| Stop::failed(format!("{path}: {error}")))?;
+            kernel.rename_file(&part, &path).map_err(|error| Stop::failed(format!("{path}: {error}")))?;
             path
         }
     };
@@ -166,9 +164,8 @@ fn note_download(app: &App, name: &str) -> Result<()> {
     if !names.is_empty() {
         names.push('\n');
     }
-    let path = app.kernel.path(DOWNLOADED);
-    let made = path.parent().map_or(Ok(()), fs::create_dir_all);
-    made.and_then(|()| replace_file(&path, format!("{names}{name}\n").as_bytes(), 0o644))
+    app.kernel
+        .write_file(DOWNLOADED, format!("{names}{name}\n").as_bytes(), 0o644)
         .map_err(|error| Stop::failed(format!("{DOWNLOADED}: {error}")))
 }
 
@@ -183,16 +180,15 @@ pub fn keep(app: &App, installer: Installer) -> Result<Installer> {
     }
     let failed = |error: io::Error| Stop::failed(format!("{} could not be copied to {kept}: {error}", installer.path));
     let part = format!("{kept}.part");
-    let (from, beside, to) = (app.kernel.path(&installer.path), app.kernel.path(&part), app.kernel.path(&kept));
-    fs::create_dir_all(app.kernel.path(CACHE)).map_err(failed)?;
-    let _ = fs::remove_file(&beside);
-    let copied = fs::copy(&from, &beside).and_then(|_| File::open(&beside)?.sync_all()).map_err(failed);
+    let kernel = app.kernel;
+    kernel.make_folder(CACHE).and_then(|()| kernel.remove_file(&part)).map_err(failed)?;
+    let copied = kernel.copy_file(&installer.path, &part).map_err(failed);
     let is_right = copied.and_then(|()| match sum(app, &part)? {
-        sum if sum == installer.sha256 => fs::rename(&beside, &to).map_err(failed),
+        sum if sum == installer.sha256 => kernel.rename_file(&part, &kept).map_err(failed),
         _ => Err(Stop::failed(format!("{} changed while it was copied to {kept}", installer.path))),
     });
     if is_right.is_err() {
-        let _ = fs::remove_file(&beside);
+        let _ = kernel.remove_file(&part);
     }
     is_right.map(|()| Installer { path: kept, ..installer })
 }
@@ -203,7 +199,7 @@ pub fn keep(app: &App, installer: Installer) -> Result<Installer> {
 /// Curl's words.
 pub fn download(app: &App, url: &str, to: &str, teller: &Teller) -> Result<()> {
     let target = app.kernel.path(to);
-    fs::create_dir_all(app.kernel.path(CACHE)).map_err(|error| Stop::failed(format!("{CACHE}: {error}")))?;
+    app.kernel.make_folder(CACHE).map_err(|error| Stop::failed(format!("{CACHE}: {error}")))?;
     let had = fs::metadata(&target).is_ok_and(|file| file.len() > 0);
     let target = target.to_string_lossy();
     let arguments = [
@@ -234,7 +230,7 @@ pub fn download(app: &App, url: &str, to: &str, teller: &Teller) -> Result<()> {
     let download = || teller.run(&format!("downloading {url}"), CURL, &arguments, DOWNLOAD, &so_far);
     let mut done = download();
     if had && done.as_ref().is_err_and(|stop| NO_REST.iter().any(|words| stop.message.contains(words))) {
-        let _ = fs::remove_file(app.kernel.path(to));
+        let _ = app.kernel.remove_file(to);
         done = download();
     }
     done.map_err(|stop| Stop {

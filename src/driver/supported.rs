@@ -1,7 +1,7 @@
 //! NVIDIA's own list of the devices that a driver has, `supported-gpus.json`: newer installers carry it, and the GPUs that
 //! the driver no longer has are in it with the branch that does.
 
-use crate::sys::{Kernel, Linux};
+use crate::sys::Kernel;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -56,7 +56,7 @@ impl List {
 
 /// What the list that an installer carries says of these device ids; none when it has no list, or cannot be looked into
 /// here.
-pub fn read(kernel: &Linux, installer: &str, ids: &[u16]) -> Option<List> {
+pub fn read(kernel: &dyn Kernel, installer: &str, ids: &[u16]) -> Option<List> {
     let file = kernel.path(installer);
     let (at, packer) = archive(&mut File::open(&file).ok()?)?;
     if ![packer, "/usr/bin/tar", "/usr/bin/tail"].iter().all(|program| kernel.exists(program)) {

@@ -22,11 +22,11 @@ const NODE: Duration = Duration::from_millis(200);
 /// # Errors
 /// When its GPU is with a VM, and by policy it does not start without.
 pub fn pre_start(app: &App, ctid: u32) -> Result<()> {
-    let Some(ct) = containers::config(&app.kernel, ctid).filter(containers::has_nvidia) else { return Ok(()) };
+    let Some(ct) = containers::config(app.kernel, ctid).filter(containers::has_nvidia) else { return Ok(()) };
     app.kernel.end_with_this_run();
-    Notes::of(&app.kernel).forget(ctid);
+    Notes::of(app.kernel).forget(ctid);
     wait_for_way_home(app);
-    if let Err(stop) = make_nodes(&app.kernel, &app.story, &containers::missing_nodes(&app.kernel), NODE) {
+    if let Err(stop) = make_nodes(app.kernel, &app.story, &containers::missing_nodes(app.kernel), NODE) {
         app.story.warn(&stop.message);
     }
     let Some(away) = gone(app, &ct) else { return Ok(()) };
@@ -55,7 +55,7 @@ pub fn pre_start(app: &App, ctid: u32) -> Result<()> {
 }
 
 pub fn post_stop(app: &App, ctid: u32) {
-    Notes::of(&app.kernel).forget(ctid);
+    Notes::of(app.kernel).forget(ctid);
 }
 
 /// Waiting while a GPU leaves could be waiting in a circle: its handoff may have this very container's stop in line
@@ -68,7 +68,7 @@ fn wait_for_way_home(app: &App) {
         let records: Vec<Record> = app.store.each_record().into_iter().flatten().collect();
         records.iter().any(|record| is(record, Progress::Returning))
             && !records.iter().any(|record| is(record, Progress::Leaving))
-            && handoff_is_under_way(&app.kernel)
+            && handoff_is_under_way(app.kernel)
     };
     while is_on_its_way_home() && app.kernel.now() < end {
         app.kernel.sleep(LOOK_AGAIN);
@@ -77,7 +77,7 @@ fn wait_for_way_home(app: &App) {
 
 /// Who has a GPU that the configuration gives this container; none when the container gets all that it names.
 fn gone(app: &App, ct: &CtConfig) -> Option<Record> {
-    let kernel = &app.kernel;
+    let kernel = app.kernel;
     let is_under_way = handoff_is_under_way(kernel);
     let records = app.store.each_record().into_iter().flatten();
     let away: Vec<Record> =

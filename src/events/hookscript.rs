@@ -43,9 +43,9 @@ fn pre_start(app: &App, vmid: u32) -> Result<()> {
 
 fn make_ready(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
-    let Some(vm) = read_config(&app.kernel, vmid)? else { return container::pre_start(app, vmid) };
+    let Some(vm) = read_config(app.kernel, vmid)? else { return container::pre_start(app, vmid) };
     warn_of_dropped_lines(app, vmid, &vm);
-    let slots = nvidia_slots(&app.kernel, vmid, &vm).inspect_err(|stop| {
+    let slots = nvidia_slots(app.kernel, vmid, &vm).inspect_err(|stop| {
         app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], stop);
     })?;
     if slots.is_empty() {
@@ -60,7 +60,7 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
             app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], stop);
         });
     }
-    let listed = listed(&app.kernel, &vm);
+    let listed = listed(app.kernel, &vm);
     let covered = |address: &str| listed.iter().any(|id| id.covers(address));
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots).inspect_err(|stop| {
         let names: Vec<&str> = slots.iter().map(String::as_str).collect();
@@ -83,9 +83,9 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
 /// Why it would refuse.
 pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
     let owner = Owner::Vm(vmid);
-    let vm = read_config(&app.kernel, vmid)?.unwrap_or_default();
+    let vm = read_config(app.kernel, vmid)?.unwrap_or_default();
     warn_of_dropped_lines(app, vmid, &vm);
-    let slots = nvidia_slots(&app.kernel, vmid, &vm)?;
+    let slots = nvidia_slots(app.kernel, vmid, &vm)?;
     if slots.is_empty() {
         stray::look(app, vmid, &vm)?;
         if stray::has_hook(&vm) {
@@ -95,7 +95,7 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
         let title = format!("guest {vmid} takes no NVIDIA GPU: nothing to do{stale}");
         return Ok(Outline { title, slots, steps: Vec::new() });
     }
-    let listed = listed(&app.kernel, &vm);
+    let listed = listed(app.kernel, &vm);
     // As the hook has it: what is told here is what a start does.
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots)?;
     let covered = |address: &str| listed.iter().any(|id| id.covers(address));
@@ -109,7 +109,7 @@ fn warn_of_dropped_lines(app: &App, vmid: u32, vm: &VmConfig) {
     for warning in vm.warnings.iter().filter(|warning| warning.contains("hostpci")) {
         let doubtful = vm.doubtful.iter().find(|(_, doubtful)| doubtful.warning == *warning);
         let gpu =
-            doubtful.and_then(|(index, doubtful)| Some((index, doubtful, named_gpu(&app.kernel, &doubtful.line)?)));
+            doubtful.and_then(|(index, doubtful)| Some((index, doubtful, named_gpu(app.kernel, &doubtful.line)?)));
         let Some((index, doubtful, gpu)) = gpu else {
             app.story.warn(&format!("VM {vmid}: {warning}"));
             continue;
@@ -193,13 +193,13 @@ fn post_stop(app: &App, vmid: u32) -> Result<()> {
         return home(app, &owner);
     };
     let slots = record.slots().join(" ");
-    if running::is_rebooting(&app.kernel, vmid) && watch::begin(app, vmid, After::Reboot).has_begun() {
+    if running::is_rebooting(app.kernel, vmid) && watch::begin(app, vmid, After::Reboot).has_begun() {
         app.story.say(&format!("{slots} stays on vfio-pci: VM {vmid} reboots"));
         return Ok(());
     }
     let _watcher = watch::outlive_qmeventd(app, vmid);
     // The answer is there by the time the VM has let go of the card.
-    let shutdown = Shutdown::ask(&app.kernel);
+    let shutdown = Shutdown::ask(app.kernel);
     let stays = || {
         let stays = shutdown.has_begun();
         if stays {
@@ -306,8 +306,8 @@ fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec
 /// # Errors
 /// As for its start.
 pub fn slots_of(app: &App, vmid: u32) -> Result<Vec<String>> {
-    let Some(vm) = read_config(&app.kernel, vmid)? else { return Ok(Vec::new()) };
-    nvidia_slots(&app.kernel, vmid, &vm)
+    let Some(vm) = read_config(app.kernel, vmid)? else { return Ok(Vec::new()) };
+    nvidia_slots(app.kernel, vmid, &vm)
 }
 
 /// Which device a mapping gives is decided by Proxmox after pre-start, so a GPU behind one cannot be made ready yet.
@@ -336,8 +336,8 @@ fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str)
 
 /// GPUs that a VM is given by `args` work, but Proxmox does not know of them.
 pub fn by_args(app: &App, vmid: u32) -> Option<String> {
-    let vm = read_config(&app.kernel, vmid).ok()??;
-    let is_gpu = |id: &&PciId| Slot::read(&app.kernel, &id.slot).is_some_and(|slot| takes_gpu(&slot, id));
+    let vm = read_config(app.kernel, vmid).ok()??;
+    let is_gpu = |id: &&PciId| Slot::read(app.kernel, &id.slot).is_some_and(|slot| takes_gpu(&slot, id));
     let id = vm.args.ids.iter().find(is_gpu)?;
     Some(format!(
         "VM {vmid} passes {0} by args, of which Proxmox itself does not know: it does not keep other VMs from it; better: qm set \

@@ -20,7 +20,7 @@ use crate::sys::Kernel;
 /// # Errors
 /// As a handoff to a VM, and when it is not clear which slot is meant.
 pub fn to_vfio(app: &App, slot: Option<&str>) -> Result<()> {
-    let slot = choose(&app.kernel, slot)?;
+    let slot = choose(app.kernel, slot)?;
     let config = app.config_for_verb()?;
     app.handoff(&config).leave(&Owner::Manual(slot.clone()), &[slot], &|_| false)
 }
@@ -30,7 +30,7 @@ pub fn to_vfio(app: &App, slot: Option<&str>) -> Result<()> {
 /// # Errors
 /// Why it would refuse.
 pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
-    let slot = choose(&app.kernel, slot)?;
+    let slot = choose(app.kernel, slot)?;
     let config = app.config_for_verb()?;
     let owner = Owner::Manual(slot.clone());
     Ok(app.handoff(&config).plan_leave(&owner, &[slot], &|_| false)?.to_text())
@@ -38,11 +38,11 @@ pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
 
 /// Also one whose card was pulled out, as long as a record names it: that must have an end.
 fn choose_to_come_home(app: &App, slot: Option<&str>) -> Result<String> {
-    choose(&app.kernel, slot).or_else(|stop| {
+    choose(app.kernel, slot).or_else(|stop| {
         let slot = slot.map(long_form).unwrap_or_default();
         let slot = slot.split('.').next().unwrap_or_default();
         let is_recorded = || app.store.each_record().into_iter().flatten().any(|record| record.slots().contains(&slot));
-        match Slot::read(&app.kernel, slot).is_none() && is_recorded() {
+        match Slot::read(app.kernel, slot).is_none() && is_recorded() {
             true => Ok(slot.to_string()),
             false => Err(stop),
         }
@@ -72,7 +72,7 @@ pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
 fn bring_what_was_left(app: &App, config: &Config, slot: &str) -> Result<()> {
     let (handoff, by_hand) = (app.handoff(config), Owner::Manual(slot.to_string()));
     let Some(record) = handoff.left_there(&by_hand, &[slot.to_string()]) else {
-        app.story.say(&already_home(&app.kernel, slot));
+        app.story.say(&already_home(app.kernel, slot));
         why_there(app, config, slot).iter().for_each(|why| app.story.warn(why));
         return Ok(());
     };
@@ -98,7 +98,7 @@ pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
             Some(record) => Ok(home_to_text(&record, &handoff.plan_come_home(&record)?)),
             None => {
                 let why = why_there(app, &config, &slot).into_iter().map(|why| format!("  found     {why}\n"));
-                Ok(format!("{}\n{}", already_home(&app.kernel, &slot), why.collect::<String>()))
+                Ok(format!("{}\n{}", already_home(app.kernel, &slot), why.collect::<String>()))
             }
         };
     }
@@ -170,7 +170,7 @@ fn away(app: &App, slot: &str) -> Result<Vec<Record>> {
     // One that cannot be read may be the one that says where this slot is at home.
     if let Some(problem) = problem {
         if records.is_empty() {
-            refuse_unknown_home(&app.kernel, slot, &problem)?;
+            refuse_unknown_home(app.kernel, slot, &problem)?;
         }
         app.story.warn(&problem);
     }
@@ -188,7 +188,7 @@ fn refuse_unknown_home(kernel: &dyn Kernel, slot: &str, problem: &str) -> Result
 /// What put a card where it is that the host was to have, and what to type.
 fn why_there(app: &App, config: &Config, slot: &str) -> Vec<String> {
     let mut why: Vec<String> =
-        elsewhere::behind(&app.kernel, &app.store, config, slot).iter().map(ToString::to_string).collect();
+        elsewhere::behind(app.kernel, &app.store, config, slot).iter().map(ToString::to_string).collect();
     if !why.is_empty() {
         why.push(causes::THEN.to_string());
     }

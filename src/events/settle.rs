@@ -56,27 +56,27 @@ fn remedy(policy: ForContainer, is_locked: bool) -> Remedy {
 pub fn run(app: &App) -> Result<()> {
     heed_termination();
     app.kernel.end_with_this_run();
-    let notes = Notes::of(&app.kernel);
+    let notes = Notes::of(app.kernel);
     let turn = notes.turn(TURN).map_err(|error| Stop::failed(format!("/run/gpu-handoff: {error}")))?;
     app.kernel.sleep(BURST);
     notes.heed_event();
     if turn.is_none() {
-        return Err(not_looked_at(&app.kernel, "another gpu-handoff settle", TURN));
+        return Err(not_looked_at(app.kernel, "another gpu-handoff settle", TURN));
     }
     let config = app.config_for_hook();
     let patience = config.lock + 2 * config.handoff + config.stop;
     // On its way it makes what is missing by itself.
-    let is_over = wait_until(&app.kernel, patience, &|| !handoff_is_under_way(&app.kernel));
-    wait_until(&app.kernel, MODULES, &|| !is_a_module_coming(&app.kernel));
-    let made = make_nodes(&app.kernel, &app.story, &containers::missing_nodes(&app.kernel), NODE);
+    let is_over = wait_until(app.kernel, patience, &|| !handoff_is_under_way(app.kernel));
+    wait_until(app.kernel, MODULES, &|| !is_a_module_coming(app.kernel));
+    let made = make_nodes(app.kernel, &app.story, &containers::missing_nodes(app.kernel), NODE);
     for ctid in attach::attached(app) {
-        wait_until_let_go(&app.kernel, &config, ctid);
+        wait_until_let_go(app.kernel, &config, ctid);
     }
     let changed = attach::refresh_all(app);
     if !is_over {
-        return made.and(Err(not_looked_at(&app.kernel, "a handoff", patience)));
+        return made.and(Err(not_looked_at(app.kernel, "a handoff", patience)));
     }
-    for ctid in containers::with_nvidia(&app.kernel) {
+    for ctid in containers::with_nvidia(app.kernel) {
         if app.kernel.is_asked_to_end() {
             break;
         }
@@ -117,8 +117,8 @@ fn wait_until(kernel: &dyn Kernel, limit: Duration, is_so: &dyn Fn() -> bool) ->
 }
 
 struct Container<'a> {
-    app: &'a App,
-    notes: &'a Notes,
+    app: &'a App<'a>,
+    notes: &'a Notes<'a>,
     config: &'a Config,
     ctid: u32,
     /// Its configuration has other device rules than those that it was started with.
@@ -127,7 +127,7 @@ struct Container<'a> {
 
 impl Container<'_> {
     fn see_to(&self) {
-        let (kernel, ctid) = (&self.app.kernel, self.ctid);
+        let (kernel, ctid) = (self.app.kernel, self.ctid);
         // What is being started may still lack its nodes, what is being stopped needs none.
         if !wait_until_let_go(kernel, self.config, ctid) {
             return;
@@ -182,7 +182,7 @@ impl Container<'_> {
     }
 
     fn restart(&self, what: &str) -> std::result::Result<(), String> {
-        let (kernel, ctid) = (&self.app.kernel, self.ctid);
+        let (kernel, ctid) = (self.app.kernel, self.ctid);
         let init = || containers::init(kernel, ctid).and_then(|pid| kernel.process(pid));
         let before = init();
         let timeout = self.config.stop.saturating_sub(FORCE).as_secs().max(1).to_string();

@@ -93,8 +93,8 @@ pub fn nothing_named(app: &App, vmid: u32, vm: &VmConfig) -> Option<String> {
 
 /// Slots of the configuration that are no GPU's.
 pub fn of_config(app: &App) -> Vec<String> {
-    let (config, _) = Config::lenient(&app.kernel);
-    let is_gpu = |slot: &str| Slot::read(&app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
+    let (config, _) = Config::lenient(app.kernel);
+    let is_gpu = |slot: &str| Slot::read(app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
     let others = config.homes.keys().filter(|slot| !is_gpu(slot));
     let gpus = gpus(app);
     others
@@ -106,7 +106,7 @@ pub fn of_config(app: &App) -> Vec<String> {
 }
 
 fn gpus(app: &App) -> Vec<String> {
-    nvidia_slots(&app.kernel).into_iter().map(|slot| slot.address).collect()
+    nvidia_slots(app.kernel).into_iter().map(|slot| slot.address).collect()
 }
 
 fn strays(app: &App, vm: &VmConfig) -> Vec<Stray> {
@@ -119,13 +119,13 @@ fn strays(app: &App, vm: &VmConfig) -> Vec<Stray> {
         let ids = hostpci.ids.iter().filter_map(|id| Some((id.clone(), PciId::parse(id)?)));
         let mapping = hostpci.mapping.iter();
         let mapped =
-            mapping.flat_map(|name| mapping::on_this_node(&app.kernel, name).into_iter().map(move |id| (name, id)));
+            mapping.flat_map(|name| mapping::on_this_node(app.kernel, name).into_iter().map(move |id| (name, id)));
         let mapped = mapped.map(|(name, id)| (format!("mapping={name}"), id));
         named.extend(ids.chain(mapped).map(|(written, id)| (Some(*index), hostpci.raw.clone(), written, id)));
     }
     named.extend(vm.args.ids.iter().map(|id| (None, String::new(), id.slot.clone(), id.clone())));
     let stray = |(index, raw, id, pci): (Option<u32>, String, String, PciId)| {
-        let slot = Slot::read(&app.kernel, &pci.slot)?;
+        let slot = Slot::read(app.kernel, &pci.slot)?;
         // A part of an NVIDIA card, or a virtual one, is meant.
         if slot.functions.iter().any(|function| function.vendor == NVIDIA) {
             return None;
@@ -140,7 +140,7 @@ const NVIDIA: u16 = 0x10de;
 
 /// Who says that there was a GPU in this slot.
 fn was_gpu(app: &App, vmid: u32, slot: &str) -> Option<String> {
-    if Config::lenient(&app.kernel).0.homes.contains_key(slot) {
+    if Config::lenient(app.kernel).0.homes.contains_key(slot) {
         return Some(format!("gpus.{slot} in {}", config::PATH));
     }
     let past = app.store.history()?.read().ok()?;

@@ -9,7 +9,6 @@ use crate::App;
 use crate::gpu::nodes;
 use crate::handoff::reconcile::make_nodes;
 use crate::stop::{Result, Stop};
-use crate::sys::Kernel;
 use crate::systemd;
 use std::time::Duration;
 
@@ -29,8 +28,8 @@ pub fn run(app: &App) -> Result<()> {
         return Ok(());
     }
     app.kernel.end_with_this_run();
-    let made = make_nodes(&app.kernel, &app.story, &nodes::missing(&app.kernel), NODE);
-    let notes = Notes::of(&app.kernel);
+    let made = make_nodes(app.kernel, &app.story, &nodes::missing(app.kernel), NODE);
+    let notes = Notes::of(app.kernel);
     if !notes.event().map_err(|error| not_asked(&error.to_string()))? {
         return made;
     }
@@ -38,8 +37,8 @@ pub fn run(app: &App) -> Result<()> {
     // that may do little more than it has to.
     let number = std::process::id();
     let asked = match UNIT_FILES.iter().any(|file| app.kernel.exists(file)) {
-        true => systemd::start(&app.kernel, &format!("gpu-handoff-settle@{number}.service")),
-        false => systemd::run_later(&app.kernel, &format!("gpu-handoff-settle-{number}"), &[settle::VERB]),
+        true => systemd::start(app.kernel, &format!("gpu-handoff-settle@{number}.service")),
+        false => systemd::run_later(app.kernel, &format!("gpu-handoff-settle-{number}"), &[settle::VERB]),
     };
     if let Err(error) = asked {
         notes.heed_event();

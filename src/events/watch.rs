@@ -122,23 +122,23 @@ impl Sight {
 
 /// A watcher that is on its way. Should starting it have failed by the end of the run, that is said; nobody waits for it.
 pub struct Watcher<'a> {
-    app: &'a App,
+    app: &'a App<'a>,
     vmid: u32,
     start: Option<Running>,
 }
 
 /// Starts a watcher, if Proxmox is at work on this VM: then nobody else brings its GPU home should it give up. Whoever
 /// calls a hook by hand sees to that alone.
-pub fn begin(app: &App, vmid: u32, after: After) -> Watcher<'_> {
+pub fn begin<'a>(app: &'a App<'a>, vmid: u32, after: After) -> Watcher<'a> {
     let mut watcher = Watcher { app, vmid, start: None };
-    if !running::is_locked(&app.kernel, vmid) {
+    if !running::is_locked(app.kernel, vmid) {
         return watcher;
     }
     // One for each start: an earlier one may be about to end.
     let unit = format!("gpu-handoff-watch-{vmid}-{}", std::process::id());
     let id = vmid.to_string();
     let arguments: Vec<&str> = ["watch", &id].into_iter().chain(after.option()).collect();
-    match systemd::begin_later(&app.kernel, &unit, &arguments) {
+    match systemd::begin_later(app.kernel, &unit, &arguments) {
         Ok(start) => watcher.start = Some(start),
         Err(error) => watcher.warn(&error),
     }
@@ -146,7 +146,7 @@ pub fn begin(app: &App, vmid: u32, after: After) -> Watcher<'_> {
 }
 
 /// A post-stop that Proxmox's daemon runs goes on in a unit of its own should it be killed in the middle.
-pub fn outlive_qmeventd(app: &App, vmid: u32) -> Option<Watcher<'_>> {
+pub fn outlive_qmeventd<'a>(app: &'a App<'a>, vmid: u32) -> Option<Watcher<'a>> {
     let own = app.kernel.text("/proc/self/cgroup").unwrap_or_default();
     own.contains(QMEVENTD).then(|| begin(app, vmid, After::Stop))
 }

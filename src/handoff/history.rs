@@ -4,11 +4,12 @@
 //! missing or cut short.
 
 use super::store::Books;
+use crate::sys::files;
 use anyhow::{Context, Result};
 use serde_json::Value;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 pub const PATH: &str = "/var/lib/gpu-handoff/history.jsonl";
@@ -58,23 +59,16 @@ impl History {
     }
 
     fn write(&self, entry: &Value, may_make_room: bool) -> io::Result<()> {
-        if let Some(directory) = self.path.parent() {
-            DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
-        }
-        let mut file = self.open()?;
+        let mut file = files::append_to(&self.path, 0o644)?;
         if may_make_room && file.metadata()?.len() >= ENOUGH {
-            fs::rename(&self.path, self.older())?;
-            file = self.open()?;
+            files::rename(&self.path, &self.older())?;
+            file = files::append_to(&self.path, 0o644)?;
         }
         let apart = if ends_within_a_line(&file)? { "\n" } else { "" };
         let line = format!("{apart}{entry}\n");
         // One write(2), so that no two lines mix.
         let written = file.write(line.as_bytes())?;
         if written == line.len() { Ok(()) } else { Err(io::Error::from_raw_os_error(nix::libc::ENOSPC)) }
-    }
-
-    fn open(&self) -> io::Result<File> {
-        OpenOptions::new().read(true).append(true).create(true).mode(0o644).open(&self.path)
     }
 
     /// # Errors
@@ -198,7 +192,7 @@ mod tests {
         let history = scratch.history();
         history.append(&entry(0), None).unwrap();
         for end in [r#"{"schema":1,"ms"#, "\0\0\0\0", "{\"schema\":2}\n", "{}\n"] {
-            history.open().unwrap().write_all(end.as_bytes()).unwrap();
+            files::append_to(&history.path, 0o644).unwrap().write_all(end.as_bytes()).unwrap();
         }
         history.append(&entry(1), None).unwrap();
         let past = history.read().unwrap();

@@ -15,14 +15,13 @@ use super::record::{Owner, Record, Stopped};
 use super::resume::ToStart;
 use super::wedge::Wedge;
 use crate::gpu::dri;
-use crate::sys::{Kernel, Lock, Share, flock_is_held};
+use crate::sys::{Kernel, Lock, Share, files, flock_is_held};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub const DIRECTORY: &str = "/run/gpu-handoff";
@@ -136,11 +135,7 @@ impl Store {
     }
 
     fn take(&self, name: &str, share: Share, limit: Duration) -> Result<Option<Lock>> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&self.directory)
-            .with_context(|| self.directory.display().to_string())?;
+        files::make_folder(&self.directory).with_context(|| self.directory.display().to_string())?;
         let path = self.directory.join(name);
         Lock::take_as(&path, share, limit).with_context(|| path.display().to_string())
     }
@@ -286,20 +281,15 @@ impl Store {
         }
     }
 
-    /// Whole or not at all: to a name that nobody reads, then renamed.
+    /// Root acts on what stands in these files: nobody else writes them.
     fn write(&self, name: &str, text: &str) -> Result<()> {
         let path = self.directory.join(name);
-        let new = self.directory.join(format!(".{name}.new"));
-        write_file(&new, text).with_context(|| new.display().to_string())?;
-        fs::rename(&new, &path).with_context(|| path.display().to_string())
+        files::write(&path, text.as_bytes(), 0o644).with_context(|| path.display().to_string())
     }
 
     fn unlink(&self, name: &str) -> Result<()> {
         let path = self.directory.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| path.display().to_string()),
-            _ => Ok(()),
-        }
+        files::remove(&path).with_context(|| path.display().to_string())
     }
 }
 
@@ -323,13 +313,6 @@ pub fn is_watched(kernel: &dyn Kernel, vmid: u32) -> bool {
 
 fn watch_file(vmid: u32) -> String {
     format!("{WATCH}{vmid}")
-}
-
-/// Root acts on what stands in these files: whatever the umask is, nobody else writes them.
-fn write_file(path: &Path, text: &str) -> std::io::Result<()> {
-    let _ = fs::remove_file(path);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
-    file.write_all(text.as_bytes())
 }
 
 fn last_file(slot: &str) -> String {
@@ -454,7 +437,7 @@ impl Store {
             // Nobody can act on it; an administrator may still read it.
             Err(_) => {
                 let path = self.directory.join(TO_START);
-                fs::rename(&path, path.with_extension("unreadable")).with_context(|| path.display().to_string())?;
+                files::rename(&path, &path.with_extension("unreadable")).with_context(|| path.display().to_string())?;
                 Vec::new()
             }
         };

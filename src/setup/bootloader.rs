@@ -4,10 +4,9 @@
 use super::vfio::{self, LIMIT, MARK, Wish};
 use crate::App;
 use crate::stop::{Result, Stop};
-use crate::sys::{Kernel, replace_file};
+use crate::sys::Kernel;
 use serde_json::{Value, json};
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::{self};
 
 /// Read after /etc/default/grub by grub-mkconfig, as Debian patches it.
 const GRUB_FILE: &str = "/etc/default/grub.d/gpu-handoff.cfg";
@@ -299,16 +298,11 @@ fn run(app: &App, edit: &Edit) -> Result<()> {
 }
 
 fn write(app: &App, path: &str, text: &str) -> Result<()> {
-    let whole = app.kernel.path(path);
-    let made = whole.parent().map_or(Ok(()), fs::create_dir_all);
-    made.and_then(|()| replace_file(&whole, text.as_bytes(), 0o644)).map_err(|error| failed(path, &error))
+    app.kernel.write_file(path, text.as_bytes(), 0o644).map_err(|error| failed(path, &error))
 }
 
 fn remove(app: &App, path: &str) -> Result<()> {
-    match fs::remove_file(app.kernel.path(path)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(path, &error)),
-        _ => Ok(()),
-    }
+    app.kernel.remove_file(path).map_err(|error| failed(path, &error))
 }
 
 fn failed(path: &str, error: &io::Error) -> Stop {

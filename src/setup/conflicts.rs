@@ -17,7 +17,7 @@ const PVE_BLACKLIST: &str = "pve-blacklist.conf";
 pub fn of_cards(app: &App, config: &Config, addresses: &[&str]) -> Vec<String> {
     let slots: Vec<String> = addresses.iter().map(|address| long_form(address)).collect();
     let is_named = |card: &Elsewhere| slots.iter().any(|slot| slot.starts_with(&card.slot));
-    if !elsewhere::find(&app.kernel, &app.store, config, false).iter().any(is_named) {
+    if !elsewhere::find(app.kernel, &app.store, config, false).iter().any(is_named) {
         return Vec::new();
     }
     find(app, config)
@@ -25,7 +25,7 @@ pub fn of_cards(app: &App, config: &Config, addresses: &[&str]) -> Vec<String> {
 
 /// What shows, then what is behind it, then what to do once that is mended.
 pub fn find(app: &App, config: &Config) -> Vec<String> {
-    let kernel = &app.kernel;
+    let kernel = app.kernel;
     let causes = Facts::read(kernel, config).causes();
     let shows = elsewhere::find(kernel, &app.store, config, !causes.is_empty());
     let mut found: Vec<String> = shows.into_iter().map(|card| card.text).collect();

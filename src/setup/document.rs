@@ -1,11 +1,9 @@
 //! What set-up keeps in `/var/lib/gpu-handoff`: JSON documents of our own, replaced whole.
 
-use crate::sys::{Kernel, Linux, replace_file};
+use crate::sys::Kernel;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 
 const SCHEMA: u64 = 1;
 
@@ -32,22 +30,15 @@ pub fn parse(bytes: &[u8]) -> Result<Value> {
 
 /// # Errors
 /// Names the file that could not be written; the old one is still whole.
-pub fn write(linux: &Linux, path: &'static str, mut value: Value) -> Result<()> {
+pub fn write(kernel: &dyn Kernel, path: &'static str, mut value: Value) -> Result<()> {
     value["schema"] = json!(SCHEMA);
-    let real = linux.path(path);
-    if let Some(directory) = real.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(directory).context(path)?;
-    }
-    replace_file(&real, format!("{value}\n").as_bytes(), 0o644).context(path)
+    kernel.write_file(path, format!("{value}\n").as_bytes(), 0o644).context(path)
 }
 
 /// # Errors
 /// Names the file that could not be removed.
-pub fn remove(linux: &Linux, path: &'static str) -> Result<()> {
-    match fs::remove_file(linux.path(path)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context(path),
-        _ => Ok(()),
-    }
+pub fn remove(kernel: &dyn Kernel, path: &'static str) -> Result<()> {
+    kernel.remove_file(path).context(path)
 }
 
 /// The strings of a list; none when there is no list.

@@ -12,7 +12,7 @@ use crate::handoff::record::{HomeOf, Owner, Record};
 use crate::handoff::{is_alive, plan};
 use crate::proxmox::{ct, guest, vm};
 use crate::stop::{Result, Stop};
-use crate::sys::{Kernel, is_writable};
+use crate::sys::Kernel;
 use std::fmt;
 use std::time::Duration;
 
@@ -148,7 +148,7 @@ impl Guest {
 
     /// How the guest is afterwards. That counts, whatever the program said: one that took too long may have done it.
     fn set(&self, app: &App, arguments: &[&str], is_done: &dyn Fn(&Guest) -> bool) -> Result<Guest> {
-        if let Ok(false) = is_writable(&app.kernel.path("/etc/pve/local")) {
+        if let Ok(false) = app.kernel.is_writable("/etc/pve/local") {
             return Err(Stop::refused(format!(
                 "{self} was not changed: /etc/pve is read-only, the cluster has no quorum; see: pvecm status"
             )));
@@ -157,8 +157,8 @@ impl Guest {
         let line = [&["set", &id], arguments].concat();
         let call = self.call(arguments);
         let said = app.kernel.program(self.kind.tool(), &line, ANSWER);
-        let Err(error) = said else { return Guest::read(&app.kernel, self.id) };
-        match Guest::read(&app.kernel, self.id) {
+        let Err(error) = said else { return Guest::read(app.kernel, self.id) };
+        match Guest::read(app.kernel, self.id) {
             Ok(now) if is_done(&now) => {
                 app.story.warn(&format!("{call}: {error}; the change is made all the same"));
                 Ok(now)
@@ -175,10 +175,10 @@ impl Guest {
 /// # Errors
 /// When the guest has another hookscript, or Proxmox does not set this one.
 pub fn enable(app: &App, id: u32) -> Result<()> {
-    let guest = Guest::read(&app.kernel, id)?;
+    let guest = Guest::read(app.kernel, id)?;
     let todo = guest.enable()?;
     // Without it the guest does not start.
-    if link_is_missing(&app.kernel)? {
+    if link_is_missing(app.kernel)? {
         app.kernel.link(LINK, PROGRAM).map_err(|error| Stop::failed(format!("{LINK}: {error}")))?;
     }
     match todo {
@@ -245,7 +245,7 @@ fn other_vm(app: &App, id: u32, record: &Record) -> Option<u32> {
     let mut vms = names.iter().filter_map(|name| name.strip_suffix(".conf")?.parse::<u32>().ok());
     vms.find(|vmid| {
         *vmid != id
-            && is_alive(&app.kernel, *vmid)
+            && is_alive(app.kernel, *vmid)
             && hookscript::slots_of(app, *vmid)
                 .is_ok_and(|slots| slots.iter().any(|slot| record.slots().contains(&slot.as_str())))
     })
@@ -267,8 +267,8 @@ fn tell_of_start(app: &App, id: u32) {
 /// What may surprise whoever enables it, and what keeps the card from ever being the host's.
 fn warn(app: &App, guest: &Guest) {
     let addresses: Vec<&str> = guest.addresses.iter().map(String::as_str).collect();
-    let config = Config::lenient(&app.kernel).0;
-    for warning in warnings(&app.kernel, guest).iter().chain(&conflicts::of_cards(app, &config, &addresses)) {
+    let config = Config::lenient(app.kernel).0;
+    for warning in warnings(app.kernel, guest).iter().chain(&conflicts::of_cards(app, &config, &addresses)) {
         app.story.warn(warning);
     }
 }
@@ -276,7 +276,7 @@ fn warn(app: &App, guest: &Guest) {
 /// # Errors
 /// When the hookscript is somebody else's, the VM has a GPU, or Proxmox does not remove it.
 pub fn disable(app: &App, id: u32) -> Result<()> {
-    let guest = Guest::read(&app.kernel, id)?;
+    let guest = Guest::read(app.kernel, id)?;
     match guest.disable(app)? {
         Todo::Nothing => app.story.say(&format!("{guest} has no hookscript: nothing to do")),
         Todo::Set(arguments) => {
@@ -294,9 +294,9 @@ pub fn disable(app: &App, id: u32) -> Result<()> {
 /// # Errors
 /// Why it would refuse.
 pub fn plan_enable(app: &App, id: u32) -> Result<String> {
-    let guest = Guest::read(&app.kernel, id)?;
+    let guest = Guest::read(app.kernel, id)?;
     let todo = guest.enable()?;
-    let link = if link_is_missing(&app.kernel)? { format!("ln -s {PROGRAM} {LINK}\n") } else { String::new() };
+    let link = if link_is_missing(app.kernel)? { format!("ln -s {PROGRAM} {LINK}\n") } else { String::new() };
     let Todo::Set(arguments) = todo else {
         let right = plan_put_right(app, &guest);
         return Ok(match link.is_empty() && right.is_empty() {
@@ -333,7 +333,7 @@ fn plan_put_right(app: &App, guest: &Guest) -> String {
 /// # Errors
 /// Why it would refuse.
 pub fn plan_disable(app: &App, id: u32) -> Result<String> {
-    let guest = Guest::read(&app.kernel, id)?;
+    let guest = Guest::read(app.kernel, id)?;
     Ok(match guest.disable(app)? {
         Todo::Nothing => format!("{guest} has no hookscript: nothing to do\n"),
         Todo::Set(arguments) => format!("{}\n", guest.call(arguments)),

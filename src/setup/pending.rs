@@ -7,13 +7,12 @@ use super::vfio;
 use crate::App;
 use crate::gpu::inventory::nvidia_slots;
 use crate::stop::{Result, Stop};
-use crate::sys::{Kernel, Linux, Lock, heed_termination, posix_lock_is_held};
+use crate::sys::{Kernel, Share, heed_termination, posix_lock_is_held};
 use crate::systemd;
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::time::Duration;
 
 pub const PATH: &str = "/var/lib/gpu-handoff/setup.pending";
@@ -109,8 +108,8 @@ impl Pending {
         self.0.get(task).is_some_and(|reason| at == At::AnyTime || reason.tries < TRIES)
     }
 
-    fn write(&self, linux: &Linux) -> anyhow::Result<()> {
-        if self.0.is_empty() { document::remove(linux, PATH) } else { document::write(linux, PATH, self.to_json()) }
+    fn write(&self, kernel: &dyn Kernel) -> anyhow::Result<()> {
+        if self.0.is_empty() { document::remove(kernel, PATH) } else { document::write(kernel, PATH, self.to_json()) }
     }
 }
 
@@ -129,7 +128,7 @@ pub fn note(app: &App, task: &Task, outcome: &Result<()>) -> Result<()> {
 /// When the file cannot be read or written.
 pub fn change(app: &App, change: impl Fn(&mut Pending)) -> Result<()> {
     let read = || -> Result<(Pending, bool)> {
-        let before = Pending::read(&app.kernel)?;
+        let before = Pending::read(app.kernel)?;
         let mut now = before.clone();
         change(&mut now);
         let is_other = now != before;
@@ -139,10 +138,9 @@ pub fn change(app: &App, change: impl Fn(&mut Pending)) -> Result<()> {
     if !read()?.1 {
         return Ok(());
     }
-    let lock = app.kernel.path("/run/gpu-handoff/pending.lock");
-    let _turn = lock.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| Lock::take(&lock, TURN));
+    let _turn = app.kernel.lock("/run/gpu-handoff/pending.lock", Share::Alone, TURN);
     match read()? {
-        (now, true) => Ok(now.write(&app.kernel)?),
+        (now, true) => Ok(now.write(app.kernel)?),
         (_, false) => Ok(()),
     }
 }
@@ -152,7 +150,7 @@ pub fn change(app: &App, change: impl Fn(&mut Pending)) -> Result<()> {
 /// # Errors
 /// What went wrong, or as [`note`].
 pub fn noted(app: &App, task: Task, defer: bool, outcome: Result<()>) -> Result<()> {
-    if defer || Pending::read(&app.kernel)?.0.contains_key(&task) {
+    if defer || Pending::read(app.kernel)?.0.contains_key(&task) {
         note(app, &task, &outcome)?;
     }
     outcome
@@ -163,7 +161,7 @@ pub fn noted(app: &App, task: Task, defer: bool, outcome: Result<()>) -> Result<
 /// # Errors
 /// As [`Pending::read`].
 pub fn plan(app: &App) -> Result<String> {
-    let pending = Pending::read(&app.kernel)?;
+    let pending = Pending::read(app.kernel)?;
     let lines: String = pending.0.iter().map(|(task, reason)| format!("{task:<9} {}\n", reason.why)).collect();
     Ok(if lines.is_empty() { "nothing to do\n".to_string() } else { lines })
 }
@@ -184,13 +182,13 @@ enum At {
 /// What could not be done; it stays pending.
 pub fn run(app: &App) -> Result<()> {
     driver::services::start_forgotten(app);
-    let mut pending = Pending::read(&app.kernel)?;
-    let record = driver::record::read(&app.kernel)?;
-    if (pending.0.is_empty() && record.is_none()) || nvidia_slots(&app.kernel).is_empty() {
+    let mut pending = Pending::read(app.kernel)?;
+    let record = driver::record::read(app.kernel)?;
+    if (pending.0.is_empty() && record.is_none()) || nvidia_slots(app.kernel).is_empty() {
         return Ok(());
     }
     heed_termination();
-    let at = if systemd::is_booting(&app.kernel) { At::Boot } else { At::AnyTime };
+    let at = if systemd::is_booting(app.kernel) { At::Boot } else { At::AnyTime };
     if record.is_some_and(|record| record.began.is_some()) {
         pending.0.entry(Task::Driver).or_default();
     }
@@ -228,7 +226,7 @@ pub fn run(app: &App) -> Result<()> {
 /// Whoever installed this package, or a kernel, may have more to install that this needs.
 fn wait_for_dpkg(app: &App) -> Result<()> {
     let end = app.kernel.now() + DPKG;
-    while posix_lock_is_held(&app.kernel, DPKG_LOCK) {
+    while posix_lock_is_held(app.kernel, DPKG_LOCK) {
         if app.kernel.is_asked_to_end() || app.kernel.now() >= end {
             return Err(Stop::failed("dpkg is at work still; once it is done: gpu-handoff setup pending"));
         }

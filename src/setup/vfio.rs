@@ -11,8 +11,7 @@ use crate::config::{Config, Home};
 use crate::driver;
 use crate::modprobe;
 use crate::stop::{Result, Stop};
-use crate::sys::{Kernel, replace_file};
-use std::fs;
+use crate::sys::Kernel;
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -68,7 +67,7 @@ struct Facts {
 
 impl Facts {
     fn read(app: &App, config: &Config) -> Result<Facts> {
-        let kernel = &app.kernel;
+        let kernel = app.kernel;
         let modprobe = own(kernel, MODPROBE)?;
         Ok(Facts {
             load: own(kernel, LOAD)?,
@@ -132,7 +131,7 @@ impl Step {
 pub fn setup(app: &App, wish: Wish) -> Result<()> {
     let config = config(app, wish)?;
     let steps = Facts::read(app, &config)?.plan(wish.undo);
-    let bootloader = Bootloader::read(&app.kernel)?;
+    let bootloader = Bootloader::read(app.kernel)?;
     let edit = bootloader.plan(wish)?;
     for step in &steps {
         carry_out(app, step)?;
@@ -149,7 +148,7 @@ pub fn setup(app: &App, wish: Wish) -> Result<()> {
         for warning in conflicts::find(app, &config) {
             app.story.warn(&warning);
         }
-        app.story.say(&iommu(&app.kernel, &bootloader, wish));
+        app.story.say(&iommu(app.kernel, &bootloader, wish));
     }
     if !steps.is_empty() || edit.is_some() {
         app.story.say("reboot the host when you can: until then it runs with what it booted with");
@@ -170,7 +169,7 @@ fn config(app: &App, wish: Wish) -> Result<Config> {
 pub fn plan(app: &App, wish: Wish) -> Result<String> {
     let config = config(app, wish)?;
     let mut lines: Vec<String> = Facts::read(app, &config)?.plan(wish.undo).iter().map(Step::to_text).collect();
-    let bootloader = Bootloader::read(&app.kernel)?;
+    let bootloader = Bootloader::read(app.kernel)?;
     lines.extend(bootloader.plan(wish)?.map(|edit| edit.to_text()));
     if lines.is_empty() {
         lines.push("nothing to do: the host is prepared as it should be".to_string());
@@ -182,19 +181,16 @@ pub fn plan(app: &App, wish: Wish) -> Result<String> {
 }
 
 fn carry_out(app: &App, step: &Step) -> Result<()> {
-    let kernel = &app.kernel;
+    let kernel = app.kernel;
     let failed = |path: &str, error: std::io::Error| Stop::failed(format!("{path}: {error}"));
     match step {
         Step::Write { path, text } => {
             remember(app, path)?;
-            if let Some(folder) = kernel.path(path).parent() {
-                fs::create_dir_all(folder).map_err(|error| failed(path, error))?;
-            }
-            replace_file(&kernel.path(path), text.as_bytes(), 0o644).map_err(|error| failed(path, error))
+            kernel.write_file(path, text.as_bytes(), 0o644).map_err(|error| failed(path, error))
         }
         Step::Remove { path } => {
             remember(app, path)?;
-            fs::remove_file(kernel.path(path)).map_err(|error| failed(path, error))
+            kernel.remove_file(path).map_err(|error| failed(path, error))
         }
         Step::Initramfs => {
             kernel.program(UPDATE_INITRAMFS, &["-u", "-k", "all"], LIMIT).map_err(|error| {
@@ -210,16 +206,11 @@ fn remember(app: &App, path: &str) -> Result<()> {
     if path != MODPROBE {
         return Ok(());
     }
-    let pending = app.kernel.path(PENDING);
-    let made = pending.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| replace_file(&pending, b"", 0o644));
-    made.map_err(|error| Stop::failed(format!("{PENDING}: {error}")))
+    app.kernel.write_file(PENDING, b"", 0o644).map_err(|error| Stop::failed(format!("{PENDING}: {error}")))
 }
 
 fn forget(app: &App) -> Result<()> {
-    match fs::remove_file(app.kernel.path(PENDING)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Stop::failed(format!("{PENDING}: {error}"))),
-        _ => Ok(()),
-    }
+    app.kernel.remove_file(PENDING).map_err(|error| Stop::failed(format!("{PENDING}: {error}")))
 }
 
 /// A file of ours; none when there is none.
@@ -288,10 +279,9 @@ fn require_reboot(app: &App) -> Result<()> {
         }
         by.push_str(NAME);
         by.push('\n');
-        fs::create_dir_all(app.kernel.path("/run")).map_err(failed)?;
-        replace_file(&app.kernel.path(REBOOT_BY), by.as_bytes(), 0o644).map_err(failed)?;
+        app.kernel.write_file(REBOOT_BY, by.as_bytes(), 0o644).map_err(failed)?;
     }
-    replace_file(&app.kernel.path(REBOOT), b"*** System restart required ***\n", 0o644).map_err(failed)
+    app.kernel.write_file(REBOOT, b"*** System restart required ***\n", 0o644).map_err(failed)
 }
 
 #[cfg(test)]

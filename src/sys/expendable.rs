@@ -7,7 +7,8 @@
 //! A worker whose parent goes without saying goodbye (killed, or it gave the worker up) starts
 //! `gpu-handoff reconcile --unfinished` as its last act, so that a handoff cut short and a call that came back late are put right by themselves.
 
-use super::{ActError, Action, failpoints, program, terminate};
+use super::action::{ActError, Action, Node};
+use super::{failpoints, program, terminate};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -212,7 +213,7 @@ pub fn decode(block: &[u8]) -> Option<Request> {
         b'W' => Request::Act(Action::Write { path: first, data: second }),
         b'L' => Request::Act(Action::Load { modules: second.split('\0').map(str::to_string).collect() }),
         b'U' => Request::Act(Action::Unload { module: second }),
-        b'N' => Request::Act(Action::MakeNode(super::Node::from_text(&second)?)),
+        b'N' => Request::Act(Action::MakeNode(Node::from_text(&second)?)),
         b'R' => Request::Read(first),
         b'H' => Request::ReadHead(first, second.parse().ok().filter(|length| *length <= MOST_OF_HEAD)?),
         b'O' => Request::TryOpen(first),
@@ -346,9 +347,9 @@ mod tests {
 
     #[test]
     fn requests_survive_the_pipe() {
-        let node = super::super::Node {
+        let node = Node {
             path: "/dev/nvidia0".to_string(),
-            number: super::super::DeviceNumber { major: 195, minor: 0 },
+            number: crate::sys::DeviceNumber { major: 195, minor: 0 },
             mode: 0o666,
             uid: 0,
             gid: 44,

@@ -1,6 +1,6 @@
 //! Whether somebody holds a lock, without touching it: opening or trying a lock of Proxmox's could delay Proxmox.
 
-use super::Kernel;
+use super::kernel::Kernel;
 
 /// Reads `/proc/locks`. False when there is no such file.
 pub fn flock_is_held(kernel: &dyn Kernel, path: &str) -> bool {

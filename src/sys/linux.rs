@@ -1,23 +1,21 @@
 //! The kernel this program runs on, or a tree of files that stands for one (`GPU_HANDOFF_ROOT`).
 
+use super::action::{ActError, Action};
+use super::device::DeviceNumber;
 use super::expendable::{LastAct, Request, Worker};
-use super::{
-    ActError, Action, DeviceNumber, End, Kernel, Node, Process, Running, Sight, Sought, Talking, failpoints, inside,
-    look, program, terminate, tree, wait,
-};
+use super::kernel::{Act, Clock, Files, Kernel, Programs, Read};
+use super::process::{End, Process, Sight, Sought};
+use super::program::{Running, Talking};
+use super::work::carry_out;
+use super::{failpoints, look, program, terminate, tree, wait};
 use nix::libc;
-use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 use std::cell::{Cell, RefCell};
-use std::ffi::CString;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-/// How often a counter is looked at that others change meanwhile.
-const WEIGHINGS: usize = 20;
 
 pub struct Linux {
     root: PathBuf,
@@ -76,32 +74,6 @@ impl Linux {
             unanswered: RefCell::default(),
         }
     }
-
-    /// False for a tree of files: then no system call that changes the machine is made.
-    pub fn is_real(&self) -> bool {
-        self.root == Path::new("/")
-    }
-
-    /// A symbolic link that is not there yet, and the folder that it is in.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub fn link(&self, path: &str, target: &str) -> io::Result<()> {
-        let path = self.path(path);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        std::os::unix::fs::symlink(target, path)
-    }
-
-    /// From now on a worker that outlives this run lets things be.
-    pub fn end_with_this_run(&self) {
-        self.last_act.set(LastAct::Nothing);
-    }
-
-    pub fn path(&self, path: &str) -> PathBuf {
-        self.root.join(path.trim_start_matches('/'))
-    }
 }
 
 impl Linux {
@@ -115,7 +87,7 @@ impl Linux {
         let mut slot = self.worker.borrow_mut();
         let mut worker = match slot.take() {
             Some(worker) => worker,
-            None => Worker::start(&self.root, work, self.last_act.get()).map_err(ActError::Os)?,
+            None => Worker::start(&self.root, carry_out, self.last_act.get()).map_err(ActError::Os)?,
         };
         let answer = worker.ask(request, limit);
         match answer {
@@ -136,7 +108,7 @@ impl Drop for Linux {
     }
 }
 
-impl Kernel for Linux {
+impl Read for Linux {
     fn read(&self, path: &str) -> io::Result<Vec<u8>> {
         fs::read(self.path(path))
     }
@@ -164,7 +136,7 @@ impl Kernel for Linux {
         if !meta.file_type().is_char_device() {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }
-        Ok(number(meta.rdev()))
+        Ok(DeviceNumber::of(meta.rdev()))
     }
 
     fn device_number_inside(&self, pid: i32, path: &str, limit: Duration) -> Result<Option<DeviceNumber>, ActError> {
@@ -174,7 +146,7 @@ impl Kernel for Linux {
 
     fn file_id(&self, path: &str) -> io::Result<(DeviceNumber, u64)> {
         let meta = fs::metadata(self.path(path))?;
-        Ok((number(meta.dev()), meta.ino()))
+        Ok((DeviceNumber::of(meta.dev()), meta.ino()))
     }
 
     fn read_slowly(&self, path: &str, limit: Duration) -> Result<Vec<u8>, ActError> {
@@ -220,11 +192,6 @@ impl Kernel for Linux {
         look::look(&self.root, sought, limit)
     }
 
-    fn await_any(&self, processes: &[Process], nodes: &[String], limit: Duration) {
-        let nodes: Vec<PathBuf> = nodes.iter().map(|node| self.path(node)).collect();
-        wait::any(processes, &nodes, limit);
-    }
-
     fn weigh_open(&self, node: &str, counter: &str, limit: Duration) -> Option<u64> {
         if !self.is_real() {
             return None;
@@ -245,26 +212,28 @@ impl Kernel for Linux {
         names
     }
 
+    fn caller(&self) -> Option<Process> {
+        self.process(nix::unistd::getppid().as_raw())
+    }
+}
+
+impl Files for Linux {
+    fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    fn is_real(&self) -> bool {
+        self.root == Path::new("/")
+    }
+}
+
+impl Act for Linux {
+    fn end_with_this_run(&self) {
+        self.last_act.set(LastAct::Nothing);
+    }
+
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError> {
         self.ask(&Request::Act(action.clone()), limit).map(|_| ())
-    }
-
-    fn program(&self, path: &str, arguments: &[&str], limit: Duration) -> Result<String, ActError> {
-        self.start_program(path, arguments)?.finish(Some(limit))
-    }
-
-    fn start_program(&self, path: &str, arguments: &[&str]) -> Result<Running, ActError> {
-        if !self.exists(path) {
-            return Err(ActError::Program(format!("{path} is not installed")));
-        }
-        program::start(&self.path(path), arguments)
-    }
-
-    fn start_talking(&self, path: &str, arguments: &[&str]) -> Result<Talking, ActError> {
-        if !self.exists(path) {
-            return Err(ActError::Program(format!("{path} is not installed")));
-        }
-        Talking::start(&self.path(path), arguments)
     }
 
     fn worker(&self) -> Option<Process> {
@@ -276,7 +245,7 @@ impl Kernel for Linux {
         if let Some(dead) = slot.take() {
             dead.dismiss();
         }
-        let worker = Worker::start(&self.root, work, self.last_act.get()).ok()?;
+        let worker = Worker::start(&self.root, carry_out, self.last_act.get()).ok()?;
         let process = alive(&worker);
         *slot = Some(worker);
         process
@@ -309,23 +278,29 @@ impl Kernel for Linux {
             _ => Ok(()),
         }
     }
+}
 
-    fn wait_for_end(&self, process: Process, limit: Duration) -> bool {
-        if self.is_real()
-            && let Ok(pidfd) = program::pidfd(process.pid)
-            // Whoever has that PID now has kept it since the descriptor was made.
-            && self.process(process.pid) == Some(process)
-        {
-            return program::wait_for(&pidfd, limit);
+impl Programs for Linux {
+    fn program(&self, path: &str, arguments: &[&str], limit: Duration) -> Result<String, ActError> {
+        self.start_program(path, arguments)?.finish(Some(limit))
+    }
+
+    fn start_program(&self, path: &str, arguments: &[&str]) -> Result<Running, ActError> {
+        if !self.exists(path) {
+            return Err(ActError::Program(format!("{path} is not installed")));
         }
-        self.sleep(limit.min(Duration::from_millis(20)));
-        self.process(process.pid) != Some(process)
+        program::start(&self.path(path), arguments)
     }
 
-    fn caller(&self) -> Option<Process> {
-        self.process(nix::unistd::getppid().as_raw())
+    fn start_talking(&self, path: &str, arguments: &[&str]) -> Result<Talking, ActError> {
+        if !self.exists(path) {
+            return Err(ActError::Program(format!("{path} is not installed")));
+        }
+        Talking::start(&self.path(path), arguments)
     }
+}
 
+impl Clock for Linux {
     fn is_asked_to_end(&self) -> bool {
         terminate::is_asked()
     }
@@ -343,6 +318,25 @@ impl Kernel for Linux {
     }
 }
 
+impl Kernel for Linux {
+    fn await_any(&self, processes: &[Process], nodes: &[String], limit: Duration) {
+        let nodes: Vec<PathBuf> = nodes.iter().map(|node| self.path(node)).collect();
+        wait::any(processes, &nodes, limit);
+    }
+
+    fn wait_for_end(&self, process: Process, limit: Duration) -> bool {
+        if self.is_real()
+            && let Ok(pidfd) = program::pidfd(process.pid)
+            // Whoever has that PID now has kept it since the descriptor was made.
+            && self.process(process.pid) == Some(process)
+        {
+            return program::wait_for(&pidfd, limit);
+        }
+        self.sleep(limit.min(Duration::from_millis(20)));
+        self.process(process.pid) != Some(process)
+    }
+}
+
 /// Not below the root: the worker is a process of this machine.
 fn process_here(pid: i32) -> Option<Process> {
     Process::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
@@ -353,115 +347,4 @@ fn mount_point(line: &str) -> Option<PathBuf> {
     let path = line.split(' ').nth(4)?;
     let path = path.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
     Some(PathBuf::from(path))
-}
-
-fn below(root: &Path, path: &str) -> PathBuf {
-    root.join(path.trim_start_matches('/'))
-}
-
-/// In the worker: may block for as long as the kernel likes.
-fn work(root: &Path, request: &Request) -> Result<Vec<u8>, ActError> {
-    match request {
-        Request::Act(action) => act(root, action).map(|()| Vec::new()),
-        Request::Read(path) => fs::read(below(root, path)).map_err(ActError::Os),
-        Request::ReadHead(path, length) => read_head(&below(root, path), *length).map_err(ActError::Os),
-        Request::TryOpen(path) => {
-            let open = fs::OpenOptions::new().read(true).write(true).open(below(root, path));
-            open.map(|_| Vec::new()).map_err(ActError::Os)
-        }
-        Request::Weigh(node, counter) => {
-            let weight = weigh(&below(root, node), &below(root, counter)).map_err(ActError::Os)?;
-            Ok(weight.to_string().into_bytes())
-        }
-        Request::TryClaim(path) => {
-            let open = fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(below(root, path));
-            open.map(|_| Vec::new()).map_err(ActError::Os)
-        }
-        Request::Inside(pid, path) => {
-            let found = inside::device(root, *pid, path).map_err(ActError::Os)?;
-            Ok(found.map_or_else(Vec::new, |device| number(device).to_string().into_bytes()))
-        }
-    }
-}
-
-fn act(root: &Path, action: &Action) -> Result<(), ActError> {
-    match action {
-        Action::Write { path, data } => write_attribute(root, path, data).map_err(ActError::Os),
-        Action::Load { modules } => {
-            let mut programs = ["/usr/sbin/modprobe", "/sbin/modprobe"].iter().map(|path| below(root, path));
-            let Some(program) = programs.find(|path| path.exists()) else {
-                return Err(ActError::Program("modprobe is not installed".to_string()));
-            };
-            let arguments: Vec<&str> = ["-a", "--"].into_iter().chain(modules.iter().map(String::as_str)).collect();
-            program::run(&program, &arguments, None).map(|_| ())
-        }
-        Action::Unload { .. } | Action::MakeNode(_) if root != Path::new("/") => {
-            Err(ActError::Program("not done under GPU_HANDOFF_ROOT".to_string()))
-        }
-        Action::Unload { module } => unload(module).map_err(ActError::Os),
-        Action::MakeNode(node) => make_node(&below(root, &node.path), node).map_err(ActError::Os),
-    }
-}
-
-/// Others open and close it as well: what is seen twice in a row counts.
-fn weigh(node: &Path, counter: &Path) -> io::Result<u64> {
-    let count = || -> io::Result<u64> {
-        let text = fs::read_to_string(counter)?;
-        text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
-    };
-    let mut before = None;
-    for _ in 0..WEIGHINGS {
-        let without = count()?;
-        let open = fs::OpenOptions::new().read(true).write(true).open(node)?;
-        let weight = count()?.checked_sub(without).filter(|weight| *weight > 0);
-        drop(open);
-        if let Some(weight) = weight.filter(|_| weight == before) {
-            return Ok(weight);
-        }
-        before = weight;
-    }
-    Err(io::ErrorKind::WouldBlock.into())
-}
-
-/// One read(2) of no more than that, as the kernel reads no further then either.
-fn read_head(path: &Path, length: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; length];
-    let read = fs::File::open(path)?.read(&mut bytes)?;
-    bytes.truncate(read);
-    Ok(bytes)
-}
-
-/// Never creates: a missing attribute must stay an error, also in a tree of files.
-fn write_attribute(root: &Path, path: &str, data: &str) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).truncate(true).open(below(root, path))?;
-    // However it got into the tree: a write there is a change to the machine.
-    if root != Path::new("/") && tree::is_open_in_the_kernel(&file) {
-        return Err(io::Error::from_raw_os_error(libc::EPERM));
-    }
-    // One write(2): sysfs takes each as a whole value.
-    let written = file.write(data.as_bytes())?;
-    if written == data.len() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EIO)) }
-}
-
-fn unload(module: &str) -> io::Result<()> {
-    let name = CString::new(module)?;
-    nix::kmod::delete_module(&name, nix::kmod::DeleteModuleFlags::O_NONBLOCK)?;
-    Ok(())
-}
-
-/// Made beside the final name and renamed, so that nobody finds the path without a node or with a wrong mode. A handoff
-/// and device events may make the same node at the same time: each has a name of its own for it.
-fn make_node(path: &Path, node: &Node) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-    let beside = path.with_file_name(format!(".{name}.gpu-handoff-{}", std::process::id()));
-    let _ = fs::remove_file(&beside);
-    path.parent().map_or(Ok(()), fs::create_dir_all)?;
-    mknod(&beside, SFlag::S_IFCHR, Mode::empty(), makedev(node.number.major, node.number.minor))?;
-    std::os::unix::fs::chown(&beside, Some(node.uid), Some(node.gid))?;
-    fs::set_permissions(&beside, fs::Permissions::from_mode(node.mode))?;
-    fs::rename(&beside, path)
-}
-
-pub(super) fn number(device: u64) -> DeviceNumber {
-    DeviceNumber { major: major(device), minor: minor(device) }
 }

@@ -1,10 +1,12 @@
 //! The parent's side of a look at all processes: a child reads, and is given up when it has no more time, or passed on to
 //! the next process when one does not let itself be looked at.
 
+use super::device::DeviceNumber;
 use super::expendable::{leave_parent_behind, read_block, readable, write_block};
+use super::process::{Hidden, How, OpenDevice, Process, Sight, Sought, User};
 use super::progress::{At, Part, Progress};
 use super::scan::{self, Errand, Identity, Told};
-use super::{DeviceNumber, Hidden, How, OpenDevice, Process, Sight, Sought, User, terminate};
+use super::terminate;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::signal::{Signal, kill};

@@ -1,6 +1,6 @@
 //! Programs of the host that do what is theirs to do: modprobe, systemctl, systemd-run.
 
-use super::ActError;
+use super::action::ActError;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

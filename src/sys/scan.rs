@@ -4,9 +4,12 @@
 //! Files are identified by what they are, not by their names: those are of the process's own namespaces, and a node can
 //! have any name, be anywhere or be deleted.
 
+use super::device::DeviceNumber;
+use super::maps::Mapped;
+use super::process::{How, OpenDevice, Sought};
 use super::progress::{Part, Progress};
 use super::tables::{Files, Tables};
-use super::{DeviceNumber, How, Mapped, OpenDevice, Sought, inside, kcmp, tables};
+use super::{inside, kcmp, tables};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
@@ -454,7 +457,7 @@ fn exporter(info: &str) -> Option<&str> {
 /// The device at a path as a process sees it: here the kernel tells no more than a name.
 fn named(process: &OwnedFd, path: &str) -> Option<DeviceNumber> {
     let root = format!("/proc/self/fd/{}/root", process.as_raw_fd());
-    inside::below(Path::new(&root), path).ok().flatten().map(super::linux::number)
+    inside::below(Path::new(&root), path).ok().flatten().map(DeviceNumber::of)
 }
 
 #[cfg(test)]

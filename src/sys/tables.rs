@@ -1,6 +1,8 @@
 //! What processes share, so that it is read, or counted, once: tables of descriptors, and open files.
 
-use super::{DeviceNumber, OpenDevice, kcmp};
+use super::device::DeviceNumber;
+use super::kcmp;
+use super::process::OpenDevice;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 

@@ -1,6 +1,7 @@
 //! Waiting for what the kernel tells of by itself: a process that ends, a node that somebody closes.
 
-use super::{Process, program};
+use super::process::Process;
+use super::program;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::ffi::CString;

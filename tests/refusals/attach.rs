@@ -84,6 +84,12 @@ fn names(path: PathBuf) -> Vec<String> {
     names
 }
 
+/// Where a file is written before it is renamed.
+fn beside(path: &str) -> String {
+    let (folder, name) = path.rsplit_once('/').unwrap();
+    format!("{folder}/.{name}.new")
+}
+
 #[test]
 fn attached_and_detached() {
     let host = ready();
@@ -340,7 +346,7 @@ fn a_run_that_was_killed_between_record_and_configuration() {
         let host = container(ready(), bytes);
         host.run("container attach 101");
         let after = config(&host);
-        let host = container(host, bytes).file(&format!("{CONFIG}.gpu-handoff"), "half of it");
+        let host = container(host, bytes).file(&beside(CONFIG), "half of it");
         let nothing = "container 101: nothing that was attached is there any more: nothing to do";
         plans(
             &host,
@@ -486,7 +492,7 @@ fn no_quorum() {
 /// The kernel says no in the middle: the old file is whole, nothing is beside it, and nothing is on record.
 #[test]
 fn a_configuration_that_cannot_be_written() {
-    let host = ready().file(&format!("{CONFIG}.gpu-handoff/x"), "");
+    let host = ready().file(&format!("{}/x", beside(CONFIG)), "");
     let run = host.run("container attach 101");
     assert_eq!(run.code, Some(3), "{}", run.err);
     let begin = "gpu-handoff: error: container 101 was not touched: /etc/pve/lxc/101.conf cannot be written: ";
@@ -494,7 +500,7 @@ fn a_configuration_that_cannot_be_written() {
     assert_eq!(config(&host), BEFORE);
     assert!(!host.path(RECORD).exists());
     // Nor is a configuration changed without being on record.
-    let host = ready().file(&format!("{RECORD}.gpu-handoff/x"), "");
+    let host = ready().file(&format!("{}/x", beside(RECORD)), "");
     let run = host.run("container attach 101");
     assert_eq!(run.code, Some(3), "{}", run.err);
     assert!(

@@ -3,6 +3,14 @@
 //! Whether something is accepted shows in how far the run gets: a card that is at home on vfio-pci passes every check
 //! and then has nothing to do, which is a success.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
 #[path = "../common/tree.rs"]
 mod tree;
 

@@ -4,14 +4,14 @@ use gpu_handoff::App;
 use gpu_handoff::containers::attach;
 use gpu_handoff::handoff::store::{self, Store};
 use gpu_handoff::story::Story;
-use gpu_handoff::sys::Linux;
+use gpu_handoff::sys::{Files, Linux};
 
 // What brings the lines up to the numbers of now: no verb of its own, sync and device events do it
 
 fn refreshed(host: &Host) -> Result<bool, String> {
     let kernel = Linux::at(host.path(""));
     let store = Store::at(kernel.path(store::DIRECTORY));
-    let app = App { kernel, store, story: Story::silent() };
+    let app = App { kernel: &kernel, store, story: Story::silent() };
     assert_eq!(
         attach::attached(&app),
         if host.path(RECORD).exists() && host.path(CONFIG).exists() { vec![101] } else { vec![] }

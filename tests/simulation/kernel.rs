@@ -7,7 +7,9 @@ use super::modules::driver_of_module;
 use super::pci::{Block, Reply};
 use super::sabotage::Sabotage;
 use super::state::{Hung, NodeState, State, Until};
-use gpu_handoff::sys::{ActError, Action, DeviceNumber, End, Kernel, Process, Sight, Sought};
+use gpu_handoff::sys::{
+    Act, ActError, Action, Clock, DeviceNumber, End, Files, Kernel, Process, Programs, Read, Sight, Sought,
+};
 use nix::libc;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
@@ -363,7 +365,7 @@ fn has_come(state: &State, until: &Until) -> bool {
     }
 }
 
-impl Kernel for SimKernel {
+impl Read for SimKernel {
     fn read(&self, path: &str) -> io::Result<Vec<u8>> {
         self.look();
         if let Some(text) = self.sabotage.get().and_then(|sabotage| sabotage.text_of(&self.state.borrow(), path)) {
@@ -469,16 +471,24 @@ impl Kernel for SimKernel {
         Ok(state.sight(sought))
     }
 
-    fn program(&self, path: &str, arguments: &[&str], _limit: Duration) -> Result<String, ActError> {
-        self.look();
-        self.advance(ACT);
-        let said = self.state.borrow_mut().program(path, arguments);
-        if said.is_none() {
-            self.note_not_modelled(&format!("{path} {}", arguments.join(" ")));
-        }
-        said.unwrap_or_else(|| Err(format!("{path} is not installed"))).map_err(ActError::Program)
+    fn caller(&self) -> Option<Process> {
+        self.caller.get()
+    }
+}
+
+impl Files for SimKernel {
+    /// A handoff's own files are the store's.
+    fn path(&self, path: &str) -> PathBuf {
+        self.note_not_modelled(path);
+        PathBuf::from("/nonexistent")
     }
 
+    fn is_real(&self) -> bool {
+        false
+    }
+}
+
+impl Act for SimKernel {
     fn act(&self, action: &Action, limit: Duration) -> Result<(), ActError> {
         self.acts.borrow_mut().push(action.clone());
         if let Some(Sabotage::NoDeadline) = self.sabotage.get() {
@@ -543,23 +553,21 @@ impl Kernel for SimKernel {
         }
         Ok(())
     }
+}
 
-    fn wait_for_end(&self, process: Process, limit: Duration) -> bool {
+impl Programs for SimKernel {
+    fn program(&self, path: &str, arguments: &[&str], _limit: Duration) -> Result<String, ActError> {
         self.look();
-        let (now, ends) = {
-            let state = self.state.borrow();
-            let Some(waited_for) = state.processes.get(&process.pid) else { return true };
-            (state.now, waited_for.ends)
-        };
-        let waits = ends.map_or(limit, |end| end.saturating_sub(now).min(limit));
-        self.advance(waits);
-        ends.is_some_and(|end| now + waits >= end)
+        self.advance(ACT);
+        let said = self.state.borrow_mut().program(path, arguments);
+        if said.is_none() {
+            self.note_not_modelled(&format!("{path} {}", arguments.join(" ")));
+        }
+        said.unwrap_or_else(|| Err(format!("{path} is not installed"))).map_err(ActError::Program)
     }
+}
 
-    fn caller(&self) -> Option<Process> {
-        self.caller.get()
-    }
-
+impl Clock for SimKernel {
     fn is_asked_to_end(&self) -> bool {
         matches!(self.fault.get(), Some(Fault { at, kind: Kind::Term }) if self.acts.borrow().len() >= at)
     }
@@ -574,5 +582,19 @@ impl Kernel for SimKernel {
 
     fn sleep(&self, time: Duration) {
         self.advance(time);
+    }
+}
+
+impl Kernel for SimKernel {
+    fn wait_for_end(&self, process: Process, limit: Duration) -> bool {
+        self.look();
+        let (now, ends) = {
+            let state = self.state.borrow();
+            let Some(waited_for) = state.processes.get(&process.pid) else { return true };
+            (state.now, waited_for.ends)
+        };
+        let waits = ends.map_or(limit, |end| end.saturating_sub(now).min(limit));
+        self.advance(waits);
+        ends.is_some_and(|end| now + waits >= end)
     }
 }

@@ -8,6 +8,14 @@
 //! `SIMULATION_ONLY=text` runs only the situations whose description contains the text; `SIMULATION_STORY=1` lets the
 //! runs tell their story.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
 mod bench;
 mod beside;
 mod cases;

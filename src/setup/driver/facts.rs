@@ -91,7 +91,7 @@ const ROOMS: [&str; 2] = ["/var/tmp", "/usr"];
 
 impl Facts {
     pub fn read(app: &App, config: &Config) -> Result<Facts> {
-        let kernel = &app.kernel;
+        let kernel = app.kernel;
         let with_dkms = config.driver.dkms;
         let record = record::read(kernel)?;
         let release = running(kernel);

@@ -15,7 +15,6 @@ use crate::setup::pending::{self, Task};
 use crate::stop::{Result, Stop};
 use crate::sys::{Action, Kernel};
 use crate::teller::{Apart, Teller};
-use std::fs;
 use std::time::Duration;
 
 /// Held by an installer while it runs, also when the run that started it is gone.
@@ -38,17 +37,17 @@ const UNINSTALLER: &str = "/usr/bin/nvidia-uninstall";
 pub fn install(run: &Run, installer: &Installer, is_copy: bool, wanted: &Install) -> Result<()> {
     let app = run.app;
     let Install { version, kind, dkms, .. } = wanted;
-    let mut before = record::read(&app.kernel)?.unwrap_or_default();
+    let mut before = record::read(app.kernel)?.unwrap_or_default();
     if is_copy && !before.copies.contains(version) {
         before.copies.push(version.clone());
     }
-    let loaded = loaded(&app.kernel);
+    let loaded = loaded(app.kernel);
     // Whoever is killed in between leaves word.
-    record::write(&app.kernel, &Record { began: Some(version.clone()), ..before.clone() })?;
+    record::write(app.kernel, &Record { began: Some(version.clone()), ..before.clone() })?;
     // What the installer said is no matter when all of it is there.
     let failed = run_installer(run, installer, *kind, *dkms).err();
     let has_begun = has_uninstalled(app);
-    if facts::whole(&app.kernel).as_ref() == Some(version) && (failed.is_none() || has_begun) {
+    if facts::whole(app.kernel).as_ref() == Some(version) && (failed.is_none() || has_begun) {
         failed.iter().for_each(|stop| app.story.warn(&stop.message));
         finish(app, &before, installer, *kind, *dkms)?;
         return load_new(run, &before, &loaded, version);
@@ -61,7 +60,7 @@ pub fn install(run: &Run, installer: &Installer, is_copy: bool, wanted: &Install
         // It takes out the modules before it builds.
         let again = reload(run, &loaded);
         let there =
-            facts::whole(&app.kernel).map_or_else(String::new, |old| format!("; driver {old} is there as before"));
+            facts::whole(app.kernel).map_or_else(String::new, |old| format!("; driver {old} is there as before"));
         return Err(Stop { message: format!("{}{there}{again}", failed.message), ..failed });
     }
     app.story.warn(&failed.message);
@@ -72,11 +71,7 @@ pub fn install(run: &Run, installer: &Installer, is_copy: bool, wanted: &Install
 
 /// With the record from before, if there was any.
 fn put_back(app: &App, before: &Record) -> Result<()> {
-    if *before == Record::default() {
-        Ok(record::remove(&app.kernel)?)
-    } else {
-        Ok(record::write(&app.kernel, before)?)
-    }
+    if *before == Record::default() { Ok(record::remove(app.kernel)?) } else { Ok(record::write(app.kernel, before)?) }
 }
 
 /// It is whole, so it stays unless it cannot be loaded and the one before could.
@@ -86,7 +81,7 @@ fn load_new(run: &Run, before: &Record, loaded: &[String], version: &str) -> Res
     }
     let Err(stop) = load(run.app, run.config, loaded, Some(version)) else { return Ok(()) };
     let stays = |why: String| Stop::failed(format!("driver {version} is installed, but {why}"));
-    if let Some(other) = nvidia::version_as_written(&run.app.kernel) {
+    if let Some(other) = nvidia::version_as_written(run.app.kernel) {
         return Err(stays(if other == version {
             stop.message
         } else {
@@ -106,7 +101,7 @@ fn go_back(run: &Run, before: &Record, loaded: &[String], version: &str) -> Resu
     let app = run.app;
     // It stays on record as begun: the next run installs it anew.
     let began = Record { began: Some(version.to_string()), ..before.clone() };
-    record::write(&app.kernel, &began)?;
+    record::write(app.kernel, &began)?;
     let Some(back) = before.installed.as_ref().filter(|back| back.version != version) else {
         return Err(Stop::failed(format!(
             "driver {version} is not installed whole, and there is none to go back to: mend what the log tells ({LOG}), \
@@ -116,7 +111,7 @@ fn go_back(run: &Run, before: &Record, loaded: &[String], version: &str) -> Resu
     let again = kept(app, run.teller, back)
         .and_then(|installer| run_installer(run, &installer, back.kind, back.dkms))
         .map_err(|stop| stop.message);
-    if facts::whole(&app.kernel).as_ref() != Some(&back.version) {
+    if facts::whole(app.kernel).as_ref() != Some(&back.version) {
         let why = again.err().unwrap_or_else(|| "it is not whole".to_string());
         return Err(Stop::failed(format!(
             "driver {version} could not be installed, nor {} again: {why}; there is no driver now: mend that, then: \
@@ -124,7 +119,7 @@ fn go_back(run: &Run, before: &Record, loaded: &[String], version: &str) -> Resu
             back.version
         )));
     }
-    record::write(&app.kernel, before)?;
+    record::write(app.kernel, before)?;
     let trouble = reload(run, loaded);
     if !trouble.is_empty() {
         app.story.warn(trouble.trim_start_matches("; "));
@@ -169,7 +164,7 @@ pub fn kept(app: &App, teller: &Teller, installed: &Installed) -> Result<Install
 
 fn run_installer(run: &Run, installer: &Installer, kind: Option<Kind>, dkms: bool) -> Result<()> {
     let version = &installer.version;
-    let flags = flags::host(version, kind, dkms, facts::key(&run.app.kernel).as_ref());
+    let flags = flags::host(version, kind, dkms, facts::key(run.app.kernel).as_ref());
     execute(run.app, run.teller, &format!("installing {version}"), installer, &flags, LIMIT)
 }
 
@@ -189,7 +184,7 @@ pub fn execute(
     limit: Duration,
 ) -> Result<()> {
     // What an earlier one told must not be taken for what this one does.
-    let _ = fs::remove_file(app.kernel.path(LOG));
+    let _ = app.kernel.remove_file(LOG);
     let log = || app.kernel.text(LOG).unwrap_or_default();
     let about = Apart {
         may_end: &|| !has_uninstalled(app),
@@ -214,11 +209,11 @@ fn finish(app: &App, before: &Record, installer: &Installer, kind: Option<Kind>,
     let (copies, old): (Vec<String>, Vec<String>) =
         before.copies.iter().cloned().partition(|copy| *copy == version || previous == Some(copy));
     for version in old {
-        let _ = fs::remove_file(app.kernel.path(&format!("{CACHE}/{}", file_name(&version))));
+        let _ = app.kernel.remove_file(&format!("{CACHE}/{}", file_name(&version)));
     }
-    let release = facts::running(&app.kernel);
+    let release = facts::running(app.kernel);
     let installed = Installed { version, sha256: installer.sha256.clone(), kind, dkms, kernels: vec![release.clone()] };
-    record::write(&app.kernel, &Record { installed: Some(installed), began: None, copies })?;
+    record::write(app.kernel, &Record { installed: Some(installed), began: None, copies })?;
     pending::note(app, &Task::Kernel(release), &Ok(()))
 }
 
@@ -237,7 +232,7 @@ const NOTHING: &str = "nothing to do: gpu-handoff has installed no driver that i
 
 /// What is there because of this program, and which version it is.
 fn undoable(app: &App, config: &Config) -> Result<Option<(Record, Facts, String)>> {
-    let Some(record) = record::read(&app.kernel)? else { return Ok(None) };
+    let Some(record) = record::read(app.kernel)? else { return Ok(None) };
     let facts = Facts::read(app, config)?;
     let ours = record.installed.iter().map(|one| &one.version).chain(&record.began);
     // Whatever else is there, somebody else put it there.
@@ -268,7 +263,7 @@ pub fn undo(app: &App, config: &Config) -> Result<()> {
     // What was left for later is not wanted any more.
     pending::change(app, |pending| pending.0.retain(|task, _| *task == Task::Vfio))?;
     let Some((mut record, facts, version)) = undoable else {
-        record::remove(&app.kernel)?;
+        record::remove(app.kernel)?;
         app.story.say(NOTHING);
         return Ok(());
     };
@@ -284,7 +279,7 @@ pub fn undo(app: &App, config: &Config) -> Result<()> {
     // They go with the driver.
     services::forget(app)?;
     record.began = Some(version.clone());
-    record::write(&app.kernel, &record)?;
+    record::write(app.kernel, &record)?;
     if app.kernel.exists(UNINSTALLER) {
         teller.run_apart("uninstalling", LOCK, UNINSTALLER, &["--silent"], LIMIT, &Apart::PLAIN)?;
     }
@@ -293,13 +288,13 @@ pub fn undo(app: &App, config: &Config) -> Result<()> {
         remove_modules(app, release)?;
     }
     // It says nothing when it fails.
-    if facts::libraries(&app.kernel).contains(&version) {
+    if facts::libraries(app.kernel).contains(&version) {
         return Err(Stop::failed(format!("driver {version} is still there, see /var/log/nvidia-uninstall.log")));
     }
     for version in &record.copies {
-        let _ = fs::remove_file(app.kernel.path(&format!("{CACHE}/{}", file_name(version))));
+        let _ = app.kernel.remove_file(&format!("{CACHE}/{}", file_name(version)));
     }
-    record::remove(&app.kernel)?;
+    record::remove(app.kernel)?;
     teller.say(&format!("{version} is removed"));
     Ok(())
 }
@@ -308,9 +303,9 @@ fn unload(app: &App) -> Result<()> {
     if !app.kernel.exists("/sys/module/nvidia") {
         return Ok(());
     }
-    let order = nvidia::unload_order(&app.kernel, "nvidia")
+    let order = nvidia::unload_order(app.kernel, "nvidia")
         .map_err(|holder| Stop::refused(format!("module {holder} uses the driver: modprobe -r {holder}")))?;
-    let before = loaded(&app.kernel);
+    let before = loaded(app.kernel);
     for module in order {
         if let Err(error) = app.kernel.act(&Action::Unload { module: module.clone() }, LOAD) {
             let _ = app.kernel.act(&Action::Load { modules: before }, LOAD);
@@ -331,12 +326,12 @@ pub fn remove_modules(app: &App, release: &str) -> Result<()> {
     for name in app.kernel.list(&folder) {
         if modules.iter().any(|module| name.starts_with(module)) {
             let path = format!("{folder}/{name}");
-            fs::remove_file(app.kernel.path(&path)).map_err(|error| Stop::failed(format!("{path}: {error}")))?;
+            app.kernel.remove_file(&path).map_err(|error| Stop::failed(format!("{path}: {error}")))?;
             removed = true;
         }
     }
     if removed {
-        let _ = fs::remove_dir(app.kernel.path(&folder));
+        let _ = app.kernel.remove_folder(&folder);
         app.kernel
             .program(DEPMOD, &[release], LOAD)
             .map_err(|error| Stop::failed(format!("{DEPMOD} {release}: {error}")))?;

@@ -22,7 +22,7 @@ use crate::gpu::inventory::{Slot, nvidia_slots};
 use crate::handoff::reconcile::Scope;
 use crate::setup::pending::{self, Task};
 use crate::stop::{Result, Stop};
-use crate::sys::{Action, Kernel, Lock, heed_termination};
+use crate::sys::{Action, Lock, Share, heed_termination};
 use crate::teller::{Apart, Teller};
 use facts::Facts;
 use plan::{Step, Wanted};
@@ -107,7 +107,7 @@ pub fn setup(app: &App, wish: &Wish) -> Result<()> {
     services::start_again(app);
     if let Err(stop) = outcome {
         // Whoever is without a driver now wants one first of all.
-        let is_bare = !purged.is_empty() && facts::whole(&app.kernel).is_none();
+        let is_bare = !purged.is_empty() && facts::whole(app.kernel).is_none();
         let message = if is_bare { format!("{}; {}", stop.message, plan::way_back(purged)) } else { stop.message };
         return Err(Stop { message, ..stop });
     }
@@ -150,14 +150,12 @@ pub fn plan(app: &App, wish: &Wish) -> Result<String> {
 
 /// One at a time, kernels included.
 fn take_turn(app: &App) -> Result<Lock> {
-    let path = app.kernel.path(services::TURN);
-    let made = path.parent().map_or(Ok(()), fs::create_dir_all);
-    match made.and_then(|()| Lock::take(&path, Duration::ZERO)) {
+    match app.kernel.lock(services::TURN, Share::Alone, Duration::ZERO) {
         Ok(Some(lock)) => Ok(lock),
         Ok(None) => {
             Err(Stop::locked("another run is setting up the driver: wait for it, its log is in /var/log/gpu-handoff"))
         }
-        Err(error) => Err(Stop::failed(format!("{}: {error}", path.display()))),
+        Err(error) => Err(Stop::failed(format!("{}: {error}", services::TURN))),
     }
 }
 
@@ -185,7 +183,7 @@ fn steps(
         Source::File(path) if !facts.has(version) => Some(path),
         _ => None,
     };
-    let list = file.and_then(|path| supported::read(&app.kernel, path, &facts.gpus));
+    let list = file.and_then(|path| supported::read(app.kernel, path, &facts.gpus));
     let wanted = Wanted {
         version,
         module: config.driver.module,
@@ -205,7 +203,7 @@ fn steps(
 }
 
 struct Run<'a> {
-    app: &'a App,
+    app: &'a App<'a>,
     config: &'a Config,
     teller: &'a Teller<'a>,
     /// And whether this program put it into the cache.
@@ -257,11 +255,11 @@ impl Run<'_> {
 /// The words of whoever said no.
 pub(super) fn load(app: &App, config: &Config, before: &[String], wanted: Option<&str>) -> Result<()> {
     let is_at_home = |driver: Option<&str>| driver.is_none_or(|driver| driver == "nvidia");
-    let slots = || nvidia_slots(&app.kernel);
+    let slots = || nvidia_slots(app.kernel);
     let has_gpu = || slots().iter().filter_map(Slot::gpu).any(|gpu| is_at_home(gpu.driver.as_deref()));
     let outcome = if has_gpu() { try_load(app, config, before, wanted) } else { Ok(()) };
     // A VM may have taken it meanwhile.
-    if has_gpu() && !handoff_is_under_way(&app.kernel) {
+    if has_gpu() && !handoff_is_under_way(app.kernel) {
         return outcome;
     }
     app.story.say("driver: no GPU is at home, so nothing is loaded: it is when one comes home");

@@ -4,7 +4,7 @@
 use crate::driver::kind::Kind;
 use crate::gpu::nvidia::Version;
 use crate::setup::document;
-use crate::sys::{Kernel, Linux};
+use crate::sys::Kernel;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
@@ -38,13 +38,13 @@ pub fn read(kernel: &dyn Kernel) -> Result<Option<Record>> {
 
 /// # Errors
 /// Names the file that could not be written.
-pub fn write(linux: &Linux, record: &Record) -> Result<()> {
+pub fn write(linux: &dyn Kernel, record: &Record) -> Result<()> {
     document::write(linux, PATH, record.to_json())
 }
 
 /// # Errors
 /// Names the file that could not be removed.
-pub fn remove(linux: &Linux) -> Result<()> {
+pub fn remove(linux: &dyn Kernel) -> Result<()> {
     document::remove(linux, PATH)
 }
 

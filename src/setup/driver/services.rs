@@ -27,30 +27,30 @@ pub fn owed(kernel: &dyn Kernel) -> anyhow::Result<Vec<String>> {
 /// # Errors
 /// When that cannot be kept in mind, or one does not stop.
 pub fn stop(app: &App, units: &[String]) -> Result<()> {
-    let mut all = owed(&app.kernel)?;
+    let mut all = owed(app.kernel)?;
     all.extend(units.iter().filter(|unit| !all.contains(unit)).cloned().collect::<Vec<_>>());
-    document::write(&app.kernel, PATH, json!({ "units": all }))?;
+    document::write(app.kernel, PATH, json!({ "units": all }))?;
     for unit in units {
-        systemd::stop(&app.kernel, unit).map_err(|error| Stop::failed(format!("{unit} does not stop: {error}")))?;
+        systemd::stop(app.kernel, unit).map_err(|error| Stop::failed(format!("{unit} does not stop: {error}")))?;
     }
     Ok(())
 }
 
 /// Starts all that are owed; one that does not start is told, and no longer owed.
 pub fn start_again(app: &App) {
-    let units = match owed(&app.kernel) {
+    let units = match owed(app.kernel) {
         Ok(units) if units.is_empty() => return,
         Ok(units) => units,
         Err(error) => return app.story.warn(&format!("{error:#}")),
     };
     for unit in &units {
-        if let Err(error) = systemd::start(&app.kernel, unit) {
+        if let Err(error) = systemd::start(app.kernel, unit) {
             app.story.warn(&format!(
                 "{unit} was stopped while the driver was set up, and does not start: {error}; try: systemctl start {unit}"
             ));
         }
     }
-    if let Err(error) = document::remove(&app.kernel, PATH) {
+    if let Err(error) = document::remove(app.kernel, PATH) {
         app.story.warn(&format!("{error:#}"));
     }
 }
@@ -60,12 +60,12 @@ pub fn start_again(app: &App) {
 /// # Errors
 /// Names the file that could not be removed.
 pub fn forget(app: &App) -> Result<()> {
-    Ok(document::remove(&app.kernel, PATH)?)
+    Ok(document::remove(app.kernel, PATH)?)
 }
 
 /// As [`start_again`], unless a set-up, or an installer that one left behind, is still at work.
 pub fn start_forgotten(app: &App) {
-    let kernel = &app.kernel;
+    let kernel = app.kernel;
     if kernel.exists(PATH) && ![TURN, LOCK].iter().any(|lock| flock_is_held(kernel, lock)) {
         start_again(app);
         app.story.say("started again what was stopped for a set-up of the driver that was cut off");
