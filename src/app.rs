@@ -2,8 +2,8 @@
 
 use crate::config::Config;
 use crate::handoff::Handoff;
-use crate::handoff::history::{self, History};
-use crate::handoff::store::{self, Store};
+use crate::handoff::kept::history::{self, History};
+use crate::handoff::kept::store::{self, Store};
 use crate::stop::{Result, Stop};
 use crate::story::Story;
 use crate::sys::{Kernel, forget_callers_signals, heed_termination};

@@ -25,5 +25,6 @@ pub mod story;
 pub mod sys;
 pub mod systemd;
 mod teller;
+pub mod utc;
 
 pub use app::App;

@@ -1,7 +1,8 @@
 //! On the kernel's command line: as it was booted with, and in the files that it comes from.
 
-use super::directives::{addresses, is_keeper, split_ids};
-use super::{Cause, Effect, Facts, Words, replace, without};
+use super::cause::{Cause, Effect, replace, without};
+use super::facts::{Facts, Words};
+use super::ids::{addresses, is_keeper, split_ids};
 use crate::modprobe::{files, module};
 use crate::sys::Kernel;
 

@@ -1,54 +1,15 @@
 //! In modprobe's configuration.
 
-use super::{Cause, Effect, Facts, Function, glob, replace, take_out, without};
-use crate::modprobe::{Line, module};
-
-/// What a list of ids has left without those that are a function's here, and the functions.
-pub fn split_ids<'a>(list: &str, functions: &'a [Function]) -> (Vec<&'a Function>, String) {
-    let (mut taken, mut rest) = (Vec::new(), Vec::new());
-    for entry in list.trim_matches('"').split(',') {
-        let fitting: Vec<&Function> = functions.iter().filter(|function| is_of(entry, function)).collect();
-        if fitting.is_empty() {
-            rest.push(entry);
-        }
-        taken.extend(fitting);
-    }
-    taken.dedup();
-    (taken, rest.join(","))
-}
-
-/// `vendor:device[:subvendor[:subdevice[:class[:mask]]]]`, each of which may be ffffffff for any (vfio_pci_fill_ids and
-/// pci_match_one_device in the kernel).
-fn is_of(entry: &str, function: &Function) -> bool {
-    const ANY: u32 = u32::MAX;
-    let parts: Option<Vec<u32>> =
-        entry.split(':').map(|part| u32::from_str_radix(part.trim().trim_start_matches("0x"), 16).ok()).collect();
-    let Some(parts) = parts.filter(|parts| parts.len() >= 2) else { return false };
-    let part = |at: usize, default: u32| parts.get(at).copied().unwrap_or(default);
-    let fits = |at: usize, value: u32| part(at, ANY) == ANY || part(at, ANY) == value;
-    let is_class = (function.class ^ part(4, 0)) & part(5, 0) == 0;
-    fits(0, function.vendor)
-        && fits(1, function.device)
-        && fits(2, function.subvendor)
-        && fits(3, function.subdevice)
-        && is_class
-}
-
-/// The addresses of functions, as one text.
-pub fn addresses(functions: &[&Function]) -> String {
-    let all: Vec<&str> = functions.iter().map(|function| function.address.as_str()).collect();
-    all.join(" ")
-}
-
-/// A driver that has no other purpose than to keep a card for somebody else.
-pub fn is_keeper(name: &str) -> bool {
-    matches!(module(name).as_str(), "vfio_pci" | "pci_stub" | "xen_pciback")
-}
+use super::cause::{Cause, Effect, replace, take_out, without};
+use super::facts::{Facts, Function};
+use super::ids::{addresses, is_keeper, split_ids};
+use super::{cmdline, glob, scripts};
+use crate::modprobe::Line;
 
 pub fn find(facts: &Facts) -> Vec<Cause> {
     let mut found: Vec<Cause> = facts.directives.iter().filter_map(|line| one(facts, line)).collect();
     let ids = |cause: &Cause| cause.id == "static-ids";
-    if found.iter().any(ids) || super::cmdline::find(facts).iter().any(ids) {
+    if found.iter().any(ids) || cmdline::find(facts).iter().any(ids) {
         found.extend(facts.directives.iter().filter_map(first));
     }
     found
@@ -91,8 +52,8 @@ fn one(facts: &Facts, line: &Line) -> Option<Cause> {
         }
         // A script that binds the card runs whenever vfio-pci is loaded.
         ["install", name, command @ ..] if is_keeper(name) => {
-            let script = super::scripts::called(&facts.scripts, command)?;
-            super::scripts::binds(&script.text, &facts.functions)?;
+            let script = scripts::called(&facts.scripts, command)?;
+            scripts::binds(&script.text, &facts.functions)?;
             Some(cause("bound-by-install", Effect::Takes, "gives the card to vfio-pci by that script".into(), whole()))
         }
         ["alias", pattern, target] => {
@@ -143,7 +104,7 @@ fn loads(facts: &Facts, command: &[&str]) -> bool {
             .any(|word| facts.needs(word.trim_matches([';', '"', '\''])) || word.ends_with(".ko"));
     }
     // A script of the administrator's may do anything; one that loads nothing does not.
-    let script = super::scripts::called(&facts.scripts, command);
+    let script = scripts::called(&facts.scripts, command);
     script.is_some_and(|script| script.text.split_whitespace().any(is_loader))
 }
 

@@ -1,21 +1,11 @@
 //! Commands that run when the host boots: in the initramfs, from units and tables of jobs, by modprobe; and driverctl's
 //! overrides.
 
-use super::{Cause, Effect, Facts, Function, Script, directives, take_out};
+use super::cause::{Cause, Effect, take_out};
+use super::facts::{Facts, Function, Script, ScriptKind as Kind};
+use super::ids;
 use crate::modprobe::{files, logical_lines};
 use crate::sys::Kernel;
-
-/// What runs a script.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Initramfs,
-    /// The list of modules that initramfs-tools loads, with their parameters.
-    InitramfsModules,
-    /// A unit, a job at boot: what it runs itself is a script of its own.
-    Boot,
-    /// A program that something else names, and that is told of there.
-    Named,
-}
 
 const DRIVERCTL: &str = "/etc/driverctl.d";
 
@@ -134,7 +124,7 @@ pub fn find(facts: &Facts) -> Vec<Cause> {
 
 fn driverctl(facts: &Facts, (path, address, driver): &(String, String, String)) -> Option<Cause> {
     let function = facts.functions.iter().find(|function| function.address == *address)?;
-    let is_meant = facts.needs(driver) || (!function.is_gpu() && !directives::is_keeper(driver));
+    let is_meant = facts.needs(driver) || (!function.is_gpu() && !ids::is_keeper(driver));
     (!is_meant).then(|| Cause {
         id: "driverctl",
         effect: Effect::Takes,
@@ -155,15 +145,15 @@ fn modules(facts: &Facts, script: &Script) -> Vec<Cause> {
     lines
         .filter_map(|(first, last, text)| {
             let words: Vec<&str> = text.split_whitespace().collect();
-            let (name, options) = words.split_first().filter(|(name, _)| directives::is_keeper(name))?;
+            let (name, options) = words.split_first().filter(|(name, _)| ids::is_keeper(name))?;
             let list = options.iter().find_map(|option| option.strip_prefix("ids="))?;
-            let (taken, _) = directives::split_ids(list, &facts.functions);
+            let (taken, _) = ids::split_ids(list, &facts.functions);
             (!taken.is_empty()).then(|| Cause {
                 id: "static-ids",
                 effect: Effect::Takes,
                 place: format!("{}:{first}", script.path),
                 text: words.join(" "),
-                does: format!("gives {} to {name} in the initramfs", directives::addresses(&taken)),
+                does: format!("gives {} to {name} in the initramfs", ids::addresses(&taken)),
                 mend: take_out(&script.path, first, last),
             })
         })

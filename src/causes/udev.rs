@@ -3,7 +3,9 @@
 //! The rules are followed for each function as udev does, as far as the keys go that can be known beforehand; of the
 //! others it is assumed that they fit.
 
-use super::{Cause, Effect, Facts, Function, glob, scripts, take_out};
+use super::cause::{Cause, Effect, take_out};
+use super::facts::{Facts, Function, RuleFile as File};
+use super::{glob, ids, scripts};
 use crate::modprobe::{files, logical_lines};
 use crate::sys::Kernel;
 use std::collections::BTreeMap;
@@ -18,14 +20,6 @@ const DIRECTORIES: [&str; 5] = [
 
 /// Where a program is that a rule names without a path.
 const PROGRAMS: [&str; 2] = ["/usr/lib/udev", "/lib/udev"];
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct File {
-    pub path: String,
-    pub text: String,
-    /// What it runs, by the word that stands there, as far as those are scripts.
-    pub programs: BTreeMap<String, String>,
-}
 
 pub fn read(kernel: &dyn Kernel) -> Vec<File> {
     let paths = files(kernel, &DIRECTORIES, &[".rules"]);
@@ -212,7 +206,7 @@ fn effect(item: &Item, function: &Function, file: &File, facts: &Facts) -> Optio
     let value = item.value.trim();
     match item.key.as_str() {
         "ATTR{driver_override}" if !value.is_empty() && !facts.needs(value) => {
-            let is_gpus = function.is_gpu() || super::directives::is_keeper(value);
+            let is_gpus = function.is_gpu() || ids::is_keeper(value);
             is_gpus.then(|| (Effect::Takes, format!("gives {name} to {value} when it appears")))
         }
         "ATTR{remove}" if value == "1" => Some((Effect::Removes, format!("has the kernel forget {name} at once"))),

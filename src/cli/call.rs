@@ -2,7 +2,7 @@
 
 use crate::containers::{Who, Wish};
 use crate::events::watch::After;
-use crate::handoff::reconcile::Scope;
+use crate::handoff::way::reconcile::Scope;
 use crate::setup;
 
 /// A whole command line.

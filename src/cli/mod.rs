@@ -13,7 +13,7 @@ use crate::App;
 use crate::config::{self, Config};
 use crate::containers;
 use crate::events::{hookscript, manual, settle, stray, udev, watch};
-use crate::handoff::history::History;
+use crate::handoff::kept::history::History;
 use crate::report::status::Status;
 use crate::report::zone::Zone;
 use crate::report::{self, history};

@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::containers::{Style, Who, Wish};
     use crate::events::watch::After;
-    use crate::handoff::reconcile::Scope;
+    use crate::handoff::way::reconcile::Scope;
     use crate::setup::{self, driver, vfio};
 
     fn parsed(line: &str) -> std::result::Result<Call, String> {

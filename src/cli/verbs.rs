@@ -4,8 +4,8 @@ use super::call::Call;
 use super::given::{Given, usage};
 use crate::events::settle;
 use crate::events::watch::After;
-use crate::handoff::reconcile::Scope;
-use crate::handoff::resume;
+use crate::handoff::way::reconcile::Scope;
+use crate::handoff::way::resume;
 use crate::setup::{self, driver};
 use crate::stop::Result;
 

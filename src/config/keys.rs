@@ -1,6 +1,6 @@
 //! Every key of the configuration: what it may hold, and what it has where nobody says otherwise.
 
-use crate::gpu::inventory::{long_form, slot_of};
+use crate::gpu::address::{long_form, slot_of};
 use serde_json::Value;
 use std::collections::BTreeMap;
 

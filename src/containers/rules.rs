@@ -2,7 +2,8 @@
 //! of now, because majors are dynamic and minors may be another GPU's after a handoff.
 
 use super::Style;
-use crate::gpu::inventory::{Slot, attribute, nvidia_slots};
+use crate::gpu::address::attribute;
+use crate::gpu::inventory::{Slot, nvidia_slots};
 use crate::gpu::nodes::{self, CAPS, CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
 use crate::gpu::nvidia;
 use crate::sys::{DeviceNumber, Kernel};

@@ -1,7 +1,7 @@
 //! What events leave for each other in `/run/gpu-handoff` without the lock, for which none of them may wait: that there
 //! was a device event, and what was last told of a container.
 
-use crate::handoff::store;
+use crate::handoff::kept::store;
 use crate::sys::{Kernel, Lock, Share};
 use std::fs;
 use std::io::{self, ErrorKind};

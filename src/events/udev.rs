@@ -7,7 +7,7 @@ use super::notes::Notes;
 use super::settle;
 use crate::App;
 use crate::gpu::nodes;
-use crate::handoff::reconcile::make_nodes;
+use crate::handoff::way::reconcile::make_nodes;
 use crate::stop::{Result, Stop};
 use crate::systemd;
 use std::time::Duration;

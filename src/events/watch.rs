@@ -10,9 +10,9 @@
 
 use crate::App;
 use crate::handoff::Handoff;
-use crate::handoff::home::Asker;
-use crate::handoff::record::Owner;
-use crate::handoff::store::Store;
+use crate::handoff::kept::record::Owner;
+use crate::handoff::kept::store::Store;
+use crate::handoff::way::home::Asker;
 use crate::proxmox::running;
 use crate::stop::{Code, Result, Stop};
 use crate::sys::{ActError, Kernel, Process, Running};

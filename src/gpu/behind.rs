@@ -1,7 +1,8 @@
 //! What hangs on a function that is no GPU: the disks behind a card's USB function, or a network interface that the host is
 //! reached by. Unbinding the function takes them away without a word.
 
-use super::inventory::{Function, VFIO_PCI, attribute};
+use super::address::attribute;
+use super::inventory::{Function, VFIO_PCI};
 use crate::story::printable;
 use crate::sys::{ActError, Kernel};
 use nix::libc;

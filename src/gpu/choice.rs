@@ -1,6 +1,7 @@
 //! Which GPU a person means.
 
-use super::inventory::{Slot, long_form, nvidia_slots, slot_of};
+use super::address::{long_form, slot_of};
+use super::inventory::{Slot, nvidia_slots};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 

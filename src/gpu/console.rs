@@ -4,7 +4,7 @@
 //! and goes with the last. When only the one that it is on goes, the text goes nowhere until that one comes back, or until
 //! somebody attaches it again: then it goes to a framebuffer that is left.
 
-use super::inventory::attribute;
+use super::address::attribute;
 use crate::sys::{ActError, Kernel};
 use std::ops::RangeInclusive;
 use std::time::Duration;

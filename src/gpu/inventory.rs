@@ -1,10 +1,10 @@
 //! PCI functions, slots and IOMMU groups, read from `/sys/bus/pci` each time: the kernel is the truth.
 
+use super::address::{DEVICES, attribute, slot_of};
 use super::power::{self, Power};
 use crate::sys::{ActError, Kernel};
 use std::time::Duration;
 
-const DEVICES: &str = "/sys/bus/pci/devices";
 const NVIDIA: u16 = 0x10de;
 
 /// What never takes long, unless the device's lock is held by something stuck.
@@ -207,32 +207,12 @@ pub fn group_members(kernel: &dyn Kernel, group: u32) -> Vec<Function> {
         .collect()
 }
 
-pub fn attribute(address: &str, name: &str) -> String {
-    format!("{DEVICES}/{address}/{name}")
-}
-
 pub fn device_exists(kernel: &dyn Kernel, address: &str) -> bool {
     kernel.exists(&format!("{DEVICES}/{address}"))
 }
 
 pub fn driver_exists(kernel: &dyn Kernel, driver: &str) -> bool {
     kernel.exists(&format!("/sys/bus/pci/drivers/{driver}"))
-}
-
-/// The slot of an address with a function: `0000:01:00` of `0000:01:00.0`.
-pub fn slot_of(address: &str) -> Option<&str> {
-    let (slot, function) = address.split_once('.')?;
-    let mut parts = slot.split(':');
-    let (domain, bus, device) = (parts.next()?, parts.next()?, parts.next()?);
-    let hexadecimal = [domain, bus, device, function].iter().all(|part| part.bytes().all(|b| b.is_ascii_hexdigit()));
-    let long_enough = domain.len() >= 4 && (bus.len(), device.len(), function.len()) == (2, 2, 1);
-    (hexadecimal && long_enough && parts.next().is_none()).then_some(slot)
-}
-
-/// An address, with a function or without, as people write it, in the kernel's spelling: `0000:0a:00` for `0A:00`.
-pub fn long_form(address: &str) -> String {
-    let domain = if address.matches(':').count() == 1 { "0000:" } else { "" };
-    format!("{domain}{address}").to_ascii_lowercase()
 }
 
 /// # Errors
@@ -280,41 +260,4 @@ fn mediated_devices(kernel: &dyn Kernel, address: &str) -> bool {
 
 fn parse_hex(text: &str) -> Option<u32> {
     u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_slot_of_an_address() {
-        assert_eq!(slot_of("0000:01:00.0"), Some("0000:01:00"));
-        assert_eq!(slot_of("10000:e1:00.7"), Some("10000:e1:00"));
-        for odd in [
-            "0000:01:00",
-            "bind",
-            "new_id",
-            "01:00.0",
-            "0000:01:00.",
-            "0000:01:00:00.0",
-            "0000:xx:00.0",
-            "0000:01:00.00",
-            "0000:001:00.0",
-        ] {
-            assert_eq!(slot_of(odd), None, "{odd}");
-        }
-    }
-
-    #[test]
-    fn the_long_form_of_an_address() {
-        for (written, long) in [
-            ("0000:01:00", "0000:01:00"),
-            ("0A:00", "0000:0a:00"),
-            ("01:00.1", "0000:01:00.1"),
-            ("10000:E1:00", "10000:e1:00"),
-            ("gpu", "gpu"),
-        ] {
-            assert_eq!(long_form(written), long);
-        }
-    }
 }

@@ -1,10 +1,12 @@
 //! What there is and who uses it: PCI functions, the NVIDIA driver, device nodes, holders. Reads only.
 
+pub mod address;
 pub mod behind;
 pub mod choice;
 pub mod console;
 pub mod containers;
 pub mod dri;
+pub mod foreign;
 pub mod holders;
 pub mod inventory;
 pub mod nodes;

@@ -3,7 +3,8 @@
 //! Names, numbers and modes are those of nvidia-modprobe: major 195 with minor N for a GPU, 254 for modeset, 255 for
 //! the control device; nvidia-uvm's major is dynamic.
 
-use super::inventory::{Function, VFIO_PCI, attribute, functions_of_driver, nvidia_slots};
+use super::address::attribute;
+use super::inventory::{Function, VFIO_PCI, functions_of_driver, nvidia_slots};
 use super::nvidia::{self, Minors};
 use crate::sys::{DeviceNumber, Kernel, Node};
 

@@ -3,7 +3,7 @@
 //! Binding and unbinding a function that sleeps wakes it first, and some cards do not come back from D3cold. So whatever
 //! moves is kept awake: `power/control=on`, `d3cold_allowed=0`.
 
-use super::inventory::attribute;
+use super::address::attribute;
 use crate::sys::Kernel;
 
 const CONTROL: &str = "power/control";

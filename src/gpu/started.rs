@@ -3,7 +3,7 @@
 //! nobody does any more (`nv_shutdown_adapter`), with persistence not even then. A GPU without one is used by nobody, and
 //! taking it from the driver waits for nobody (read in 515.43.04 to 595.45.04, seen on 550.163.01).
 
-use super::inventory::attribute;
+use super::address::attribute;
 use crate::sys::Kernel;
 
 /// False only when it is certain.

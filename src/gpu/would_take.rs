@@ -1,7 +1,8 @@
 //! Which driver would take a function if nobody had given it to vfio-pci: by what is loaded, what the kernel's modules are
 //! for (`modules.alias`), and what is kept away.
 
-use super::inventory::{Function, attribute, driver_exists};
+use super::address::attribute;
+use super::inventory::{Function, driver_exists};
 use crate::modprobe;
 use crate::sys::Kernel;
 

@@ -47,3 +47,9 @@ pub fn is_ct_locked(kernel: &dyn Kernel, ctid: u32) -> bool {
 pub fn is_rebooting(kernel: &dyn Kernel, vmid: u32) -> bool {
     kernel.exists(&format!("/run/qemu-server/{vmid}.reboot"))
 }
+
+/// Whether a VM runs, or Proxmox is in the middle of starting or stopping it.
+pub fn is_alive(kernel: &dyn Kernel, vmid: u32) -> bool {
+    // The lock first: whoever lets go of it after a start has started QEMU before.
+    is_locked(kernel, vmid) || qemu_pid(kernel, vmid).is_some()
+}

@@ -2,7 +2,7 @@
 
 use super::zone::Zone;
 use crate::gpu::inventory::VFIO_PCI;
-use crate::handoff::history::Past;
+use crate::handoff::kept::history::Past;
 use serde_json::Value;
 use std::fmt::Write;
 

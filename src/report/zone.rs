@@ -1,7 +1,7 @@
 //! The host's time zone, so that the table of past handoffs reads like Proxmox's task log. Here by hand, for glibc's own
 //! brings half of its character sets along.
 
-use crate::handoff::utc;
+use crate::utc::utc;
 use std::fs;
 use std::path::{Path, PathBuf};
 

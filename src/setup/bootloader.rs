@@ -1,7 +1,7 @@
 //! The kernel's command line, which only the bootloader can change: GRUB by a file of ours, systemd-boot as Proxmox uses
 //! it by `/etc/kernel/cmdline`, which has to be edited in place. Edited only when asked for, and kept as it was before.
 
-use super::vfio::{self, LIMIT, MARK, Wish};
+use super::ours::{LIMIT, MARK, Wish, own};
 use crate::App;
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
@@ -98,7 +98,7 @@ impl Bootloader {
             by_boot_tool: kernel.exists(BOOT_UUIDS),
             booted: words(&kernel.text("/proc/cmdline").unwrap_or_default()),
             is_intel: cpus.contains("GenuineIntel"),
-            grub: vfio::own(kernel, GRUB_FILE)?,
+            grub: own(kernel, GRUB_FILE)?,
             cmdline,
             kept: kernel.read(KEPT).ok().map(|bytes| Kept::parse(&bytes)).transpose()?,
             is_pending: kernel.exists(PENDING),

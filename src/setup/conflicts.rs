@@ -3,8 +3,8 @@
 use crate::App;
 use crate::causes::{self, Facts};
 use crate::config::Config;
-use crate::gpu::inventory::long_form;
-use crate::handoff::elsewhere::{self, Elsewhere};
+use crate::gpu::address::long_form;
+use crate::handoff::way::elsewhere::{self, Elsewhere};
 use crate::sys::Kernel;
 
 const DIRECTORY: &str = "/etc/modprobe.d";

@@ -7,9 +7,11 @@ pub mod conflicts;
 pub mod document;
 pub mod driver;
 pub mod hookscript;
+mod ours;
 pub mod pending;
 pub mod rival;
 pub mod vfio;
+pub mod work_off;
 
 use crate::App;
 use crate::driver as installer;
@@ -41,7 +43,7 @@ pub fn run(app: &App, what: &What) -> Result<()> {
             pending::noted(app, pending::Task::Vfio, false, vfio::setup(app, *vfio))?;
             if has_driver(app)? { driver::setup_and_note(app, driver) } else { Ok(()) }
         }
-        What::Pending => pending::run(app),
+        What::Pending => work_off::run(app),
     }
 }
 

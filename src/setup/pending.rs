@@ -2,13 +2,9 @@
 //! wait (the package's postinst, a kernel's installation), shown by `--status`, worked off by the boot unit.
 
 use super::document;
-use super::driver::{self, Wish, kernels};
-use super::vfio;
 use crate::App;
-use crate::gpu::inventory::nvidia_slots;
-use crate::stop::{Result, Stop};
-use crate::sys::{Kernel, Share, heed_termination, posix_lock_is_held};
-use crate::systemd;
+use crate::stop::Result;
+use crate::sys::{Kernel, Share};
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -17,14 +13,10 @@ use std::time::Duration;
 
 pub const PATH: &str = "/var/lib/gpu-handoff/setup.pending";
 
-const DPKG_LOCK: &str = "/var/lib/dpkg/lock-frontend";
-/// A large upgrade on a slow disk.
-const DPKG: Duration = Duration::from_secs(20 * 60);
 /// At boot.
-const TRIES: u64 = 2;
+pub(super) const TRIES: u64 = 2;
 /// For somebody else to write the file.
 const TURN: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Task {
@@ -42,6 +34,14 @@ impl fmt::Display for Task {
             Task::Kernel(_) => "kernel",
         })
     }
+}
+
+/// When the boot unit runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum At {
+    /// The guests are waiting.
+    Boot,
+    AnyTime,
 }
 
 /// Why it was not done yet, and how often the boot unit found so.
@@ -104,7 +104,7 @@ impl Pending {
     }
 
     /// Whether it is to be tried now.
-    fn is_due(&self, task: &Task, at: At) -> bool {
+    pub(super) fn is_due(&self, task: &Task, at: At) -> bool {
         self.0.get(task).is_some_and(|reason| at == At::AnyTime || reason.tries < TRIES)
     }
 
@@ -164,75 +164,6 @@ pub fn plan(app: &App) -> Result<String> {
     let pending = Pending::read(app.kernel)?;
     let lines: String = pending.0.iter().map(|(task, reason)| format!("{task:<9} {}\n", reason.why)).collect();
     Ok(if lines.is_empty() { "nothing to do\n".to_string() } else { lines })
-}
-
-/// When the boot unit runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum At {
-    /// The guests are waiting.
-    Boot,
-    AnyTime,
-}
-
-/// Works off what is pending, and builds for the running kernel what it lacks of the driver that was set up. Nothing on a
-/// host without an NVIDIA GPU. While the guests wait for it at boot, only what they need is done, nothing is downloaded,
-/// and what failed [`TRIES`] times is left to a person.
-///
-/// # Errors
-/// What could not be done; it stays pending.
-pub fn run(app: &App) -> Result<()> {
-    driver::services::start_forgotten(app);
-    let mut pending = Pending::read(app.kernel)?;
-    let record = driver::record::read(app.kernel)?;
-    if (pending.0.is_empty() && record.is_none()) || nvidia_slots(app.kernel).is_empty() {
-        return Ok(());
-    }
-    heed_termination();
-    let at = if systemd::is_booting(app.kernel) { At::Boot } else { At::AnyTime };
-    if record.is_some_and(|record| record.began.is_some()) {
-        pending.0.entry(Task::Driver).or_default();
-    }
-    if !pending.0.is_empty() {
-        wait_for_dpkg(app)?;
-    }
-    let mut first = Ok(());
-    let mut keep = |task: Task, outcome: Result<()>| {
-        note(app, &task, &outcome)?;
-        let Err(stop) = outcome else { return Ok(()) };
-        change(app, |pending| pending.0.entry(task.clone()).or_default().tries += 1)?;
-        if first.is_ok() {
-            first = Err(stop);
-        } else {
-            app.story.warn(&stop.message);
-        }
-        Ok::<(), Stop>(())
-    };
-    if pending.is_due(&Task::Vfio, at) {
-        keep(Task::Vfio, vfio::setup(app, vfio::Wish::default()))?;
-    }
-    if pending.is_due(&Task::Driver, at) {
-        keep(Task::Driver, driver::setup(app, &Wish { offline: at == At::Boot, ..Wish::default() }))?;
-    }
-    let running = kernels::running(app);
-    if !pending.0.contains_key(&running) || pending.is_due(&running, at) {
-        keep(running, kernels::build_for_running(app))?;
-    }
-    if at == At::AnyTime && first.is_ok() {
-        first = kernels::build_pending(app);
-    }
-    first
-}
-
-/// Whoever installed this package, or a kernel, may have more to install that this needs.
-fn wait_for_dpkg(app: &App) -> Result<()> {
-    let end = app.kernel.now() + DPKG;
-    while posix_lock_is_held(app.kernel, DPKG_LOCK) {
-        if app.kernel.is_asked_to_end() || app.kernel.now() >= end {
-            return Err(Stop::failed("dpkg is at work still; once it is done: gpu-handoff setup pending"));
-        }
-        app.kernel.sleep(LOOK_AGAIN);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use super::bootloader::{self, Bootloader};
 use super::conflicts;
+use super::ours::{LIMIT, MARK, own};
 use super::rival::{self, RIVALS};
 use crate::App;
 use crate::config::{Config, Home};
@@ -12,14 +13,11 @@ use crate::driver;
 use crate::modprobe;
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
-use std::io::ErrorKind;
-use std::time::Duration;
+
+pub use super::ours::Wish;
 
 const LOAD: &str = "/etc/modules-load.d/gpu-handoff.conf";
 const MODPROBE: &str = "/etc/modprobe.d/gpu-handoff.conf";
-
-/// The first line of each file of ours: what does not begin so is somebody else's.
-pub(super) const MARK: &str = "# Written by gpu-handoff setup vfio, which may write it anew; --undo takes it away.\n";
 
 const NVIDIAFB: &str = "nvidiafb";
 
@@ -28,22 +26,9 @@ const UPDATE_INITRAMFS: &str = "/usr/sbin/update-initramfs";
 /// While the initramfs may not have what the files say.
 const PENDING: &str = "/var/lib/gpu-handoff/initramfs-pending";
 
-/// For all kernels, on a slow disk.
-pub(super) const LIMIT: Duration = Duration::from_secs(15 * 60);
-
 const REBOOT: &str = "/run/reboot-required";
 const REBOOT_BY: &str = "/run/reboot-required.pkgs";
 const NAME: &str = "gpu-handoff";
-
-/// What is wanted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Wish {
-    /// The kernel's command line is edited as well.
-    pub cmdline: bool,
-    pub undo: bool,
-    /// What cannot be done now is left pending.
-    pub defer: bool,
-}
 
 /// One thing to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -211,21 +196,6 @@ fn remember(app: &App, path: &str) -> Result<()> {
 
 fn forget(app: &App) -> Result<()> {
     app.kernel.remove_file(PENDING).map_err(|error| Stop::failed(format!("{PENDING}: {error}")))
-}
-
-/// A file of ours; none when there is none.
-///
-/// # Errors
-/// When somebody else's has its name.
-pub(super) fn own(kernel: &dyn Kernel, path: &str) -> Result<Option<String>> {
-    match kernel.read(path) {
-        Ok(bytes) if bytes.starts_with(MARK.as_bytes()) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Ok(_) => Err(Stop::refused(format!(
-            "nothing was changed: {path} is not ours, it has not the first line that ours begin with; give it another name"
-        ))),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Stop::failed(format!("{path}: {error}"))),
-    }
 }
 
 /// Those that are known; whoever else has a card now; and whom we kept away before, who shows no longer. Not the driver

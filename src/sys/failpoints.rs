@@ -20,14 +20,14 @@ mod switches {
         false
     }
 
-    pub fn pass(_: super::Point) {}
+    pub fn pass(_: crate::sys::failpoints::Point) {}
 
     pub fn forget(_: &mut std::process::Command) {}
 }
 
 #[cfg(feature = "failpoints")]
 mod switches {
-    use super::Point;
+    use crate::sys::failpoints::Point;
     use nix::sys::signal::{Signal, raise};
     use std::sync::atomic::{AtomicU32, Ordering};
 

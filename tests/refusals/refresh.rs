@@ -2,7 +2,7 @@ use super::attach::{BEFORE, CONFIG, RECORD, config, container, minor, mode, read
 use super::*;
 use gpu_handoff::App;
 use gpu_handoff::containers::attach;
-use gpu_handoff::handoff::store::{self, Store};
+use gpu_handoff::handoff::kept::store::{self, Store};
 use gpu_handoff::story::Story;
 use gpu_handoff::sys::{Files, Linux};
 

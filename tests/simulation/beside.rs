@@ -7,7 +7,7 @@ use super::machine::AtHome;
 use super::setup::Setup;
 use super::state::State;
 use gpu_handoff::events::watch::After;
-use gpu_handoff::handoff::record::{Owner, Progress, Record};
+use gpu_handoff::handoff::kept::record::{Owner, Progress, Record};
 use std::time::Duration;
 
 const VM: u32 = 111;

@@ -6,7 +6,7 @@ use super::faults::{Fault, Kind};
 use super::kernel::OPENING;
 use super::order;
 use super::setup::{Busy, Ready, Setup};
-use gpu_handoff::handoff::record::{Owner, Progress, Record};
+use gpu_handoff::handoff::kept::record::{Owner, Progress, Record};
 use gpu_handoff::sys::{Action, Share};
 use std::collections::BTreeSet;
 use std::time::Duration;

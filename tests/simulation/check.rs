@@ -5,7 +5,7 @@ use super::bench::{Bench, End, Ran, Wish, World};
 use super::faults::Kind;
 use super::machine::AtHome;
 use super::state::State;
-use gpu_handoff::handoff::record::{Owner, Progress, Record, Stopped};
+use gpu_handoff::handoff::kept::record::{Owner, Progress, Record, Stopped};
 use gpu_handoff::proxmox::running;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;

@@ -1,7 +1,7 @@
 //! What runs on the host beside VMs and may use a GPU: units and containers, as systemctl, systemd-run and pct see them.
 
 use super::state::{CONTROL_MINOR, State, nvidia_number};
-use gpu_handoff::handoff::record::Stopped;
+use gpu_handoff::handoff::kept::record::Stopped;
 use gpu_handoff::sys::DeviceNumber;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

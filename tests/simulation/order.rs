@@ -5,9 +5,9 @@ use super::check::Check;
 use super::modules::driver_of_module;
 use super::state::State;
 use gpu_handoff::gpu::power::Power;
+use gpu_handoff::handoff::kept::record::Record;
+use gpu_handoff::handoff::plan::step::Step;
 use gpu_handoff::handoff::plan::{Phase, Plan};
-use gpu_handoff::handoff::record::Record;
-use gpu_handoff::handoff::step::Step;
 
 /// Steps in order, with the questions that the rules ask.
 struct Order<'a> {

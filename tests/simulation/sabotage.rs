@@ -9,7 +9,7 @@ use super::machine::{Home, Machine};
 use super::pci::Reply;
 use super::setup::{Busy, Setup, Way};
 use super::state::State;
-use gpu_handoff::handoff::record::Owner;
+use gpu_handoff::handoff::kept::record::Owner;
 use gpu_handoff::sys::{Action, DeviceNumber};
 use nix::libc;
 

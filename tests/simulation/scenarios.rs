@@ -3,7 +3,7 @@
 use super::bench::{Bench, Wish, World};
 use super::machine::{AtHome, Home, Machine, slot};
 use super::setup::{Busy, occupy};
-use gpu_handoff::handoff::record::Owner;
+use gpu_handoff::handoff::kept::record::Owner;
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -6,7 +6,7 @@ use super::kernel::OPENING;
 use super::machine::{AtHome, Home, Machine, slot};
 use super::state::{CONTROL_MINOR, State, nvidia_number};
 use gpu_handoff::config::{Config, Policy};
-use gpu_handoff::handoff::record::Owner;
+use gpu_handoff::handoff::kept::record::Owner;
 use std::fmt;
 use std::time::Duration;
 

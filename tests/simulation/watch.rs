@@ -6,7 +6,7 @@ use super::check::{Check, always, is_home, reached};
 use super::faults::{Fault, Kind};
 use super::machine::AtHome;
 use super::setup::{Ready, Setup};
-use gpu_handoff::handoff::record::Owner;
+use gpu_handoff::handoff::kept::record::Owner;
 use std::time::Duration;
 
 const VM: u32 = 111;

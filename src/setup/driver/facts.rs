@@ -1,8 +1,7 @@
 //! What must be known before a driver is installed on the host.
 
-use super::install::LOCK;
 use super::packages;
-use super::record::{self, Record};
+use super::record::{self, LOCK, Record};
 use crate::App;
 use crate::config::{Config, Home};
 use crate::driver::flags::Key;
@@ -11,7 +10,7 @@ use crate::events::notes::handoff_is_under_way;
 use crate::gpu::holders::{Holder, Place, Reach, Watched};
 use crate::gpu::inventory::{Slot, nvidia_slots};
 use crate::gpu::nvidia;
-use crate::handoff::policy::nvidia_services;
+use crate::handoff::plan::policy::nvidia_services;
 use crate::setup::rival::{self, Rival};
 use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, flock_is_held};

@@ -1,9 +1,9 @@
 //! Running NVIDIA's installer on the host, back to the version before should it fail too late, and taking a driver out.
 
 use super::facts::{self, Facts};
+use super::load::{LOAD, load};
 use super::plan::Install;
-use super::record::{self, Installed, Record};
-use super::{LOAD, Run, load};
+use super::record::{self, Installed, LOCK, Record};
 use super::{services, why};
 use crate::App;
 use crate::config::{Config, Driver};
@@ -17,9 +17,6 @@ use crate::sys::{Action, Kernel};
 use crate::teller::{Apart, Teller};
 use std::time::Duration;
 
-/// Held by an installer while it runs, also when the run that started it is gone.
-pub const LOCK: &str = "/run/gpu-handoff/driver.lock";
-
 /// Compiling the modules on a small machine. Beyond that only what has not begun to uninstall is ended.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
@@ -32,10 +29,18 @@ const LOG: &str = "/var/log/nvidia-installer.log";
 const POINTS_OF_NO_RETURN: [&str; 2] = ["-> Uninstalling ", "Installing '"];
 const UNINSTALLER: &str = "/usr/bin/nvidia-uninstall";
 
+/// What installing works with.
+pub struct Host<'a> {
+    pub app: &'a App<'a>,
+    pub config: &'a Config,
+    pub teller: &'a Teller<'a>,
+    pub may_load: bool,
+}
+
 /// # Errors
 /// What went wrong, and which driver is there now.
-pub fn install(run: &Run, installer: &Installer, is_copy: bool, wanted: &Install) -> Result<()> {
-    let app = run.app;
+pub fn install(on: &Host, installer: &Installer, is_copy: bool, wanted: &Install) -> Result<()> {
+    let app = on.app;
     let Install { version, kind, dkms, .. } = wanted;
     let mut before = record::read(app.kernel)?.unwrap_or_default();
     if is_copy && !before.copies.contains(version) {
@@ -45,12 +50,12 @@ pub fn install(run: &Run, installer: &Installer, is_copy: bool, wanted: &Install
     // Whoever is killed in between leaves word.
     record::write(app.kernel, &Record { began: Some(version.clone()), ..before.clone() })?;
     // What the installer said is no matter when all of it is there.
-    let failed = run_installer(run, installer, *kind, *dkms).err();
+    let failed = run_installer(on, installer, *kind, *dkms).err();
     let has_begun = has_uninstalled(app);
     if facts::whole(app.kernel).as_ref() == Some(version) && (failed.is_none() || has_begun) {
         failed.iter().for_each(|stop| app.story.warn(&stop.message));
         finish(app, &before, installer, *kind, *dkms)?;
-        return load_new(run, &before, &loaded, version);
+        return load_new(on, &before, &loaded, version);
     }
     let failed = failed.unwrap_or_else(|| {
         Stop::failed(format!("driver: the installer succeeded, but not all of {version} is there (log: {LOG})"))
@@ -58,13 +63,13 @@ pub fn install(run: &Run, installer: &Installer, is_copy: bool, wanted: &Install
     if !has_begun {
         put_back(app, &before)?;
         // It takes out the modules before it builds.
-        let again = reload(run, &loaded);
+        let again = reload(on, &loaded);
         let there =
             facts::whole(app.kernel).map_or_else(String::new, |old| format!("; driver {old} is there as before"));
         return Err(Stop { message: format!("{}{there}{again}", failed.message), ..failed });
     }
     app.story.warn(&failed.message);
-    let old = go_back(run, &before, &loaded, version)?;
+    let old = go_back(on, &before, &loaded, version)?;
     let message = format!("driver {version} could not be installed, {old} is there again: {}", failed.message);
     Err(Stop { message, ..failed })
 }
@@ -75,13 +80,13 @@ fn put_back(app: &App, before: &Record) -> Result<()> {
 }
 
 /// It is whole, so it stays unless it cannot be loaded and the one before could.
-fn load_new(run: &Run, before: &Record, loaded: &[String], version: &str) -> Result<()> {
-    if !run.may_load {
+fn load_new(on: &Host, before: &Record, loaded: &[String], version: &str) -> Result<()> {
+    if !on.may_load {
         return Ok(());
     }
-    let Err(stop) = load(run.app, run.config, loaded, Some(version)) else { return Ok(()) };
+    let Err(stop) = load(on.app, on.config, loaded, Some(version)) else { return Ok(()) };
     let stays = |why: String| Stop::failed(format!("driver {version} is installed, but {why}"));
-    if let Some(other) = nvidia::version_as_written(run.app.kernel) {
+    if let Some(other) = nvidia::version_as_written(on.app.kernel) {
         return Err(stays(if other == version {
             stop.message
         } else {
@@ -91,14 +96,14 @@ fn load_new(run: &Run, before: &Record, loaded: &[String], version: &str) -> Res
     if before.installed.as_ref().is_none_or(|old| old.version == version) {
         return Err(stays(stop.message));
     }
-    run.app.story.warn(&stop.message);
-    let old = go_back(run, before, loaded, version)?;
+    on.app.story.warn(&stop.message);
+    let old = go_back(on, before, loaded, version)?;
     Err(Stop::failed(format!("driver {version} cannot be loaded, {old} is there again: {}", stop.message)))
 }
 
 /// Back to the driver on record, after the other took its place; which that is.
-fn go_back(run: &Run, before: &Record, loaded: &[String], version: &str) -> Result<String> {
-    let app = run.app;
+fn go_back(on: &Host, before: &Record, loaded: &[String], version: &str) -> Result<String> {
+    let app = on.app;
     // It stays on record as begun: the next run installs it anew.
     let began = Record { began: Some(version.to_string()), ..before.clone() };
     record::write(app.kernel, &began)?;
@@ -108,8 +113,8 @@ fn go_back(run: &Run, before: &Record, loaded: &[String], version: &str) -> Resu
              then: gpu-handoff setup driver"
         )));
     };
-    let again = kept(app, run.teller, back)
-        .and_then(|installer| run_installer(run, &installer, back.kind, back.dkms))
+    let again = kept(app, on.teller, back)
+        .and_then(|installer| run_installer(on, &installer, back.kind, back.dkms))
         .map_err(|stop| stop.message);
     if facts::whole(app.kernel).as_ref() != Some(&back.version) {
         let why = again.err().unwrap_or_else(|| "it is not whole".to_string());
@@ -120,7 +125,7 @@ fn go_back(run: &Run, before: &Record, loaded: &[String], version: &str) -> Resu
         )));
     }
     record::write(app.kernel, before)?;
-    let trouble = reload(run, loaded);
+    let trouble = reload(on, loaded);
     if !trouble.is_empty() {
         app.story.warn(trouble.trim_start_matches("; "));
     }
@@ -128,11 +133,11 @@ fn go_back(run: &Run, before: &Record, loaded: &[String], version: &str) -> Resu
 }
 
 /// What was loaded before an installer took it out; what went wrong, to be added to a message.
-fn reload(run: &Run, loaded: &[String]) -> String {
-    if loaded.is_empty() || !run.may_load {
+fn reload(on: &Host, loaded: &[String]) -> String {
+    if loaded.is_empty() || !on.may_load {
         return String::new();
     }
-    load(run.app, run.config, loaded, None).err().map_or_else(String::new, |stop| format!("; {}", stop.message))
+    load(on.app, on.config, loaded, None).err().map_or_else(String::new, |stop| format!("; {}", stop.message))
 }
 
 /// Modules of the driver that are loaded, in the order in which they can be.
@@ -162,10 +167,10 @@ pub fn kept(app: &App, teller: &Teller, installed: &Installed) -> Result<Install
     }
 }
 
-fn run_installer(run: &Run, installer: &Installer, kind: Option<Kind>, dkms: bool) -> Result<()> {
+fn run_installer(on: &Host, installer: &Installer, kind: Option<Kind>, dkms: bool) -> Result<()> {
     let version = &installer.version;
-    let flags = flags::host(version, kind, dkms, facts::key(run.app.kernel).as_ref());
-    execute(run.app, run.teller, &format!("installing {version}"), installer, &flags, LIMIT)
+    let flags = flags::host(version, kind, dkms, facts::key(on.app.kernel).as_ref());
+    execute(on.app, on.teller, &format!("installing {version}"), installer, &flags, LIMIT)
 }
 
 /// Whether the installer that ran last took the old driver out.

@@ -2,8 +2,9 @@
 
 use super::facts;
 use super::install;
-use super::record::{self, Installed};
-use super::{load, take_turn};
+use super::load::load;
+use super::record::{self, Installed, LOCK};
+use super::services::take_turn;
 use crate::App;
 use crate::driver::{builds, flags};
 use crate::setup::pending::{self, Pending, Task};
@@ -123,7 +124,7 @@ fn build(app: &App, release: &str) -> Result<()> {
     if is_running && app.kernel.exists("/sys/module/nvidia") && !flags::has(version, flags::SKIP_LOAD) {
         return Err(later("nvidia is loaded in another version; reboot".to_string()));
     }
-    if flock_is_held(app.kernel, install::LOCK) {
+    if flock_is_held(app.kernel, LOCK) {
         return Err(Stop::locked("an installer that an earlier run started is still at work: try again after it"));
     }
     if let Some(doubt) = builds::doubt(version, release) {

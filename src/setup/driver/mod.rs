@@ -8,6 +8,7 @@ pub mod record;
 
 mod facts;
 mod install;
+mod load;
 mod packages;
 mod plan;
 pub mod services;
@@ -17,37 +18,22 @@ use crate::App;
 use crate::config::Config;
 use crate::containers::attach;
 use crate::driver::{self, Installer, Source, supported};
-use crate::events::notes::handoff_is_under_way;
-use crate::gpu::inventory::{Slot, nvidia_slots};
-use crate::handoff::reconcile::Scope;
 use crate::setup::pending::{self, Task};
 use crate::stop::{Result, Stop};
-use crate::sys::{Action, Lock, Share, heed_termination};
+use crate::sys::heed_termination;
 use crate::teller::{Apart, Teller};
 use facts::Facts;
+use install::Host;
+use load::load;
 use plan::{Step, Wanted};
+
+pub use plan::Wish;
 use std::fs;
 use std::time::Duration;
 
-const NVIDIA_SMI: &str = "/usr/bin/nvidia-smi";
 const APT: &str = "/usr/bin/apt-get";
 
-/// Loading the driver has it look at every GPU; taking it out has it let go of them.
-const LOAD: Duration = Duration::from_secs(120);
-const SMI: Duration = Duration::from_secs(60);
 const PACKAGES: Duration = Duration::from_secs(3600);
-
-/// What is wanted.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wish {
-    pub install_deps: bool,
-    pub purge: bool,
-    pub undo: bool,
-    /// Only what can be done while dpkg runs: nothing is downloaded or loaded; the rest is left pending.
-    pub defer: bool,
-    /// Nothing is downloaded: guests wait for it.
-    pub offline: bool,
-}
 
 const NONE: &str =
     "no driver is named in driver.runfile or driver.runfile_url, and no NVIDIA-Linux-x86_64-VERSION.run is in";
@@ -73,7 +59,7 @@ pub fn setup_and_note(app: &App, wish: &Wish) -> Result<()> {
 pub fn setup(app: &App, wish: &Wish) -> Result<()> {
     heed_termination();
     let config = app.config_for_verb()?;
-    let _turn = take_turn(app)?;
+    let _turn = services::take_turn(app)?;
     let (source, version) = found(app, &config)?;
     // Somebody was cut off before, and what that owed would look as if it had not been there.
     services::start_again(app);
@@ -96,7 +82,8 @@ pub fn setup(app: &App, wish: &Wish) -> Result<()> {
     {
         app.story.warn(&format!("should this fail, there is no way back to {}: {}", installed.version, stop.message));
     }
-    let run = Run { app, config: &config, teller: &teller, installer, may_load: !wish.defer };
+    let on = Host { app, config: &config, teller: &teller, may_load: !wish.defer };
+    let run = Run { on, installer };
     let mut purged: &[String] = &[];
     let outcome = steps.iter().try_for_each(|step| {
         if let Step::Purge { .. } = step {
@@ -148,17 +135,6 @@ pub fn plan(app: &App, wish: &Wish) -> Result<String> {
     Ok(lines.iter().map(|line| format!("{line}\n")).collect())
 }
 
-/// One at a time, kernels included.
-fn take_turn(app: &App) -> Result<Lock> {
-    match app.kernel.lock(services::TURN, Share::Alone, Duration::ZERO) {
-        Ok(Some(lock)) => Ok(lock),
-        Ok(None) => {
-            Err(Stop::locked("another run is setting up the driver: wait for it, its log is in /var/log/gpu-handoff"))
-        }
-        Err(error) => Err(Stop::failed(format!("{}: {error}", services::TURN))),
-    }
-}
-
 fn found(app: &App, config: &Config) -> Result<(Source, String)> {
     driver::found(app, &config.driver)?
         .ok_or_else(|| Stop::refused(format!("{NONE} {}; nothing was touched", driver::CACHE)))
@@ -203,12 +179,9 @@ fn steps(
 }
 
 struct Run<'a> {
-    app: &'a App<'a>,
-    config: &'a Config,
-    teller: &'a Teller<'a>,
+    on: Host<'a>,
     /// And whether this program put it into the cache.
     installer: Option<(Installer, bool)>,
-    may_load: bool,
 }
 
 impl Run<'_> {
@@ -226,12 +199,12 @@ impl Run<'_> {
                 let names: Vec<&str> = packages.iter().map(String::as_str).collect();
                 self.apt("install", &names)
             }
-            Step::StopServices(units) => services::stop(self.app, units),
+            Step::StopServices(units) => services::stop(self.on.app, units),
             Step::Install(install) => match &self.installer {
-                Some((installer, is_copy)) => install::install(self, installer, *is_copy, install),
+                Some((installer, is_copy)) => install::install(&self.on, installer, *is_copy, install),
                 None => Ok(()),
             },
-            Step::Load => load(self.app, self.config, &[], None),
+            Step::Load => load(self.on.app, self.on.config, &[], None),
         }
     }
 
@@ -244,52 +217,13 @@ impl Run<'_> {
 
     /// Not cut off: a package half installed is nobody's wish.
     fn apart(&self, what: &str, program: &str, arguments: &[&str]) -> Result<()> {
-        self.teller.run_apart(what, install::LOCK, program, arguments, PACKAGES, &Apart::PLAIN)
+        self.on.teller.run_apart(what, record::LOCK, program, arguments, PACKAGES, &Apart::PLAIN)
     }
-}
-
-/// Loads the driver where a GPU is at home, with those of its modules that were loaded before, makes the device nodes,
-/// and asks nvidia-smi. `wanted` is the version that it must be.
-///
-/// # Errors
-/// The words of whoever said no.
-pub(super) fn load(app: &App, config: &Config, before: &[String], wanted: Option<&str>) -> Result<()> {
-    let is_at_home = |driver: Option<&str>| driver.is_none_or(|driver| driver == "nvidia");
-    let slots = || nvidia_slots(app.kernel);
-    let has_gpu = || slots().iter().filter_map(Slot::gpu).any(|gpu| is_at_home(gpu.driver.as_deref()));
-    let outcome = if has_gpu() { try_load(app, config, before, wanted) } else { Ok(()) };
-    // A VM may have taken it meanwhile.
-    if has_gpu() && !handoff_is_under_way(app.kernel) {
-        return outcome;
-    }
-    app.story.say("driver: no GPU is at home, so nothing is loaded: it is when one comes home");
-    Ok(())
-}
-
-fn try_load(app: &App, config: &Config, before: &[String], wanted: Option<&str>) -> Result<()> {
-    let mut modules = ["nvidia", "nvidia_uvm"].map(str::to_string).to_vec();
-    modules.extend(before.iter().filter(|module| !modules.contains(module)).cloned().collect::<Vec<_>>());
-    app.kernel
-        .act(&Action::Load { modules }, LOAD)
-        .map_err(|error| Stop::failed(format!("driver: its modules cannot be loaded: {error}")))?;
-    // A GPU may have come home meanwhile and found no driver; and the nodes are made.
-    if let Err(stop) = app.handoff(config).reconcile(Scope::All) {
-        app.story.warn(&stop.message);
-    }
-    let said = app.kernel.program(NVIDIA_SMI, &["--query-gpu=driver_version", "--format=csv,noheader"], SMI);
-    let said = said.map_err(|error| Stop::failed(format!("driver: nvidia-smi does not work: {error}")))?;
-    let first = said.lines().next().unwrap_or_default().trim();
-    if let Some(wanted) = wanted.filter(|wanted| *wanted != first) {
-        return Err(Stop::failed(format!("driver: nvidia-smi says {}, not {wanted}", first.escape_debug())));
-    }
-    let number = said.lines().count();
-    app.story.say(&format!("driver: nvidia-smi finds {number} GPU(s) with driver {}", first.escape_debug()));
-    Ok(())
 }
 
 /// Takes back what was set up, and nothing else.
 fn undo(app: &App) -> Result<()> {
     heed_termination();
-    let _turn = take_turn(app)?;
+    let _turn = services::take_turn(app)?;
     install::undo(app, &app.config_for_hook())
 }

@@ -1,6 +1,5 @@
 //! What installing a driver on the host takes, or why it is refused. Pure.
 
-use super::Wish;
 use super::facts::{Facts, Free};
 use super::packages;
 use crate::config::Module;
@@ -17,6 +16,18 @@ const ROOM: (u64, u64) = (2048, 1024);
 const UNPACKED: u64 = 40;
 const INSTALLED: u64 = 25;
 const BUILT: u64 = 600;
+
+/// What is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wish {
+    pub install_deps: bool,
+    pub purge: bool,
+    pub undo: bool,
+    /// Only what can be done while dpkg runs: nothing is downloaded or loaded; the rest is left pending.
+    pub defer: bool,
+    /// Nothing is downloaded: guests wait for it.
+    pub offline: bool,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {

@@ -8,6 +8,9 @@ use crate::sys::Kernel;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+/// Held by an installer while it runs, also when the run that started it is gone.
+pub const LOCK: &str = "/run/gpu-handoff/driver.lock";
+
 pub const PATH: &str = "/var/lib/gpu-handoff/driver.json";
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,20 +1,35 @@
 //! NVIDIA's services that are stopped while an installer is at work: which those are is on disk before the first is
 //! stopped, so that they run again whoever is killed. `reconcile` starts what nobody is at work for any more.
 
-use super::install::LOCK;
+use super::record::LOCK;
 use crate::App;
 use crate::setup::document;
 use crate::stop::{Result, Stop};
-use crate::sys::{Kernel, flock_is_held};
+use crate::sys::{Kernel, Lock, Share, flock_is_held};
 use crate::systemd;
 use serde_json::json;
+use std::time::Duration;
 
 /// Forgotten with a reboot, which starts them as well. While this is there, something is owed, and the keeper comes:
-/// [`crate::handoff::store::SET_UP`].
+/// [`crate::handoff::kept::store::SET_UP`].
 pub const PATH: &str = "/run/gpu-handoff/setup-stopped";
 
 /// Held by whoever sets up the driver.
 pub const TURN: &str = "/run/gpu-handoff/setup.lock";
+
+/// One set-up at a time, kernels included.
+///
+/// # Errors
+/// When another run has it, or the lock file cannot be made.
+pub fn take_turn(app: &App) -> Result<Lock> {
+    match app.kernel.lock(TURN, Share::Alone, Duration::ZERO) {
+        Ok(Some(lock)) => Ok(lock),
+        Ok(None) => {
+            Err(Stop::locked("another run is setting up the driver: wait for it, its log is in /var/log/gpu-handoff"))
+        }
+        Err(error) => Err(Stop::failed(format!("{}: {error}", TURN))),
+    }
+}
 
 /// Those that are to be started again.
 ///

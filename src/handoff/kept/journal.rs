@@ -3,8 +3,7 @@
 //! Each handoff has one, named after whom its slots go to. Finding one without anybody holding the locks of its slots
 //! means that a handoff was killed in the middle; its worker may still be in the call that the journal names.
 
-use super::record::Owner;
-use super::step::Step;
+use super::record::{Owner, process};
 use crate::sys::Process;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -22,16 +21,6 @@ pub struct Journal {
 }
 
 impl Journal {
-    pub fn new(owner: &Owner, slots: &[&str], step: &Step, worker: Process) -> Journal {
-        let of_step = slots.iter().filter(|slot| step.slot().is_none_or(|own| own == **slot));
-        Journal {
-            owner: owner.clone(),
-            slots: of_step.map(|slot| (*slot).to_string()).collect(),
-            step: step.to_string(),
-            worker,
-        }
-    }
-
     pub fn to_json(&self) -> String {
         json!({
             "schema": SCHEMA,
@@ -63,26 +52,15 @@ impl Journal {
     }
 }
 
-/// The process that a journal or a wedge names.
-pub fn process(value: &Value) -> Option<Process> {
-    let pid = value.get("pid")?.as_i64()?.try_into().ok()?;
-    Some(Process { pid, start: value.get("start")?.as_u64()? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_is_written_is_read_back() {
-        let unbind = Step::Unbind { address: "0000:02:00.0".to_string(), driver: "nvidia".to_string() };
-        let worker = Process { pid: 7, start: 99 };
-        let journal = Journal::new(&Owner::Vm(111), &["0000:01:00", "0000:02:00"], &unbind, worker);
-        assert_eq!(journal.slots, ["0000:02:00"]);
+        let (owner, slots) = (Owner::Vm(111), vec!["0000:02:00".to_string()]);
+        let journal = Journal { owner, slots, step: "a step".to_string(), worker: Process { pid: 7, start: 99 } };
         assert_eq!(Journal::parse(journal.to_json().as_bytes()).unwrap(), journal);
-        let unload = Step::Unload { module: "nvidia".to_string() };
-        let journal = Journal::new(&Owner::Vm(111), &["0000:01:00", "0000:02:00"], &unload, worker);
-        assert_eq!(journal.slots.len(), 2);
         assert!(Journal::parse(b"{}").is_err());
     }
 }

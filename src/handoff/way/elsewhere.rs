@@ -1,11 +1,11 @@
 //! Cards that are not with the host although no handoff took them from it, and what is behind that.
 
-use super::record::Record;
-use super::store::Store;
 use crate::causes::{self, Cause, Facts};
 use crate::config::{Config, Home};
 use crate::gpu::Slot;
 use crate::gpu::inventory::nvidia_slots;
+use crate::handoff::kept::record::Record;
+use crate::handoff::kept::store::Store;
 use crate::sys::Kernel;
 
 /// A card where it should not be.

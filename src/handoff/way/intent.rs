@@ -1,18 +1,20 @@
 //! What giving slots away means before anything is touched: who refuses it, who must go first, the record and the plan.
 
-use super::facts::Facts;
-use super::halt;
-use super::home::unreadable;
-use super::plan::{self, Outline, Plan};
-use super::policy::{self, Halt};
-use super::record::{HomeOf, Owner, Record, Stopped};
-use super::step::Step;
-use super::{Handoff, again, check, in_the_way, is_with};
+use super::{Handoff, again, in_the_way};
 use crate::config::{ForContainer, Home};
 use crate::gpu::holders::{Ends, Found, Holder, Place, Reach, Watched, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI};
 use crate::gpu::power::Power;
 use crate::gpu::{behind, containers, nodes, nvidia, started};
+use crate::handoff::kept::record::is_with;
+use crate::handoff::kept::record::{HomeOf, Owner, Record, Stopped};
+use crate::handoff::plan::check;
+use crate::handoff::plan::facts::Facts;
+use crate::handoff::plan::policy::{self, Halt};
+use crate::handoff::plan::step::Step;
+use crate::handoff::plan::{self, Outline, Plan};
+use crate::handoff::way::halt;
+use crate::handoff::way::home::unreadable;
 use crate::proxmox::running;
 use crate::stop::{Result, Stop};
 use crate::systemd;

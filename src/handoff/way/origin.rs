@@ -3,13 +3,14 @@
 //! With the driver that it has; but vfio-pci is a home only where something puts it there for good. A VM that ran without
 //! the hook leaves its card with vfio-pci, by an id that Proxmox gave it (`new_id`), until somebody takes it back.
 
-use super::record::{Owner, Progress, Record};
-use super::{Handoff, again, is_alive};
+use super::{Handoff, again};
 use crate::causes;
 use crate::config::{Config, Home};
 use crate::gpu::inventory::{Function, READ_LIMIT, Slot, VFIO_PCI, driver_exists, read_override};
 use crate::gpu::static_ids;
 use crate::gpu::would_take::would_take;
+use crate::handoff::kept::record::{Owner, Progress, Record};
+use crate::proxmox::running::is_alive;
 use crate::stop::Result;
 
 /// A driver, and the module that it is in.

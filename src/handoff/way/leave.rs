@@ -1,18 +1,19 @@
 //! Slots leave the host: to a VM that starts, or to vfio-pci by hand.
 
-use super::attempt::{Attempt, Direction};
-use super::facts::Facts;
-use super::halt::{self, Way};
-use super::home::{TimeBox, unreadable};
-use super::intent::{Intent, add_missing};
-use super::plan::{self, Plan};
-use super::policy;
-use super::record::{Owner, Progress, Record, Stopped};
-use super::run::{OnFailure, Outcome};
-use super::store::{Locked, Stack};
-use super::{Handoff, again, check};
+use super::{Handoff, again};
 use crate::gpu::holders::Holder;
 use crate::gpu::inventory::VFIO_PCI;
+use crate::handoff::kept::record::{Owner, Progress, Record, Stopped};
+use crate::handoff::kept::store::{Locked, Stack};
+use crate::handoff::plan::check;
+use crate::handoff::plan::facts::Facts;
+use crate::handoff::plan::policy;
+use crate::handoff::plan::{self, Plan};
+use crate::handoff::way::attempt::{Attempt, Direction};
+use crate::handoff::way::halt::{self, Way};
+use crate::handoff::way::home::{TimeBox, unreadable};
+use crate::handoff::way::intent::{Intent, add_missing};
+use crate::handoff::way::run::{OnFailure, Outcome};
 use crate::stop::{Code, Result, Stop};
 use crate::sys::Share;
 

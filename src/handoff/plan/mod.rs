@@ -3,11 +3,16 @@
 //! A plan starts from what is, not from what should have happened, so a handoff that was interrupted anywhere is
 //! finished by planning again.
 
-use super::facts::{Availability, Facts, GpuDriver};
-use super::record::{HomeOf, Record};
-use super::step::Step;
+pub mod check;
+pub mod facts;
+pub mod policy;
+pub mod step;
+
 use crate::gpu::inventory::{Function, VFIO_PCI};
 use crate::gpu::power::Power;
+use crate::handoff::kept::record::{HomeOf, Record};
+use crate::handoff::plan::facts::{Availability, Facts, GpuDriver};
+use crate::handoff::plan::step::Step;
 use crate::sys::Share;
 use std::collections::BTreeSet;
 
@@ -324,8 +329,8 @@ fn probe(address: &str, driver: &str) -> Step {
 mod tests {
     use super::*;
     use crate::gpu::console::Console;
-    use crate::handoff::facts::Availability;
-    use crate::handoff::record::Owner;
+    use crate::handoff::kept::record::Owner;
+    use crate::handoff::plan::facts::Availability;
     use std::collections::BTreeMap;
 
     #[test]

@@ -5,6 +5,7 @@
 //! Not all of them can be seen: a descriptor on its way through a socket is in no process, nor is an open that is not done
 //! yet. So what was seen is compared with the driver's own count.
 
+use crate::gpu::address::slot_of;
 use crate::gpu::holders::{self, Found, Holder, Reach, Watched};
 use crate::gpu::inventory::{self, Function, Slot};
 use crate::gpu::nodes::{MODESET_MINOR, NVIDIA_MAJOR};
@@ -22,7 +23,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Before a function is unbound from a driver, whoever has it open by now, in words.
 pub fn of_unbinding(kernel: &dyn Kernel, address: &str, driver: &str, limit: Duration) -> Option<String> {
-    let slot = Slot::read(kernel, inventory::slot_of(address)?)?;
+    let slot = Slot::read(kernel, slot_of(address)?)?;
     let function = slot.functions.iter().find(|function| function.address == address)?.clone();
     if let Some(behind) = behind::in_use(kernel, &function) {
         return Some(format!("meanwhile {behind}"));

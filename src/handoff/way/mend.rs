@@ -2,15 +2,15 @@
 //! comes home has none, and those of the others may have other names. What nobody uses is loaded anew; the rest is told.
 
 use super::Handoff;
-use super::in_the_way;
-use super::plan::{Phase, Plan};
-use super::record::{HomeOf, Record};
-use super::run::{OnFailure, Outcome};
-use super::step::Step;
-use super::store::{Locked, Stack};
 use crate::gpu::console::Console;
 use crate::gpu::dri::{self, Anew, Idle, Names};
 use crate::gpu::inventory::{READ_LIMIT, Slot, nvidia_slots};
+use crate::handoff::kept::record::{HomeOf, Record};
+use crate::handoff::kept::store::{Locked, Stack};
+use crate::handoff::plan::step::Step;
+use crate::handoff::plan::{Phase, Plan};
+use crate::handoff::way::in_the_way;
+use crate::handoff::way::run::{OnFailure, Outcome};
 use crate::sys::Share;
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -3,7 +3,6 @@
 //! Nobody acts on it. So writing it fails no handoff and waits for no disk: after a power loss the last lines may be
 //! missing or cut short.
 
-use super::store::Books;
 use crate::sys::files;
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -49,13 +48,13 @@ impl History {
         fs::metadata(&self.path).is_ok_and(|meta| meta.len() >= ENOUGH)
     }
 
-    /// Without the books' lock, as when it was not obtained, the file only grows: two who make room at once could throw away
-    /// what is new.
+    /// Without the books' lock nobody may make room, and the file only grows: two who do at once could throw away what is
+    /// new.
     ///
     /// # Errors
     /// Names the file that could not be written.
-    pub fn append(&self, entry: &Value, books: Option<&Books>) -> Result<()> {
-        self.write(entry, books.is_some()).with_context(|| self.path.display().to_string())
+    pub fn append(&self, entry: &Value, may_make_room: bool) -> Result<()> {
+        self.write(entry, may_make_room).with_context(|| self.path.display().to_string())
     }
 
     fn write(&self, entry: &Value, may_make_room: bool) -> io::Result<()> {
@@ -112,7 +111,7 @@ fn parse(line: &[u8]) -> Result<Value, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handoff::store::Store;
+    use crate::handoff::kept::store::Store;
     use serde_json::json;
     use std::time::Duration;
 
@@ -151,7 +150,7 @@ mod tests {
         let history = scratch.history();
         assert!(history.read().unwrap().entries.is_empty());
         for number in 0..3 {
-            history.append(&entry(number), None).unwrap();
+            history.append(&entry(number), false).unwrap();
         }
         let past = history.read().unwrap();
         assert_eq!(past.entries, [entry(0), entry(1), entry(2)]);
@@ -166,7 +165,7 @@ mod tests {
         let books = store.books(Duration::ZERO).unwrap();
         let size = |path: PathBuf| fs::metadata(path).map_or(0, |meta| meta.len());
         for number in 0..1000 {
-            history.append(&entry(number), books.as_ref()).unwrap();
+            history.append(&entry(number), books.is_some()).unwrap();
             assert!(size(history.older()) + size(history.path.clone()) < 2 * ENOUGH + 2000);
         }
         let numbers = numbers(&history.read().unwrap());
@@ -180,7 +179,7 @@ mod tests {
         let scratch = Scratch::new("room");
         let history = scratch.history();
         for number in 0..300 {
-            history.append(&entry(number), None).unwrap();
+            history.append(&entry(number), false).unwrap();
         }
         assert!(!history.older().exists());
         assert_eq!(numbers(&history.read().unwrap()).len(), 300);
@@ -190,11 +189,11 @@ mod tests {
     fn a_line_that_was_cut_short_takes_no_other_with_it() {
         let scratch = Scratch::new("torn");
         let history = scratch.history();
-        history.append(&entry(0), None).unwrap();
+        history.append(&entry(0), false).unwrap();
         for end in [r#"{"schema":1,"ms"#, "\0\0\0\0", "{\"schema\":2}\n", "{}\n"] {
             files::append_to(&history.path, 0o644).unwrap().write_all(end.as_bytes()).unwrap();
         }
-        history.append(&entry(1), None).unwrap();
+        history.append(&entry(1), false).unwrap();
         let past = history.read().unwrap();
         assert_eq!(numbers(&past), [0, 1]);
         let file = history.path.display();
@@ -215,7 +214,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_written_is_named() {
-        let problem = History::at("/dev/full".into()).append(&entry(0), None).unwrap_err();
+        let problem = History::at("/dev/full".into()).append(&entry(0), false).unwrap_err();
         assert_eq!(format!("{problem:#}"), "/dev/full: No space left on device (os error 28)");
     }
 }

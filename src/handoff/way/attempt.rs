@@ -1,11 +1,12 @@
 //! One handoff from its beginning to its end, for who asks later: `--status` about the last of a slot, `history` about all.
 
-use super::history;
-use super::record::Owner;
-use super::run::Outcome;
-use super::store::Locked;
-use super::{Handoff, utc};
+use super::Handoff;
+use crate::handoff::kept::history;
+use crate::handoff::kept::record::Owner;
+use crate::handoff::kept::store::Locked;
+use crate::handoff::way::run::Outcome;
 use crate::stop::Stop;
+use crate::utc::utc;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -91,7 +92,7 @@ impl Handoff<'_> {
         }
         if let Some(history) = self.store.history() {
             let books = history.is_full().then(|| self.store.books(Duration::ZERO).ok().flatten()).flatten();
-            warn(history.append(&document, books.as_ref()));
+            warn(history.append(&document, books.is_some()));
         }
     }
 

@@ -1,7 +1,8 @@
 //! What can say no before anything is touched. Pure: each refusal is one line with the device and the remedy.
 
-use super::facts::{Availability, Facts};
-use crate::gpu::inventory::{VFIO_PCI, slot_of};
+use crate::gpu::address::slot_of;
+use crate::gpu::inventory::VFIO_PCI;
+use crate::handoff::plan::facts::{Availability, Facts};
 
 /// `listed` tells whether the VM's own configuration names a function.
 ///

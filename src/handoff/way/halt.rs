@@ -3,12 +3,12 @@
 //! What is stopped is on record before it is stopped. Whether it has stopped is judged by how things are: under HA a
 //! container's stop is only queued, whatever the command says.
 
-use super::policy::Halt;
-use super::record::{Record, Stopped};
-use super::store::Locked;
 use super::{Handoff, LOOK_AGAIN};
 use crate::gpu::containers;
 use crate::gpu::holders::{Holder, Watched};
+use crate::handoff::kept::record::{Record, Stopped};
+use crate::handoff::kept::store::Locked;
+use crate::handoff::plan::policy::Halt;
 use crate::sys::{End, Process};
 use crate::systemd;
 use std::time::Duration;

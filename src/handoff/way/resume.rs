@@ -5,18 +5,16 @@
 //! when that runs or is there no more, so that whoever is killed in between loses nothing. What does not start is tried
 //! again by the keeper.
 
-use super::halt::PCT;
-use super::policy::is_nvidia_service;
-use super::record::Stopped;
-use super::{Handoff, LOOK_AGAIN, owed};
+use super::{Handoff, LOOK_AGAIN};
 use crate::gpu::containers;
+use crate::handoff::kept::owed;
+use crate::handoff::kept::record::Stopped;
+use crate::handoff::kept::to_start::ToStart;
+use crate::handoff::plan::policy::is_nvidia_service;
+use crate::handoff::way::halt::PCT;
 use crate::stop::{Code, Result, Stop};
 use crate::systemd;
-use anyhow::Context;
-use serde_json::{Value, json};
 use std::time::Duration;
-
-const SCHEMA: u64 = 1;
 
 /// The transient unit.
 const UNIT: &str = "gpu-handoff-resume";
@@ -27,54 +25,6 @@ pub const VERB: &str = "resume";
 /// Something that failed to start is tried again after this.
 const PAUSE: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 3;
-
-/// Something that was stopped for these slots and is to run again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ToStart {
-    pub what: Stopped,
-    pub slots: Vec<String>,
-    /// How often it did not start.
-    pub tries: u64,
-    /// Not before this time: seconds since 1970, UTC.
-    pub after: u64,
-}
-
-impl ToStart {
-    pub fn to_json(entries: &[ToStart]) -> String {
-        let one = |entry: &ToStart| {
-            let mut value = json!({"what": entry.what.to_json(), "slots": entry.slots});
-            if entry.tries > 0 {
-                value["tries"] = json!(entry.tries);
-                value["after"] = json!(entry.after);
-            }
-            value
-        };
-        let entries: Vec<Value> = entries.iter().map(one).collect();
-        json!({"schema": SCHEMA, "entries": entries}).to_string()
-    }
-
-    /// # Errors
-    /// When the text is not what [`ToStart::to_json`] writes.
-    pub fn parse_all(bytes: &[u8]) -> anyhow::Result<Vec<ToStart>> {
-        let value: Value = serde_json::from_slice(bytes)?;
-        anyhow::ensure!(value.get("schema").and_then(Value::as_u64) == Some(SCHEMA), "schema: expected {SCHEMA}");
-        let entries = value.get("entries").and_then(Value::as_array).context("entries: no list")?;
-        entries
-            .iter()
-            .map(|entry| ToStart::parse(entry).with_context(|| format!("{entry} is not understood")))
-            .collect()
-    }
-
-    fn parse(entry: &Value) -> Option<ToStart> {
-        let slots = entry.get("slots")?.as_array()?;
-        Some(ToStart {
-            what: Stopped::from_json(entry.get("what")?)?,
-            slots: slots.iter().map(|slot| slot.as_str().map(str::to_string)).collect::<Option<_>>()?,
-            tries: entry.get("tries").and_then(Value::as_u64).unwrap_or(0),
-            after: entry.get("after").and_then(Value::as_u64).unwrap_or(0),
-        })
-    }
-}
 
 impl Handoff<'_> {
     /// Whatever of `what` was stopped for these slots starts again, soon and by itself. Called before the record ends.
@@ -244,24 +194,6 @@ impl Handoff<'_> {
                 return Err(format!("does not run again ({why}); start it: {remedy}"));
             }
             self.kernel.sleep(LOOK_AGAIN);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_written_is_read_back() {
-        let entry = |what, tries| {
-            let after = tries * 1_795_176_000;
-            ToStart { what, slots: vec!["0000:01:00".to_string()], tries, after }
-        };
-        let entries = [entry(Stopped::Container(101), 0), entry(Stopped::Unit("x.service".to_string()), 3)];
-        assert_eq!(ToStart::parse_all(ToStart::to_json(&entries).as_bytes()).unwrap(), entries);
-        for bad in ["", "{}", r#"{"schema":1}"#, r#"{"schema":1,"entries":[{"what":{},"slots":[]}]}"#] {
-            assert!(ToStart::parse_all(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 }

@@ -1,18 +1,20 @@
 //! Slots come home: after their VM stopped, or by hand.
 
-use super::attempt::{Attempt, Direction};
-use super::facts::Facts;
-use super::plan::{self, Plan};
-use super::policy;
-use super::record::{Owner, Progress, Record, Stopped};
-use super::run::{OnFailure, Outcome};
-use super::step::Step;
-use super::store::{Locked, Stack};
-use super::wedge::Wedge;
-use super::{Handoff, LOOK_AGAIN, check, is_alive};
+use super::{Handoff, LOOK_AGAIN};
 use crate::gpu::containers;
 use crate::gpu::holders::Watched;
 use crate::gpu::inventory::{READ_LIMIT, Slot, VFIO_PCI};
+use crate::handoff::kept::record::{Owner, Progress, Record, Stopped};
+use crate::handoff::kept::store::{Locked, Stack};
+use crate::handoff::kept::wedge::Wedge;
+use crate::handoff::plan::check;
+use crate::handoff::plan::facts::Facts;
+use crate::handoff::plan::policy;
+use crate::handoff::plan::step::Step;
+use crate::handoff::plan::{self, Plan};
+use crate::handoff::way::attempt::{Attempt, Direction};
+use crate::handoff::way::run::{OnFailure, Outcome};
+use crate::proxmox::running::is_alive;
 use crate::stop::{Result, Stop};
 use crate::sys::{ActError, Share};
 use std::time::Duration;

@@ -1,15 +1,17 @@
 //! What a record says is ours and nobody works on or uses any more comes home. What no record names is not touched: an
 //! override there may be the administrator's, and nothing tells it from one of ours whose record is lost.
 
-use super::attempt::{Attempt, Direction};
-use super::home::TimeBox;
-use super::plan::Plan;
-use super::record::{Owner, Progress, Record};
-use super::step::Step;
-use super::store::{self, Locked};
-use super::{Handoff, LOOK_AGAIN, WORKER_GRACE, is_alive, owed};
+use super::{Handoff, LOOK_AGAIN, WORKER_GRACE};
 use crate::gpu::{containers, nodes, nvidia};
+use crate::handoff::kept::owed;
+use crate::handoff::kept::record::{Owner, Progress, Record};
+use crate::handoff::kept::store::{self, Locked};
+use crate::handoff::plan::Plan;
+use crate::handoff::plan::step::Step;
+use crate::handoff::way::attempt::{Attempt, Direction};
+use crate::handoff::way::home::TimeBox;
 use crate::proxmox::running;
+use crate::proxmox::running::is_alive;
 use crate::stop::{Code, Result, Stop};
 use crate::story::Story;
 use crate::sys::{Action, Kernel, Lock, Node};

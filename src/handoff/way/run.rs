@@ -1,9 +1,14 @@
 //! Carries a plan out, step by step, within its time box.
 
-use super::in_the_way;
-use super::plan::{Phase, Plan};
-use super::step::Step;
+use super::Handoff;
 use crate::gpu::containers;
+use crate::handoff::kept::journal::Journal;
+use crate::handoff::kept::record::{Owner, Record};
+use crate::handoff::kept::store::{Locked, Stack};
+use crate::handoff::kept::wedge;
+use crate::handoff::plan::step::Step;
+use crate::handoff::plan::{Phase, Plan};
+use crate::handoff::way::in_the_way;
 use crate::story::Story;
 use crate::sys::failpoints::{self, Point};
 use crate::sys::{ActError, Action, Kernel, Process};
@@ -290,4 +295,66 @@ pub fn tell(steps: &[&Step]) -> String {
         }
     }
     text
+}
+
+impl Handoff<'_> {
+    pub(super) fn run(
+        &self,
+        locked: &Locked,
+        _stack: &Stack,
+        record: &Record,
+        plan: &Plan,
+        on_failure: OnFailure,
+        end: Duration,
+    ) -> Outcome {
+        let slots = record.slots();
+        let journal =
+            |step: &Step, worker: Process| locked.write_journal(&journal_of(&record.owner, &slots, step, worker));
+        let run = Run {
+            kernel: self.kernel,
+            story: self.story,
+            on_failure,
+            end,
+            handoff: self.config.handoff,
+            journal: &journal,
+        };
+        let outcome = run.carry_out(plan);
+        let mut noted = Ok(());
+        for (step, process) in &outcome.stuck {
+            let slots = journal_of(&record.owner, &slots, step, *process).slots;
+            let step = step.to_string();
+            let process = wedge::who_is_at_it(self.kernel, &step, *process).unwrap_or(*process);
+            noted = noted.and(self.note_wedge(locked, &slots, &step, process));
+        }
+        // Without a wedge the journal stays: it says the same to whoever comes next.
+        if let Err(error) = noted.and_then(|()| Ok(locked.end_journal(&record.owner)?)) {
+            self.story.warn(&error.message);
+        }
+        outcome
+    }
+}
+
+/// A step that names a slot leaves none of the others in an unknown state.
+fn journal_of(owner: &Owner, slots: &[&str], step: &Step, worker: Process) -> Journal {
+    let of_step = slots.iter().filter(|slot| step.slot().is_none_or(|own| own == **slot));
+    Journal {
+        owner: owner.clone(),
+        slots: of_step.map(|slot| (*slot).to_string()).collect(),
+        step: step.to_string(),
+        worker,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_names_the_slots_that_the_step_is_about() {
+        let worker = Process { pid: 7, start: 99 };
+        let slots_of = |step: &Step| journal_of(&Owner::Vm(111), &["0000:01:00", "0000:02:00"], step, worker).slots;
+        let unbind = Step::Unbind { address: "0000:02:00.0".to_string(), driver: "nvidia".to_string() };
+        assert_eq!(slots_of(&unbind), ["0000:02:00"]);
+        assert_eq!(slots_of(&Step::Unload { module: "nvidia".to_string() }).len(), 2);
+    }
 }

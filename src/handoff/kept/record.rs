@@ -3,9 +3,9 @@
 //! `/run/gpu-handoff/vm-ID` for a VM, `/run/gpu-handoff/manual-SLOT` for a handoff by hand. A reboot undoes every
 //! handoff, so `/run` forgets with it.
 
-use super::journal;
 use crate::gpu::inventory::Function;
 use crate::gpu::power::Power;
+use crate::proxmox::running;
 use crate::sys::{Kernel, Process};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -144,6 +144,12 @@ impl HomeOf {
     }
 }
 
+/// Whether a VM has what its record names, or is still being started.
+pub fn is_with(kernel: &dyn Kernel, record: &Record, vmid: u32) -> bool {
+    let is_starting = |caller: Process| kernel.process(caller.pid) == Some(caller);
+    running::is_alive(kernel, vmid) || (record.progress == Progress::Away && record.caller.is_some_and(is_starting))
+}
+
 impl Record {
     /// Of nothing yet.
     pub fn new(owner: Owner) -> Record {
@@ -245,9 +251,15 @@ impl Record {
         // One without these is as good: there was nothing to tell, or an earlier version wrote it.
         let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
         let (console, by_hand) = (flag("console"), flag("by_hand"));
-        let caller = value.get("caller").and_then(journal::process);
+        let caller = value.get("caller").and_then(process);
         Ok(Record { owner, progress, functions, modules, stopped, frozen, console, caller, by_hand })
     }
+}
+
+/// The process that a record, a journal or a wedge names.
+pub fn process(value: &Value) -> Option<Process> {
+    let pid = value.get("pid")?.as_i64()?.try_into().ok()?;
+    Some(Process { pid, start: value.get("start")?.as_u64()? })
 }
 
 /// A list that is not written when it is empty.

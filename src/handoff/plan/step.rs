@@ -1,6 +1,7 @@
 //! One step of a handoff: what it asks of the kernel and how to see that it holds.
 
-use crate::gpu::inventory::{attribute, read_override, slot_of};
+use crate::gpu::address::{attribute, slot_of};
+use crate::gpu::inventory::read_override;
 use crate::gpu::power::Power;
 use crate::gpu::{console, containers, nodes};
 use crate::sys::{ActError, Action, Kernel};

@@ -3,12 +3,9 @@
 //! that stands there has `gpu-handoff-keeper.path` start the keeper: a timer that runs `gpu-handoff reconcile --owed`
 //! until nothing is left. So whoever is killed, or gives up, hands over what he owes by doing nothing.
 
-use super::Handoff;
-use super::record::{Owner, Progress, Record, Stopped};
+use super::record::{Progress, Record, Stopped};
 use super::store::Store;
 use super::wedge::Wedge;
-use crate::stop::{Code, Stop};
-use crate::systemd;
 use serde_json::{Value, json};
 use std::fmt;
 use std::time::Duration;
@@ -16,7 +13,7 @@ use std::time::Duration;
 pub const TIMER: &str = "gpu-handoff-keeper.timer";
 
 /// How often the keeper looks.
-const EVERY: Duration = Duration::from_secs(10);
+pub const EVERY: Duration = Duration::from_secs(10);
 
 /// What fails again and again is tried less and less often, but is tried.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
@@ -71,7 +68,7 @@ pub fn of_slot(store: &Store, slot: &str, wedge: Option<&Wedge>) -> Vec<Owed> {
     owed
 }
 
-fn of_record(record: &Record) -> Vec<Owed> {
+pub fn of_record(record: &Record) -> Vec<Owed> {
     let home = (record.progress != Progress::Away).then_some(Owed::Home);
     let thaw = record.frozen.iter().map(|ctid| Owed::Thaw(*ctid));
     // Last stopped, first started.
@@ -89,42 +86,9 @@ pub fn pause(tries: u64) -> Duration {
     (EVERY * 2u32.pow(doublings)).min(LONGEST_PAUSE)
 }
 
-impl Handoff<'_> {
-    /// The end of a run that leaves something undone: the keeper is started, also where no unit watches for files, and
-    /// whoever reads the error learns what is still owed and that it is being seen to.
-    pub(super) fn hand_over(&self, owner: &Owner, stop: Stop) -> Stop {
-        if !matches!(stop.code, Code::Failed | Code::Overrun | Code::Locked) {
-            return stop;
-        }
-        let Ok(Some(record)) = self.store.record(owner) else { return stop };
-        let mut owed = of_record(&record);
-        if !owed.contains(&Owed::Home) {
-            match owner {
-                Owner::Vm(_) => owed.insert(0, Owed::Home),
-                // It was asked for, and is as it was.
-                Owner::Manual(_) => return stop,
-            }
-        }
-        match self.start_keeper() {
-            Ok(()) => Stop {
-                message: format!("{}; gpu-handoff-keeper tries again by itself: {}", stop.message, to_text(&owed)),
-                ..stop
-            },
-            // Who has no systemd has nobody to ask.
-            Err(_) => stop,
-        }
-    }
-
-    fn start_keeper(&self) -> Result<(), crate::sys::ActError> {
-        systemd::start(self.kernel, TIMER).or_else(|_| {
-            let every = EVERY.as_secs().to_string();
-            systemd::run_again_and_again(self.kernel, "gpu-handoff-keeper", &every, &["reconcile", "--owed"])
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::record::Owner;
     use super::*;
 
     #[test]

@@ -1,8 +1,8 @@
 //! Who must go before a GPU leaves the host, and who refuses it: the administrator's policy. Pure.
 
-use super::record::Stopped;
 use crate::config::{ForContainer, Policy};
 use crate::gpu::holders::{Ends, Holder};
+use crate::handoff::kept::record::Stopped;
 use crate::sys::Process;
 use std::fmt;
 

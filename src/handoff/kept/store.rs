@@ -12,7 +12,7 @@
 use super::history::History;
 use super::journal::Journal;
 use super::record::{Owner, Record, Stopped};
-use super::resume::ToStart;
+use super::to_start::ToStart;
 use super::wedge::Wedge;
 use crate::gpu::dri;
 use crate::sys::{Kernel, Lock, Share, files, flock_is_held};
@@ -468,7 +468,7 @@ mod tests {
     /// For all that the keeper comes back for systemd starts it, and for nothing else.
     #[test]
     fn the_keeper_is_started_for_what_it_keeps() {
-        let unit = include_str!("../../packaging/debian/gpu-handoff.gpu-handoff-keeper.path");
+        let unit = include_str!("../../../packaging/debian/gpu-handoff.gpu-handoff-keeper.path");
         let paths = unit.lines().filter_map(|line| line.strip_prefix("PathExists")?.split_once('='));
         let is_named = |name: &str| {
             let path = format!("{DIRECTORY}/{name}");

@@ -1,0 +1,10 @@
+//! What handoffs keep: in `/run/gpu-handoff` who has which slots, what is stuck and what is still owed, in
+//! `/var/lib/gpu-handoff` what has happened.
+
+pub mod history;
+pub mod journal;
+pub mod owed;
+pub mod record;
+pub mod store;
+pub mod to_start;
+pub mod wedge;

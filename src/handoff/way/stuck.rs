@@ -1,0 +1,74 @@
+//! Calls that never came back: whose slots are left alone, and what to do about it.
+
+use super::{Handoff, WORKER_GRACE};
+use crate::gpu::Slot;
+use crate::gpu::foreign::Foreign;
+use crate::gpu::holders::{Reach, Watched};
+use crate::gpu::nvidia;
+use crate::handoff::kept::wedge::Wedge;
+use crate::stop::{Result, Stop};
+
+impl Handoff<'_> {
+    /// Those of the slots with a call that has not come back, or of which that is not known.
+    pub(super) fn wedged_among(&self, slots: &[&str]) -> Vec<String> {
+        let is_wedged = |slot: &&&str| match self.store.wedge(slot) {
+            Ok(wedge) => wedge.is_some_and(|wedge| wedge.is_still_stuck(self.kernel)),
+            Err(_) => true,
+        };
+        slots.iter().filter(is_wedged).map(|slot| (*slot).to_string()).collect()
+    }
+
+    /// A slot with a call that never came back is left alone until that call ends.
+    pub(super) fn refuse_wedged(&self, slots: &[&str]) -> Result<()> {
+        for slot in slots {
+            let wedge = self.store.wedge(slot).map_err(|error| {
+                Stop::overrun(format!("{slot} may be wedged and was not touched: {error:#}; a reboot clears that"))
+            })?;
+            if let Some(wedge) = wedge.filter(|wedge| wedge.is_still_stuck(self.kernel)) {
+                return Err(Stop::overrun(format!(
+                    "{slot} is wedged and left alone: {wedge}; {}",
+                    self.remedy_of_wedge(slot, &wedge)
+                )));
+            }
+            if let Some(foreign) =
+                Foreign::wait(self.kernel, slot, WORKER_GRACE, || self.store.has_call(self.kernel, slot))
+            {
+                let holder = self.holder_of(slot).map(|holder| format!("{holder}; ")).unwrap_or_default();
+                return Err(Stop::overrun(format!(
+                    "{slot} is wedged and left alone: {foreign}; {holder}until that ends nobody can have the card, and if \
+                     it never does, only a reboot frees it; other cards keep working"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Who uses a card, and what to type to end that.
+    pub(super) fn holder_of(&self, slot: &str) -> Option<String> {
+        let slots: Vec<Slot> = Slot::read(self.kernel, slot).into_iter().collect();
+        let watched = Watched::of_slots(self.kernel, &slots, Reach::Slots);
+        let holders = watched.holders(self.kernel, self.config.handoff / 6).unwrap_or_default();
+        holders.first().map(|holder| format!("{holder}; end it ({})", holder.remedy()))
+    }
+
+    /// Whether the driver forgets who had the card attached through its control device: then the call waits for ever.
+    pub(super) fn forgets_attached(&self, wedge: &Wedge) -> bool {
+        wedge.step.contains("from nvidia")
+            && nvidia::version(self.kernel).is_some_and(nvidia::Version::forgets_attached)
+    }
+
+    /// What to do about a call that never came back.
+    pub(super) fn remedy_of_wedge(&self, slot: &str, wedge: &Wedge) -> String {
+        let holder = self.holder_of(slot);
+        let then = if self.forgets_attached(wedge) {
+            "the card comes home by itself when the call ends; it never does, with this version of the driver, where \
+             somebody had the card attached through /dev/nvidiactl: then only a reboot frees it"
+        } else {
+            "the card comes home by itself when the call ends; if it never does, only a reboot frees it"
+        };
+        format!(
+            "{}; other cards keep working",
+            [holder.as_deref(), Some(then)].map(Option::unwrap_or_default).join("; ").trim_start_matches("; ")
+        )
+    }
+}
