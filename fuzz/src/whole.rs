@@ -39,7 +39,7 @@ pub fn machine(data: &[u8]) {
 
     let (config, story) = (Config::default(), Story::silent());
     let handoff = Handoff { kernel: &machine, store: &store, config: &config, story: &story };
-    if let Ok(intent) = handoff.intend(&Owner::Vm(111), &addresses, &|_| false) {
+    if let Ok(intent) = handoff.intend(&Departure::of(Owner::Vm(111), addresses.clone())) {
         check(&intent.plan, &addresses);
     }
     let homes = slots.iter().flat_map(|slot| &slot.functions).map(|function| HomeOf {
@@ -120,5 +120,5 @@ pub fn store(data: &[u8]) {
         handoff.left_behind(scope);
     }
     store.journals();
-    let _ = handoff.plan_leave(&Owner::Vm(112), &["0000:01:00".to_string()], &|_| false);
+    let _ = handoff.plan_leave(&Departure::of(Owner::Vm(112), vec!["0000:01:00".to_string()]));
 }

@@ -11,6 +11,8 @@ pub struct Asked {
     pub call: Call,
     /// Only warnings and errors are told.
     pub quiet: bool,
+    /// Nothing is changed: what would be done is told.
+    pub dry_run: bool,
 }
 
 /// One for each verb.
@@ -19,20 +21,20 @@ pub enum Call {
     Hook { id: u32, phase: String },
     Status { json: bool, check: bool },
     History { json: bool, vmid: Option<u32>, count: Option<usize> },
-    ToVfio { slot: Option<String>, dry_run: bool },
-    ToNvidia { slot: Option<String>, dry_run: bool },
+    ToVfio { slot: Option<String> },
+    ToNvidia { slot: Option<String> },
     Plan { vmid: u32, json: bool },
-    Reconcile { scope: Scope, dry_run: bool },
+    Reconcile { scope: Scope },
     Resume,
     Watch { vmid: u32, after: After },
-    Attach { ctid: u32, wish: Wish, dry_run: bool },
-    Detach { ctid: u32, dry_run: bool },
-    Setup { ctid: u32, wish: Wish, driver_only: bool, dry_run: bool },
+    Attach { ctid: u32, wish: Wish },
+    Detach { ctid: u32 },
+    Setup { ctid: u32, wish: Wish, driver_only: bool },
     Check { who: Who },
-    Sync { who: Who, dry_run: bool },
-    Enable { id: u32, dry_run: bool },
-    Disable { id: u32, dry_run: bool },
-    SetUp { what: setup::What, dry_run: bool },
+    Sync { who: Who },
+    Enable { id: u32 },
+    Disable { id: u32 },
+    SetUp { what: setup::What },
     ConfigCheck,
     ConfigShow,
     Udev,
@@ -42,25 +44,26 @@ pub enum Call {
     Version,
 }
 
-impl Call {
+impl Asked {
     /// Whether anything on this machine may be another after it.
     pub(super) fn changes(&self) -> bool {
-        matches!(
-            self,
-            Call::ToVfio { dry_run: false, .. }
-                | Call::ToNvidia { dry_run: false, .. }
-                | Call::Reconcile { dry_run: false, .. }
+        let may = matches!(
+            self.call,
+            Call::ToVfio { .. }
+                | Call::ToNvidia { .. }
+                | Call::Reconcile { .. }
                 | Call::Resume
                 | Call::Watch { .. }
-                | Call::Attach { dry_run: false, .. }
-                | Call::Detach { dry_run: false, .. }
-                | Call::Setup { dry_run: false, .. }
-                | Call::Sync { dry_run: false, .. }
-                | Call::Enable { dry_run: false, .. }
-                | Call::Disable { dry_run: false, .. }
-                | Call::SetUp { dry_run: false, .. }
+                | Call::Attach { .. }
+                | Call::Detach { .. }
+                | Call::Setup { .. }
+                | Call::Sync { .. }
+                | Call::Enable { .. }
+                | Call::Disable { .. }
+                | Call::SetUp { .. }
                 | Call::Udev
                 | Call::Settle
-        )
+        );
+        may && !self.dry_run
     }
 }

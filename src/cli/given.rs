@@ -84,7 +84,7 @@ impl Given<'_> {
         match ["cmdline", "install-deps", "purge", "defer"].into_iter().find(|flag| self.has("undo") && self.has(flag))
         {
             Some(flag) => Err(usage(&format!("--undo takes all of it back: leave out --{flag}"))),
-            None => Ok(Call::SetUp { what, dry_run: self.has("dry-run") }),
+            None => Ok(Call::SetUp { what }),
         }
     }
 

@@ -29,55 +29,69 @@ pub fn run(app: &App, asked: &Asked) -> Result<()> {
     if asked.quiet {
         app.story.be_quiet();
     }
-    let changes = call.changes();
+    let changes = asked.changes();
     if changes && app.kernel.is_real() && !nix::unistd::geteuid().is_root() {
         return Err(Stop::failed("only root can do that; nothing was touched; try again with sudo"));
     }
     if !changes && !matches!(call, Call::Hook { .. }) {
         app.kernel.end_with_this_run();
     }
+    if asked.dry_run {
+        return print(&would(app, call)?);
+    }
+    do_it(app, call)
+}
+
+/// What a call would do, a line each.
+///
+/// # Errors
+/// Why it would refuse.
+fn would(app: &App, call: &Call) -> Result<String> {
+    Ok(match call {
+        Call::ToVfio { slot, .. } => manual::plan_to_vfio(app, slot.as_deref())?,
+        Call::ToNvidia { slot, .. } => manual::plan_to_nvidia(app, slot.as_deref())?,
+        Call::Reconcile { scope, .. } => manual::plan_reconcile(app, *scope)?,
+        Call::Attach { ctid, wish, .. } => containers::attach::plan(app, *ctid, wish)?,
+        Call::Detach { ctid, .. } => containers::attach::plan_detach(app, *ctid)?,
+        Call::Setup { ctid, wish, driver_only, .. } => containers::setup::plan(app, *ctid, wish, *driver_only)?,
+        Call::Sync { who, .. } => containers::sync::plan_sync(app, *who)?,
+        Call::Enable { id, .. } => registration::plan_enable(app, *id)?,
+        Call::Disable { id, .. } => registration::plan_disable(app, *id)?,
+        Call::SetUp { what, .. } => setup::plan(app, what)?,
+        // The table of verbs has no such flag for any other.
+        _ => return Err(given::usage("--dry-run goes with a verb that changes something")),
+    })
+}
+
+fn do_it(app: &App, call: &Call) -> Result<()> {
     match call {
         Call::Hook { id, phase } => hookscript::run(app, *id, phase),
-        Call::ToVfio { slot, dry_run: true } => print(&manual::plan_to_vfio(app, slot.as_deref())?),
-        Call::ToVfio { slot, dry_run: false } => manual::to_vfio(app, slot.as_deref()),
-        Call::ToNvidia { slot, dry_run: true } => print(&manual::plan_to_nvidia(app, slot.as_deref())?),
-        Call::ToNvidia { slot, dry_run: false } => manual::to_nvidia(app, slot.as_deref()),
+        Call::ToVfio { slot, .. } => manual::to_vfio(app, slot.as_deref()),
+        Call::ToNvidia { slot, .. } => manual::to_nvidia(app, slot.as_deref()),
         Call::Plan { vmid, json: false } => print(&hookscript::plan(app, *vmid)?.to_text()),
         Call::Plan { vmid, json: true } => {
             let planned = hookscript::plan(app, *vmid);
             print(&format!("{}\n", report::plan::to_json(*vmid, &planned)))?;
             planned.map(|_| ())
         }
-        Call::Reconcile { scope, dry_run: true } => print(&manual::plan_reconcile(app, *scope)?),
-        Call::Reconcile { scope, dry_run: false } => {
+        Call::Reconcile { scope, .. } => {
             driver::services::start_forgotten(app);
             manual::reconcile(app, *scope)
         }
         Call::Resume => manual::resume(app),
         Call::Watch { vmid, after } => watch::run(app, *vmid, *after),
-        Call::Attach { ctid, wish, dry_run: true } => print(&containers::attach::plan(app, *ctid, wish)?),
-        Call::Attach { ctid, wish, dry_run: false } => containers::attach::attach(app, *ctid, wish),
-        Call::Detach { ctid, dry_run: true } => print(&containers::attach::plan_detach(app, *ctid)?),
-        Call::Detach { ctid, dry_run: false } => containers::attach::detach(app, *ctid),
-        Call::Setup { ctid, wish, driver_only, dry_run: true } => {
-            print(&containers::setup::plan(app, *ctid, wish, *driver_only)?)
-        }
-        Call::Setup { ctid, wish, driver_only, dry_run: false } => {
-            containers::setup::setup(app, *ctid, wish, *driver_only)
-        }
+        Call::Attach { ctid, wish, .. } => containers::attach::attach(app, *ctid, wish),
+        Call::Detach { ctid, .. } => containers::attach::detach(app, *ctid),
+        Call::Setup { ctid, wish, driver_only, .. } => containers::setup::setup(app, *ctid, wish, *driver_only),
         Call::Check { who } => {
             let (report, done) = containers::check::check(app, *who)?;
             print(&report)?;
             done
         }
-        Call::Sync { who, dry_run: true } => print(&containers::setup::plan_sync(app, *who)?),
-        Call::Sync { who, dry_run: false } => containers::setup::sync(app, *who),
-        Call::Enable { id, dry_run: true } => print(&registration::plan_enable(app, *id)?),
-        Call::Enable { id, dry_run: false } => registration::enable(app, *id),
-        Call::Disable { id, dry_run: true } => print(&registration::plan_disable(app, *id)?),
-        Call::Disable { id, dry_run: false } => registration::disable(app, *id),
-        Call::SetUp { what, dry_run: true } => print(&setup::plan(app, what)?),
-        Call::SetUp { what, dry_run: false } => setup::run(app, what),
+        Call::Sync { who, .. } => containers::sync::sync(app, *who),
+        Call::Enable { id, .. } => registration::enable(app, *id),
+        Call::Disable { id, .. } => registration::disable(app, *id),
+        Call::SetUp { what, .. } => setup::run(app, what),
         Call::ConfigCheck => check_config(app),
         Call::ConfigShow => print(&report::config::to_text(&config::effective(app.kernel).map_err(Stop::usage)?)),
         Call::Udev => udev::run(app),

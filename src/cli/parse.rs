@@ -43,9 +43,13 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked> {
     let asks_for_help = |word: &&str| ["--help", "-h"].contains(word) || words.first() == Some(&"help");
     if !is_hook && words.iter().any(asks_for_help) {
         let topic: Vec<&str> = words.into_iter().filter(|word| !["--help", "-h", "help"].contains(word)).collect();
-        return Ok(Asked { call: Call::Help { topic: topic_of(&topic)? }, quiet: false });
+        return Ok(Asked { call: Call::Help { topic: topic_of(&topic)? }, quiet: false, dry_run: false });
     }
-    Ok(Asked { call: call(&words, &flags)?, quiet: flags.contains_key("quiet") })
+    Ok(Asked {
+        call: call(&words, &flags)?,
+        quiet: flags.contains_key("quiet"),
+        dry_run: flags.contains_key("dry-run"),
+    })
 }
 
 /// What the words of somebody who asks for help are about: a verb, or the first word of several. What follows it is in
@@ -187,30 +191,32 @@ mod tests {
             assert_eq!(parsed(line), history(false, Some(111), Some(5)), "{line}");
         }
         for line in ["to-vfio", "to_vfio", "handoff vfio"] {
-            assert_eq!(parsed(line), Ok(Call::ToVfio { slot: None, dry_run: false }));
-            assert_eq!(
-                parsed(&format!("{line} 01:00")),
-                Ok(Call::ToVfio { slot: Some("01:00".to_string()), dry_run: false })
-            );
+            assert_eq!(parsed(line), Ok(Call::ToVfio { slot: None }));
+            assert_eq!(parsed(&format!("{line} 01:00")), Ok(Call::ToVfio { slot: Some("01:00".to_string()) }));
         }
         for line in ["to-home", "to-nvidia", "to_nvidia", "handoff nvidia"] {
-            assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: None, dry_run: false }));
+            assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: None }));
         }
         for line in ["to-home 01:00", "to-home --gpu 01:00", "to-home --gpu=01:00"] {
-            assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: Some("01:00".to_string()), dry_run: false }));
+            assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: Some("01:00".to_string()) }));
         }
-        assert_eq!(parsed("to-nvidia --dry-run"), Ok(Call::ToNvidia { slot: None, dry_run: true }));
+        assert_eq!(parsed("to-nvidia --dry-run"), Ok(Call::ToNvidia { slot: None }));
+        let is_dry = |line: &str| super::parsed(line).map(|asked| asked.dry_run);
+        for line in ["to-nvidia", "container detach 101", "setup all --cmdline --purge", "reconcile", "enable 111"] {
+            assert_eq!(is_dry(line), Ok(false), "{line}");
+            assert_eq!(is_dry(&format!("{line} --dry-run")), Ok(true), "{line}");
+        }
         assert_eq!(parsed("plan 111"), Ok(Call::Plan { vmid: 111, json: false }));
-        assert_eq!(parsed("reconcile --dry-run"), Ok(Call::Reconcile { scope: Scope::All, dry_run: true }));
-        assert_eq!(parsed("reconcile --unfinished"), Ok(Call::Reconcile { scope: Scope::Unfinished, dry_run: false }));
-        assert_eq!(parsed("reconcile --owed"), Ok(Call::Reconcile { scope: Scope::Owed, dry_run: false }));
+        assert_eq!(parsed("reconcile --dry-run"), Ok(Call::Reconcile { scope: Scope::All }));
+        assert_eq!(parsed("reconcile --unfinished"), Ok(Call::Reconcile { scope: Scope::Unfinished }));
+        assert_eq!(parsed("reconcile --owed"), Ok(Call::Reconcile { scope: Scope::Owed }));
         assert_eq!(parsed("watch 111"), Ok(Call::Watch { vmid: 111, after: After::Start }));
         assert_eq!(parsed("watch 111 --reboot"), Ok(Call::Watch { vmid: 111, after: After::Reboot }));
         assert_eq!(parsed("watch 111 --stop"), Ok(Call::Watch { vmid: 111, after: After::Stop }));
         assert_eq!(parsed("-V"), Ok(Call::Version));
         assert_eq!(parsed("config check"), Ok(Call::ConfigCheck));
         assert_eq!(parsed("config show"), Ok(Call::ConfigShow));
-        let quiet = Asked { call: Call::Plan { vmid: 111, json: true }, quiet: true };
+        let quiet = Asked { call: Call::Plan { vmid: 111, json: true }, quiet: true, dry_run: false };
         assert_eq!(super::parsed("plan --quiet 111 --json"), Ok(quiet));
         for line in ["", "--json"] {
             assert_eq!(parsed(line), Ok(Call::Everyday));
@@ -224,17 +230,17 @@ mod tests {
             ("container attach --style dev 101", wish(&[], Some(Style::Dev), false)),
             ("container attach 101 --style mount", wish(&[], Some(Style::Mount), false)),
         ] {
-            assert_eq!(parsed(line), Ok(Call::Attach { ctid: 101, wish, dry_run: false }), "{line}");
+            assert_eq!(parsed(line), Ok(Call::Attach { ctid: 101, wish }), "{line}");
         }
-        assert_eq!(parsed("container detach 101 --dry-run"), Ok(Call::Detach { ctid: 101, dry_run: true }));
+        assert_eq!(parsed("container detach 101 --dry-run"), Ok(Call::Detach { ctid: 101 }));
         assert_eq!(parsed("container check --all"), Ok(Call::Check { who: Who::All }));
         let kernel = setup::What::Kernel("6.8.12-4-pve".to_string());
-        assert_eq!(parsed("setup driver --kernel 6.8.12-4-pve"), Ok(Call::SetUp { what: kernel, dry_run: false }));
+        assert_eq!(parsed("setup driver --kernel 6.8.12-4-pve"), Ok(Call::SetUp { what: kernel }));
         let vfio = vfio::Wish { cmdline: true, ..vfio::Wish::default() };
         let driver = driver::Wish { purge: true, ..driver::Wish::default() };
         let all = setup::What::All(vfio, driver);
-        assert_eq!(parsed("setup all --cmdline --purge --dry-run"), Ok(Call::SetUp { what: all, dry_run: true }));
-        assert_eq!(parsed("container sync 101"), Ok(Call::Sync { who: Who::One(101), dry_run: false }));
+        assert_eq!(parsed("setup all --cmdline --purge --dry-run"), Ok(Call::SetUp { what: all }));
+        assert_eq!(parsed("container sync 101"), Ok(Call::Sync { who: Who::One(101) }));
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub(super) const VERBS: &[Verb] = &[
         about: "make this the hookscript of a VM or container; never in the place of another",
         more: "What the next start of a VM would be refused for is told.",
         example: "enable 111",
-        call: |given| Ok(Call::Enable { id: given.id("guest")?, dry_run: given.has("dry-run") }),
+        call: |given| Ok(Call::Enable { id: given.id("guest")? }),
     },
     Verb {
         names: &["disable"],
@@ -122,7 +122,7 @@ pub(super) const VERBS: &[Verb] = &[
         about: "remove this hookscript from a VM or container, and no other",
         more: "",
         example: "disable 111",
-        call: |given| Ok(Call::Disable { id: given.id("guest")?, dry_run: given.has("dry-run") }),
+        call: |given| Ok(Call::Disable { id: given.id("guest")? }),
     },
     Verb {
         names: &["to-vfio", "to_vfio", "handoff vfio"],
@@ -131,7 +131,7 @@ pub(super) const VERBS: &[Verb] = &[
         about: "give a GPU to vfio-pci by hand, until to-home or a reboot",
         more: "",
         example: "to-vfio 01:00",
-        call: |given| Ok(Call::ToVfio { slot: given.slot()?, dry_run: given.has("dry-run") }),
+        call: |given| Ok(Call::ToVfio { slot: given.slot()? }),
     },
     Verb {
         names: &["to-home", "to-nvidia", "to_nvidia", "handoff nvidia"],
@@ -140,7 +140,7 @@ pub(super) const VERBS: &[Verb] = &[
         about: "bring a GPU home by hand, whatever its home is",
         more: "",
         example: "to-home 01:00",
-        call: |given| Ok(Call::ToNvidia { slot: given.slot()?, dry_run: given.has("dry-run") }),
+        call: |given| Ok(Call::ToNvidia { slot: given.slot()? }),
     },
     Verb {
         names: &["container attach"],
@@ -149,9 +149,7 @@ pub(super) const VERBS: &[Verb] = &[
         about: "let a container use the GPU: device rules and nodes in its configuration",
         more: "It starts without the GPU too; with --style dev only while the nodes are there. --dri adds the DRM nodes.",
         example: "container attach 101",
-        call: |given| {
-            Ok(Call::Attach { ctid: given.id("container")?, wish: given.wish()?, dry_run: given.has("dry-run") })
-        },
+        call: |given| Ok(Call::Attach { ctid: given.id("container")?, wish: given.wish()? }),
     },
     Verb {
         names: &["container detach"],
@@ -160,7 +158,7 @@ pub(super) const VERBS: &[Verb] = &[
         about: "take out of its configuration what attach put in, and nothing else",
         more: "",
         example: "container detach 101",
-        call: |given| Ok(Call::Detach { ctid: given.id("container")?, dry_run: given.has("dry-run") }),
+        call: |given| Ok(Call::Detach { ctid: given.id("container")? }),
     },
     Verb {
         names: &["container setup"],
@@ -171,7 +169,7 @@ pub(super) const VERBS: &[Verb] = &[
         example: "container setup 101 --driver-only",
         call: |given| {
             let (ctid, driver_only) = (given.id("container")?, given.has("driver-only"));
-            Ok(Call::Setup { ctid, wish: given.wish()?, driver_only, dry_run: given.has("dry-run") })
+            Ok(Call::Setup { ctid, wish: given.wish()?, driver_only })
         },
     },
     Verb {
@@ -190,7 +188,7 @@ pub(super) const VERBS: &[Verb] = &[
         about: "bring containers to the host's version of the driver, and their rules up to date",
         more: "",
         example: "container sync --all",
-        call: |given| Ok(Call::Sync { who: given.who()?, dry_run: given.has("dry-run") }),
+        call: |given| Ok(Call::Sync { who: given.who()? }),
     },
     Verb {
         names: &["setup vfio"],
@@ -266,7 +264,7 @@ pub(super) const VERBS: &[Verb] = &[
                 (false, true) => Scope::Owed,
                 (false, false) => Scope::All,
             };
-            Ok(Call::Reconcile { scope, dry_run: given.has("dry-run") })
+            Ok(Call::Reconcile { scope })
         },
     },
     Verb {

@@ -13,13 +13,17 @@ pub mod record;
 pub mod rules;
 pub mod setup;
 pub mod stale;
+pub mod sync;
 pub mod theirs;
 
 mod cuda;
+mod host;
 mod index;
 mod inside;
+mod judge;
 mod seen;
 mod stages;
+mod there;
 
 /// What a container shall have. Of one that is attached already, what is not said stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use super::inside::{self, Inside, PCT};
 use super::seen::Seen;
 use super::stages::{self, Stage, Toolkit, Wanted};
 use super::theirs::Theirs;
-use super::{Who, Wish, attach, cuda};
+use super::{Wish, attach, cuda};
 use crate::App;
 use crate::config::Config;
 use crate::driver::{self, Installer, Source};
@@ -131,147 +131,14 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<Stri
     Ok(text)
 }
 
-/// # Errors
-/// When a container stands still, or could not be brought to the host's version; the others are, all the same.
-pub fn sync(app: &App, who: Who) -> Result<()> {
-    begin(app);
-    let config = app.config_for_verb()?;
-    let ctids = whom(app, who)?;
-    let wanted = wanted(app, &config, false)?;
-    let source = driver::source(app, &config.driver, &wanted.driver);
-    let mut failed = Vec::new();
-    for ctid in &ctids {
-        match sync_one(app, *ctid, &config, &wanted, &source) {
-            Ok(how) => app.story.say(&format!("container {ctid}: {how}")),
-            Err(stop) if app.kernel.is_asked_to_end() || matches!(who, Who::One(_)) => return Err(stop),
-            Err(stop) => {
-                app.story.warn(&stop.message);
-                failed.push(ctid.to_string());
-            }
-        }
-    }
-    if failed.is_empty() {
-        return Ok(());
-    }
-    Err(Stop::failed(format!(
-        "{} of {} containers are not in step with the host: {}",
-        failed.len(),
-        ctids.len(),
-        failed.join(", ")
-    )))
-}
-
-/// What [`sync`] would do now, a line each.
-///
-/// # Errors
-/// Why it would refuse.
-pub fn plan_sync(app: &App, who: Who) -> Result<String> {
-    let config = app.config_for_verb()?;
-    let ctids = whom(app, who)?;
-    let wanted = wanted(app, &config, false)?;
-    let mut text = String::new();
-    for ctid in ctids {
-        let lines = match what_to_sync(app, ctid, &wanted) {
-            Ok(ToSync::Leave(why)) => vec![why],
-            Ok(ToSync::Install(todo)) => todo.iter().map(Stage::to_string).collect(),
-            Err(stop) => vec![stop.message],
-        };
-        for line in lines {
-            text.push_str(&format!("container {ctid}: {line}\n"));
-        }
-    }
-    Ok(text)
-}
-
-enum ToSync {
-    /// For this reason.
-    Leave(String),
-    Install(Vec<Stage>),
-}
-
-fn what_to_sync(app: &App, ctid: u32, wanted: &Wanted) -> Result<ToSync> {
-    if !containers::runs(app.kernel, ctid) {
-        let later = format!("is stopped: gpu-handoff container sync {ctid} once it runs");
-        return Ok(ToSync::Leave(later));
-    }
-    let seen = look(app, ctid, wanted)?;
-    if let Some(hook) = hook(app, ctid) {
-        let driver = seen.driver().unwrap_or_default();
-        return Ok(ToSync::Leave(match driver == wanted.driver {
-            true => format!("has driver {driver} of the host, by LXC's own hook"),
-            false => {
-                format!("gets the host's driver by LXC's own hook ({hook}) when it starts again: pct reboot {ctid}")
-            }
-        }));
-    }
-    if seen.libcuda.is_empty() && !seen.is_installing {
-        return Ok(ToSync::Leave(format!("has no driver: gpu-handoff container setup {ctid} installs it")));
-    }
-    let todo = stages::stages(&seen, wanted);
-    if todo.is_empty() {
-        return Ok(ToSync::Leave(format!("has driver {} already", wanted.driver)));
-    }
-    stages::check(ctid, &seen, wanted, &todo).map_err(Stop::refused)?;
-    stages::check_space(ctid, &seen, &todo, None).map_err(Stop::refused)?;
-    warn_about_cuda(app, ctid, &seen, wanted);
-    Ok(ToSync::Install(todo))
-}
-
-fn sync_one(app: &App, ctid: u32, config: &Config, wanted: &Wanted, source: &Result<Source>) -> Result<String> {
-    let _turn = take_turn(app, ctid)?;
-    if attach::refresh(app, ctid)? {
-        app.story.say(&format!("container {ctid}: its rules are up to date now; they count from its next start"));
-    }
-    let todo = match what_to_sync(app, ctid, wanted)? {
-        ToSync::Leave(why) if !containers::runs(app.kernel, ctid) => {
-            return Err(Stop::failed(format!("container {ctid} {why}")));
-        }
-        ToSync::Leave(why) => return Ok(why),
-        ToSync::Install(todo) => todo,
-    };
-    if todo.iter().any(|stage| matches!(stage, Stage::Driver { .. })) {
-        source.clone()?;
-    }
-    let inside = Inside::new(app, ctid)?;
-    let fetched = fetch(&inside, config, wanted, source, &todo)?;
-    carry_out(&inside, wanted, &fetched, &todo)?;
-    verify(app, ctid, wanted)?;
-    Ok(format!("has driver {}", wanted.driver))
-}
-
-/// The toolkit that is there stays; but it may be too new for the driver.
-fn warn_about_cuda(app: &App, ctid: u32, seen: &Seen, wanted: &Wanted) {
-    let release = seen.nvcc.iter().filter_map(|text| cuda::Release::parse(text)).min();
-    if let (Some(release), Ok(driver)) = (release, wanted.driver.parse())
-        && let cuda::Fit::No(first) | cuda::Fit::Partly(first) = cuda::fit(release, driver)
-    {
-        app.story.warn(&format!("container {ctid}: its CUDA {release} was made for drivers from {first} on"));
-    }
-}
-
-fn whom(app: &App, who: Who) -> Result<Vec<u32>> {
-    let attached = attach::attached(app);
-    match who {
-        Who::All => Ok(attached),
-        Who::One(ctid) if attached.contains(&ctid) => Ok(vec![ctid]),
-        // By lines that are not ours: named, it is meant.
-        Who::One(ctid) if containers::config(app.kernel, ctid).is_some_and(|ct| containers::has_nvidia(&ct)) => {
-            Ok(vec![ctid])
-        }
-        Who::One(ctid) => {
-            Err(Stop::refused(format!("container {ctid} was not given a GPU: gpu-handoff container setup {ctid}")))
-        }
-    }
-}
-
-fn begin(app: &App) {
+pub(super) fn begin(app: &App) {
     heed_termination();
     // Nothing here leaves a GPU half-way.
     app.kernel.end_with_this_run();
 }
 
 /// What the host has, and what is to be installed beside it. For a sync only the driver.
-fn wanted(app: &App, config: &Config, with_cuda: bool) -> Result<Wanted> {
+pub(super) fn wanted(app: &App, config: &Config, with_cuda: bool) -> Result<Wanted> {
     let driver = nvidia::version_as_written(app.kernel).ok_or_else(|| {
         let records = app.store.each_record().into_iter().flatten();
         let owner = records.map(|record| record.owner).next();
@@ -325,7 +192,7 @@ fn possible(
     Ok((wanted, todo))
 }
 
-fn hook(app: &App, ctid: u32) -> Option<String> {
+pub(super) fn hook(app: &App, ctid: u32) -> Option<String> {
     containers::config(app.kernel, ctid).and_then(|config| containers::nvidia_hook(&config))
 }
 
@@ -387,7 +254,7 @@ fn has_room(ctid: u32, seen: &Seen, todo: &[Stage], toolkit: Option<Room>) -> Re
 }
 
 /// One setup of a container at a time; an installation is not ended by somebody who is in a hurry.
-fn take_turn(app: &App, ctid: u32) -> Result<Lock> {
+pub(super) fn take_turn(app: &App, ctid: u32) -> Result<Lock> {
     let path = format!("/run/gpu-handoff/container-{ctid}.lock");
     match app.kernel.lock(&path, Share::Alone, Duration::ZERO) {
         Ok(Some(lock)) => Ok(lock),
@@ -398,13 +265,13 @@ fn take_turn(app: &App, ctid: u32) -> Result<Lock> {
 
 /// What comes from elsewhere, as paths on this host.
 #[derive(Default)]
-struct Fetched {
+pub(super) struct Fetched {
     installer: Option<Installer>,
     keyring: Option<String>,
 }
 
 /// Brought here before anything is changed inside: without a network all stays as it is.
-fn fetch(
+pub(super) fn fetch(
     inside: &Inside,
     config: &Config,
     wanted: &Wanted,
@@ -432,7 +299,7 @@ fn fetch(
     Ok(fetched)
 }
 
-fn carry_out(inside: &Inside, wanted: &Wanted, fetched: &Fetched, todo: &[Stage]) -> Result<()> {
+pub(super) fn carry_out(inside: &Inside, wanted: &Wanted, fetched: &Fetched, todo: &[Stage]) -> Result<()> {
     for stage in todo {
         do_stage(inside, fetched, stage)?;
         let seen = look(inside.teller.app, inside.ctid, wanted)?;
@@ -483,7 +350,7 @@ fn do_stage(inside: &Inside, fetched: &Fetched, stage: &Stage) -> Result<()> {
     }
 }
 
-fn verify(app: &App, ctid: u32, wanted: &Wanted) -> Result<()> {
+pub(super) fn verify(app: &App, ctid: u32, wanted: &Wanted) -> Result<()> {
     let line = ["exec", &ctid.to_string(), "--", "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"];
     let said = app.kernel.program(PCT, &line, READY);
     let said = said.map_err(|error| Stop::failed(format!("container {ctid}: nvidia-smi does not work: {error}")))?;
@@ -497,7 +364,7 @@ fn verify(app: &App, ctid: u32, wanted: &Wanted) -> Result<()> {
     }
 }
 
-fn look(app: &App, ctid: u32, wanted: &Wanted) -> Result<Seen> {
+pub(super) fn look(app: &App, ctid: u32, wanted: &Wanted) -> Result<Seen> {
     let package = wanted.package().unwrap_or("cuda-toolkit");
     // Which repository it should be depends on what is inside: the part of the address that all have in common.
     let repository = cuda::base(wanted.repo.as_deref());

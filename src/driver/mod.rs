@@ -5,6 +5,7 @@ pub mod builds;
 pub mod flags;
 pub mod installed;
 pub mod kind;
+pub mod rival;
 mod source;
 pub mod supported;
 

@@ -12,6 +12,7 @@ use crate::gpu::Slot;
 use crate::handoff::kept::record::{Owner, Progress};
 use crate::handoff::plan::Outline;
 use crate::handoff::way::attempt::Direction;
+use crate::handoff::way::departure::Departure;
 use crate::handoff::way::home::Asker;
 use crate::proxmox::pci_id::PciId;
 use crate::proxmox::vm::{self, Driver, Hostpci, VmConfig};
@@ -61,15 +62,15 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
         });
     }
     let listed = listed(app.kernel, &vm);
-    let covered = |address: &str| listed.iter().any(|id| id.covers(address));
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots).inspect_err(|stop| {
         let names: Vec<&str> = slots.iter().map(String::as_str).collect();
         app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &names, stop);
     })?;
     let handoff = app.handoff(&config);
     let watcher = OnceCell::new();
-    let watch = || drop(watcher.set(watch::begin(app, vmid, After::Start)));
-    handoff.leave_watched(&owner, &slots, &covered, &watch).map_err(|stop| in_backup(stop, vmid, &vm))?;
+    let on_ready = || drop(watcher.set(watch::begin(app, vmid, After::Start)));
+    let departure = Departure { owner: owner.clone(), slots: slots.clone(), listed, on_ready: &on_ready };
+    handoff.leave(&departure).map_err(|stop| in_backup(stop, vmid, &vm))?;
     if let Err(stop) = handoff.come_home_but(&owner, &slots) {
         // It has what it wants, and the rest comes home when it stops.
         app.story.warn(&stop.message);
@@ -98,8 +99,7 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
     let listed = listed(app.kernel, &vm);
     // As the hook has it: what is told here is what a start does.
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots)?;
-    let covered = |address: &str| listed.iter().any(|id| id.covers(address));
-    let plan = app.handoff(&config).plan_leave(&owner, &slots, &covered);
+    let plan = app.handoff(&config).plan_leave(&Departure { listed, ..Departure::of(owner, slots) });
     plan.map_err(|stop| in_backup(stop, vmid, &vm))
 }
 

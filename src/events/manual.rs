@@ -11,6 +11,7 @@ use crate::gpu::{Slot, nvidia};
 use crate::handoff::kept::record::{Owner, Record};
 use crate::handoff::plan::{self, Plan};
 use crate::handoff::way::attempt::Direction;
+use crate::handoff::way::departure::Departure;
 use crate::handoff::way::elsewhere;
 use crate::handoff::way::home::Asker;
 use crate::handoff::way::intent::unknown_home;
@@ -23,7 +24,7 @@ use crate::sys::Kernel;
 pub fn to_vfio(app: &App, slot: Option<&str>) -> Result<()> {
     let slot = choose(app.kernel, slot)?;
     let config = app.config_for_verb()?;
-    app.handoff(&config).leave(&Owner::Manual(slot.clone()), &[slot], &|_| false)
+    app.handoff(&config).leave(&Departure::of(Owner::Manual(slot.clone()), vec![slot]))
 }
 
 /// What [`to_vfio`] would do now, a line each.
@@ -33,8 +34,8 @@ pub fn to_vfio(app: &App, slot: Option<&str>) -> Result<()> {
 pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
     let slot = choose(app.kernel, slot)?;
     let config = app.config_for_verb()?;
-    let owner = Owner::Manual(slot.clone());
-    Ok(app.handoff(&config).plan_leave(&owner, &[slot], &|_| false)?.to_text())
+    let departure = Departure::of(Owner::Manual(slot.clone()), vec![slot]);
+    Ok(app.handoff(&config).plan_leave(&departure)?.to_text())
 }
 
 /// Also one whose card was pulled out, as long as a record names it: that must have an end.

@@ -2,6 +2,7 @@
 //! was a device event, and what was last told of a container.
 
 use crate::handoff::kept::store;
+use crate::handoff::kept::under_way;
 use crate::sys::{Kernel, Lock, Share};
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -84,7 +85,7 @@ fn container(ctid: u32) -> String {
 
 /// Whether anybody has a handoff's lock; they are only looked at.
 pub fn handoff_is_under_way(kernel: &dyn Kernel) -> bool {
-    store::is_under_way(kernel, None)
+    under_way::is_under_way(kernel, None)
 }
 
 #[cfg(test)]

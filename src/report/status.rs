@@ -9,10 +9,11 @@ use crate::gpu::inventory::{Function, Slot, VFIO_PCI, nvidia_slots};
 use crate::handoff::kept::owed::{self, Owed};
 use crate::handoff::kept::record::is_with;
 use crate::handoff::kept::record::{Owner, Progress, Record};
-use crate::handoff::kept::store::{self, Store};
+use crate::handoff::kept::store::Store;
+use crate::handoff::kept::under_way;
 use crate::handoff::kept::wedge::Wedge;
 use crate::handoff::way::elsewhere;
-use crate::setup::pending::Pending;
+use crate::setup::kept::pending::Pending;
 use crate::sys::{How, Kernel, User};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -360,7 +361,7 @@ fn vmid(records: &[&Record]) -> Option<u32> {
 fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record], open: Option<&[User]>) -> Has {
     let vmid = vmid(records);
     let unfinished = records.iter().any(|record| record.progress != Progress::Away);
-    if unfinished && store::is_under_way(kernel, Some(&slot.address)) {
+    if unfinished && under_way::is_under_way(kernel, Some(&slot.address)) {
         return Has::Moving(vmid);
     }
     // A VM that has a node of the host's driver open, to draw on it, is a user, not the owner.

@@ -4,15 +4,14 @@
 
 pub mod bootloader;
 pub mod conflicts;
-pub mod document;
 pub mod driver;
 pub mod hookscript;
+pub mod kept;
 mod ours;
-pub mod pending;
-pub mod rival;
 pub mod vfio;
 pub mod work_off;
 
+use self::kept::pending;
 use crate::App;
 use crate::driver as installer;
 use crate::stop::Result;

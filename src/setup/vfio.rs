@@ -6,10 +6,10 @@
 use super::bootloader::{self, Bootloader};
 use super::conflicts;
 use super::ours::{LIMIT, MARK, own};
-use super::rival::{self, RIVALS};
 use crate::App;
 use crate::config::{Config, Home};
 use crate::driver;
+use crate::driver::rival::{self, RIVALS};
 use crate::modprobe;
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;

@@ -1,7 +1,7 @@
 //! Does what set-up has yet to do: at boot, and when somebody asks.
 
 use super::driver::{self, Wish, kernels};
-use super::pending::{At, Pending, Task, change, note};
+use super::kept::pending::{At, Pending, Task, change, note};
 use super::vfio;
 use crate::App;
 use crate::gpu::inventory::nvidia_slots;
@@ -17,7 +17,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Works off what is pending, and builds for the running kernel what it lacks of the driver that was set up. Nothing on a
 /// host without an NVIDIA GPU. While the guests wait for it at boot, only what they need is done, nothing is downloaded,
-/// and what failed [`super::pending::TRIES`] times is left to a person.
+/// and what failed [`super::kept::pending::TRIES`] times is left to a person.
 ///
 /// # Errors
 /// What could not be done; it stays pending.

@@ -10,6 +10,7 @@ use gpu_handoff::handoff::Handoff;
 use gpu_handoff::handoff::kept::history::History;
 use gpu_handoff::handoff::kept::record::{Owner, Record};
 use gpu_handoff::handoff::kept::store::Store;
+use gpu_handoff::handoff::way::departure::Departure;
 use gpu_handoff::handoff::way::home::Asker;
 use gpu_handoff::handoff::way::reconcile::Scope;
 use gpu_handoff::report::status::Status;
@@ -191,7 +192,7 @@ impl Bench {
         let begin = self.kernel.state.borrow().now;
         let handoff = self.handoff();
         let done = catch_unwind(AssertUnwindSafe(|| match wish {
-            Wish::Leave(owner, slots) => handoff.leave(owner, slots, &|_| false),
+            Wish::Leave(owner, slots) => handoff.leave(&Departure::of(owner.clone(), slots.clone())),
             Wish::Home(owner) => handoff.come_home(owner, asker(owner)),
             Wish::Reconcile => handoff.reconcile(Scope::All),
             Wish::Unfinished => handoff.reconcile(Scope::Unfinished),
@@ -307,7 +308,10 @@ impl Bench {
 
     pub fn plan(&self, wish: &Wish) -> Option<gpu_handoff::handoff::plan::Plan> {
         match wish {
-            Wish::Leave(owner, slots) => self.handoff().intend(owner, slots, &|_| false).ok().map(|intent| intent.plan),
+            Wish::Leave(owner, slots) => {
+                let departure = Departure::of(owner.clone(), slots.clone());
+                self.handoff().intend(&departure).ok().map(|intent| intent.plan)
+            }
             Wish::Home(owner) => self.handoff().plan_home(&self.record(owner)?).ok(),
             Wish::Reconcile | Wish::Unfinished | Wish::Owed | Wish::Watch(_) | Wish::Keep(..) => None,
         }

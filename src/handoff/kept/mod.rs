@@ -7,4 +7,5 @@ pub mod owed;
 pub mod record;
 pub mod store;
 pub mod to_start;
+pub mod under_way;
 pub mod wedge;

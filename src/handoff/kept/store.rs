@@ -15,7 +15,7 @@ use super::record::{Owner, Record, Stopped};
 use super::to_start::ToStart;
 use super::wedge::Wedge;
 use crate::gpu::dri;
-use crate::sys::{Kernel, Lock, Share, files, flock_is_held};
+use crate::sys::{Kernel, Lock, Share, files};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -26,10 +26,10 @@ use std::time::{Duration, Instant};
 
 pub const DIRECTORY: &str = "/run/gpu-handoff";
 /// Of the driver's module stack; the others' names begin with this.
-const LOCK: &str = "lock";
-const BOOKS: &str = "lock-books";
-const KEEPER: &str = "lock-keeper";
-const WATCH: &str = "lock-watch-";
+pub(super) const LOCK: &str = "lock";
+pub(super) const BOOKS: &str = "lock-books";
+pub(super) const KEEPER: &str = "lock-keeper";
+pub(super) const WATCH: &str = "lock-watch-";
 const JOURNAL: &str = "journal";
 const TO_START: &str = "to-start";
 const RETRIES: &str = "retries";
@@ -66,12 +66,6 @@ impl Stack {
     pub fn is_enough_for(&self, share: Share) -> bool {
         self.share == Share::Alone || share == Share::Together
     }
-}
-
-/// The files that are not one slot's.
-pub struct Books<'a> {
-    store: &'a Store,
-    _lock: Lock,
 }
 
 impl Store {
@@ -111,10 +105,12 @@ impl Store {
         Ok(lock.map(|lock| Stack { share, _lock: lock }))
     }
 
+    /// Of the files that are not one slot's.
+    ///
     /// # Errors
     /// As [`Store::lock`].
-    pub fn books(&self, limit: Duration) -> Result<Option<Books<'_>>> {
-        Ok(self.take(BOOKS, Share::Alone, limit)?.map(|lock| Books { store: self, _lock: lock }))
+    pub fn books(&self, limit: Duration) -> Result<Option<Lock>> {
+        self.take(BOOKS, Share::Alone, limit)
     }
 
     /// There is one keeper at a time; none when there is another.
@@ -293,25 +289,7 @@ impl Store {
     }
 }
 
-/// Whether a handoff of this slot is under way, or of any; its lock is only looked at.
-pub fn is_under_way(kernel: &dyn Kernel, slot: Option<&str>) -> bool {
-    let is_held = |name: &str| flock_is_held(kernel, &format!("{DIRECTORY}/{name}"));
-    match slot {
-        Some(slot) => is_held(&format!("{LOCK}-{slot}")),
-        None => {
-            let is_handoffs =
-                |name: &str| name.starts_with(LOCK) && name != BOOKS && name != KEEPER && !name.starts_with(WATCH);
-            kernel.list(DIRECTORY).iter().any(|name| is_handoffs(name) && is_held(name))
-        }
-    }
-}
-
-/// Whether somebody watches over a start of this VM.
-pub fn is_watched(kernel: &dyn Kernel, vmid: u32) -> bool {
-    flock_is_held(kernel, &format!("{DIRECTORY}/{}", watch_file(vmid)))
-}
-
-fn watch_file(vmid: u32) -> String {
+pub(super) fn watch_file(vmid: u32) -> String {
     format!("{WATCH}{vmid}")
 }
 
@@ -409,7 +387,7 @@ impl Locked<'_> {
 }
 
 impl Store {
-    fn open_books(&self) -> Result<Books<'_>> {
+    fn open_books(&self) -> Result<Lock> {
         let path = self.directory.join(BOOKS);
         self.books(BOOKKEEPING)?.with_context(|| format!("{}: locked by somebody all the time", path.display()))
     }
@@ -431,7 +409,7 @@ impl Store {
     /// # Errors
     /// When what waits to be started cannot be read or written.
     pub fn change_to_start(&self, change: impl FnOnce(&mut Vec<ToStart>)) -> Result<()> {
-        let books = self.open_books()?;
+        let _books = self.open_books()?;
         let before = match self.to_start() {
             Ok(entries) => entries,
             // Nobody can act on it; an administrator may still read it.
@@ -443,15 +421,10 @@ impl Store {
         };
         let mut entries = before.clone();
         change(&mut entries);
-        if entries == before { Ok(()) } else { books.set_to_start(&entries) }
-    }
-}
-
-impl Books<'_> {
-    fn set_to_start(&self, entries: &[ToStart]) -> Result<()> {
-        match entries {
-            [] => self.store.unlink(TO_START),
-            entries => self.store.write(TO_START, &ToStart::to_json(entries)),
+        match entries.as_slice() {
+            same if same == before => Ok(()),
+            [] => self.unlink(TO_START),
+            entries => self.write(TO_START, &ToStart::to_json(entries)),
         }
     }
 }

@@ -3,12 +3,13 @@
 use crate::gpu::address::slot_of;
 use crate::gpu::inventory::VFIO_PCI;
 use crate::handoff::plan::facts::{Availability, Facts};
+use crate::proxmox::pci_id::PciId;
 
-/// `listed` tells whether the VM's own configuration names a function.
+/// `listed` is what the VM's own configuration names.
 ///
 /// # Errors
 /// The first reason to refuse.
-pub fn check(facts: &Facts, listed: &dyn Fn(&str) -> bool) -> Result<(), String> {
+pub fn check(facts: &Facts, listed: &[PciId]) -> Result<(), String> {
     if let Some(gone) = gone(facts) {
         return Err(gone);
     }
@@ -41,7 +42,7 @@ pub fn check(facts: &Facts, listed: &dyn Fn(&str) -> bool) -> Result<(), String>
     }
     for stranger in &facts.strangers {
         let Some(driver) = stranger.driver.as_deref() else { continue };
-        if !matches!(driver, VFIO_PCI | "pci-stub") && !listed(&stranger.address) {
+        if !matches!(driver, VFIO_PCI | "pci-stub") && !listed.iter().any(|id| id.covers(&stranger.address)) {
             return Err(format!(
                 "{} is in the same IOMMU group ({}) and {driver} has it: a group goes to a VM as a whole; move one of \
                  the two to another slot, or look in the firmware for ACS, which makes groups smaller",

@@ -13,6 +13,7 @@ use crate::handoff::plan::facts::Facts;
 use crate::handoff::plan::policy::{self, Halt};
 use crate::handoff::plan::step::Step;
 use crate::handoff::plan::{self, Outline, Plan};
+use crate::handoff::way::departure::Departure;
 use crate::handoff::way::halt;
 use crate::handoff::way::home::unreadable;
 use crate::proxmox::running;
@@ -57,17 +58,19 @@ impl Handoff<'_> {
     ///
     /// # Errors
     /// Why it would refuse.
-    pub fn plan_leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<Outline> {
-        let steps = self.intend(owner, slots, listed)?.steps();
-        Ok(Outline { title: format!("{} host -> {owner}", slots.join(" ")), slots: slots.to_vec(), steps })
+    pub fn plan_leave(&self, departure: &Departure) -> Result<Outline> {
+        let steps = self.intend(departure)?.steps();
+        let Departure { owner, slots, .. } = departure;
+        Ok(Outline { title: format!("{} host -> {owner}", slots.join(" ")), slots: slots.clone(), steps })
     }
 
     /// Everything that can say no says so here. Reads only.
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn intend(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<Intent> {
-        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
+    pub fn intend(&self, departure: &Departure) -> Result<Intent> {
+        let Departure { owner, slots, listed, .. } = departure;
+        let names = departure.names();
         self.refuse_wedged(&names)?;
         let slots = self.read_slots(slots)?;
         let earlier = self.earlier_records(owner, &slots)?;

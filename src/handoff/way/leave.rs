@@ -1,70 +1,57 @@
 //! Slots leave the host: to a VM that starts, or to vfio-pci by hand.
 
 use super::{Handoff, again};
-use crate::gpu::holders::Holder;
+use crate::gpu::holders::{Holder, Watched};
 use crate::gpu::inventory::VFIO_PCI;
 use crate::handoff::kept::record::{Owner, Progress, Record, Stopped};
 use crate::handoff::kept::store::{Locked, Stack};
 use crate::handoff::plan::check;
 use crate::handoff::plan::facts::Facts;
-use crate::handoff::plan::policy;
+use crate::handoff::plan::policy::{self, Halt};
 use crate::handoff::plan::{self, Plan};
 use crate::handoff::way::attempt::{Attempt, Direction};
+use crate::handoff::way::departure::Departure;
 use crate::handoff::way::halt::{self, Way};
 use crate::handoff::way::home::{TimeBox, unreadable};
 use crate::handoff::way::intent::{Intent, add_missing};
 use crate::handoff::way::run::{OnFailure, Outcome};
 use crate::stop::{Code, Result, Stop};
 use crate::sys::Share;
+use std::time::Duration;
 
 /// Of the time box, what the way there may take; the rest is for going back.
 const WAY_THERE: (u32, u32) = (2, 3);
 
+/// Who must be stopped, and what was seen when that was decided.
+struct Halts<'a> {
+    halts: Vec<Halt>,
+    watched: Watched,
+    facts: &'a Facts,
+}
+
 impl Handoff<'_> {
-    /// Gives slots to `owner`. `listed` tells whether the owner's own configuration names a function.
+    /// Gives slots to their new owner.
     ///
     /// # Errors
     /// Refused with nothing touched, or failed and rolled back, or wedged.
-    pub fn leave(&self, owner: &Owner, slots: &[String], listed: &dyn Fn(&str) -> bool) -> Result<()> {
-        self.leave_watched(owner, slots, listed, &|| {})
-    }
-
-    /// As [`Handoff::leave`]. `watch` is called when nothing can go wrong any more but the record does not say so yet:
-    /// whatever is killed before, what is half-way is put right; whatever is killed later, somebody watches.
-    ///
-    /// # Errors
-    /// As [`Handoff::leave`].
-    pub fn leave_watched(
-        &self,
-        owner: &Owner,
-        slots: &[String],
-        listed: &dyn Fn(&str) -> bool,
-        watch: &dyn Fn(),
-    ) -> Result<()> {
-        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
+    pub fn leave(&self, departure: &Departure) -> Result<()> {
+        let (owner, names) = (&departure.owner, departure.names());
         let locked = self.lock(self.config.lock, &names, &again(owner));
         let locked = locked.inspect_err(|stop| self.note_refused(Direction::Vfio, owner, &names, stop))?;
         self.finish_others(&locked, owner);
         let mut attempt = Attempt::new(Direction::Vfio, owner, &names, self.kernel.now());
-        let done = self.leave_locked(&locked, &mut attempt, owner, slots, listed, watch);
+        let done = self.leave_locked(&locked, &mut attempt, departure);
         let done = done.map_err(|stop| self.hand_over(owner, stop));
         self.note(Some(&locked), attempt, done.as_ref().err());
         done
     }
 
-    fn leave_locked(
-        &self,
-        locked: &Locked,
-        attempt: &mut Attempt,
-        owner: &Owner,
-        slots: &[String],
-        listed: &dyn Fn(&str) -> bool,
-        watch: &dyn Fn(),
-    ) -> Result<()> {
-        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
-        let first = self.share_to_leave(owner, slots)?;
+    fn leave_locked(&self, locked: &Locked, attempt: &mut Attempt, departure: &Departure) -> Result<()> {
+        let Departure { owner, slots, .. } = departure;
+        let names = departure.names();
+        let first = self.share_to_leave(departure)?;
         let (mut stack, intent) = self.stack_for(first, &names, &again(owner), self.config.lock, &|| {
-            let intent = self.intend(owner, slots, listed)?;
+            let intent = self.intend(departure)?;
             let share = plan::share(&intent.plan);
             Ok((intent, share))
         })?;
@@ -75,10 +62,8 @@ impl Handoff<'_> {
         let to_start = self.to_start_for(&names);
         add_missing(&mut record.stopped, to_start.iter().cloned());
         if plan.is_empty() && halts.is_empty() {
-            watch();
-            locked.save(&settled(&record))?;
-            locked.take_over(&to_start)?;
-            forget(locked, &abandoned, slots)?;
+            (departure.on_ready)();
+            self.put_on_record(locked, &settled(&record), departure, &to_start, &abandoned)?;
             self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do"));
             return Ok(());
         }
@@ -88,36 +73,22 @@ impl Handoff<'_> {
         self.tell_of_firmware(&facts);
         // Before the record says so: a worker that is there puts right what is cut short from now on.
         self.kernel.worker();
-        locked.save(&record)?;
+        self.put_on_record(locked, &record, departure, &to_start, &abandoned)?;
         self.keep_dri(locked);
-        locked.take_over(&to_start)?;
-        forget(locked, &abandoned, slots)?;
         attempt.is_about(&record.slots());
         attempt.phase("check", checked);
-        // That has a time of its own.
         let mut begin_of_steps = begin;
         if !halts.is_empty() {
             // What is stopped may take its time, and others have cards of their own.
             drop(stack);
-            let decide = |holders: &[Holder]| self.decide(owner, &facts, holders);
-            let mut way: Way = self.make_way(locked, &mut record, halts, &watched, &decide);
-            if let Some(took) = way.took {
-                attempt.phase(halt::PHASE, took);
-                begin_of_steps += took;
-            }
-            let waits_since = self.kernel.now();
-            let now = match way.problem.take() {
-                Some(problem) => Err(problem),
-                None => self.plan_once_more(&record, slots, listed).map_err(|stop| stop.message),
-            };
-            match now {
+            let halts = Halts { halts, watched, facts: &facts };
+            match self.halt(locked, attempt, &mut record, halts, departure, &mut begin_of_steps) {
                 Ok(now) => (stack, facts, plan) = now,
                 Err(problem) => {
                     let time = TimeBox::of(self, begin, begin_of_steps + self.config.handoff);
                     return Err(self.go_back(locked, attempt, &mut record, &Outcome::prevented(problem), time, None));
                 }
             }
-            begin_of_steps += self.kernel.now().saturating_sub(waits_since);
         }
         let budget = self.config.handoff * WAY_THERE.0 / WAY_THERE.1;
         let outcome = self.run(locked, &stack, &record, &plan, OnFailure::Stop, begin_of_steps + budget);
@@ -126,7 +97,7 @@ impl Handoff<'_> {
             let time = TimeBox::of(self, begin, begin_of_steps + self.config.handoff);
             return Err(self.go_back(locked, attempt, &mut record, &outcome, time, Some(stack)));
         }
-        watch();
+        (departure.on_ready)();
         locked.save(&settled(&record))?;
         drop(stack);
         self.tell_dri();
@@ -136,32 +107,67 @@ impl Handoff<'_> {
         Ok(())
     }
 
+    /// From here on it is this record's: what was to be started again for these slots, and what earlier records named.
+    fn put_on_record(
+        &self,
+        locked: &Locked,
+        record: &Record,
+        departure: &Departure,
+        to_start: &[Stopped],
+        abandoned: &[Record],
+    ) -> Result<()> {
+        locked.save(record)?;
+        locked.take_over(to_start)?;
+        forget(locked, abandoned, &departure.slots)
+    }
+
+    /// Stops who must go, without the stack's lock, and plans once more. That has a time of its own, which the steps begin
+    /// after.
+    fn halt(
+        &self,
+        locked: &Locked,
+        attempt: &mut Attempt,
+        record: &mut Record,
+        Halts { halts, watched, facts }: Halts,
+        departure: &Departure,
+        begin_of_steps: &mut Duration,
+    ) -> std::result::Result<(Stack, Facts, Plan), String> {
+        let decide = |holders: &[Holder]| self.decide(&departure.owner, facts, holders);
+        let way: Way = self.make_way(locked, record, halts, &watched, &decide);
+        if let Some(took) = way.took {
+            attempt.phase(halt::PHASE, took);
+            *begin_of_steps += took;
+        }
+        let waits_since = self.kernel.now();
+        let now = match way.problem {
+            Some(problem) => return Err(problem),
+            None => self.plan_once_more(record, departure).map_err(|stop| stop.message)?,
+        };
+        *begin_of_steps += self.kernel.now().saturating_sub(waits_since);
+        Ok(now)
+    }
+
     /// How the stack will be needed, as far as can be seen without its lock: then it is taken like that at once.
-    fn share_to_leave(&self, owner: &Owner, slots: &[String]) -> Result<Share> {
-        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
+    fn share_to_leave(&self, departure: &Departure) -> Result<Share> {
+        let names = departure.names();
         self.refuse_wedged(&names)?;
-        let slots = self.read_slots(slots)?;
+        let slots = self.read_slots(&departure.slots)?;
         let facts = Facts::read(self.kernel, slots, &[], &[]).map_err(|error| unreadable(&names, &error))?;
         let facts = facts.avoiding(&self.store.wedged_slots());
-        let plan = plan::to_vfio(&facts, &Record::new(owner.clone()));
+        let plan = plan::to_vfio(&facts, &Record::new(departure.owner.clone()));
         // Whatever is wrong with it: the plan that counts says so.
         Ok(plan.map_or(Share::Together, |plan| plan::share(&plan)))
     }
 
     /// Others may have moved their cards while something was being stopped.
-    fn plan_once_more(
-        &self,
-        record: &Record,
-        slots: &[String],
-        listed: &dyn Fn(&str) -> bool,
-    ) -> Result<(Stack, Facts, Plan)> {
-        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
+    fn plan_once_more(&self, record: &Record, departure: &Departure) -> Result<(Stack, Facts, Plan)> {
+        let names = departure.names();
         let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
         let plan_now = || {
-            let slots = self.read_slots(slots)?;
+            let slots = self.read_slots(&departure.slots)?;
             let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(&names, &error))?;
             let facts = facts.avoiding(&self.store.wedged_slots());
-            check::check(&facts, listed).map_err(Stop::failed)?;
+            check::check(&facts, &departure.listed).map_err(Stop::failed)?;
             let plan = plan::to_vfio(&facts, record).map_err(Stop::failed)?;
             let share = plan::share(&plan);
             Ok(((facts, plan), share))

@@ -1,6 +1,7 @@
 //! The ways there and back, each under the locks that it needs.
 
 pub mod attempt;
+pub mod departure;
 pub mod elsewhere;
 pub mod halt;
 pub mod home;
@@ -10,6 +11,7 @@ pub mod keeper;
 pub mod leave;
 pub mod mend;
 pub mod origin;
+pub mod part;
 pub mod reconcile;
 pub mod resume;
 pub mod run;

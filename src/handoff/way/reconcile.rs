@@ -5,7 +5,8 @@ use super::{Handoff, LOOK_AGAIN, WORKER_GRACE};
 use crate::gpu::{containers, nodes, nvidia};
 use crate::handoff::kept::owed;
 use crate::handoff::kept::record::{Owner, Progress, Record};
-use crate::handoff::kept::store::{self, Locked};
+use crate::handoff::kept::store::Locked;
+use crate::handoff::kept::under_way;
 use crate::handoff::plan::Plan;
 use crate::handoff::plan::step::Step;
 use crate::handoff::way::attempt::{Attempt, Direction};
@@ -276,7 +277,7 @@ impl Handoff<'_> {
                 let is_ours = match scope {
                     Scope::Unfinished => false,
                     // Whoever called the hook by hand sees to the rest, and a watcher to a start.
-                    Scope::Owed => !record.by_hand && !store::is_watched(self.kernel, *id),
+                    Scope::Owed => !record.by_hand && !under_way::is_watched(self.kernel, *id),
                     Scope::All => true,
                 };
                 is_ours && !is_alive(self.kernel, *id)

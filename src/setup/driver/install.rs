@@ -11,7 +11,7 @@ use crate::driver::flags;
 use crate::driver::kind::Kind;
 use crate::driver::{self, CACHE, Installer, Source, file_name};
 use crate::gpu::nvidia;
-use crate::setup::pending::{self, Task};
+use crate::setup::kept::pending::{self, Task};
 use crate::stop::{Result, Stop};
 use crate::sys::{Action, Kernel};
 use crate::teller::{Apart, Teller};

@@ -7,7 +7,7 @@ use super::record::{self, Installed, LOCK};
 use super::services::take_turn;
 use crate::App;
 use crate::driver::{builds, flags};
-use crate::setup::pending::{self, Pending, Task};
+use crate::setup::kept::pending::{self, Pending, Task};
 use crate::stop::{Result, Stop};
 use crate::sys::{flock_is_held, heed_termination};
 use crate::teller::Teller;

@@ -18,7 +18,7 @@ use crate::App;
 use crate::config::Config;
 use crate::containers::attach;
 use crate::driver::{self, Installer, Source, supported};
-use crate::setup::pending::{self, Task};
+use crate::setup::kept::pending::{self, Task};
 use crate::stop::{Result, Stop};
 use crate::sys::heed_termination;
 use crate::teller::{Apart, Teller};

@@ -118,6 +118,28 @@ pub fn plan(facts: &Facts, wish: &Wish, wanted: &Wanted) -> Result<Vec<Step>, St
         return Ok(vec![Step::Load]);
     }
     let kind = kind::choose(&facts.gpus, version, module, wanted.list)?;
+    unfit(facts, version)?;
+    in_the_way(facts, wish, wanted)?;
+    // Purging comes after all else that may fail: from then on there is no driver.
+    if !facts.needs.is_empty() {
+        steps.push(Step::Packages(facts.needs.clone()));
+    }
+    if !facts.services.is_empty() {
+        steps.push(Step::StopServices(facts.services.clone()));
+    }
+    if wish.purge && (is_packaged(facts) || !facts.leftovers.is_empty()) {
+        let packages = facts.packages.iter().chain(&facts.leftovers).cloned().collect();
+        steps.push(Step::Purge { packages, dkms: facts.dkms.clone() });
+    }
+    let old = facts.record.as_ref().and_then(|record| record.installed.as_ref()).map(|one| one.version.clone());
+    let instead_of = old.or_else(|| facts.libraries.first().cloned()).filter(|old| old != version);
+    let install = Install { version: version.to_string(), instead_of, kind, dkms, load: can_load && !wish.defer };
+    steps.push(Step::Install(install));
+    Ok(steps)
+}
+
+/// What of this machine keeps any driver of this version from working.
+fn unfit(facts: &Facts, version: &str) -> Result<(), String> {
     if let Some(rival) = facts.rivals.first() {
         return Err(match rival.module {
             Some(_) => {
@@ -139,14 +161,23 @@ pub fn plan(facts: &Facts, wish: &Wish, wanted: &Wanted) -> Result<Vec<Step>, St
             flags::since(flags::SKIP_LOAD)
         ));
     }
-    let is_packaged = !facts.packages.is_empty() || !facts.dkms.is_empty();
+    Ok(())
+}
+
+/// Packages of another driver, or trees of dkms.
+fn is_packaged(facts: &Facts) -> bool {
+    !facts.packages.is_empty() || !facts.dkms.is_empty()
+}
+
+/// What a person must see to first, or ask for.
+fn in_the_way(facts: &Facts, wish: &Wish, wanted: &Wanted) -> Result<(), String> {
     if let Some(debians) = facts.debians.as_ref().filter(|_| facts.packages.is_empty()) {
         return Err(format!(
             "another NVIDIA driver is there, {debians}, by the names that Debian's packages give it, and dpkg does not tell \
              which package it is of: take it out first (dpkg -S nvidia-current; dkms status)"
         ));
     }
-    if is_packaged && !wish.purge {
+    if is_packaged(facts) && !wish.purge {
         let all: Vec<&str> = facts.packages.iter().chain(&facts.dkms).map(String::as_str).collect();
         let name = facts.debians.as_ref().map_or_else(String::new, |debians| format!(", {debians}"));
         return Err(format!(
@@ -167,25 +198,7 @@ pub fn plan(facts: &Facts, wish: &Wish, wanted: &Wanted) -> Result<Vec<Step>, St
             facts.release
         ));
     }
-    if let Some(why) = lacks_room(facts, wanted.packed) {
-        return Err(why);
-    }
-    // Purging comes after all else that may fail: from then on there is no driver.
-    if !facts.needs.is_empty() {
-        steps.push(Step::Packages(facts.needs.clone()));
-    }
-    if !facts.services.is_empty() {
-        steps.push(Step::StopServices(facts.services.clone()));
-    }
-    if wish.purge && (is_packaged || !facts.leftovers.is_empty()) {
-        let packages = facts.packages.iter().chain(&facts.leftovers).cloned().collect();
-        steps.push(Step::Purge { packages, dkms: facts.dkms.clone() });
-    }
-    let old = facts.record.as_ref().and_then(|record| record.installed.as_ref()).map(|one| one.version.clone());
-    let instead_of = old.or_else(|| facts.libraries.first().cloned()).filter(|old| old != version);
-    let install = Install { version: version.to_string(), instead_of, kind, dkms, load: can_load && !wish.defer };
-    steps.push(Step::Install(install));
-    Ok(steps)
+    lacks_room(facts, wanted.packed).map_or(Ok(()), Err)
 }
 
 /// What is worth knowing before the steps are carried out.
@@ -238,8 +251,8 @@ fn lacks_room(facts: &Facts, packed: Option<u64>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::rival::Rival;
     use crate::gpu::holders::Holder;
-    use crate::setup::rival::Rival;
 
     const NEW: &str = "580.95.05";
 

@@ -3,7 +3,7 @@
 
 use crate::driver::kind::Kind;
 use crate::gpu::nvidia::Version;
-use crate::setup::document;
+use crate::setup::kept::document;
 use crate::sys::Kernel;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};

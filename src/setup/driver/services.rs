@@ -3,7 +3,7 @@
 
 use super::record::LOCK;
 use crate::App;
-use crate::setup::document;
+use crate::setup::kept::document;
 use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, Lock, Share, flock_is_held};
 use crate::systemd;

@@ -1,5 +1,6 @@
 #!/bin/bash
 # What a run cannot do, or what nobody is told of, the keeper does; and one card's handoff holds no other card's up.
+# lab: --gpus 2 --timeout 600
 # lab-genuine: --gpus 2 --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Ends that no phase tells of: a start that takes too long, is stopped or dies; a post-stop that is killed, or never
 # comes. As long as a QEMU is there the card is left to it; afterwards it comes home by itself.
+# lab: --timeout 900
 # lab-genuine: --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"

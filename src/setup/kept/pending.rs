@@ -14,7 +14,7 @@ use std::time::Duration;
 pub const PATH: &str = "/var/lib/gpu-handoff/setup.pending";
 
 /// At boot.
-pub(super) const TRIES: u64 = 2;
+pub const TRIES: u64 = 2;
 /// For somebody else to write the file.
 const TURN: Duration = Duration::from_secs(5);
 
@@ -38,7 +38,7 @@ impl fmt::Display for Task {
 
 /// When the boot unit runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum At {
+pub enum At {
     /// The guests are waiting.
     Boot,
     AnyTime,
@@ -104,7 +104,7 @@ impl Pending {
     }
 
     /// Whether it is to be tried now.
-    pub(super) fn is_due(&self, task: &Task, at: At) -> bool {
+    pub fn is_due(&self, task: &Task, at: At) -> bool {
         self.0.get(task).is_some_and(|reason| at == At::AnyTime || reason.tries < TRIES)
     }
 

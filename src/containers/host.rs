@@ -1,0 +1,129 @@
+//! How the host has the GPUs that a container is to get.
+
+use super::Wish;
+use super::record::{self};
+use super::rules::{Away, Facts};
+use crate::App;
+use crate::gpu::choice::choose;
+use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
+use crate::gpu::nodes;
+use crate::gpu::nvidia::{self, Minors};
+use crate::handoff::way::reconcile::nodes_to_text;
+use crate::proxmox::running::is_alive;
+use crate::proxmox::{pci_id::PciId, running, vm};
+use crate::stop::{Result, Stop};
+use crate::sys::{ActError, Action, Kernel, Node};
+use std::time::Duration;
+
+pub(super) const UVM: &str = "nvidia-uvm";
+
+/// Longer than loading it ever takes, unless something is stuck in the kernel.
+const LOAD: Duration = Duration::from_secs(20);
+const MAKE: Duration = Duration::from_secs(5);
+
+/// The slots that were named, each once; or the only one there is.
+pub(super) fn chosen(app: &App, wish: &Wish) -> Result<Vec<String>> {
+    if wish.gpus.is_empty() {
+        return Ok(vec![choose(app.kernel, None).map_err(|stop| match nvidia_slots(app.kernel).len() {
+            0 | 1 => stop,
+            _ => Stop { message: format!("{} (--gpu SLOT, also more than once)", stop.message), ..stop },
+        })?]);
+    }
+    let mut slots = Vec::new();
+    for named in &wish.gpus {
+        let slot = choose(app.kernel, Some(named))?;
+        if !slots.contains(&slot) {
+            slots.push(slot);
+        }
+    }
+    Ok(slots)
+}
+
+pub(super) fn facts(app: &App, ctid: u32, slots: &[String]) -> Result<Facts> {
+    Facts::read(app.kernel, slots).map_err(|away| {
+        let who = explain(app, ctid, &away);
+        Stop::refused(format!("container {ctid} was not touched: the numbers of {} are not known: {who}", away.slot))
+    })
+}
+
+/// Who has a GPU of the container, or any GPU if none was attached, instead of the host's driver.
+pub(super) fn away(app: &App, ctid: u32) -> Option<String> {
+    let kernel = app.kernel;
+    let all = || nvidia_slots(kernel).into_iter().map(|slot| slot.address).collect();
+    let slots = record::read(kernel, ctid).ok().flatten().map_or_else(all, |record| record.slots);
+    let away = Facts::read(kernel, &slots).err()?;
+    let who = explain(app, ctid, &away);
+    Some(format!("{}: {}", away.slot, who.split(';').next().unwrap_or_default()))
+}
+
+/// Who has it instead of the host's driver, and what to type.
+pub(super) fn explain(app: &App, ctid: u32, away: &Away) -> String {
+    let Away { slot, driver } = away;
+    let records = app.store.each_record().into_iter().flatten();
+    let owner = records.filter(|record| record.slots().contains(&slot.as_str())).map(|record| record.owner).next();
+    let vm = match &owner {
+        Some(owner) => owner.vmid().filter(|vmid| is_alive(app.kernel, *vmid)),
+        None => running_vm(app.kernel, slot),
+    };
+    let again = format!("then: gpu-handoff container attach {ctid}");
+    match (vm, owner, driver.as_deref()) {
+        _ if app.store.has_call(app.kernel, slot) => {
+            format!("a handoff of it is under way, or stuck; see gpu-handoff --status, {again}")
+        }
+        (Some(vmid), ..) => format!("VM {vmid} has it; stop that first: qm stop {vmid}, {again}"),
+        (None, Some(owner), _) => {
+            format!("it was given to {owner}; bring it home first: gpu-handoff to-nvidia {slot}, {again}")
+        }
+        (None, None, Some("nvidia")) if Minors::read(app.kernel).is_busy => {
+            format!("{}; when that is over, {again}", nvidia::busy(app.kernel))
+        }
+        (None, None, Some("nvidia")) => {
+            "the NVIDIA driver has it but does not list it in /proc/driver/nvidia/gpus; see dmesg".to_string()
+        }
+        (None, None, Some(VFIO_PCI)) => {
+            "it is at home on vfio-pci; containers can only use a GPU that NVIDIA's driver has".to_string()
+        }
+        (None, None, Some(driver)) => {
+            format!("{driver} has it; containers can only use a GPU that NVIDIA's driver has")
+        }
+        (None, None, None) => format!("no driver has it; load NVIDIA's first: modprobe nvidia, {again}"),
+    }
+}
+
+/// A running VM whose configuration names the slot, when no handoff of ours gave it the card.
+pub(super) fn running_vm(kernel: &dyn Kernel, slot: &str) -> Option<u32> {
+    let names = kernel.list("/etc/pve/qemu-server");
+    let vms = names.iter().filter_map(|name| name.strip_suffix(".conf")?.parse::<u32>().ok());
+    vms.filter(|vmid| running::qemu_pid(kernel, *vmid).is_some()).find(|vmid| {
+        let bytes = kernel.read(&format!("/etc/pve/qemu-server/{vmid}.conf")).unwrap_or_default();
+        let config = vm::parse(&bytes);
+        let ids: Vec<PciId> = config.hostpci.values().flat_map(vm::Hostpci::addresses).collect();
+        ids.iter().any(|id| id.slot == slot)
+    })
+}
+
+/// Nobody loads it before the first CUDA program runs, and its major is known only then: as `nvidia-modprobe -u` does.
+pub(super) fn load_uvm(app: &App) -> Result<()> {
+    let action = Action::Load { modules: vec![UVM.to_string()] };
+    match app.kernel.act(&action, LOAD) {
+        Ok(()) => app.story.say(&format!("{UVM} loaded")),
+        Err(error @ ActError::Stuck { .. }) => return Err(Stop::overrun(format!("loading {UVM} {error}; see dmesg"))),
+        Err(error) => {
+            return Err(Stop::failed(format!("{UVM} is not loaded and could not be: {error}; try: modprobe {UVM}")));
+        }
+    }
+    Ok(())
+}
+
+/// One that cannot be made keeps no container from being attached: the next start of one looks for it again.
+pub(super) fn make_nodes(app: &App) {
+    let missing = nodes::missing(app.kernel);
+    let is_made = |node: &&Node| {
+        let made = app.kernel.act(&Action::MakeNode((*node).clone()), MAKE);
+        made.inspect_err(|error| app.story.warn(&format!("{} is missing and was not made: {error}", node.path))).is_ok()
+    };
+    let made: Vec<_> = missing.iter().filter(is_made).cloned().collect();
+    if !made.is_empty() {
+        app.story.say(&format!("device nodes {}", nodes_to_text(&made)));
+    }
+}

@@ -1,0 +1,26 @@
+//! What is to leave the host.
+
+use crate::handoff::kept::record::Owner;
+use crate::proxmox::pci_id::PciId;
+
+/// Slots that leave the host together.
+pub struct Departure<'a> {
+    pub owner: Owner,
+    pub slots: Vec<String>,
+    /// What the owner's own configuration names, beside these slots: it may be in their IOMMU groups.
+    pub listed: Vec<PciId>,
+    /// Called when nothing can go wrong any more but the record does not say so yet: whatever is killed before, what is
+    /// half-way is put right; whatever is killed later, somebody watches.
+    pub on_ready: &'a dyn Fn(),
+}
+
+impl Departure<'_> {
+    /// Slots that nobody but their owner has to do with.
+    pub fn of(owner: Owner, slots: Vec<String>) -> Departure<'static> {
+        Departure { owner, slots, listed: Vec::new(), on_ready: &|| {} }
+    }
+
+    pub fn names(&self) -> Vec<&str> {
+        self.slots.iter().map(String::as_str).collect()
+    }
+}

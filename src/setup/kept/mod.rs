@@ -1,0 +1,4 @@
+//! What set-up keeps on disk.
+
+pub mod document;
+pub mod pending;
