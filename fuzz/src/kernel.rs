@@ -8,7 +8,7 @@ use gpu_handoff::gpu::inventory::{Function, Slot};
 use gpu_handoff::gpu::{nodes, nvidia, static_ids as ids};
 use gpu_handoff::proxmox::running;
 use gpu_handoff::stop::Code;
-use gpu_handoff::sys::{self, Action, DeviceNumber, Kernel, Mapped, Node, Request};
+use gpu_handoff::sys::{self, Action, DeviceNumber, Mapped, Read, Node, Request};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;

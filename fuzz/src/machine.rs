@@ -1,10 +1,12 @@
 //! A machine in memory: every path has the bytes that the fuzzer chose. Nothing on it can be changed.
 
 use gpu_handoff::sys::{
-    ActError, Action, DeviceNumber, End, How, Kernel, OpenDevice, Process, Sight, Sought, User,
+    Act, ActError, Action, Clock, DeviceNumber, End, Files, How, Kernel, OpenDevice, Process, Programs, Read, Sight,
+    Sought, User,
 };
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Default)]
@@ -41,7 +43,13 @@ impl Machine {
             String::from_utf8_lossy(&bytes).into_owned()
         };
         let (command, cgroup) = (text("comm"), text("cgroup"));
-        self.users.push(User { process: Process { pid, start: 1 }, command, cgroup, is_init: false, open: vec![device] });
+        self.users.push(User {
+            process: Process { pid, start: 1 },
+            command,
+            cgroup,
+            is_init: false,
+            open: vec![device],
+        });
         self
     }
 
@@ -86,7 +94,7 @@ fn below<'a, T>(paths: &'a BTreeMap<String, T>, folder: &'a str) -> impl Iterato
         .filter(|name| !name.is_empty())
 }
 
-impl Kernel for Machine {
+impl Read for Machine {
     fn read(&self, path: &str) -> io::Result<Vec<u8>> {
         Ok(self.files.get(path).ok_or(ErrorKind::NotFound)?.clone())
     }
@@ -126,11 +134,19 @@ impl Kernel for Machine {
     fn look(&self, _: &Sought, _: Duration) -> Result<Sight, String> {
         Ok(Sight { users: self.users.clone(), ..Sight::default() })
     }
+}
 
-    fn program(&self, path: &str, _arguments: &[&str], _limit: Duration) -> Result<String, ActError> {
-        Err(ActError::Program(format!("{path} is not installed")))
+impl Files for Machine {
+    fn path(&self, _path: &str) -> PathBuf {
+        PathBuf::from("/nonexistent")
     }
 
+    fn is_real(&self) -> bool {
+        false
+    }
+}
+
+impl Act for Machine {
     fn act(&self, action: &Action, _limit: Duration) -> Result<(), ActError> {
         panic!("reading alone led to {action:?}");
     }
@@ -142,7 +158,15 @@ impl Kernel for Machine {
     fn end(&self, _: Process, _: End) -> io::Result<()> {
         Ok(())
     }
+}
 
+impl Programs for Machine {
+    fn program(&self, path: &str, _arguments: &[&str], _limit: Duration) -> Result<String, ActError> {
+        Err(ActError::Program(format!("{path} is not installed")))
+    }
+}
+
+impl Clock for Machine {
     fn is_asked_to_end(&self) -> bool {
         false
     }
@@ -157,3 +181,5 @@ impl Kernel for Machine {
 
     fn sleep(&self, _time: Duration) {}
 }
+
+impl Kernel for Machine {}

@@ -1,7 +1,7 @@
 //! What Proxmox wrote. What was read, written as Proxmox writes it, must be read as the same.
 
 use crate::{assert_one_line, is_lossy};
-use gpu_handoff::gpu::inventory::slot_of;
+use gpu_handoff::gpu::address::slot_of;
 use gpu_handoff::proxmox::pci_id::PciId;
 use gpu_handoff::proxmox::property::{self, Key, Kind};
 use gpu_handoff::proxmox::{ct as containers, mapping as mappings, vm as machines};
