@@ -2,7 +2,7 @@
 
 use crate::App;
 use crate::stop::{Result, Stop};
-use crate::sys::Talking;
+use crate::sys::{Ended, Talking};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const VERDICT: &str = "found: ";
 
 /// What `flock` ends with when it got no turn.
-pub const NO_TURN: &str = "75";
+pub const NO_TURN: i32 = 75;
 
 pub struct Teller<'a> {
     pub app: &'a App<'a>,
@@ -138,7 +138,8 @@ impl<'a> Teller<'a> {
         let real = |path: &str| kernel.path(path).to_string_lossy().into_owned();
         let (flock, lock, program) = (real(FLOCK), real(lock), real(program));
         let path = path.to_string_lossy();
-        let mut line = vec!["-c", script, "sh", &path, &flock, "-o", "-n", "-E", NO_TURN, &lock, &program];
+        let no_turn = NO_TURN.to_string();
+        let mut line = vec!["-c", script, "sh", &path, &flock, "-o", "-n", "-E", &no_turn, &lock, &program];
         line.extend(arguments);
         let talking = kernel.start_talking(SH, &line);
         let talking = talking.map_err(|error| self.failed(what, &error.to_string()))?;
@@ -190,14 +191,13 @@ impl<'a> Teller<'a> {
             }
             kernel.sleep(LOOK_AGAIN);
         };
-        if ended.is_empty() {
-            return Ok(());
+        match ended {
+            Ended::Well => Ok(()),
+            Ended::Badly { code: Some(NO_TURN), .. } => {
+                Err(self.failed(what, "something that an earlier run started is still at work there"))
+            }
+            Ended::Badly { how, .. } => Err(self.failed(what, &why().or_else(|| said.why()).unwrap_or(how))),
         }
-        if ended.ends_with(&format!(": {NO_TURN}")) {
-            return Err(self.failed(what, "something that an earlier run started is still at work there"));
-        }
-        let why = why().or_else(|| said.why()).unwrap_or(ended);
-        Err(self.failed(what, &why))
     }
 
     fn hear(&self, ear: &mut Ear, talking: &mut Talking, times: usize, said: &mut Said) {

@@ -58,11 +58,25 @@ pub(super) fn would(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
     Edit::attach(app, ctid, &wanted, &facts).map(drop)
 }
 
+/// What [`attach`] would do now.
+pub(super) struct Planned {
+    /// A line each.
+    pub text: String,
+    /// A node of the driver's gets into the container with it.
+    pub adds_node: bool,
+}
+
 /// What [`attach`] would do now, a line each.
 ///
 /// # Errors
 /// Why it would refuse.
 pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
+    Ok(planned(app, ctid, wish)?.text)
+}
+
+/// # Errors
+/// As [`plan`].
+pub(super) fn planned(app: &App, ctid: u32, wish: &Wish) -> Result<Planned> {
     let wanted = Wanted::read(app, ctid, wish)?;
     let facts = facts(app, ctid, &wanted.slots)?;
     let change = Edit::attach(app, ctid, &wanted, &facts)?.change;
@@ -83,7 +97,7 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish) -> Result<String> {
     } else if is_loaded && missing.is_empty() && change.is_nothing() {
         text.push_str("  nothing to do\n");
     }
-    Ok(text)
+    Ok(Planned { text, adds_node: change.adds_node() })
 }
 
 /// # Errors

@@ -138,6 +138,22 @@ fn distribution(id: &str, version: &str) -> Option<&'static Distribution> {
     DISTRIBUTIONS.iter().find(|distribution| (distribution.id, distribution.version) == (id, version))
 }
 
+/// Why a toolkit cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unfit {
+    /// The configuration names what cannot be.
+    Named(String),
+    /// It is made for a newer driver.
+    Driver(String),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (Unfit::Named(why) | Unfit::Driver(why)) = self;
+        f.write_str(why)
+    }
+}
+
 /// Whether `package` may be installed: those that bring a driver along would take the place of the one that fits the host.
 ///
 /// # Errors

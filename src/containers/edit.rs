@@ -103,6 +103,11 @@ impl Change {
         Ok(())
     }
 
+    pub fn adds_node(&self) -> bool {
+        let is_node = |line: &&Line| matches!(line.kind(), Some(Kind::Dev | Kind::Mount));
+        self.add.iter().filter(is_node).any(|line| line.value.starts_with("/dev/nvidia"))
+    }
+
     pub fn is_nothing(&self) -> bool {
         self.remove.is_empty() && self.replace.is_empty() && self.add.is_empty()
     }

@@ -41,8 +41,11 @@ pub(super) fn chosen(app: &App, wish: &Wish) -> Result<Vec<String>> {
 
 pub(super) fn facts(app: &App, ctid: u32, slots: &[String]) -> Result<Facts> {
     Facts::read(app.kernel, slots).map_err(|away| {
-        let who = explain(app, ctid, &away);
-        Stop::refused(format!("container {ctid} was not touched: the numbers of {} are not known: {who}", away.slot))
+        let Whose { who, then } = explain(app, ctid, &away);
+        Stop::refused(format!(
+            "container {ctid} was not touched: the numbers of {} are not known: {who}; {then}",
+            away.slot
+        ))
     })
 }
 
@@ -52,12 +55,16 @@ pub(super) fn away(app: &App, ctid: u32) -> Option<String> {
     let all = || nvidia_slots(kernel).into_iter().map(|slot| slot.address).collect();
     let slots = record::read(kernel, ctid).ok().flatten().map_or_else(all, |record| record.slots);
     let away = Facts::read(kernel, &slots).err()?;
-    let who = explain(app, ctid, &away);
-    Some(format!("{}: {}", away.slot, who.split(';').next().unwrap_or_default()))
+    Some(format!("{}: {}", away.slot, explain(app, ctid, &away).who))
 }
 
-/// Who has it instead of the host's driver, and what to type.
-pub(super) fn explain(app: &App, ctid: u32, away: &Away) -> String {
+/// Who has a card instead of the host's driver, and what to type.
+struct Whose {
+    who: String,
+    then: String,
+}
+
+fn explain(app: &App, ctid: u32, away: &Away) -> Whose {
     let Away { slot, driver } = away;
     let records = app.store.each_record().into_iter().flatten();
     let owner = records.filter(|record| record.slots().contains(&slot.as_str())).map(|record| record.owner).next();
@@ -66,28 +73,29 @@ pub(super) fn explain(app: &App, ctid: u32, away: &Away) -> String {
         None => running_vm(app.kernel, slot),
     };
     let again = format!("then: gpu-handoff container attach {ctid}");
-    match (vm, owner, driver.as_deref()) {
+    let only = "containers can only use a GPU that NVIDIA's driver has".to_string();
+    let (who, then) = match (vm, owner, driver.as_deref()) {
         _ if app.store.has_call(app.kernel, slot) => {
-            format!("a handoff of it is under way, or stuck; see gpu-handoff --status, {again}")
+            ("a handoff of it is under way, or stuck".to_string(), format!("see gpu-handoff --status, {again}"))
         }
-        (Some(vmid), ..) => format!("VM {vmid} has it; stop that first: qm stop {vmid}, {again}"),
+        (Some(vmid), ..) => (format!("VM {vmid} has it"), format!("stop that first: qm stop {vmid}, {again}")),
         (None, Some(owner), _) => {
-            format!("it was given to {owner}; bring it home first: gpu-handoff to-nvidia {slot}, {again}")
+            (format!("it was given to {owner}"), format!("bring it home first: gpu-handoff to-nvidia {slot}, {again}"))
         }
         (None, None, Some("nvidia")) if Minors::read(app.kernel).is_busy => {
-            format!("{}; when that is over, {again}", nvidia::busy(app.kernel))
+            (nvidia::busy(app.kernel), format!("when that is over, {again}"))
         }
         (None, None, Some("nvidia")) => {
-            "the NVIDIA driver has it but does not list it in /proc/driver/nvidia/gpus; see dmesg".to_string()
+            let who = "the NVIDIA driver has it but does not list it in /proc/driver/nvidia/gpus";
+            (who.to_string(), "see dmesg".to_string())
         }
-        (None, None, Some(VFIO_PCI)) => {
-            "it is at home on vfio-pci; containers can only use a GPU that NVIDIA's driver has".to_string()
+        (None, None, Some(VFIO_PCI)) => ("it is at home on vfio-pci".to_string(), only),
+        (None, None, Some(driver)) => (format!("{driver} has it"), only),
+        (None, None, None) => {
+            ("no driver has it".to_string(), format!("load NVIDIA's first: modprobe nvidia, {again}"))
         }
-        (None, None, Some(driver)) => {
-            format!("{driver} has it; containers can only use a GPU that NVIDIA's driver has")
-        }
-        (None, None, None) => format!("no driver has it; load NVIDIA's first: modprobe nvidia, {again}"),
-    }
+    };
+    Whose { who, then }
 }
 
 /// A running VM whose configuration names the slot, when no handoff of ours gave it the card.

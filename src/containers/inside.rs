@@ -47,7 +47,8 @@ impl<'a> Inside<'a> {
     pub fn inside(&self, what: &str, script: &str, arguments: &[&str], limit: Duration) -> Result<()> {
         let id = self.ctid.to_string();
         // The lock is the waiting flock's alone: a service that a package starts must not keep it.
-        let mut line = vec!["exec", &id, "--", "flock", "-o", "-w", TURNS_LIMIT, "-E", NO_TURN, TURNS];
+        let no_turn = NO_TURN.to_string();
+        let mut line = vec!["exec", &id, "--", "flock", "-o", "-w", TURNS_LIMIT, "-E", &no_turn, TURNS];
         line.extend(["/bin/sh", "-c", script, "sh"]);
         line.extend(arguments);
         self.teller.run(what, PCT, &line, limit, &String::new)

@@ -92,7 +92,7 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<()>
 /// Why it would refuse.
 pub fn plan(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<String> {
     let config = app.config_for_verb()?;
-    let attaching = attach::plan(app, ctid, wish)?;
+    let attach::Planned { text: attaching, adds_node } = attach::planned(app, ctid, wish)?;
     let wanted = wanted(app, &config, !driver_only)?;
     let source = driver::source(app, &config.driver, &wanted.driver);
     let mut lines = Vec::new();
@@ -100,9 +100,8 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<Stri
         let seen = look(app, ctid, &wanted)?;
         let (_, todo) = possible(app, ctid, &seen, &wanted, &source)?;
         has_room(ctid, &seen, &todo, None)?;
-        let gets_node = |line: &str| line.trim_start().starts_with("add ") && line.contains("/dev/nvidia");
         let lacks = nodes(app, ctid)?.iter().any(|node| !seen.has_node(node));
-        if lacks || attaching.lines().any(gets_node) {
+        if lacks || adds_node {
             lines.push(format!("{:<9} container {ctid}, so that it gets the device nodes", "restart"));
         }
         lines.extend(todo.iter().map(Stage::to_string));
@@ -155,8 +154,8 @@ pub(super) fn wanted(app: &App, config: &Config, with_cuda: bool) -> Result<Want
     let wanted = Wanted { driver, cuda, repo: config.cuda.repo.clone() };
     match stages::check_toolkit(&wanted) {
         Ok(warning) => warning.iter().for_each(|text| app.story.warn(text)),
-        Err(problem) if problem.contains(" needs driver ") => return Err(Stop::refused(problem)),
-        Err(problem) => return Err(Stop::usage(problem)),
+        Err(cuda::Unfit::Driver(why)) => return Err(Stop::refused(why)),
+        Err(cuda::Unfit::Named(why)) => return Err(Stop::usage(why)),
     }
     Ok(wanted)
 }
@@ -240,7 +239,7 @@ fn looked_up(
         };
         wanted.cuda = Toolkit::Package(cuda::toolkit(other));
     }
-    if let Some(warning) = stages::check_toolkit(&wanted).map_err(Stop::refused)? {
+    if let Some(warning) = stages::check_toolkit(&wanted).map_err(|unfit| Stop::refused(unfit.to_string()))? {
         app.story.warn(&format!("container {ctid}: {warning}"));
     }
     let todo = stages::stages(seen, &wanted);

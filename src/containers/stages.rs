@@ -162,10 +162,10 @@ fn has_toolkit(seen: &Seen, package: &str) -> bool {
 ///
 /// # Errors
 /// Why it does not.
-pub fn check_toolkit(wanted: &Wanted) -> Result<Option<String>, String> {
-    wanted.repo.as_deref().map_or(Ok(()), cuda::check_repo)?;
+pub fn check_toolkit(wanted: &Wanted) -> Result<Option<String>, cuda::Unfit> {
+    wanted.repo.as_deref().map_or(Ok(()), cuda::check_repo).map_err(cuda::Unfit::Named)?;
     let Some(package) = wanted.package() else { return Ok(None) };
-    cuda::check_package(package)?;
+    cuda::check_package(package).map_err(cuda::Unfit::Named)?;
     let Ok(driver) = wanted.driver.parse::<Version>() else { return Ok(None) };
     let Some(release) = Release::of_package(package) else {
         return Ok(Some(format!(
@@ -180,11 +180,11 @@ pub fn check_toolkit(wanted: &Wanted) -> Result<Option<String>, String> {
              PTX from that toolkit",
             wanted.driver
         ))),
-        Fit::No(first) => Err(format!(
+        Fit::No(first) => Err(cuda::Unfit::Driver(format!(
             "{package} needs driver {first} or newer, the host has {}; name an older toolkit in cuda.package or leave that \
              out, or install a newer driver on the host",
             wanted.driver
-        )),
+        ))),
     }
 }
 
@@ -476,10 +476,12 @@ mod tests {
         };
         assert_eq!(with("580.95.05", "cuda-toolkit-12-8"), Ok(None));
         assert!(with("560.35.03", "cuda-toolkit-12-8").unwrap().is_some_and(|w| w.contains("drivers from 570.26 on")));
-        assert!(with("570.86.16", "cuda-toolkit-13-0").unwrap_err().contains("needs driver 580.65.06 or newer"));
+        assert!(
+            with("570.86.16", "cuda-toolkit-13-0").unwrap_err().to_string().contains("needs driver 580.65.06 or newer")
+        );
         assert!(with("580.95.05", "cuda-toolkit").unwrap().is_some_and(|w| w.contains("not checked")));
         assert!(with("580.95.05", "cuda-drivers").is_err());
         let bad_mirror = Wanted { repo: Some("/srv/x".into()), ..wanted() };
-        assert!(check_toolkit(&bad_mirror).unwrap_err().starts_with("cuda.repo"));
+        assert!(check_toolkit(&bad_mirror).unwrap_err().to_string().starts_with("cuda.repo"));
     }
 }

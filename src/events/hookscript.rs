@@ -106,7 +106,7 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
 /// Proxmox drops a line that it cannot read, and starts the VM without what the line was to give it. But a later one may
 /// read what this program cannot, and takes a GPU then whoever uses it: so it is made ready all the same.
 fn warn_of_dropped_lines(app: &App, vmid: u32, vm: &VmConfig) {
-    for warning in vm.warnings.iter().filter(|warning| warning.contains("hostpci")) {
+    for warning in vm.warnings.iter().filter(|dropped| dropped.is_hostpci).map(|dropped| &dropped.warning) {
         let doubtful = vm.doubtful.iter().find(|(_, doubtful)| doubtful.warning == *warning);
         let gpu =
             doubtful.and_then(|(index, doubtful)| Some((index, doubtful, named_gpu(app.kernel, &doubtful.line)?)));

@@ -18,12 +18,19 @@ pub struct VmConfig {
     pub hookscript: Option<String>,
     pub template: bool,
     /// Lines that look like one of the above but that Proxmox drops. Other complaints are left to it.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Dropped>,
     /// Of those lines the ones that name devices all the same: a later Proxmox may take what this one's options do not
     /// have, and then it gives them to the VM.
     pub doubtful: BTreeMap<u32, Doubtful>,
     /// What QEMU is told beside all that: `args`.
     pub args: Passed,
+}
+
+/// A line that Proxmox drops.
+#[derive(Debug, PartialEq)]
+pub struct Dropped {
+    pub is_hostpci: bool,
+    pub warning: String,
 }
 
 /// A `hostpciN` line that is refused here.
@@ -92,7 +99,7 @@ pub fn parse(bytes: &[u8]) -> VmConfig {
         {
             let warning = format!("line {number} {} is ignored: {reason:#}", quoted(line));
             config.doubtful.extend(Doubtful::read(line, &warning));
-            config.warnings.push(warning);
+            config.warnings.push(Dropped { is_hostpci: line.starts_with(b"hostpci"), warning });
         }
     }
     config
@@ -308,7 +315,7 @@ mod tests {
         assert_eq!(config.lock.as_deref(), Some("backup"));
         assert!(config.template);
         assert_eq!(config.warnings.len(), 3);
-        assert_eq!(config.warnings[0], "line 2 'hostpci0: 0X:00' is ignored: option 'host' cannot be '0X:00'");
+        assert_eq!(config.warnings[0].warning, "line 2 'hostpci0: 0X:00' is ignored: option 'host' cannot be '0X:00'");
     }
 
     #[test]

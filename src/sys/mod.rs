@@ -38,5 +38,5 @@ pub use linux::Linux;
 pub use lock::{Lock, Share};
 pub use maps::Mapped;
 pub use process::{End, Hidden, How, OpenDevice, Process, Sight, Sought, User};
-pub use program::{Running, Talking};
+pub use program::{Ended, Running, Talking};
 pub use terminate::{forget_callers_signals, heed as heed_termination};

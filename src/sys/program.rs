@@ -150,6 +150,17 @@ pub fn wait_for(pidfd: &OwnedFd, limit: Duration) -> bool {
     matches!(poll(&mut ended, limit), Ok(1..))
 }
 
+/// How a program ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    Well,
+    Badly {
+        /// None when a signal ended it.
+        code: Option<i32>,
+        how: String,
+    },
+}
+
 /// A program that takes long and tells meanwhile how it gets on: whoever started it asks now and then.
 pub struct Talking {
     child: Child,
@@ -171,14 +182,14 @@ impl Talking {
         Ok(Talking { child, said })
     }
 
-    /// How it ended, in words that are empty for success; None while it is still at it. To be asked before
-    /// [`Talking::said`], so that all it wrote is there once it has ended.
-    pub fn ended(&mut self) -> Option<String> {
+    /// How it ended; None while it is still at it. To be asked before [`Talking::said`], so that all it wrote is there once
+    /// it has ended.
+    pub fn ended(&mut self) -> Option<Ended> {
         match self.child.try_wait() {
             Ok(None) => None,
-            Ok(Some(status)) if status.success() => Some(String::new()),
-            Ok(Some(status)) => Some(format!("ended with {status}")),
-            Err(error) => Some(error.to_string()),
+            Ok(Some(status)) if status.success() => Some(Ended::Well),
+            Ok(Some(status)) => Some(Ended::Badly { code: status.code(), how: format!("ended with {status}") }),
+            Err(error) => Some(Ended::Badly { code: None, how: error.to_string() }),
         }
     }
 
@@ -322,7 +333,7 @@ mod tests {
             }
             said.append(&mut more);
         }
-        assert_eq!(words, "ended with exit status: 3");
+        assert_eq!(words, Ended::Badly { code: Some(3), how: "ended with exit status: 3".to_string() });
         assert!(said.starts_with(b"one\ntwo\nthree\n"));
         assert_eq!(said.len(), 14 + 300_000);
     }
