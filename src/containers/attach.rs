@@ -484,7 +484,10 @@ fn warn_of_permissions(app: &App, ctid: u32, facts: &Facts, wanted: &Wanted) {
 fn not_ours(app: &App, ctid: u32, bytes: &[u8]) -> String {
     let also = match theirs::told(&Theirs::read(app.kernel, bytes)).as_slice() {
         [] => String::new(),
-        others => format!("; these lines are somebody else's: {}", others.join(" | ")),
+        others => {
+            let then = theirs::how_to_take_out(ctid, others);
+            format!("; these lines are somebody else's: {}; to take them out: {then}", others.join(" | "))
+        }
     };
     format!("container {ctid}: nothing was attached by this host: nothing to do{also}")
 }

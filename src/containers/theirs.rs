@@ -205,6 +205,15 @@ pub fn told(theirs: &Theirs) -> Vec<String> {
     told
 }
 
+/// Of lines as [`told`] gives them. Proxmox's tool has no way to remove an `lxc.*` line.
+pub fn how_to_take_out(ctid: u32, lines: &[String]) -> String {
+    let (raw, devs): (Vec<&String>, Vec<&String>) = lines.iter().partition(|line| line.starts_with("lxc."));
+    let keys: Vec<String> = devs.iter().map(|line| key_of(line)).collect();
+    let dev = (!keys.is_empty()).then(|| format!("pct set {ctid} --delete {}", keys.join(",")));
+    let raw = (!raw.is_empty()).then(|| format!("remove the lxc.* ones from /etc/pve/lxc/{ctid}.conf in an editor"));
+    dev.into_iter().chain(raw).collect::<Vec<_>>().join(", and ")
+}
+
 /// Of cgroup v1, which no Proxmox has any more.
 pub const V1_ALLOW: &str = "lxc.cgroup.devices.allow";
 

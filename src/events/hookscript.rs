@@ -329,7 +329,15 @@ fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str)
             "which is not supported yet for a GPU; name its slot instead: qm set {vmid} --hostpci{index} {},pcie=1",
             id.slot
         ),
-        None => format!("which {} does not have for this node; see: pvesh get /cluster/mapping/pci", mapping::PATH),
+        None => match mapping::not_understood(kernel, name) {
+            Some((line, text)) => format!(
+                "whose entry for this node is not understood ({}:{line}: map {}), so which device it gives is not known; \
+                 see: pvesh get /cluster/mapping/pci",
+                mapping::PATH,
+                text.escape_debug()
+            ),
+            None => format!("which {} does not have for this node; see: pvesh get /cluster/mapping/pci", mapping::PATH),
+        },
     };
     Err(Stop::usage(format!("VM {vmid}: hostpci{index} uses mapping={name}, {instead}")))
 }

@@ -37,10 +37,32 @@ const MAP: &[Key] = &[
 /// The addresses that a mapping may stand for on this node.
 pub fn on_this_node(kernel: &dyn Kernel, name: &str) -> Vec<PciId> {
     let mappings = kernel.read(PATH).map(|bytes| parse(&bytes)).unwrap_or_default();
-    let node = kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
-    let node = node.split('.').next().unwrap_or_default();
-    let entries = mappings.get(name).and_then(|nodes| nodes.get(node)).map(Vec::as_slice).unwrap_or_default();
+    let entries = mappings.get(name).and_then(|nodes| nodes.get(&node(kernel))).map(Vec::as_slice).unwrap_or_default();
     entries.iter().flat_map(|entry| entry.path.split(';')).filter_map(PciId::parse).collect()
+}
+
+/// The first line of a mapping for this node that cannot be read, with its number.
+pub fn not_understood(kernel: &dyn Kernel, name: &str) -> Option<(usize, String)> {
+    let bytes = kernel.read(PATH).ok()?;
+    let own = format!("node={}", node(kernel));
+    let mut is_in_it = false;
+    for (number, line) in perl::lines(&bytes) {
+        if ends_section(line) {
+            is_in_it = false;
+        } else if let Some(header) = header(line) {
+            is_in_it = header == name.as_bytes();
+        }
+        let Some((b"map", Some(value))) = property(line).filter(|_| is_in_it) else { continue };
+        if entry(value).is_none() && perl::text(value).split(',').any(|word| word == own) {
+            return Some((number, perl::text(value)));
+        }
+    }
+    None
+}
+
+fn node(kernel: &dyn Kernel) -> String {
+    let host = kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
+    host.split('.').next().unwrap_or_default().to_string()
 }
 
 /// Reads what is written; what Proxmox would warn about and drop is dropped.

@@ -282,7 +282,8 @@ fn what_somebody_else_wrote_stays() {
     let theirs = "lxc.cgroup2.devices.allow: c 195:* rwm\ndev4: /dev/nvidia-uvm,gid=44\n";
     let host = container(ready(), &with(theirs));
     let told = "container 101: nothing was attached by this host: nothing to do; these lines are somebody else's: dev4: \
-                /dev/nvidia-uvm,gid=44 | lxc.cgroup2.devices.allow: c 195:* rwm";
+                /dev/nvidia-uvm,gid=44 | lxc.cgroup2.devices.allow: c 195:* rwm; to take them out: pct set 101 --delete dev4, and \
+                remove the lxc.* ones from /etc/pve/lxc/101.conf in an editor";
     says(&host, "container detach 101", &[told]);
     assert_eq!(config(&host), with(theirs));
     says(&host, "container attach 101", &["container 101 gets 0000:01:00: 5 lines added in /etc/pve/lxc/101.conf"]);

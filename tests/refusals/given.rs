@@ -216,7 +216,9 @@ fn hand_written_containers_are_listed_as_well() {
         "{out}"
     );
     let told = host.run("container detach 105").err;
-    assert!(told.ends_with("somebody else's: lxc.hook.mount: /usr/share/lxc/hooks/nvidia\n"), "{told}");
+    let end = "somebody else's: lxc.hook.mount: /usr/share/lxc/hooks/nvidia; to take them out: remove the lxc.* ones from \
+               /etc/pve/lxc/105.conf in an editor\n";
+    assert!(told.ends_with(end), "{told}");
 }
 
 /// Proxmox starts no container with a device that does not exist.

@@ -502,6 +502,26 @@ fn a_mapping_that_this_node_does_not_have() {
 }
 
 #[test]
+fn a_mapping_with_a_line_that_is_not_understood() {
+    let file = "etc/pve/mapping/pci.cfg";
+    let text = "gpu\n\tmap id=10de:2684,node=pve,path=0000:01:00,later=1\n\nother\n\tmap id=x,node=elsewhere\n";
+    let host = host().file(file, text).vm(111, "hostpci0: mapping=gpu");
+    refuses(
+        &host,
+        "111 pre-start",
+        2,
+        "VM 111: hostpci0 uses mapping=gpu, whose entry for this node is not understood (/etc/pve/mapping/pci.cfg:2: map \
+         id=10de:2684,node=pve,path=0000:01:00,later=1), so which device it gives is not known; see: pvesh get \
+         /cluster/mapping/pci",
+    );
+    // Of another node's, or another mapping's, nothing follows for this one.
+    let host = host.vm(111, "hostpci0: mapping=other");
+    let message = "VM 111: hostpci0 uses mapping=other, which /etc/pve/mapping/pci.cfg does not have for this node; see: \
+                   pvesh get /cluster/mapping/pci";
+    refuses(&host, "111 pre-start", 2, message);
+}
+
+#[test]
 fn a_mapping_to_an_absent_device() {
     let mapping = "gone\n\tmap id=144d:a80a,iommugroup=5,node=pve,path=0000:05:00\n";
     let host = host().file("etc/pve/mapping/pci.cfg", mapping).vm(111, "hostpci0: mapping=gone");
