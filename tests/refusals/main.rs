@@ -21,6 +21,7 @@ mod cards;
 mod driver;
 mod events;
 mod files;
+mod frozen;
 mod given;
 mod guests;
 mod history;
