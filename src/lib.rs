@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::disallowed_methods, clippy::too_many_lines))]
 
+pub mod address;
 mod app;
 pub mod causes;
 pub mod cli;

@@ -265,7 +265,7 @@ fn push(fields: &mut Map<String, Value>, name: &str, value: Value) {
 /// A host with one card, and numbers that no vector uses.
 fn facts() -> Facts {
     let drm = vec![("card7".to_string(), DeviceNumber { major: 226, minor: 7 })];
-    let gpus = vec![Gpu { slot: "0000:01:00".to_string(), minor: 0, drm }];
+    let gpus = vec![Gpu { slot: "0000:01:00".parse().expect("a slot"), minor: 0, drm }];
     let caps = Some((237, vec!["nvidia-cap1".to_string()]));
     Facts { gpus, are_all: true, uvm: Some(499), has_modeset: true, caps, mode: 0o666 }
 }

@@ -57,7 +57,7 @@ pub fn attachment(data: &[u8]) {
 
 fn wanted(uvm: u64, style: Style) -> Vec<Need> {
     let drm = vec![("renderD128".to_string(), DeviceNumber { major: 226, minor: 128 })];
-    let gpus = vec![Gpu { slot: "0000:01:00".to_string(), minor: 0, drm }];
+    let gpus = vec![Gpu { slot: "0000:01:00".parse().expect("a slot"), minor: 0, drm }];
     let facts = Facts { gpus, are_all: true, uvm: Some(uvm), has_modeset: true, caps: None, mode: 0o666 };
     needs(&facts, style, true)
 }

@@ -8,7 +8,7 @@ use gpu_handoff::gpu::inventory::{Function, Slot};
 use gpu_handoff::gpu::{nodes, nvidia, static_ids as ids};
 use gpu_handoff::proxmox::running;
 use gpu_handoff::stop::Code;
-use gpu_handoff::sys::{self, Action, DeviceNumber, Mapped, Read, Node, Request};
+use gpu_handoff::sys::{self, Action, DeviceNumber, Mapped, Node, Read, Request};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
@@ -46,7 +46,7 @@ pub fn driver(data: &[u8]) {
     let is_missing = |path: &str, number: DeviceNumber| missing.iter().any(|n| n.path == path && n.number == number);
     if !missing.is_empty() {
         assert!(is_missing("/dev/nvidiactl", DeviceNumber { major: 195, minor: 255 }));
-        if let Some(minor) = nvidia::minor(&machine, GPU) {
+        if let Some(minor) = nvidia::minor(&machine, GPU.parse().expect("an address")) {
             assert!(is_missing(&format!("/dev/nvidia{minor}"), DeviceNumber { major: 195, minor }));
         }
         if let Some(major) = nvidia::major(&machine, "nvidia-uvm") {
@@ -117,7 +117,7 @@ pub fn holders(data: &[u8]) {
     }
     // In any case.
     machine = machine.open(7, DeviceNumber { major: 195, minor: 255 }, false);
-    let slots: Vec<Slot> = Slot::read(&machine, "0000:01:00").into_iter().collect();
+    let slots: Vec<Slot> = Slot::read(&machine, "0000:01:00".parse().expect("a slot")).into_iter().collect();
     assert!(slots[0].functions.iter().all(Function::is_nvidia_gpu));
     let found = Watched::of_slots(&machine, &slots, Reach::Unbinding).holders(&machine, Duration::MAX).unwrap();
     assert_eq!(found.len(), 1);

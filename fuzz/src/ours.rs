@@ -4,7 +4,6 @@
 use crate::machine::Machine;
 use crate::{assert_one_line, parts};
 use gpu_handoff::config::{self, Config, Home, PATH};
-use gpu_handoff::gpu::address::slot_of;
 use gpu_handoff::handoff::kept::journal::Journal;
 use gpu_handoff::handoff::kept::record::{Owner, Record};
 use gpu_handoff::handoff::kept::wedge::Wedge;
@@ -24,7 +23,7 @@ pub fn record(data: &[u8]) {
         Ok(record) => {
             assert_eq!(Record::parse(owner, record.to_json().as_bytes()).expect("was written"), record);
             let mut slots = record.slots();
-            assert!(record.functions.iter().take(100).all(|f| record.home_of(&f.address).is_some()));
+            assert!(record.functions.iter().take(100).all(|f| record.home_of(f.address).is_some()));
             let all = slots.len();
             slots.sort_unstable();
             slots.dedup();
@@ -66,7 +65,7 @@ pub fn config(data: &[u8]) {
                 assert!(time <= Duration::from_secs(3600));
             }
             for (slot, home) in &config.homes {
-                assert_eq!(slot_of(&format!("{slot}.0")), Some(slot.as_str()));
+                assert_eq!(slot.to_string().parse(), Ok(*slot));
                 if let Home::Driver(driver) = home {
                     assert!(matches!(driver.as_str(), "nvidia" | "nouveau" | "vfio-pci"), "{driver}");
                 }

@@ -1,7 +1,7 @@
 //! What Proxmox wrote. What was read, written as Proxmox writes it, must be read as the same.
 
 use crate::{assert_one_line, is_lossy};
-use gpu_handoff::gpu::address::slot_of;
+use gpu_handoff::address::SlotId;
 use gpu_handoff::proxmox::pci_id::PciId;
 use gpu_handoff::proxmox::property::{self, Key, Kind};
 use gpu_handoff::proxmox::{ct as containers, mapping as mappings, vm as machines};
@@ -85,9 +85,8 @@ pub fn pci_id(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Some(id) = PciId::parse(text) else { return };
     assert!(id.function.is_none_or(|function| function < 16));
-    assert_eq!(slot_of(&format!("{}.0", id.slot)), Some(id.slot.as_str()));
-    let function = id.function.map_or_else(String::new, |function| format!(".{function:x}"));
-    assert_eq!(PciId::parse(&format!("{}{function}", id.slot)), Some(id));
+    assert_eq!(id.slot_name().parse::<SlotId>().ok(), id.slot());
+    assert_eq!(PciId::parse(&id.to_string()), Some(id));
 }
 
 pub fn property(data: &[u8]) {

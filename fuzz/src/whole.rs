@@ -2,6 +2,7 @@
 
 use crate::machine::Machine;
 use crate::{assert_one_line, parts};
+use gpu_handoff::address::SlotId;
 use gpu_handoff::config::Config;
 use gpu_handoff::gpu::inventory::nvidia_slots;
 use gpu_handoff::gpu::power::Power;
@@ -32,7 +33,7 @@ pub fn machine(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(&data[..data.len().min(ENOUGH)]) else { return };
     let machine = Machine::from_text(text);
     let slots = nvidia_slots(&machine);
-    let addresses: Vec<String> = slots.iter().map(|slot| slot.address.clone()).collect();
+    let ids: Vec<SlotId> = slots.iter().map(|slot| slot.id).collect();
     let store = Store::at(PathBuf::from("/nonexistent"));
     let status = Status::read(&machine, &store, true);
     assert_eq!(status.to_json()["gpus"].as_array().map(Vec::len), Some(slots.len()));
@@ -40,12 +41,12 @@ pub fn machine(data: &[u8]) {
 
     let (config, story) = (Config::default(), Story::silent());
     let handoff = Handoff { kernel: &machine, store: &store, config: &config, story: &story };
-    if let Ok(intent) = handoff.intend(&Departure::of(Owner::Vm(111), addresses.clone())) {
-        check(&intent.plan, &addresses);
+    if let Ok(intent) = handoff.intend(&Departure::of(Owner::Vm(111), ids.clone())) {
+        check(&intent.plan, &ids);
     }
     let homes = slots.iter().flat_map(|slot| &slot.functions).map(|function| HomeOf {
-        slot: slot_of(&function.address),
-        address: function.address.clone(),
+        slot: function.address.slot,
+        address: function.address,
         driver: function.driver.clone(),
         module: function.module.clone(),
         power: Power { control: Some("auto".to_string()), d3cold_allowed: Some("1".to_string()) },
@@ -61,21 +62,17 @@ pub fn machine(data: &[u8]) {
         caller: None,
         by_hand: false,
     };
-    check(&handoff.plan_home(&record).expect("nothing is stuck"), &addresses);
+    check(&handoff.plan_home(&record).expect("nothing is stuck"), &ids);
     let facts = Facts::read(&machine, slots, &["nvidia"], &["nvidia"]).expect("nothing is stuck");
     if let Ok(plan) = plan::to_vfio(&facts, &record) {
-        check(&plan, &addresses);
+        check(&plan, &ids);
     }
 }
 
-fn slot_of(address: &str) -> String {
-    address.split('.').next().unwrap_or_default().to_string()
-}
-
 /// A plan touches nothing but its slots, and does nothing twice in a row.
-fn check(plan: &Plan, slots: &[String]) {
+fn check(plan: &Plan, slots: &[SlotId]) {
     for (_, step) in plan {
-        assert!(step.slot().is_none_or(|slot| slots.iter().any(|own| own == slot)), "{step}");
+        assert!(step.slot().is_none_or(|slot| slots.contains(&slot)), "{step}");
         assert!(!matches!(step, Step::Load { modules } if modules.is_empty()));
     }
     let twice = plan.windows(2).find(|pair| pair[0].1 == pair[1].1);
@@ -115,11 +112,11 @@ pub fn store(data: &[u8]) {
     let handoff = Handoff { kernel: &machine, store: &store, config: &config, story: &story };
     for record in store.records().unwrap_or_default() {
         let plan = handoff.plan_home(&record);
-        check(&plan.unwrap_or_default(), &["0000:01:00".to_string()]);
+        check(&plan.unwrap_or_default(), &["0000:01:00".parse().expect("a slot")]);
     }
     for scope in [Scope::All, Scope::Unfinished] {
         handoff.left_behind(scope);
     }
     store.journals();
-    let _ = handoff.plan_leave(&Departure::of(Owner::Vm(112), vec!["0000:01:00".to_string()]));
+    let _ = handoff.plan_leave(&Departure::of(Owner::Vm(112), vec!["0000:01:00".parse().expect("a slot")]));
 }

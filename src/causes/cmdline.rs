@@ -1,7 +1,7 @@
 //! On the kernel's command line: as it was booted with, and in the files that it comes from.
 
 use super::cause::{Cause, Effect, replace, without};
-use super::facts::{Facts, Words};
+use super::facts::{Facts, Function, Words};
 use super::ids::{addresses, is_keeper, split_ids};
 use crate::modprobe::{files, module};
 use crate::sys::Kernel;
@@ -122,8 +122,8 @@ fn meaning(facts: &Facts, word: &str) -> Option<Meaning> {
             }
             if parameter == "hide" {
                 // (01:00.0)(0000:01:00.1)
-                let is_named = |address: &str| value.contains(address.strip_prefix("0000:").unwrap_or(address));
-                let taken: Vec<_> = facts.functions.iter().filter(|one| is_named(&one.address)).collect();
+                let is_named = |one: &&Function| one.short().is_some_and(|address| value.contains(&address));
+                let taken: Vec<_> = facts.functions.iter().filter(is_named).collect();
                 let does = format!("gives {} to {keeper} at boot", addresses(&taken));
                 return (!taken.is_empty()).then(|| Meaning {
                     id: "static-ids",

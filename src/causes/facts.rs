@@ -1,6 +1,6 @@
 //! All of the host that may decide who has a card.
 
-use crate::gpu::address::attribute;
+use crate::address::Address;
 use crate::modprobe::{self, Line};
 use crate::sys::Kernel;
 use std::collections::BTreeMap;
@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 /// One function of an NVIDIA card, by what such things are matched with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Function {
-    pub address: String,
+    /// None of a card that has not been seen.
+    pub address: Option<Address>,
     pub vendor: u32,
     pub device: u32,
     pub subvendor: u32,
@@ -18,8 +19,8 @@ pub struct Function {
 }
 
 impl Function {
-    pub fn read(kernel: &dyn Kernel, address: &str, vendor: u32, device: u32, class: u32) -> Function {
-        let text = |name: &str| kernel.text(&attribute(address, name));
+    pub fn read(kernel: &dyn Kernel, address: Address, vendor: u32, device: u32, class: u32) -> Function {
+        let text = |name: &str| kernel.text(&address.attribute(name));
         let hexadecimal = |name: &str| {
             text(name).and_then(|text| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok()).unwrap_or(0)
         };
@@ -31,7 +32,13 @@ impl Function {
             )
         };
         let modalias = text("modalias").filter(|text| !text.is_empty()).unwrap_or_else(made);
-        Function { address: address.to_string(), vendor, device, subvendor, subdevice, class, modalias }
+        Function { address: Some(address), vendor, device, subvendor, subdevice, class, modalias }
+    }
+
+    /// Without a domain where that is the first, as people write it.
+    pub fn short(&self) -> Option<String> {
+        let address = self.address?.to_string();
+        Some(address.strip_prefix("0000:").map_or(address.clone(), str::to_string))
     }
 
     pub fn is_gpu(&self) -> bool {

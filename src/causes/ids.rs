@@ -1,6 +1,7 @@
 //! Which functions a list of ids is about, and which drivers only keep them.
 
 use super::facts::Function;
+use crate::address::list;
 use crate::modprobe::module;
 
 /// What a list of ids has left without those that are a function's here, and the functions.
@@ -36,8 +37,7 @@ fn is_of(entry: &str, function: &Function) -> bool {
 
 /// The addresses of functions, as one text.
 pub fn addresses(functions: &[&Function]) -> String {
-    let all: Vec<&str> = functions.iter().map(|function| function.address.as_str()).collect();
-    all.join(" ")
+    list(functions.iter().filter_map(|function| function.address))
 }
 
 /// A driver that has no other purpose than to keep a card for somebody else.

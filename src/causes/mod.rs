@@ -12,6 +12,7 @@ mod ids;
 mod scripts;
 mod udev;
 
+use crate::address::SlotId;
 use crate::config::{Config, Home};
 use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
 use crate::modprobe;
@@ -29,7 +30,7 @@ const NVIDIA: [&str; 4] = ["nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_uvm
 impl Facts {
     pub fn read(kernel: &dyn Kernel, config: &Config) -> Facts {
         let slots = nvidia_slots(kernel);
-        let home = |slot: &str| config.homes.get(slot).cloned();
+        let home = |slot: SlotId| config.homes.get(&slot).cloned();
         let (mut functions, mut modules) = (Vec::new(), Vec::new());
         let mut needs = |names: &[&str]| {
             for name in names {
@@ -39,7 +40,7 @@ impl Facts {
             }
         };
         for slot in &slots {
-            match home(&slot.address) {
+            match home(slot.id) {
                 None => needs(&NVIDIA),
                 Some(Home::Driver(driver)) if driver == "nvidia" => needs(&NVIDIA),
                 Some(Home::Driver(driver)) if driver == VFIO_PCI => continue,
@@ -48,7 +49,7 @@ impl Facts {
             }
             functions.extend(slot.functions.iter().map(|function| {
                 let ids = (u32::from(function.vendor), u32::from(function.device));
-                Function::read(kernel, &function.address, ids.0, ids.1, function.class)
+                Function::read(kernel, function.address, ids.0, ids.1, function.class)
             }));
         }
         if slots.is_empty() {
@@ -87,7 +88,7 @@ mod tests {
     /// A host with one card whose home is nvidia, and nothing in its way.
     pub fn facts() -> Facts {
         let function = |number: u8, device: u32, class: u32| Function {
-            address: format!("0000:01:00.{number}"),
+            address: Some("0000:01:00".parse::<SlotId>().unwrap().function(number)),
             vendor: 0x10de,
             device,
             subvendor: 0x1043,

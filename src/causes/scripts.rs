@@ -123,7 +123,8 @@ pub fn find(facts: &Facts) -> Vec<Cause> {
 }
 
 fn driverctl(facts: &Facts, (path, address, driver): &(String, String, String)) -> Option<Cause> {
-    let function = facts.functions.iter().find(|function| function.address == *address)?;
+    let function =
+        facts.functions.iter().find(|function| function.address.is_some_and(|own| address.parse() == Ok(own)))?;
     let is_meant = facts.needs(driver) || (!function.is_gpu() && !ids::is_keeper(driver));
     (!is_meant).then(|| Cause {
         id: "driverctl",
@@ -223,8 +224,8 @@ fn names_one(text: &str, functions: &[Function]) -> bool {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
     let code = lines.collect::<Vec<_>>().join("\n").to_ascii_lowercase();
     let is_named = |function: &Function| {
-        let short = function.address.strip_prefix("0000:").unwrap_or(&function.address);
-        let slot = short.rsplit_once('.').map_or(short, |(slot, _)| slot);
+        let short = function.short().unwrap_or_default();
+        let slot = short.split('.').next().unwrap_or_default();
         let id = |between: &str| format!("{:04x}{between}{:04x}", function.vendor, function.device);
         code.contains(slot) || code.contains(&id(":")) || code.contains(&id(" "))
     };

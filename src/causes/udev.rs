@@ -97,15 +97,7 @@ pub fn find(facts: &Facts) -> Vec<Cause> {
 fn unseen(class: u32) -> Function {
     let ids = (0x10de, 0, 0, 0);
     let modalias = String::new();
-    Function {
-        address: String::new(),
-        vendor: ids.0,
-        device: ids.1,
-        subvendor: ids.2,
-        subdevice: ids.3,
-        class,
-        modalias,
-    }
+    Function { address: None, vendor: ids.0, device: ids.1, subvendor: ids.2, subdevice: ids.3, class, modalias }
 }
 
 /// Goes through all rules for one function that appears.
@@ -164,13 +156,13 @@ fn fits(item: &Item, function: &Function, tags: &[String], environment: &BTreeMa
         _ => return true,
     };
     let hexadecimal = |value: u32, digits: usize| Some(format!("0x{value:0digits$x}"));
-    let unseen = function.address.is_empty();
+    let (unseen, address) = (function.address.is_none(), function.address.map(|address| address.to_string()));
     let known = match item.key.as_str() {
         "ACTION" => Some("add".to_string()),
         "SUBSYSTEM" | "SUBSYSTEMS" => Some("pci".to_string()),
-        "KERNEL" => (!unseen).then(|| function.address.clone()),
+        "KERNEL" => address,
         // One of its parents may have it: a bridge.
-        "KERNELS" => (!unseen && item.value.contains(&function.address)).then(|| function.address.clone()),
+        "KERNELS" => address.filter(|address| item.value.contains(address)),
         "DRIVER" | "DRIVERS" => None,
         "TAG" | "TAGS" => return tags.iter().any(|tag| glob::any(&item.value, tag)) == is_equal,
         "ATTR{vendor}" | "ATTRS{vendor}" | "SYSFS{vendor}" => hexadecimal(function.vendor, 4),
@@ -186,7 +178,7 @@ fn fits(item: &Item, function: &Function, tags: &[String], environment: &BTreeMa
         "ATTR{class}" | "ATTRS{class}" => hexadecimal(function.class, 6),
         "ENV{PCI_CLASS}" => Some(format!("{:X}", function.class)),
         "ENV{PCI_ID}" if !unseen => Some(format!("{:04X}:{:04X}", function.vendor, function.device)),
-        "ENV{PCI_SLOT_NAME}" if !unseen => Some(function.address.clone()),
+        "ENV{PCI_SLOT_NAME}" if !unseen => address,
         "ENV{MODALIAS}" if !unseen => Some(function.modalias.clone()),
         key if key.starts_with("ENV{") && !key.starts_with("ENV{PCI_") && !key.starts_with("ENV{MODALIAS") => {
             // What no rule has set so far is unset.
@@ -199,10 +191,7 @@ fn fits(item: &Item, function: &Function, tags: &[String], environment: &BTreeMa
 
 /// What an assignment does to the card.
 fn effect(item: &Item, function: &Function, file: &File, facts: &Facts) -> Option<(Effect, String)> {
-    let name = match function.address.as_str() {
-        "" => "an NVIDIA card".to_string(),
-        address => address.to_string(),
-    };
+    let name = function.address.map_or_else(|| "an NVIDIA card".to_string(), |address| address.to_string());
     let value = item.value.trim();
     match item.key.as_str() {
         "ATTR{driver_override}" if !value.is_empty() && !facts.needs(value) => {

@@ -1,6 +1,6 @@
 //! Every key of the configuration: what it may hold, and what it has where nobody says otherwise.
 
-use crate::gpu::address::{long_form, slot_of};
+use crate::address::SlotId;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -73,7 +73,7 @@ pub(super) fn weed(value: &mut Value, path: &mut Vec<String>, problems: &mut Vec
     let mut slots = BTreeMap::new();
     entries.retain(|key, inner| {
         path.push(key.clone());
-        let of_slot = || match slot_from(key) {
+        let of_slot = || match SlotId::from_written(key) {
             _ if path.len() != 2 || path[0] != "gpus" => Ok(()),
             None => Err(format!("{}: no slot; a slot is written like 0000:01:00", at(path))),
             Some(slot) => match slots.insert(slot, key.clone()) {
@@ -111,11 +111,6 @@ pub(super) fn effective(document: &Value) -> Vec<(String, Value, bool)> {
         }
     }
     all
-}
-
-/// `0000:0a:00` of `0A:00`; none for what is no slot.
-pub(super) fn slot_from(key: &str) -> Option<String> {
-    slot_of(&format!("{}.0", long_form(key))).map(str::to_string)
 }
 
 fn check_value(value: &Value, kind: &Kind) -> Result<(), String> {

@@ -2,6 +2,7 @@
 
 mod keys;
 
+use crate::address::SlotId;
 use crate::sys::Kernel;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ pub const PATH: &str = "/etc/gpu-handoff/config.json";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The home driver of a slot's GPU where it is not simply what the GPU had: `gpus.SLOT.home`.
-    pub homes: BTreeMap<String, Home>,
+    pub homes: BTreeMap<SlotId, Home>,
     /// `time.handoff_s`: what one handoff may take in one direction.
     pub handoff: Duration,
     /// `time.lock_s`: how long to wait for another handoff to end.
@@ -190,8 +191,8 @@ impl Config {
         };
         let text = |key: &str| value.pointer(key).and_then(Value::as_str).map(str::to_string);
         let mut homes = BTreeMap::new();
-        for (slot, entry) in value.get("gpus").and_then(Value::as_object).into_iter().flatten() {
-            let slot = keys::slot_from(slot).unwrap_or_default();
+        let gpus = value.get("gpus").and_then(Value::as_object).into_iter().flatten();
+        for (slot, entry) in gpus.filter_map(|(key, entry)| Some((SlotId::from_written(key)?, entry))) {
             match entry.get("home").and_then(Value::as_str) {
                 None | Some("auto") => {}
                 Some("none") => drop(homes.insert(slot, Home::None)),
@@ -285,6 +286,10 @@ fn for_container(word: &str) -> Option<ForContainer> {
 mod tests {
     use super::*;
 
+    fn slot(text: &str) -> SlotId {
+        text.parse().unwrap()
+    }
+
     fn problem(text: &str) -> String {
         Config::parse(text.as_bytes()).unwrap_err()
     }
@@ -308,8 +313,8 @@ mod tests {
                 "policy":{"backup":"refuse"}}"#,
         );
         let config = config.unwrap();
-        assert_eq!(config.homes["0000:01:00"], Home::None);
-        assert_eq!(config.homes["0000:02:00"], Home::Driver("nouveau".to_string()));
+        assert_eq!(config.homes[&slot("0000:01:00")], Home::None);
+        assert_eq!(config.homes[&slot("0000:02:00")], Home::Driver("nouveau".to_string()));
         assert_eq!(config.lock, Duration::from_millis(500));
         assert_eq!(config.backup, Backup::Refuse);
         assert_eq!(Config::parse(br#"{"policy":{"backup":"policy"}}"#).unwrap().backup, Backup::Policy);
@@ -372,7 +377,7 @@ mod tests {
     fn a_slot_is_the_same_in_every_spelling() {
         for key in ["0000:0a:00", "0000:0A:00", "0a:00", "0A:00"] {
             let config = Config::parse(format!(r#"{{"gpus":{{"{key}":{{"home":"none"}}}}}}"#).as_bytes()).unwrap();
-            assert_eq!(config.homes.into_iter().collect::<Vec<_>>(), [("0000:0a:00".to_string(), Home::None)], "{key}");
+            assert_eq!(config.homes.into_iter().collect::<Vec<_>>(), [(slot("0000:0a:00"), Home::None)], "{key}");
         }
         let twice = problem(r#"{"gpus":{"0A:00":{"home":"none"},"0000:0a:00":{"home":"auto"}}}"#);
         assert_eq!(twice, "gpus.0A:00: the same slot as 0000:0a:00");

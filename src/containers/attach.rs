@@ -9,6 +9,7 @@ use super::theirs::{self, About, Theirs, key_of};
 use super::there;
 use super::{Style, Wish, config};
 use crate::App;
+use crate::address::{SlotId, list};
 use crate::gpu::containers::{Given, Way};
 use crate::gpu::{Slot, containers, nodes};
 use crate::handoff::way::reconcile::nodes_to_text;
@@ -38,7 +39,7 @@ pub fn attach(app: &App, ctid: u32, wish: &Wish) -> Result<()> {
     wanted.warn(app);
     warn_of_theirs(app, ctid, &facts, &wanted);
     warn_of_permissions(app, ctid, &facts, &wanted);
-    let slots = wanted.slots.join(" ");
+    let slots = list(&wanted.slots);
     let Some(summary) = summary else {
         app.story.say(&format!("container {ctid} has {slots} already: nothing to do"));
         return Ok(());
@@ -82,7 +83,7 @@ pub(super) fn planned(app: &App, ctid: u32, wish: &Wish) -> Result<Planned> {
     let change = Edit::attach(app, ctid, &wanted, &facts)?.change;
     wanted.warn(app);
     warn_of_theirs(app, ctid, &facts, &wanted);
-    let mut text = format!("container {ctid} gets {}\n", wanted.slots.join(" "));
+    let mut text = format!("container {ctid} gets {}\n", list(&wanted.slots));
     let is_loaded = facts.uvm.is_some();
     if !is_loaded {
         let _ = writeln!(text, "  {:<9} {UVM}", "load");
@@ -163,7 +164,7 @@ pub fn plan_detach(app: &App, ctid: u32) -> Result<String> {
     let bytes = config::read(app.kernel, ctid)?;
     config::refuse_read_only(app.kernel, ctid)?;
     config::refuse_locked(ctid, &ct::parse(&bytes))?;
-    let mut text = format!("container {ctid} is detached from {}\n", record.slots.join(" "));
+    let mut text = format!("container {ctid} is detached from {}\n", list(&record.slots));
     let change = Change::detach(&bytes, &record.lines);
     text.push_str(&change.to_text());
     for line in edit::changed(&bytes, &record.lines) {
@@ -304,7 +305,7 @@ impl Edit {
 #[derive(Clone)]
 struct Wanted {
     style: Style,
-    slots: Vec<String>,
+    slots: Vec<SlotId>,
     dri: bool,
     /// Why it is not quite what was asked for.
     warning: Option<String>,
@@ -320,7 +321,7 @@ impl Wanted {
         config::refuse_read_only(app.kernel, ctid)?;
         // Not that of an earlier container with this number.
         let old = readable_record(app, ctid)?.filter(|old| !line::present(&bytes, &old.lines).is_empty());
-        let is_gpu = |slot: &String| Slot::read(app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
+        let is_gpu = |slot: &SlotId| Slot::read(app.kernel, *slot).is_some_and(|slot| slot.is_nvidia_gpu());
         let slots = match &old {
             Some(old) if wish.gpus.is_empty() && old.slots.iter().all(is_gpu) => old.slots.clone(),
             _ => chosen(app, wish)?,

@@ -137,15 +137,15 @@ impl Look<'_> {
         if self.is_attached || slots.len() < 2 {
             return Vec::new();
         }
-        let minor = |slot: &crate::gpu::Slot| nvidia::minor(kernel, &slot.gpu()?.address);
+        let minor = |slot: &crate::gpu::Slot| nvidia::minor(kernel, slot.gpu()?.address);
         let mut named: Vec<String> = Vec::new();
         for slot in &slots {
             let node = minor(slot).map(|minor| format!("/dev/nvidia{minor}"));
             let is_given = |node: &String| theirs.given.iter().any(|given| given.host == *node);
-            named.extend(node.filter(is_given).map(|_| slot.address.clone()));
+            named.extend(node.filter(is_given).map(|_| slot.id.to_string()));
         }
         if named.is_empty() {
-            named.extend(slots.iter().find(|slot| minor(slot).is_some()).map(|slot| slot.address.clone()));
+            named.extend(slots.iter().find(|slot| minor(slot).is_some()).map(|slot| slot.id.to_string()));
         }
         named
     }

@@ -212,7 +212,7 @@ mod tests {
     use crate::proxmox::noise;
 
     fn facts(uvm: u64, minor: u64) -> Facts {
-        let gpus = vec![Gpu { slot: "0000:01:00".to_string(), minor, drm: Vec::new() }];
+        let gpus = vec![Gpu { slot: "0000:01:00".parse().unwrap(), minor, drm: Vec::new() }];
         Facts { gpus, are_all: true, uvm: Some(uvm), has_modeset: true, caps: None, mode: 0o666 }
     }
 

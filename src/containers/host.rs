@@ -4,13 +4,14 @@ use super::Wish;
 use super::record::{self};
 use super::rules::{Away, Facts};
 use crate::App;
+use crate::address::SlotId;
 use crate::gpu::choice::choose;
 use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
 use crate::gpu::nodes;
 use crate::gpu::nvidia::{self, Minors};
 use crate::handoff::way::reconcile::nodes_to_text;
 use crate::proxmox::running::is_alive;
-use crate::proxmox::{pci_id::PciId, running, vm};
+use crate::proxmox::{running, vm};
 use crate::stop::{Result, Stop};
 use crate::sys::{ActError, Action, Kernel, Node};
 use std::time::Duration;
@@ -22,7 +23,7 @@ const LOAD: Duration = Duration::from_secs(20);
 const MAKE: Duration = Duration::from_secs(5);
 
 /// The slots that were named, each once; or the only one there is.
-pub(super) fn chosen(app: &App, wish: &Wish) -> Result<Vec<String>> {
+pub(super) fn chosen(app: &App, wish: &Wish) -> Result<Vec<SlotId>> {
     if wish.gpus.is_empty() {
         return Ok(vec![choose(app.kernel, None).map_err(|stop| match nvidia_slots(app.kernel).len() {
             0 | 1 => stop,
@@ -39,7 +40,7 @@ pub(super) fn chosen(app: &App, wish: &Wish) -> Result<Vec<String>> {
     Ok(slots)
 }
 
-pub(super) fn facts(app: &App, ctid: u32, slots: &[String]) -> Result<Facts> {
+pub(super) fn facts(app: &App, ctid: u32, slots: &[SlotId]) -> Result<Facts> {
     Facts::read(app.kernel, slots).map_err(|away| {
         let Whose { who, then } = explain(app, ctid, &away);
         Stop::refused(format!(
@@ -52,7 +53,7 @@ pub(super) fn facts(app: &App, ctid: u32, slots: &[String]) -> Result<Facts> {
 /// Who has a GPU of the container, or any GPU if none was attached, instead of the host's driver.
 pub(super) fn away(app: &App, ctid: u32) -> Option<String> {
     let kernel = app.kernel;
-    let all = || nvidia_slots(kernel).into_iter().map(|slot| slot.address).collect();
+    let all = || nvidia_slots(kernel).into_iter().map(|slot| slot.id).collect();
     let slots = record::read(kernel, ctid).ok().flatten().map_or_else(all, |record| record.slots);
     let away = Facts::read(kernel, &slots).err()?;
     Some(format!("{}: {}", away.slot, explain(app, ctid, &away).who))
@@ -66,8 +67,9 @@ struct Whose {
 
 fn explain(app: &App, ctid: u32, away: &Away) -> Whose {
     let Away { slot, driver } = away;
+    let slot = *slot;
     let records = app.store.each_record().into_iter().flatten();
-    let owner = records.filter(|record| record.slots().contains(&slot.as_str())).map(|record| record.owner).next();
+    let owner = records.filter(|record| record.slots().contains(&slot)).map(|record| record.owner).next();
     let vm = match &owner {
         Some(owner) => owner.vmid().filter(|vmid| is_alive(app.kernel, *vmid)),
         None => running_vm(app.kernel, slot),
@@ -99,14 +101,14 @@ fn explain(app: &App, ctid: u32, away: &Away) -> Whose {
 }
 
 /// A running VM whose configuration names the slot, when no handoff of ours gave it the card.
-pub(super) fn running_vm(kernel: &dyn Kernel, slot: &str) -> Option<u32> {
+pub(super) fn running_vm(kernel: &dyn Kernel, slot: SlotId) -> Option<u32> {
     let names = kernel.list("/etc/pve/qemu-server");
     let vms = names.iter().filter_map(|name| name.strip_suffix(".conf")?.parse::<u32>().ok());
     vms.filter(|vmid| running::qemu_pid(kernel, *vmid).is_some()).find(|vmid| {
         let bytes = kernel.read(&format!("/etc/pve/qemu-server/{vmid}.conf")).unwrap_or_default();
         let config = vm::parse(&bytes);
-        let ids: Vec<PciId> = config.hostpci.values().flat_map(vm::Hostpci::addresses).collect();
-        ids.iter().any(|id| id.slot == slot)
+        let mut ids = config.hostpci.values().flat_map(vm::Hostpci::addresses);
+        ids.any(|id| id.slot() == Some(slot))
     })
 }
 

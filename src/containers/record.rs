@@ -6,6 +6,7 @@
 use super::Style;
 use super::line::Line;
 use super::rules::Kind;
+use crate::address::{self, SlotId};
 use crate::sys::Kernel;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ const DIRECTORY: &str = "/var/lib/gpu-handoff/containers";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     pub style: Style,
-    pub slots: Vec<String>,
+    pub slots: Vec<SlotId>,
     pub dri: bool,
     pub lines: Vec<Line>,
     /// The file did not end with a newline, and got one.
@@ -71,7 +72,7 @@ impl Record {
         let mut document = json!({
             "schema": SCHEMA,
             "style": style_word(self.style),
-            "slots": self.slots,
+            "slots": address::to_json(&self.slots),
             "dri": self.dri,
             "lines": lines,
             "newline": self.newline,
@@ -94,11 +95,11 @@ impl Record {
         let style = text(&value, "style")?;
         let style = [Style::Mount, Style::Dev].into_iter().find(|known| style_word(*known) == style);
         let list = |name: &str| value.get(name).and_then(Value::as_array).with_context(|| format!("{name}: no list"));
-        let slot = |slot: &Value| slot.as_str().map(str::to_string).context("slots: not a string");
+        let slots = value.get("slots").context("slots: no list")?;
         let flag = |name: &str| value.get(name).and_then(Value::as_bool).with_context(|| format!("{name}: not a flag"));
         Ok(Record {
             style: style.context("style: neither mount nor dev")?,
-            slots: list("slots")?.iter().map(slot).collect::<Result<_>>()?,
+            slots: address::from_json(slots).with_context(|| format!("slots: {slots} is no list of slots"))?,
             dri: flag("dri")?,
             lines: list("lines")?.iter().map(parse_line).collect::<Result<_>>()?,
             newline: flag("newline")?,
@@ -141,7 +142,7 @@ mod tests {
         };
         Record {
             style: Style::Mount,
-            slots: vec!["0000:01:00".to_string()],
+            slots: vec!["0000:01:00".parse().unwrap()],
             dri: true,
             lines: vec![
                 line("nvidia", "lxc.cgroup2.devices.allow", "c 195:* rwm"),

@@ -2,7 +2,7 @@
 //! of now, because majors are dynamic and minors may be another GPU's after a handoff.
 
 use super::Style;
-use crate::gpu::address::attribute;
+use crate::address::{Address, SlotId};
 use crate::gpu::inventory::{Slot, nvidia_slots};
 use crate::gpu::nodes::{self, CAPS, CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
 use crate::gpu::nvidia;
@@ -28,7 +28,7 @@ pub struct Facts {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gpu {
-    pub slot: String,
+    pub slot: SlotId,
     pub minor: u64,
     /// `card0` and `renderD128`.
     pub drm: Vec<(String, DeviceNumber)>,
@@ -37,18 +37,18 @@ pub struct Gpu {
 /// The host's NVIDIA driver does not have this GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Away {
-    pub slot: String,
+    pub slot: SlotId,
     pub driver: Option<String>,
 }
 
 impl Facts {
     /// # Errors
     /// The first GPU that is away: nothing is known of its nodes.
-    pub fn read(kernel: &dyn Kernel, slots: &[String]) -> Result<Facts, Away> {
-        let gpus = slots.iter().map(|slot| Gpu::read(kernel, slot)).collect::<Result<Vec<_>, _>>()?;
+    pub fn read(kernel: &dyn Kernel, slots: &[SlotId]) -> Result<Facts, Away> {
+        let gpus = slots.iter().map(|slot| Gpu::read(kernel, *slot)).collect::<Result<Vec<_>, _>>()?;
         let caps = nvidia::major(kernel, "nvidia-caps").filter(|_| kernel.exists(CAPS));
         Ok(Facts {
-            are_all: nvidia_slots(kernel).iter().all(|slot| slots.contains(&slot.address)),
+            are_all: nvidia_slots(kernel).iter().all(|slot| slots.contains(&slot.id)),
             uvm: nvidia::major(kernel, "nvidia-uvm"),
             has_modeset: kernel.exists("/sys/module/nvidia_modeset"),
             caps: caps.map(|major| (major, kernel.list(CAPS).into_iter().filter(|name| is_cap(name)).collect())),
@@ -64,24 +64,24 @@ fn is_cap(name: &str) -> bool {
 }
 
 /// What the host's other GPUs would need, each by itself.
-pub fn needs_of_others(kernel: &dyn Kernel, slots: &[String], style: Style) -> Vec<Need> {
-    let others = nvidia_slots(kernel).into_iter().map(|slot| slot.address).filter(|slot| !slots.contains(slot));
+pub fn needs_of_others(kernel: &dyn Kernel, slots: &[SlotId], style: Style) -> Vec<Need> {
+    let others = nvidia_slots(kernel).into_iter().map(|slot| slot.id).filter(|slot| !slots.contains(slot));
     let facts = others.filter_map(|slot| Facts::read(kernel, &[slot]).ok());
     facts.flat_map(|facts| needs(&Facts { are_all: false, ..facts }, style, true)).collect()
 }
 
 impl Gpu {
-    fn read(kernel: &dyn Kernel, slot: &str) -> Result<Gpu, Away> {
+    fn read(kernel: &dyn Kernel, slot: SlotId) -> Result<Gpu, Away> {
         let gpu = Slot::read(kernel, slot).and_then(|slot| slot.gpu().cloned());
-        let away = || Away { slot: slot.to_string(), driver: gpu.as_ref().and_then(|gpu| gpu.driver.clone()) };
+        let away = || Away { slot, driver: gpu.as_ref().and_then(|gpu| gpu.driver.clone()) };
         let gpu = gpu.as_ref().filter(|gpu| gpu.is_on("nvidia")).ok_or_else(away)?;
-        let minor = nvidia::minor(kernel, &gpu.address).ok_or_else(away)?;
-        Ok(Gpu { slot: slot.to_string(), minor, drm: drm(kernel, &gpu.address) })
+        let minor = nvidia::minor(kernel, gpu.address).ok_or_else(away)?;
+        Ok(Gpu { slot, minor, drm: drm(kernel, gpu.address) })
     }
 }
 
-fn drm(kernel: &dyn Kernel, address: &str) -> Vec<(String, DeviceNumber)> {
-    let directory = attribute(address, "drm");
+fn drm(kernel: &dyn Kernel, address: Address) -> Vec<(String, DeviceNumber)> {
+    let directory = address.attribute("drm");
     let names = kernel.list(&directory).into_iter();
     let names = names.filter(|name| name.starts_with("card") || name.starts_with("renderD"));
     names
@@ -166,7 +166,7 @@ fn rules(facts: &Facts, dri: bool) -> Vec<Need> {
     if facts.are_all {
         rules.push(rule("nvidia", format!("{NVIDIA_MAJOR}:*")));
     } else {
-        rules.extend(facts.gpus.iter().map(|gpu| rule(&gpu.slot, format!("{NVIDIA_MAJOR}:{}", gpu.minor))));
+        rules.extend(facts.gpus.iter().map(|gpu| rule(&gpu.slot.to_string(), format!("{NVIDIA_MAJOR}:{}", gpu.minor))));
         rules.push(rule("nvidiactl", format!("{NVIDIA_MAJOR}:{CONTROL_MINOR}")));
         rules.push(rule("nvidia-modeset", format!("{NVIDIA_MAJOR}:{MODESET_MINOR}")));
     }
@@ -185,7 +185,7 @@ fn mounts(facts: &Facts, dri: bool) -> Vec<Need> {
     let mut mounts: Vec<Need> = facts
         .gpus
         .iter()
-        .map(|gpu| mount(&gpu.slot, &format!("/dev/nvidia{}", gpu.minor), "file"))
+        .map(|gpu| mount(&gpu.slot.to_string(), &format!("/dev/nvidia{}", gpu.minor), "file"))
         .chain(SHARED.iter().map(|name| mount(name, &format!("/dev/{name}"), "file")))
         .collect();
     if facts.caps.is_some() {
@@ -203,7 +203,7 @@ fn devs(facts: &Facts, dri: bool) -> Vec<Need> {
     let dev = |what: &str, path: &str, mode: u32| need(what, Kind::Dev, format!("{path},mode={mode:04o}"));
     let mode = facts.mode & 0o777;
     let mut devs: Vec<Need> =
-        facts.gpus.iter().map(|gpu| dev(&gpu.slot, &format!("/dev/nvidia{}", gpu.minor), mode)).collect();
+        facts.gpus.iter().map(|gpu| dev(&gpu.slot.to_string(), &format!("/dev/nvidia{}", gpu.minor), mode)).collect();
     let shared = SHARED.iter().filter(|name| **name != "nvidia-modeset" || facts.has_modeset);
     devs.extend(shared.map(|name| dev(name, &format!("/dev/{name}"), mode)));
     for name in facts.caps.iter().flat_map(|(_, names)| names) {
@@ -238,7 +238,7 @@ mod tests {
         let number = |minor| DeviceNumber { major: 226, minor };
         let drm = vec![("card1".to_string(), number(1)), ("renderD129".to_string(), number(129))];
         Facts {
-            gpus: vec![Gpu { slot: "0000:01:00".to_string(), minor: 0, drm }],
+            gpus: vec![Gpu { slot: "0000:01:00".parse().unwrap(), minor: 0, drm }],
             are_all: true,
             uvm: Some(511),
             has_modeset: true,

@@ -1,5 +1,6 @@
 //! Drivers that have a card which is to be NVIDIA's driver's at home.
 
+use crate::address::SlotId;
 use crate::causes;
 use crate::config::{Config, Home};
 use crate::gpu::inventory::nvidia_slots;
@@ -12,7 +13,7 @@ pub const RIVALS: [&str; 3] = ["nouveau", "nova_core", "nova_drm"];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rival {
     /// The slot of the card that it has; none of a module that is only loaded.
-    pub slot: Option<String>,
+    pub slot: Option<SlotId>,
     pub driver: String,
     /// None when it is built into the kernel.
     pub module: Option<String>,
@@ -37,9 +38,9 @@ pub fn on_cards(kernel: &dyn Kernel, config: &Config) -> Vec<Rival> {
     let one = |slot: crate::gpu::Slot| {
         let gpu = slot.gpu()?;
         let driver = gpu.driver.clone()?;
-        let is_home = config.homes.get(&slot.address) == Some(&Home::Driver(driver.clone()));
+        let is_home = config.homes.get(&slot.id) == Some(&Home::Driver(driver.clone()));
         let is_none = driver == "nvidia" || is_home || causes::is_keeper(&driver);
-        let rival = || Rival { slot: Some(slot.address.clone()), module: gpu.module.clone(), driver };
+        let rival = || Rival { slot: Some(slot.id), module: gpu.module.clone(), driver };
         (!is_none).then(rival)
     };
     slots.filter_map(one).collect()

@@ -3,6 +3,7 @@
 
 use super::notes::{Notes, handoff_is_under_way};
 use crate::App;
+use crate::address::{SlotId, list};
 use crate::config;
 use crate::gpu::inventory::Slot;
 use crate::gpu::nvidia::Minors;
@@ -30,7 +31,7 @@ pub fn pre_start(app: &App, ctid: u32) -> Result<()> {
         app.story.warn(&stop.message);
     }
     let Some(away) = gone(app, &ct) else { return Ok(()) };
-    let (slots, owner) = (away.slots().join(" "), &away.owner);
+    let (slots, owner) = (list(away.slots()), &away.owner);
     if away.progress == Progress::Returning {
         let problem = format!("{slots} is not home yet from {owner}, see gpu-handoff --status");
         if app.config_for_hook().policy.refuse_ct_without_gpu {
@@ -95,7 +96,7 @@ fn gone(app: &App, ct: &CtConfig) -> Option<Record> {
         .iter()
         .flat_map(|record| &record.functions)
         .filter_map(|home| {
-            let minor = minors.get(&home.address)?;
+            let minor = minors.get(home.address)?;
             Some(format!("/dev/nvidia{minor}"))
         })
         .collect();
@@ -111,11 +112,11 @@ fn gone(app: &App, ct: &CtConfig) -> Option<Record> {
 }
 
 /// The slots of a record whose GPU containers do not get.
-fn slots_gone(kernel: &dyn Kernel, record: &Record, is_under_way: bool) -> Vec<String> {
-    let is_here = |slot: &&str| {
+fn slots_gone(kernel: &dyn Kernel, record: &Record, is_under_way: bool) -> Vec<SlotId> {
+    let is_here = |slot: SlotId| {
         let gpu = Slot::read(kernel, slot).and_then(|slot| slot.gpu().cloned());
         gpu.is_some_and(|gpu| gpu.is_on("nvidia"))
     };
     let leaves = is_under_way && record.progress == Progress::Leaving;
-    record.slots().into_iter().filter(|slot| leaves || !is_here(slot)).map(str::to_string).collect()
+    record.slots().into_iter().filter(|slot| leaves || !is_here(*slot)).collect()
 }

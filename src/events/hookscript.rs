@@ -7,6 +7,7 @@ use super::container;
 use super::stray;
 use super::watch::{self, After};
 use crate::App;
+use crate::address::{SlotId, list};
 use crate::config::{self, Backup, Config};
 use crate::gpu::Slot;
 use crate::handoff::kept::record::{Owner, Progress};
@@ -63,8 +64,7 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
     }
     let listed = listed(app.kernel, &vm);
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots).inspect_err(|stop| {
-        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
-        app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &names, stop);
+        app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &slots, stop);
     })?;
     let handoff = app.handoff(&config);
     let watcher = OnceCell::new();
@@ -132,13 +132,13 @@ fn warn_of_dropped_lines(app: &App, vmid: u32, vm: &VmConfig) {
 }
 
 /// The first NVIDIA GPU that a line names.
-fn named_gpu(kernel: &dyn Kernel, line: &Hostpci) -> Option<String> {
+fn named_gpu(kernel: &dyn Kernel, line: &Hostpci) -> Option<SlotId> {
     if line.driver == Driver::Keep || line.mdev.is_some() {
         return None;
     }
     let by_mapping = line.mapping.iter().flat_map(|name| mapping::on_this_node(kernel, name));
     let mut ids = line.addresses().chain(by_mapping);
-    ids.find(|id| Slot::read(kernel, &id.slot).is_some_and(|slot| takes_gpu(&slot, id))).map(|id| id.slot)
+    ids.find(|id| slot_of(kernel, id).is_some_and(|slot| takes_gpu(&slot, id)))?.slot()
 }
 
 /// Every address that the VM's configuration names, itself or by a mapping.
@@ -156,12 +156,12 @@ fn is_backup(vm: &VmConfig) -> bool {
 }
 
 /// A VM that is stopped is started to be backed up, with its GPU and all.
-fn for_backup(config: Config, vmid: u32, vm: &VmConfig, slots: &[String]) -> Result<Config> {
+fn for_backup(config: Config, vmid: u32, vm: &VmConfig, slots: &[SlotId]) -> Result<Config> {
     match config.backup {
         Backup::Refuse if is_backup(vm) => Err(Stop::refused(format!(
             "{} was not touched: VM {vmid} is only started for a backup, and policy.backup is refuse in {}; so this \
              backup fails; back VM {vmid} up while it runs, or set policy.backup to idle",
-            slots.join(" "),
+            list(slots),
             config::PATH
         ))),
         Backup::Idle if is_backup(vm) => Ok(Config { policy: config.policy.for_idle(), ..config }),
@@ -192,7 +192,7 @@ fn post_stop(app: &App, vmid: u32) -> Result<()> {
         let _watcher = watch::outlive_qmeventd(app, vmid);
         return home(app, &owner);
     };
-    let slots = record.slots().join(" ");
+    let slots = list(record.slots());
     if running::is_rebooting(app.kernel, vmid) && watch::begin(app, vmid, After::Reboot).has_begun() {
         app.story.say(&format!("{slots} stays on vfio-pci: VM {vmid} reboots"));
         return Ok(());
@@ -249,8 +249,8 @@ fn read_config(kernel: &dyn Kernel, id: u32) -> Result<Option<VmConfig>> {
 
 /// The NVIDIA slots that this VM takes. What Proxmox handles by itself is left to it: `driver=keep`, mediated devices,
 /// SR-IOV virtual functions, and every device that is no NVIDIA GPU.
-fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec<String>> {
-    let mut slots: Vec<String> = Vec::new();
+fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec<SlotId>> {
+    let mut slots: Vec<SlotId> = Vec::new();
     for (index, hostpci) in &config.hostpci {
         if hostpci.driver == Driver::Keep || hostpci.mdev.is_some() {
             continue;
@@ -267,26 +267,21 @@ fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec
                     stray::instead_of_nothing(kernel, vmid, *index, config, written)
                 ))
             };
-            let slot = Slot::read(kernel, &id.slot).ok_or_else(absent)?;
-            if !slot.functions.iter().any(|f| id.covers(&f.address)) {
-                return Err(absent());
-            }
-            if takes_part(&slot, &id) && !slots.contains(&id.slot) {
-                slots.push(id.slot);
+            let slot = slot_of(kernel, &id).filter(|slot| is_there(slot, &id)).ok_or_else(absent)?;
+            if takes_part(&slot, &id) && !slots.contains(&slot.id) {
+                slots.push(slot.id);
             }
         }
     }
     for id in &config.args.ids {
-        let slot = Slot::read(kernel, &id.slot).filter(|slot| slot.functions.iter().any(|f| id.covers(&f.address)));
+        let slot = slot_of(kernel, id).filter(|slot| is_there(slot, id));
         let slot = slot.ok_or_else(|| {
-            let function = id.function.map_or_else(String::new, |function| format!(".{function:x}"));
             Stop::refused(format!(
-                "VM {vmid}: args names {}{function}, but there is no such device; lspci -D shows what there is",
-                id.slot
+                "VM {vmid}: args names {id}, but there is no such device; lspci -D shows what there is"
             ))
         })?;
-        if takes_part(&slot, id) && !slots.contains(&id.slot) {
-            slots.push(id.slot.clone());
+        if takes_part(&slot, id) && !slots.contains(&slot.id) {
+            slots.push(slot.id);
         }
     }
     for (index, doubtful) in &config.doubtful {
@@ -305,7 +300,7 @@ fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec
 ///
 /// # Errors
 /// As for its start.
-pub fn slots_of(app: &App, vmid: u32) -> Result<Vec<String>> {
+pub fn slots_of(app: &App, vmid: u32) -> Result<Vec<SlotId>> {
     let Some(vm) = read_config(app.kernel, vmid)? else { return Ok(Vec::new()) };
     nvidia_slots(app.kernel, vmid, &vm)
 }
@@ -313,21 +308,21 @@ pub fn slots_of(app: &App, vmid: u32) -> Result<Vec<String>> {
 /// Which device a mapping gives is decided by Proxmox after pre-start, so a GPU behind one cannot be made ready yet.
 fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str) -> Result<()> {
     let ids = mapping::on_this_node(kernel, name);
-    if let Some(absent) = ids.iter().find(|id| Slot::read(kernel, &id.slot).is_none()) {
+    if let Some(absent) = ids.iter().find(|id| slot_of(kernel, id).is_none()) {
         return Err(Stop::refused(format!(
             "VM {vmid}: hostpci{index} uses mapping={name}, which stands for {}, but there is no such device; lspci -D \
              shows what there is",
-            absent.slot
+            absent.slot_name()
         )));
     }
-    let takes_none = |id: &PciId| Slot::read(kernel, &id.slot).is_some_and(|slot| !takes_gpu(&slot, id));
+    let takes_none = |id: &PciId| slot_of(kernel, id).is_some_and(|slot| !takes_gpu(&slot, id));
     if !ids.is_empty() && ids.iter().all(takes_none) {
         return Ok(());
     }
     let instead = match ids.iter().find(|id| !takes_none(id)) {
         Some(id) => format!(
             "which is not supported yet for a GPU; name its slot instead: qm set {vmid} --hostpci{index} {},pcie=1",
-            id.slot
+            id.slot_name()
         ),
         None => match mapping::not_understood(kernel, name) {
             Some((line, text)) => format!(
@@ -345,21 +340,30 @@ fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str)
 /// GPUs that a VM is given by `args` work, but Proxmox does not know of them.
 pub fn by_args(app: &App, vmid: u32) -> Option<String> {
     let vm = read_config(app.kernel, vmid).ok()??;
-    let is_gpu = |id: &&PciId| Slot::read(app.kernel, &id.slot).is_some_and(|slot| takes_gpu(&slot, id));
+    let is_gpu = |id: &&PciId| slot_of(app.kernel, id).is_some_and(|slot| takes_gpu(&slot, id));
     let id = vm.args.ids.iter().find(is_gpu)?;
     Some(format!(
         "VM {vmid} passes {0} by args, of which Proxmox itself does not know: it does not keep other VMs from it; better: qm set \
          {vmid} --hostpci0 {0},pcie=1, and take it out of args",
-        id.slot
+        id.slot_name()
     ))
+}
+
+/// What is there where an id names something.
+fn slot_of(kernel: &dyn Kernel, id: &PciId) -> Option<Slot> {
+    Slot::read(kernel, id.slot()?)
+}
+
+fn is_there(slot: &Slot, id: &PciId) -> bool {
+    slot.functions.iter().any(|f| id.covers(f.address))
 }
 
 /// A GPU, or an NVSwitch, which needs NVIDIA's driver to come home as well.
 fn takes_part(slot: &Slot, id: &PciId) -> bool {
-    takes_gpu(slot, id) || slot.functions.iter().any(|f| f.is_nvswitch() && !f.is_virtual && id.covers(&f.address))
+    takes_gpu(slot, id) || slot.functions.iter().any(|f| f.is_nvswitch() && !f.is_virtual && id.covers(f.address))
 }
 
 /// Whether an id takes an NVIDIA GPU, and not only virtual functions of one.
 fn takes_gpu(slot: &Slot, id: &PciId) -> bool {
-    slot.is_nvidia_gpu() && slot.functions.iter().any(|f| !f.is_virtual && id.covers(&f.address))
+    slot.is_nvidia_gpu() && slot.functions.iter().any(|f| !f.is_virtual && id.covers(f.address))
 }

@@ -1,10 +1,10 @@
 //! A person asks: `to-vfio` and `to-nvidia`. What is done by hand lasts until the opposite call or a reboot.
 
 use crate::App;
+use crate::address::{SlotId, list};
 use crate::causes;
 use crate::config::Config;
 use crate::containers::attach;
-use crate::gpu::address::long_form;
 use crate::gpu::choice::choose;
 use crate::gpu::inventory::VFIO_PCI;
 use crate::gpu::{Slot, nvidia};
@@ -24,7 +24,7 @@ use crate::sys::Kernel;
 pub fn to_vfio(app: &App, slot: Option<&str>) -> Result<()> {
     let slot = choose(app.kernel, slot)?;
     let config = app.config_for_verb()?;
-    app.handoff(&config).leave(&Departure::of(Owner::Manual(slot.clone()), vec![slot]))
+    app.handoff(&config).leave(&Departure::of(Owner::Manual(slot), vec![slot]))
 }
 
 /// What [`to_vfio`] would do now, a line each.
@@ -34,20 +34,16 @@ pub fn to_vfio(app: &App, slot: Option<&str>) -> Result<()> {
 pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
     let slot = choose(app.kernel, slot)?;
     let config = app.config_for_verb()?;
-    let departure = Departure::of(Owner::Manual(slot.clone()), vec![slot]);
+    let departure = Departure::of(Owner::Manual(slot), vec![slot]);
     Ok(app.handoff(&config).plan_leave(&departure)?.to_text())
 }
 
 /// Also one whose card was pulled out, as long as a record names it: that must have an end.
-fn choose_to_come_home(app: &App, slot: Option<&str>) -> Result<String> {
+fn choose_to_come_home(app: &App, slot: Option<&str>) -> Result<SlotId> {
     choose(app.kernel, slot).or_else(|stop| {
-        let slot = slot.map(long_form).unwrap_or_default();
-        let slot = slot.split('.').next().unwrap_or_default();
-        let is_recorded = || app.store.each_record().into_iter().flatten().any(|record| record.slots().contains(&slot));
-        match Slot::read(app.kernel, slot).is_none() && is_recorded() {
-            true => Ok(slot.to_string()),
-            false => Err(stop),
-        }
+        let names = |slot: SlotId| app.store.each_record().into_iter().flatten().any(|r| r.slots().contains(&slot));
+        let is_gone = |slot: &SlotId| Slot::read(app.kernel, *slot).is_none() && names(*slot);
+        slot.and_then(SlotId::from_named).filter(is_gone).ok_or(stop)
     })
 }
 
@@ -58,11 +54,11 @@ fn choose_to_come_home(app: &App, slot: Option<&str>) -> Result<String> {
 pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
     let slot = choose_to_come_home(app, slot)?;
     let config = app.config_for_verb()?;
-    let by_hand = Owner::Manual(slot.clone());
-    let records = away(app, &slot)
-        .inspect_err(|stop| app.handoff(&config).note_refused(Direction::Home, &by_hand, &[&slot], stop))?;
+    let by_hand = Owner::Manual(slot);
+    let records = away(app, slot)
+        .inspect_err(|stop| app.handoff(&config).note_refused(Direction::Home, &by_hand, &[slot], stop))?;
     if records.is_empty() {
-        return bring_what_was_left(app, &config, &slot);
+        return bring_what_was_left(app, &config, slot);
     }
     for record in records {
         app.handoff(&config).come_home(&record.owner, Asker::Person)?;
@@ -71,15 +67,15 @@ pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
 }
 
 /// No handoff of ours put it where it is, but Proxmox may have.
-fn bring_what_was_left(app: &App, config: &Config, slot: &str) -> Result<()> {
-    let (handoff, by_hand) = (app.handoff(config), Owner::Manual(slot.to_string()));
-    let Some(record) = handoff.left_there(&by_hand, &[slot.to_string()]) else {
+fn bring_what_was_left(app: &App, config: &Config, slot: SlotId) -> Result<()> {
+    let (handoff, by_hand) = (app.handoff(config), Owner::Manual(slot));
+    let Some(record) = handoff.left_there(&by_hand, &[slot]) else {
         app.story.say(&already_home(app.kernel, slot));
         why_there(app, config, slot).iter().for_each(|why| app.story.warn(why));
         return Ok(());
     };
     handoff.plan_come_home(&record)?;
-    match handoff.adopt(&by_hand, &[slot.to_string()])? {
+    match handoff.adopt(&by_hand, &[slot])? {
         Some(_) => handoff.come_home(&by_hand, Asker::Person),
         None => Ok(()),
     }
@@ -92,15 +88,15 @@ fn bring_what_was_left(app: &App, config: &Config, slot: &str) -> Result<()> {
 pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
     let slot = choose_to_come_home(app, slot)?;
     let config = app.config_for_verb()?;
-    let records = away(app, &slot)?;
+    let records = away(app, slot)?;
     let handoff = app.handoff(&config);
     if records.is_empty() {
-        let left = handoff.left_there(&Owner::Manual(slot.clone()), std::slice::from_ref(&slot));
+        let left = handoff.left_there(&Owner::Manual(slot), &[slot]);
         return match left {
             Some(record) => Ok(home_to_text(&record, &handoff.plan_come_home(&record)?)),
             None => {
-                let why = why_there(app, &config, &slot).into_iter().map(|why| format!("  found     {why}\n"));
-                Ok(format!("{}\n{}", already_home(app.kernel, &slot), why.collect::<String>()))
+                let why = why_there(app, &config, slot).into_iter().map(|why| format!("  found     {why}\n"));
+                Ok(format!("{}\n{}", already_home(app.kernel, slot), why.collect::<String>()))
             }
         };
     }
@@ -155,11 +151,11 @@ pub fn plan_reconcile(app: &App, scope: Scope) -> Result<String> {
 }
 
 fn home_to_text(record: &Record, plan: &Plan) -> String {
-    plan::to_text(&format!("{} {} -> host", record.slots().join(" "), record.owner), plan)
+    plan::to_text(&format!("{} {} -> host", list(record.slots()), record.owner), plan)
 }
 
 /// The records that name this slot.
-fn away(app: &App, slot: &str) -> Result<Vec<Record>> {
+fn away(app: &App, slot: SlotId) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     let mut problem = None;
     for record in app.store.each_record() {
@@ -179,16 +175,16 @@ fn away(app: &App, slot: &str) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-fn refuse_unknown_home(kernel: &dyn Kernel, slot: &str, problem: &str) -> Result<()> {
+fn refuse_unknown_home(kernel: &dyn Kernel, slot: SlotId, problem: &str) -> Result<()> {
     let slot = Slot::read(kernel, slot);
     match slot.iter().flat_map(|slot| &slot.functions).find(|function| function.is_on(VFIO_PCI)) {
-        Some(away) => Err(unknown_home(&away.address, problem)),
+        Some(away) => Err(unknown_home(away.address, problem)),
         None => Ok(()),
     }
 }
 
 /// What put a card where it is that the host was to have, and what to type.
-fn why_there(app: &App, config: &Config, slot: &str) -> Vec<String> {
+fn why_there(app: &App, config: &Config, slot: SlotId) -> Vec<String> {
     let mut why: Vec<String> =
         elsewhere::behind(app.kernel, &app.store, config, slot).iter().map(ToString::to_string).collect();
     if !why.is_empty() {
@@ -197,7 +193,7 @@ fn why_there(app: &App, config: &Config, slot: &str) -> Vec<String> {
     why
 }
 
-fn already_home(kernel: &dyn Kernel, slot: &str) -> String {
+fn already_home(kernel: &dyn Kernel, slot: SlotId) -> String {
     let gpu = Slot::read(kernel, slot).and_then(|slot| slot.gpu().cloned());
     match gpu.as_ref().and_then(|gpu| gpu.driver.as_deref()) {
         Some(VFIO_PCI) => format!("{slot} is at home on {VFIO_PCI}: no handoff of ours put it there, nothing to do"),

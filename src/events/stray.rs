@@ -2,6 +2,7 @@
 //! line that named the GPU names somebody else's device, which Proxmox takes from the host without asking.
 
 use crate::App;
+use crate::address::{SlotId, list};
 use crate::config::{self, Config};
 use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
 use crate::gpu::{Function, Slot};
@@ -18,7 +19,7 @@ struct Stray {
     raw: String,
     /// As it is written: an address, or `mapping=NAME`.
     id: String,
-    slot: String,
+    slot: SlotId,
     function: Function,
 }
 
@@ -38,7 +39,7 @@ pub fn look(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
     let strays = strays(app, vm);
     // What is in `args` Proxmox takes from nobody: QEMU ends without it.
     for (stray, index) in strays.iter().filter_map(|stray| Some((stray, stray.index?))) {
-        let Some(why) = was_gpu(app, vmid, &stray.slot) else { continue };
+        let Some(why) = was_gpu(app, vmid, stray.slot) else { continue };
         let Some(driver) = stray.function.driver.as_deref().filter(|driver| !matches!(*driver, VFIO_PCI | "pci-stub"))
         else {
             continue;
@@ -67,15 +68,18 @@ pub fn look(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
 
 /// Where to look for a device that is not there: with the GPUs, unless the VM names one of these.
 pub fn instead_of_nothing(kernel: &dyn Kernel, vmid: u32, index: u32, vm: &VmConfig, written: &str) -> String {
-    let gpus: Vec<String> = nvidia_slots(kernel).into_iter().map(|slot| slot.address).collect();
-    let is_named = |gpu: &String| {
+    let gpus: Vec<SlotId> = nvidia_slots(kernel).into_iter().map(|slot| slot.id).collect();
+    let is_named = |gpu: &SlotId| {
         let mut ids = vm.hostpci.values().flat_map(Hostpci::addresses).chain(vm.args.ids.iter().cloned());
-        ids.any(|id| id.slot == *gpu)
+        ids.any(|id| id.slot() == Some(*gpu))
     };
     let raw = vm.hostpci.get(&index).map_or_else(|| written.to_string(), |hostpci| hostpci.raw.clone());
     match gpus.as_slice() {
         [gpu] if !is_named(gpu) && raw.contains(written) && PciId::parse(written).is_some() => {
-            format!("the NVIDIA GPU is at {gpu} now: qm set {vmid} --hostpci{index} {}", raw.replacen(written, gpu, 1))
+            format!(
+                "the NVIDIA GPU is at {gpu} now: qm set {vmid} --hostpci{index} {}",
+                raw.replacen(written, &gpu.to_string(), 1)
+            )
         }
         _ => "lspci -D shows what there is".to_string(),
     }
@@ -94,19 +98,19 @@ pub fn nothing_named(app: &App, vmid: u32, vm: &VmConfig) -> Option<String> {
 /// Slots of the configuration that are no GPU's.
 pub fn of_config(app: &App) -> Vec<String> {
     let (config, _) = Config::lenient(app.kernel);
-    let is_gpu = |slot: &str| Slot::read(app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
-    let others = config.homes.keys().filter(|slot| !is_gpu(slot));
+    let is_gpu = |slot: SlotId| Slot::read(app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
+    let others = config.homes.keys().filter(|slot| !is_gpu(**slot));
     let gpus = gpus(app);
     others
         .map(|slot| {
-            let there = if gpus.is_empty() { "none".to_string() } else { gpus.join(" ") };
+            let there = if gpus.is_empty() { "none".to_string() } else { list(&gpus) };
             format!("gpus.{slot} in {} names no NVIDIA GPU; those of this host: {there}", config::PATH)
         })
         .collect()
 }
 
-fn gpus(app: &App) -> Vec<String> {
-    nvidia_slots(app.kernel).into_iter().map(|slot| slot.address).collect()
+fn gpus(app: &App) -> Vec<SlotId> {
+    nvidia_slots(app.kernel).into_iter().map(|slot| slot.id).collect()
 }
 
 fn strays(app: &App, vm: &VmConfig) -> Vec<Stray> {
@@ -123,15 +127,15 @@ fn strays(app: &App, vm: &VmConfig) -> Vec<Stray> {
         let mapped = mapped.map(|(name, id)| (format!("mapping={name}"), id));
         named.extend(ids.chain(mapped).map(|(written, id)| (Some(*index), hostpci.raw.clone(), written, id)));
     }
-    named.extend(vm.args.ids.iter().map(|id| (None, String::new(), id.slot.clone(), id.clone())));
+    named.extend(vm.args.ids.iter().map(|id| (None, String::new(), id.slot_name(), id.clone())));
     let stray = |(index, raw, id, pci): (Option<u32>, String, String, PciId)| {
-        let slot = Slot::read(app.kernel, &pci.slot)?;
+        let slot = Slot::read(app.kernel, pci.slot()?)?;
         // A part of an NVIDIA card, or a virtual one, is meant.
         if slot.functions.iter().any(|function| function.vendor == NVIDIA) {
             return None;
         }
-        let function = slot.functions.into_iter().find(|function| pci.covers(&function.address))?;
-        Some(Stray { index, raw, id, slot: pci.slot, function })
+        let function = slot.functions.into_iter().find(|function| pci.covers(function.address))?;
+        Some(Stray { index, raw, id, slot: slot.id, function })
     };
     named.into_iter().filter_map(stray).collect()
 }
@@ -139,8 +143,8 @@ fn strays(app: &App, vm: &VmConfig) -> Vec<Stray> {
 const NVIDIA: u16 = 0x10de;
 
 /// Who says that there was a GPU in this slot.
-fn was_gpu(app: &App, vmid: u32, slot: &str) -> Option<String> {
-    if Config::lenient(app.kernel).0.homes.contains_key(slot) {
+fn was_gpu(app: &App, vmid: u32, slot: SlotId) -> Option<String> {
+    if Config::lenient(app.kernel).0.homes.contains_key(&slot) {
         return Some(format!("gpus.{slot} in {}", config::PATH));
     }
     let past = app.store.history()?.read().ok()?;
@@ -148,7 +152,7 @@ fn was_gpu(app: &App, vmid: u32, slot: &str) -> Option<String> {
         let slots = entry.get("slots").and_then(|slots| slots.as_array()).into_iter().flatten();
         entry.get("vmid").and_then(|id| id.as_u64()) == Some(u64::from(vmid))
             && entry.get("exit").and_then(|exit| exit.as_u64()) == Some(0)
-            && slots.filter_map(|slot| slot.as_str()).any(|other| other == slot)
+            && slots.filter_map(|slot| slot.as_str()).any(|other| other.parse() == Ok(slot))
     });
     had_it.then(|| format!("VM {vmid} had it before, see gpu-handoff history"))
 }
@@ -161,8 +165,8 @@ fn what(function: &Function) -> String {
 fn where_now(app: &App, vmid: u32, vm: &VmConfig, stray: &Stray) -> String {
     let gpus = gpus(app);
     let free = || (0..).find(|index| !vm.hostpci.contains_key(index) && !vm.doubtful.contains_key(index));
-    let line = |gpu: &String| match stray.index {
-        Some(index) => format!("qm set {vmid} --hostpci{index} {}", stray.raw.replacen(&stray.id, gpu, 1)),
+    let line = |gpu: &SlotId| match stray.index {
+        Some(index) => format!("qm set {vmid} --hostpci{index} {}", stray.raw.replacen(&stray.id, &gpu.to_string(), 1)),
         None => format!(
             "qm set {vmid} --hostpci{} {gpu},pcie=1, and take {} out of args",
             free().unwrap_or_default(),
@@ -174,7 +178,7 @@ fn where_now(app: &App, vmid: u32, vm: &VmConfig, stray: &Stray) -> String {
         [gpu] => format!("the NVIDIA GPU is at {gpu} now: {}", line(gpu)),
         several => {
             let each: Vec<String> = several.iter().map(line).collect();
-            format!("NVIDIA GPUs are at {} now: {}", several.join(" "), each.join(", or: "))
+            format!("NVIDIA GPUs are at {} now: {}", list(several), each.join(", or: "))
         }
     }
 }

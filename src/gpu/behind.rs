@@ -1,7 +1,6 @@
 //! What hangs on a function that is no GPU: the disks behind a card's USB function, or a network interface that the host is
 //! reached by. Unbinding the function takes them away without a word.
 
-use super::address::attribute;
 use super::inventory::{Function, VFIO_PCI};
 use crate::story::printable;
 use crate::sys::{ActError, Kernel};
@@ -29,7 +28,7 @@ pub fn in_use(kernel: &dyn Kernel, function: &Function) -> Option<String> {
         return None;
     }
     let mut behind = Behind::default();
-    collect(kernel, attribute(&function.address, "").trim_end_matches('/'), DEPTH, &mut behind);
+    collect(kernel, function.address.attribute("").trim_end_matches('/'), DEPTH, &mut behind);
     let told = |name: &str, (what, then): (String, String)| {
         format!("the disk {name} is on {} and {what}; {then}", function.address)
     };

@@ -1,7 +1,7 @@
 //! Which GPU a person means.
 
-use super::address::{long_form, slot_of};
 use super::inventory::{Slot, nvidia_slots};
+use crate::address::SlotId;
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 
@@ -9,28 +9,24 @@ use crate::sys::Kernel;
 ///
 /// # Errors
 /// When it is not clear which slot is meant, or it has no NVIDIA GPU.
-pub fn choose(kernel: &dyn Kernel, named: Option<&str>) -> Result<String> {
+pub fn choose(kernel: &dyn Kernel, named: Option<&str>) -> Result<SlotId> {
     let Some(named) = named else {
         let slots = nvidia_slots(kernel);
         return match slots.as_slice() {
             [] => Err(Stop::refused("there is no NVIDIA GPU in this host; lspci -nn shows what there is")),
-            [slot] => Ok(slot.address.clone()),
+            [slot] => Ok(slot.id),
             several => {
-                let all: Vec<&str> = several.iter().map(|slot| slot.address.as_str()).collect();
+                let all: Vec<String> = several.iter().map(|slot| slot.id.to_string()).collect();
                 Err(Stop::usage(format!("there are several NVIDIA GPUs, say which: {}", all.join(" or "))))
             }
         };
     };
-    let long = long_form(named);
-    let with_function = if long.contains('.') { long } else { format!("{long}.0") };
-    let address = slot_of(&with_function)
+    let id = SlotId::from_named(named)
         .ok_or_else(|| Stop::usage(format!("{named} is no slot; a slot is written like 0000:01:00")))?;
-    let slot = Slot::read(kernel, address)
-        .ok_or_else(|| Stop::refused(format!("there is no device in slot {address}; lspci -D shows what there is")))?;
+    let slot = Slot::read(kernel, id)
+        .ok_or_else(|| Stop::refused(format!("there is no device in slot {id}; lspci -D shows what there is")))?;
     if !slot.is_nvidia_gpu() && !slot.is_nvswitch() {
-        return Err(Stop::refused(format!(
-            "slot {address} has no NVIDIA GPU; gpu-handoff --status shows those there are"
-        )));
+        return Err(Stop::refused(format!("slot {id} has no NVIDIA GPU; gpu-handoff --status shows those there are")));
     }
-    Ok(slot.address)
+    Ok(id)
 }

@@ -4,7 +4,7 @@
 //! and goes with the last. When only the one that it is on goes, the text goes nowhere until that one comes back, or until
 //! somebody attaches it again: then it goes to a framebuffer that is left.
 
-use super::address::attribute;
+use crate::address::Address;
 use crate::sys::{ActError, Kernel};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -25,22 +25,22 @@ pub struct Console {
     /// It can be attached by hand.
     pub can_attach: bool,
     /// Of the functions that were asked about, the one whose screen it is on, or would be.
-    pub screen: Option<String>,
+    pub screen: Option<Address>,
     /// Other devices have a framebuffer, too.
     pub has_other: bool,
     /// Of the functions that were asked about, the one with the firmware's framebuffer in its memory.
-    pub firmware: Option<String>,
+    pub firmware: Option<Address>,
 }
 
 impl Console {
     /// When something else holds the kernel's lock on all consoles, nothing is known of them: they are left alone.
-    pub fn read(kernel: &dyn Kernel, addresses: &[&str], limit: Duration) -> Console {
+    pub fn read(kernel: &dyn Kernel, addresses: &[Address], limit: Duration) -> Console {
         let firmware = firmware(kernel, addresses);
         let Ok(attached) = is_attached(kernel, limit) else {
             return Console { is_busy: true, firmware, ..Console::default() };
         };
-        let of = |address: &str| kernel.list(&attribute(address, "graphics"));
-        let own: Vec<String> = addresses.iter().flat_map(|address| of(address)).collect();
+        let of = |address: &Address| kernel.list(&address.attribute("graphics"));
+        let own: Vec<String> = addresses.iter().flat_map(of).collect();
         let mut all: Vec<(u32, String)> =
             kernel.list(FRAMEBUFFERS).into_iter().filter_map(|name| Some((number(&name)?, name))).collect();
         all.sort_unstable();
@@ -48,12 +48,12 @@ impl Console {
         let is_primary =
             |name: &str| kernel.text(&format!("{FRAMEBUFFERS}/{name}/device/boot_vga")).as_deref() == Some("1");
         let chosen = all.iter().find(|(_, name)| is_primary(name)).or(all.first());
-        let has_console = |address: &&&str| chosen.is_some_and(|(_, name)| of(address).contains(name));
+        let has_console = |address: &&Address| chosen.is_some_and(|(_, name)| of(address).contains(name));
         Console {
             is_attached: attached == Some(true),
             is_busy: false,
             can_attach: can_attach(kernel),
-            screen: addresses.iter().find(has_console).map(|address| (*address).to_string()),
+            screen: addresses.iter().find(has_console).copied(),
             has_other: all.iter().any(|(_, name)| !own.contains(name)),
             firmware,
         }
@@ -96,16 +96,16 @@ fn number(name: &str) -> Option<u32> {
     name.strip_prefix("fb")?.parse().ok()
 }
 
-fn firmware(kernel: &dyn Kernel, addresses: &[&str]) -> Option<String> {
+fn firmware(kernel: &dyn Kernel, addresses: &[Address]) -> Option<Address> {
     let framebuffers = firmware_framebuffers(&kernel.text("/proc/iomem")?);
     if framebuffers.is_empty() {
         return None;
     }
-    let holds_one = |address: &&&str| {
-        let memory = memory(&kernel.text(&attribute(address, "resource")).unwrap_or_default());
+    let holds_one = |address: &&Address| {
+        let memory = memory(&kernel.text(&address.attribute("resource")).unwrap_or_default());
         framebuffers.iter().any(|fb| memory.iter().any(|bar| bar.contains(fb.start()) && bar.contains(fb.end())))
     };
-    addresses.iter().find(holds_one).map(|address| (*address).to_string())
+    addresses.iter().find(holds_one).copied()
 }
 
 /// `    c0000000-c03e7fff : efifb`. Who is not root sees zeros, which lie in no card's memory.

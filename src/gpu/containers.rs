@@ -59,10 +59,10 @@ fn own_nodes(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<(String, DeviceNumber)>
     let mut own = Vec::new();
     let minors = Minors::read(kernel);
     for gpu in slots.iter().flat_map(|slot| &slot.functions).filter(|function| function.is_nvidia_gpu()) {
-        if let Some(minor) = minors.get(&gpu.address) {
+        if let Some(minor) = minors.get(gpu.address) {
             own.push((format!("/dev/nvidia{minor}"), DeviceNumber { major: NVIDIA_MAJOR, minor }));
         }
-        own.extend(nodes::drm_of(kernel, &gpu.address));
+        own.extend(nodes::drm_of(kernel, gpu.address));
     }
     own
 }

@@ -7,13 +7,28 @@
 
 use super::inventory::{functions_of_driver, unbound_gpus};
 use super::{nodes, nvidia, usage};
+use crate::address::Address;
 use crate::sys::Kernel;
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 const MODULE: &str = "nvidia_drm";
 
 /// By GPU that nvidia has, the names of its nodes: `card0`, `renderD128`.
-pub type Names = BTreeMap<String, Vec<String>>;
+pub type Names = BTreeMap<Address, Vec<String>>;
+
+/// As a file of ours has them.
+pub fn to_json(names: &Names) -> Value {
+    let all: Map<_, _> = names.iter().map(|(card, names)| (card.to_string(), json!(names))).collect();
+    Value::Object(all)
+}
+
+/// What is not understood is left out.
+pub fn from_json(value: &Value) -> Names {
+    let names = |names: &Value| Some(names.as_array()?.iter().filter_map(|n| Some(n.as_str()?.to_string())).collect());
+    let cards = value.as_object().into_iter().flatten();
+    cards.filter_map(|(address, value)| Some((address.parse().ok()?, names(value)?))).collect()
+}
 
 /// None while no nvidia_drm is loaded that makes DRM devices only then.
 pub fn names(kernel: &dyn Kernel) -> Option<Names> {
@@ -21,8 +36,8 @@ pub fn names(kernel: &dyn Kernel) -> Option<Names> {
     if !looks_once || !kernel.exists(&format!("/sys/module/{MODULE}")) {
         return None;
     }
-    let named = |address: String| {
-        let paths = nodes::drm_of(kernel, &address).into_iter().map(|(path, _)| path);
+    let named = |address: Address| {
+        let paths = nodes::drm_of(kernel, address).into_iter().map(|(path, _)| path);
         let names = paths.filter_map(|path| Some(path.rsplit_once('/')?.1.to_string())).collect();
         (address, names)
     };
@@ -54,14 +69,14 @@ pub fn anew(before: &Names, now: &Names, idle: Idle) -> Option<Anew> {
     if idle.stack && are_all_here(before, now) {
         return Some(Anew::Stack);
     }
-    let lacks = |(address, names): (&String, &Vec<String>)| !names.is_empty() && now.get(address) == Some(&Vec::new());
+    let lacks = |(address, names): (&Address, &Vec<String>)| !names.is_empty() && now.get(address) == Some(&Vec::new());
     (idle.drm && before.iter().any(lacks)).then_some(Anew::Drm)
 }
 
 /// The GPUs that have other nodes than they had, or none; not those that are away.
-pub fn differences(before: &Names, now: &Names) -> Vec<String> {
-    let differs = |(address, names): &(&String, &Vec<String>)| now.get(*address).is_some_and(|is| is != *names);
-    before.iter().filter(differs).map(|(address, _)| address.clone()).collect()
+pub fn differences(before: &Names, now: &Names) -> Vec<Address> {
+    let differs = |(address, names): &(&Address, &Vec<String>)| now.get(*address).is_some_and(|is| is != *names);
+    before.iter().filter(differs).map(|(address, _)| *address).collect()
 }
 
 pub fn are_all_here(before: &Names, now: &Names) -> bool {
@@ -80,7 +95,8 @@ pub fn modules(kernel: &dyn Kernel, anew: Anew) -> Vec<String> {
 pub fn idle(kernel: &dyn Kernel, now: &Names) -> Idle {
     let order = nvidia::unload_order(kernel, "nvidia").ok();
     // A card that the driver lists and that is not bound to it is stuck on its way out.
-    let has_stuck = kernel.list(nvidia::GPUS).iter().any(|address| !now.contains_key(address));
+    let has_stuck =
+        kernel.list(nvidia::GPUS).iter().any(|name| name.parse().map_or(true, |card| !now.contains_key(&card)));
     Idle {
         drm: !has_stuck && usage::references(kernel, MODULE) == Some(0),
         stack: !has_stuck
@@ -90,8 +106,8 @@ pub fn idle(kernel: &dyn Kernel, now: &Names) -> Idle {
 }
 
 /// For a message: what it has, what it had.
-pub fn in_words(before: &Names, now: &Names, address: &str) -> String {
-    let names = |of: &Names| of.get(address).filter(|names| !names.is_empty()).map(|names| names.join(" "));
+pub fn in_words(before: &Names, now: &Names, address: Address) -> String {
+    let names = |of: &Names| of.get(&address).filter(|names| !names.is_empty()).map(|names| names.join(" "));
     let had = names(before).unwrap_or_else(|| "nothing".to_string());
     match names(now) {
         Some(has) => format!("{address} has {has} in /dev/dri, where it had {had}"),
@@ -105,18 +121,22 @@ mod tests {
 
     const EVERYBODY: Idle = Idle { drm: true, stack: true };
 
+    const A: &str = "0000:01:00.0";
+    const B: &str = "0000:02:00.0";
+    const C: &str = "0000:03:00.0";
+
     fn of(cards: &[(&str, &str)]) -> Names {
         let names = |text: &str| text.split_whitespace().map(str::to_string).collect();
-        cards.iter().map(|(address, text)| ((*address).to_string(), names(text))).collect()
+        cards.iter().map(|(address, text)| (address.parse().unwrap(), names(text))).collect()
     }
 
     #[test]
     fn what_is_loaded_anew() {
-        let before = of(&[("a", "card0 renderD128"), ("b", "card1 renderD129"), ("c", "")]);
-        let lost = of(&[("a", ""), ("b", "card1 renderD129"), ("c", "")]);
-        let swapped = of(&[("a", "card1 renderD129"), ("b", "card0 renderD128"), ("c", "")]);
-        let alone = of(&[("b", "card0 renderD128"), ("c", "")]);
-        let lost_alone = of(&[("b", ""), ("c", "")]);
+        let before = of(&[(A, "card0 renderD128"), (B, "card1 renderD129"), (C, "")]);
+        let lost = of(&[(A, ""), (B, "card1 renderD129"), (C, "")]);
+        let swapped = of(&[(A, "card1 renderD129"), (B, "card0 renderD128"), (C, "")]);
+        let alone = of(&[(B, "card0 renderD128"), (C, "")]);
+        let lost_alone = of(&[(B, ""), (C, "")]);
         assert_eq!(anew(&before, &before, EVERYBODY), None);
         assert_eq!(anew(&before, &lost, EVERYBODY), Some(Anew::Stack));
         assert_eq!(anew(&before, &lost, Idle { stack: false, ..EVERYBODY }), Some(Anew::Drm));
@@ -129,12 +149,15 @@ mod tests {
 
     #[test]
     fn in_words_for_people() {
-        let before = of(&[("a", "card0 renderD128")]);
+        let before = of(&[(A, "card0 renderD128")]);
         assert_eq!(
-            in_words(&before, &of(&[("a", "")]), "a"),
-            "a has no nodes in /dev/dri, where it had card0 renderD128"
+            in_words(&before, &of(&[(A, "")]), A.parse().unwrap()),
+            "0000:01:00.0 has no nodes in /dev/dri, where it had card0 renderD128"
         );
-        let moved = of(&[("a", "card1 renderD129")]);
-        assert_eq!(in_words(&before, &moved, "a"), "a has card1 renderD129 in /dev/dri, where it had card0 renderD128");
+        let moved = of(&[(A, "card1 renderD129")]);
+        assert_eq!(
+            in_words(&before, &moved, A.parse().unwrap()),
+            "0000:01:00.0 has card1 renderD129 in /dev/dri, where it had card0 renderD128"
+        );
     }
 }

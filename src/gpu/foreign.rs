@@ -2,6 +2,7 @@
 
 use super::inventory::{Function, Slot};
 use super::nvidia::{self, InKernel};
+use crate::address::{Address, SlotId};
 use crate::sys::Kernel;
 use serde_json::{Value, json};
 use std::fmt;
@@ -12,7 +13,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// What is known of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Foreign {
-    address: String,
+    address: Address,
     /// Who asked for it, as far as can be seen.
     pub who: Option<InKernel>,
 }
@@ -23,12 +24,12 @@ impl Foreign {
     pub fn find(kernel: &dyn Kernel, slot: &Slot, has_call: impl Fn() -> bool) -> Option<Foreign> {
         let is_leaving =
             |gpu: &&Function| gpu.driver.is_none() && kernel.exists(&format!("{}/{}", nvidia::GPUS, gpu.address));
-        let address = slot.functions.iter().find(is_leaving).filter(|_| !has_call())?.address.clone();
+        let address = slot.functions.iter().find(is_leaving).filter(|_| !has_call())?.address;
         Some(Foreign { address, who: nvidia::in_the_driver(kernel, &["nv_pci_remove"]) })
     }
 
     /// As [`Foreign::find`], of one that is not through within `limit`.
-    pub fn wait(kernel: &dyn Kernel, slot: &str, limit: Duration, has_call: impl Fn() -> bool) -> Option<Foreign> {
+    pub fn wait(kernel: &dyn Kernel, slot: SlotId, limit: Duration, has_call: impl Fn() -> bool) -> Option<Foreign> {
         let end = kernel.now() + limit;
         loop {
             let found = Foreign::find(kernel, &Slot::read(kernel, slot)?, &has_call)?;

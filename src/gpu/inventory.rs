@@ -1,7 +1,7 @@
 //! PCI functions, slots and IOMMU groups, read from `/sys/bus/pci` each time: the kernel is the truth.
 
-use super::address::{DEVICES, attribute, slot_of};
 use super::power::{self, Power};
+use crate::address::{Address, DEVICES, SlotId};
 use crate::sys::{ActError, Kernel};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub const VFIO_PCI: &str = "vfio-pci";
 /// One PCI function, as `/sys/bus/pci/devices/0000:01:00.0` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Function {
-    pub address: String,
+    pub address: Address,
     pub vendor: u16,
     pub device: u16,
     /// Class, subclass and programming interface: `0x030000` is a VGA controller.
@@ -45,12 +45,12 @@ pub struct Function {
 
 impl Function {
     /// None when there is no such device. Reads nothing that could wait for a call that hangs.
-    pub fn read(kernel: &dyn Kernel, address: &str) -> Option<Function> {
-        let attribute = |name: &str| attribute(address, name);
+    pub fn read(kernel: &dyn Kernel, address: Address) -> Option<Function> {
+        let attribute = |name: &str| address.attribute(name);
         let hexadecimal = |name: &str| parse_hex(&kernel.text(&attribute(name))?);
         let driver = kernel.link_name(&attribute("driver")).ok();
         Some(Function {
-            address: address.to_string(),
+            address,
             vendor: hexadecimal("vendor")? as u16,
             device: hexadecimal("device")? as u16,
             class: hexadecimal("class")?,
@@ -64,11 +64,6 @@ impl Function {
             is_gone: false,
             power: Power::default(),
         })
-    }
-
-    /// The function's number within its slot: `0` of `0000:01:00.0`.
-    pub fn number(&self) -> &str {
-        self.address.rsplit_once('.').map_or("", |(_, number)| number)
     }
 
     /// What kind of device it is, in a word.
@@ -110,20 +105,16 @@ impl Function {
 /// All functions of one card: `0000:01:00`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
-    pub address: String,
+    pub id: SlotId,
     pub functions: Vec<Function>,
 }
 
 impl Slot {
     /// None when there is no function in that slot.
-    pub fn read(kernel: &dyn Kernel, address: &str) -> Option<Slot> {
-        let functions: Vec<Function> = kernel
-            .list(DEVICES)
-            .iter()
-            .filter(|name| slot_of(name) == Some(address))
-            .filter_map(|name| Function::read(kernel, name))
-            .collect();
-        if functions.is_empty() { None } else { Some(Slot { address: address.to_string(), functions }) }
+    pub fn read(kernel: &dyn Kernel, id: SlotId) -> Option<Slot> {
+        let own = devices(kernel).filter(|address| address.slot == id);
+        let functions: Vec<Function> = own.filter_map(|address| Function::read(kernel, address)).collect();
+        (!functions.is_empty()).then_some(Slot { id, functions })
     }
 
     /// Reading some of these takes the device's lock on most kernels: next to a hung unbind it does not come back.
@@ -144,16 +135,17 @@ impl Slot {
 
     fn read_attributes(&mut self, kernel: &dyn Kernel, may_wake: bool) -> Result<(), ActError> {
         for function in &mut self.functions {
-            function.driver_override = read_override(kernel, &function.address, READ_LIMIT)?;
-            if kernel.exists(&attribute(&function.address, "sriov_numvfs")) {
-                let number = read_slowly(kernel, &function.address, "sriov_numvfs", READ_LIMIT)?;
+            let address = function.address;
+            function.driver_override = read_override(kernel, address, READ_LIMIT)?;
+            if kernel.exists(&address.attribute("sriov_numvfs")) {
+                let number = read_slowly(kernel, address, "sriov_numvfs", READ_LIMIT)?;
                 let number = number.and_then(|text| text.parse().ok()).unwrap_or(0);
                 function.virtual_functions = function.virtual_functions.max(number);
             }
-            function.power = Power::read(kernel, &function.address);
+            function.power = Power::read(kernel, address);
             // That of a virtual function reads ones by its specification.
-            let may_ask = may_wake || !power::sleeps(kernel, &function.address);
-            function.is_gone = may_ask && !function.is_virtual && is_gone(kernel, &function.address)?;
+            let may_ask = may_wake || !power::sleeps(kernel, address);
+            function.is_gone = may_ask && !function.is_virtual && is_gone(kernel, address)?;
         }
         Ok(())
     }
@@ -175,39 +167,44 @@ impl Slot {
 /// Every slot with an NVIDIA GPU, sorted.
 pub fn nvidia_slots(kernel: &dyn Kernel) -> Vec<Slot> {
     let mut slots: Vec<Slot> = Vec::new();
-    for name in kernel.list(DEVICES) {
-        let Some(address) = slot_of(&name) else { continue };
-        if slots.iter().any(|slot| slot.address == address) || !is_nvidia(kernel, &name) {
+    for address in devices(kernel) {
+        if slots.iter().any(|slot| slot.id == address.slot) || !is_nvidia(kernel, address) {
             continue;
         }
-        slots.extend(Slot::read(kernel, address).filter(Slot::is_nvidia_gpu));
+        slots.extend(Slot::read(kernel, address.slot).filter(Slot::is_nvidia_gpu));
     }
     slots
 }
 
+/// Every function there is.
+fn devices(kernel: &dyn Kernel) -> impl Iterator<Item = Address> {
+    addresses(kernel, DEVICES)
+}
+
+/// Those that a directory has an entry for.
+pub fn addresses(kernel: &dyn Kernel, directory: &str) -> impl Iterator<Item = Address> + use<> {
+    kernel.list(directory).into_iter().filter_map(|name| name.parse().ok())
+}
+
 /// The functions that a driver has now, by address.
-pub fn functions_of_driver(kernel: &dyn Kernel, driver: &str) -> Vec<String> {
-    let mut names = kernel.list(&format!("/sys/bus/pci/drivers/{driver}"));
-    names.retain(|name| slot_of(name).is_some());
-    names
+pub fn functions_of_driver(kernel: &dyn Kernel, driver: &str) -> Vec<Address> {
+    addresses(kernel, &format!("/sys/bus/pci/drivers/{driver}")).collect()
 }
 
 /// NVIDIA GPUs that no driver has, by address.
-pub fn unbound_gpus(kernel: &dyn Kernel) -> Vec<String> {
+pub fn unbound_gpus(kernel: &dyn Kernel) -> Vec<Address> {
     let gpus = nvidia_slots(kernel).into_iter().filter_map(|slot| slot.gpu().cloned());
     gpus.filter(|gpu| gpu.driver.is_none()).map(|gpu| gpu.address).collect()
 }
 
 /// Every function in an IOMMU group, itself included.
 pub fn group_members(kernel: &dyn Kernel, group: u32) -> Vec<Function> {
-    kernel
-        .list(&format!("/sys/kernel/iommu_groups/{group}/devices"))
-        .iter()
+    addresses(kernel, &format!("/sys/kernel/iommu_groups/{group}/devices"))
         .filter_map(|address| Function::read(kernel, address))
         .collect()
 }
 
-pub fn device_exists(kernel: &dyn Kernel, address: &str) -> bool {
+pub fn device_exists(kernel: &dyn Kernel, address: Address) -> bool {
     kernel.exists(&format!("{DEVICES}/{address}"))
 }
 
@@ -217,14 +214,14 @@ pub fn driver_exists(kernel: &dyn Kernel, driver: &str) -> bool {
 
 /// # Errors
 /// [`ActError::Stuck`] when it did not come back.
-pub fn read_override(kernel: &dyn Kernel, address: &str, limit: Duration) -> Result<Option<String>, ActError> {
+pub fn read_override(kernel: &dyn Kernel, address: Address, limit: Duration) -> Result<Option<String>, ActError> {
     // One that was never set reads "(null)".
     let text = read_slowly(kernel, address, "driver_override", limit)?;
     Ok(text.filter(|text| !text.is_empty() && text != "(null)"))
 }
 
-fn read_slowly(kernel: &dyn Kernel, address: &str, name: &str, limit: Duration) -> Result<Option<String>, ActError> {
-    match kernel.read_slowly(&attribute(address, name), limit) {
+fn read_slowly(kernel: &dyn Kernel, address: Address, name: &str, limit: Duration) -> Result<Option<String>, ActError> {
+    match kernel.read_slowly(&address.attribute(name), limit) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim_end().to_string())),
         Err(error @ ActError::Stuck { .. }) => Err(error),
         Err(_) => Ok(None),
@@ -233,10 +230,10 @@ fn read_slowly(kernel: &dyn Kernel, address: &str, name: &str, limit: Duration) 
 
 /// Vendor and device are all ones where no device answers; the files of that name say what once answered. One that sleeps
 /// in D3cold is woken by this, as a handoff would do next, and does not answer either when it cannot wake up.
-fn is_gone(kernel: &dyn Kernel, address: &str) -> Result<bool, ActError> {
-    let sleeps = kernel.text(&attribute(address, "power_state")).as_deref() == Some("D3cold");
+fn is_gone(kernel: &dyn Kernel, address: Address) -> Result<bool, ActError> {
+    let sleeps = kernel.text(&address.attribute("power_state")).as_deref() == Some("D3cold");
     let limit = if sleeps { WAKE_LIMIT } else { READ_LIMIT };
-    match kernel.read_head(&attribute(address, "config"), 4, limit) {
+    match kernel.read_head(&address.attribute("config"), 4, limit) {
         Ok(bytes) => Ok(bytes == [0xff; 4]),
         Err(error @ ActError::Stuck { .. }) => Err(error),
         Err(_) => Ok(false),
@@ -244,16 +241,16 @@ fn is_gone(kernel: &dyn Kernel, address: &str) -> Result<bool, ActError> {
 }
 
 /// Their links are counted, which takes no lock.
-fn virtual_functions(kernel: &dyn Kernel, address: &str) -> usize {
+fn virtual_functions(kernel: &dyn Kernel, address: Address) -> usize {
     kernel.list(&format!("{DEVICES}/{address}")).iter().filter(|name| name.starts_with("virtfn")).count()
 }
 
-fn is_nvidia(kernel: &dyn Kernel, address: &str) -> bool {
-    kernel.text(&attribute(address, "vendor")).and_then(|t| parse_hex(&t)) == Some(u32::from(NVIDIA))
+fn is_nvidia(kernel: &dyn Kernel, address: Address) -> bool {
+    kernel.text(&address.attribute("vendor")).and_then(|t| parse_hex(&t)) == Some(u32::from(NVIDIA))
 }
 
 /// vGPU keeps its mediated devices in `/sys/class/mdev_bus/ADDRESS`; each is a directory named by a UUID.
-fn mediated_devices(kernel: &dyn Kernel, address: &str) -> bool {
+fn mediated_devices(kernel: &dyn Kernel, address: Address) -> bool {
     let is_uuid = |name: &String| name.len() == 36 && name.bytes().filter(|b| *b == b'-').count() == 4;
     kernel.list(&format!("/sys/class/mdev_bus/{address}")).iter().any(is_uuid)
 }

@@ -1,6 +1,5 @@
 //! What there is and who uses it: PCI functions, the NVIDIA driver, device nodes, holders. Reads only.
 
-pub mod address;
 pub mod behind;
 pub mod choice;
 pub mod console;

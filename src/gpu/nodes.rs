@@ -3,9 +3,9 @@
 //! Names, numbers and modes are those of nvidia-modprobe: major 195 with minor N for a GPU, 254 for modeset, 255 for
 //! the control device; nvidia-uvm's major is dynamic.
 
-use super::address::attribute;
 use super::inventory::{Function, VFIO_PCI, functions_of_driver, nvidia_slots};
 use super::nvidia::{self, Minors};
+use crate::address::Address;
 use crate::sys::{DeviceNumber, Kernel, Node};
 
 /// The modules that device nodes belong to.
@@ -98,13 +98,13 @@ pub fn wanted(kernel: &dyn Kernel) -> Vec<(String, DeviceNumber)> {
 pub fn drm(kernel: &dyn Kernel) -> Vec<(String, DeviceNumber)> {
     let mut nodes = Vec::new();
     for address in functions_of_driver(kernel, "nvidia") {
-        nodes.extend(drm_of(kernel, &address));
+        nodes.extend(drm_of(kernel, address));
     }
     nodes
 }
 
 /// The GPUs that nvidia_drm may have DRM devices of: one that is with a VM may have left its own behind.
-pub fn gpus_of_nvidia_drm(kernel: &dyn Kernel) -> Vec<String> {
+pub fn gpus_of_nvidia_drm(kernel: &dyn Kernel) -> Vec<Address> {
     let gpus = nvidia_slots(kernel).into_iter().filter_map(|slot| slot.gpu().cloned());
     let may_be =
         |gpu: &Function| gpu.driver.as_deref().is_none_or(|driver| matches!(driver, "nvidia" | VFIO_PCI | "pci-stub"));
@@ -112,8 +112,8 @@ pub fn gpus_of_nvidia_drm(kernel: &dyn Kernel) -> Vec<String> {
 }
 
 /// The DRM nodes of a function, whichever driver has it now.
-pub fn drm_of(kernel: &dyn Kernel, address: &str) -> Vec<(String, DeviceNumber)> {
-    let directory = attribute(address, "drm");
+pub fn drm_of(kernel: &dyn Kernel, address: Address) -> Vec<(String, DeviceNumber)> {
+    let directory = address.attribute("drm");
     // controlD64 is the card by an old name, which has no node.
     let names =
         kernel.list(&directory).into_iter().filter(|name| kernel.link_name(&format!("{directory}/{name}")).is_err());

@@ -1,6 +1,7 @@
 //! What the NVIDIA driver says of itself in `/proc/driver/nvidia` and `/sys/module`.
 
-use super::inventory::READ_LIMIT;
+use super::inventory::{READ_LIMIT, addresses};
+use crate::address::Address;
 use crate::story::printable;
 use crate::sys::{ActError, Kernel};
 use std::collections::BTreeMap;
@@ -67,7 +68,7 @@ pub fn modeset_enabled(kernel: &dyn Kernel) -> bool {
 /// Which node is whose: of each GPU that the driver lists, by address, the N of its `/dev/nvidiaN`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Minors {
-    of: BTreeMap<String, u64>,
+    of: BTreeMap<Address, u64>,
     /// The driver did not say, or not of all.
     pub is_busy: bool,
 }
@@ -77,7 +78,7 @@ impl Minors {
     /// minute.
     pub fn read(kernel: &dyn Kernel) -> Minors {
         let mut minors = Minors::default();
-        for address in kernel.list(GPUS) {
+        for address in addresses(kernel, GPUS) {
             match kernel.read_slowly(&format!("{GPUS}/{address}/information"), READ_LIMIT) {
                 Ok(text) => {
                     minors.of.extend(device_minor(&String::from_utf8_lossy(&text)).map(|minor| (address, minor)))
@@ -92,17 +93,17 @@ impl Minors {
         minors
     }
 
-    pub fn get(&self, address: &str) -> Option<u64> {
-        self.of.get(address).copied()
+    pub fn get(&self, address: Address) -> Option<u64> {
+        self.of.get(&address).copied()
     }
 
-    pub fn each(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.of.iter().map(|(address, minor)| (address.as_str(), *minor))
+    pub fn each(&self) -> impl Iterator<Item = (Address, u64)> {
+        self.of.iter().map(|(address, minor)| (*address, *minor))
     }
 }
 
 /// That of one GPU; none, too, while the driver is busy.
-pub fn minor(kernel: &dyn Kernel, address: &str) -> Option<u64> {
+pub fn minor(kernel: &dyn Kernel, address: Address) -> Option<u64> {
     Minors::read(kernel).get(address)
 }
 

@@ -3,15 +3,15 @@
 //! Binding and unbinding a function that sleeps wakes it first, and some cards do not come back from D3cold. So whatever
 //! moves is kept awake: `power/control=on`, `d3cold_allowed=0`.
 
-use super::address::attribute;
+use crate::address::Address;
 use crate::sys::Kernel;
 
 const CONTROL: &str = "power/control";
 const D3COLD: &str = "d3cold_allowed";
 
 /// Reading its configuration space would wake it, or the port that it is behind.
-pub fn sleeps(kernel: &dyn Kernel, address: &str) -> bool {
-    let is = |name: &str, value: &str| kernel.text(&attribute(address, name)).as_deref() == Some(value);
+pub fn sleeps(kernel: &dyn Kernel, address: Address) -> bool {
+    let is = |name: &str, value: &str| kernel.text(&address.attribute(name)).as_deref() == Some(value);
     is("power/runtime_status", "suspended") || is("power_state", "D3cold") || is("power_state", "D3hot")
 }
 
@@ -26,8 +26,8 @@ pub struct Power {
 
 impl Power {
     /// Reading these waits for nothing.
-    pub fn read(kernel: &dyn Kernel, address: &str) -> Power {
-        let read = |name: &str| kernel.text(&attribute(address, name));
+    pub fn read(kernel: &dyn Kernel, address: Address) -> Power {
+        let read = |name: &str| kernel.text(&address.attribute(name));
         Power { control: read(CONTROL), d3cold_allowed: read(D3COLD) }
     }
 

@@ -3,15 +3,15 @@
 //! nobody does any more (`nv_shutdown_adapter`), with persistence not even then. A GPU without one is used by nobody, and
 //! taking it from the driver waits for nobody (read in 515.43.04 to 595.45.04, seen on 550.163.01).
 
-use super::address::attribute;
+use crate::address::Address;
 use crate::sys::Kernel;
 
 /// False only when it is certain.
-pub fn may_be(kernel: &dyn Kernel, address: &str) -> bool {
+pub fn may_be(kernel: &dyn Kernel, address: Address) -> bool {
     let Some(text) = kernel.text("/proc/interrupts") else { return true };
     // Those of a GPU that signals by message; else the one of its line, which others may have as well.
-    let mut numbers = kernel.list(&attribute(address, "msi_irqs"));
-    numbers.extend(kernel.text(&attribute(address, "irq")));
+    let mut numbers = kernel.list(&address.attribute("msi_irqs"));
+    numbers.extend(kernel.text(&address.attribute("irq")));
     numbers.is_empty() || numbers.iter().any(|number| has_nvidia(&text, number))
 }
 
@@ -37,6 +37,7 @@ mod tests {
         };
         let kernel = Linux::at(root.clone());
         let devices = "sys/bus/pci/devices";
+        let may_be = |kernel: &Linux, address: &str| may_be(kernel, address.parse().unwrap());
         assert!(may_be(&kernel, "0000:01:00.0"), "nothing is known of interrupts");
         file(
             "proc/interrupts",

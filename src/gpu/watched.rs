@@ -4,6 +4,7 @@ use super::inventory::{Function, Slot, VFIO_PCI};
 use super::nodes::{self, CONTROL_MINOR, MODESET_MINOR, NVIDIA_MAJOR};
 use super::nvidia::{self, Minors};
 use super::{started, usage};
+use crate::address::Address;
 use crate::sys::{DeviceNumber, How, Kernel, OpenDevice, Sought, User};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,7 +60,7 @@ pub struct Watched {
 fn may_be_attached(kernel: &dyn Kernel, slots: &[Slot]) -> bool {
     let gpus = slots.iter().flat_map(|slot| &slot.functions).filter(|function| function.is_nvidia_gpu());
     nvidia::version(kernel).is_none_or(nvidia::Version::forgets_attached)
-        || gpus.into_iter().any(|gpu| started::may_be(kernel, &gpu.address))
+        || gpus.into_iter().any(|gpu| started::may_be(kernel, gpu.address))
 }
 
 impl Watched {
@@ -68,7 +69,7 @@ impl Watched {
         let mut on_nvidia = false;
         for function in slots.iter().flat_map(|slot| &slot.functions) {
             let before = watched.held.len();
-            watched.add_function(kernel, &function.address);
+            watched.add_function(kernel, function.address);
             // Without a node there is nothing to have open; what NVIDIA's driver has is added below.
             if watched.held.len() > before || function.is_on(VFIO_PCI) {
                 watched.add_modules(function);
@@ -125,7 +126,7 @@ impl Watched {
         let mut watched = Watched { modules: Some(Vec::new()), ..Watched::default() };
         for function in slots.iter().flat_map(|slot| &slot.functions).filter(|f| f.is_on(VFIO_PCI)) {
             watched.add_modules(function);
-            watched.add_vfio_device(kernel, &function.address);
+            watched.add_vfio_device(kernel, function.address);
             if let Some(group) = function.iommu_group {
                 watched.add_attribute(kernel, &format!("/sys/class/vfio/{group}/dev"), &format!("/dev/vfio/{group}"));
             }
@@ -134,9 +135,9 @@ impl Watched {
     }
 
     /// The DRM nodes of every GPU that the NVIDIA driver has: unloading nvidia_drm needs them closed.
-    pub fn add_all_drm(&mut self, kernel: &dyn Kernel, addresses: &[String]) {
+    pub fn add_all_drm(&mut self, kernel: &dyn Kernel, addresses: &[Address]) {
         for address in addresses {
-            self.add_drm(kernel, address);
+            self.add_drm(kernel, *address);
         }
     }
 
@@ -144,7 +145,7 @@ impl Watched {
     pub fn of_function(kernel: &dyn Kernel, function: &Function) -> Watched {
         let mut watched = Watched { modules: Some(Vec::new()), ..Watched::default() };
         watched.add_modules(function);
-        watched.add_function(kernel, &function.address);
+        watched.add_function(kernel, function.address);
         watched
     }
 
@@ -207,7 +208,7 @@ impl Watched {
         Some(format!("{path}{minor}"))
     }
 
-    fn add_function(&mut self, kernel: &dyn Kernel, address: &str) {
+    fn add_function(&mut self, kernel: &dyn Kernel, address: Address) {
         self.add_drm(kernel, address);
         let sound = format!("/sys/bus/pci/devices/{address}/sound");
         for card in kernel.list(&sound) {
@@ -226,7 +227,7 @@ impl Watched {
         self.add_vfio_device(kernel, address);
     }
 
-    fn add_drm(&mut self, kernel: &dyn Kernel, address: &str) {
+    fn add_drm(&mut self, kernel: &dyn Kernel, address: Address) {
         for (path, number) in nodes::drm_of(kernel, address) {
             self.held.insert(number, path);
         }
@@ -237,7 +238,7 @@ impl Watched {
         }
     }
 
-    fn add_vfio_device(&mut self, kernel: &dyn Kernel, address: &str) {
+    fn add_vfio_device(&mut self, kernel: &dyn Kernel, address: Address) {
         let vfio = format!("/sys/bus/pci/devices/{address}/vfio-dev");
         for name in kernel.list(&vfio) {
             self.add_attribute(kernel, &format!("{vfio}/{name}/dev"), &format!("/dev/vfio/devices/{name}"));

@@ -1,7 +1,6 @@
 //! Which driver would take a function if nobody had given it to vfio-pci: by what is loaded, what the kernel's modules are
 //! for (`modules.alias`), and what is kept away.
 
-use super::address::attribute;
 use super::inventory::{Function, driver_exists};
 use crate::modprobe;
 use crate::sys::Kernel;
@@ -36,7 +35,7 @@ pub fn would_take(kernel: &dyn Kernel, function: &Function) -> Option<Taker> {
     let release = kernel.text("/proc/sys/kernel/osrelease").unwrap_or_default();
     let list = |name: &str| kernel.text(&format!("/lib/modules/{release}/{name}")).unwrap_or_default();
     let (aliases, files) = (list("modules.alias"), list("modules.dep"));
-    let modalias = kernel.text(&attribute(&function.address, "modalias")).unwrap_or_else(|| made_modalias(function));
+    let modalias = kernel.text(&function.address.attribute("modalias")).unwrap_or_else(|| made_modalias(function));
     let is_there = |module: &str| has_alias(&aliases, module, &modalias) || has_file(&files, module);
     let found = candidates.iter().find(|(_, module)| is_there(module) && !is_kept_away(kernel, module));
     found.map(taker)
@@ -105,7 +104,7 @@ mod tests {
         for (name, text) in [("vendor", "0x10de"), ("device", "0x2684"), ("class", &format!("0x{class:06x}"))] {
             std::fs::write(directory.join(name), text).unwrap();
         }
-        let function = Function::read(&Linux::at(root.clone()), "0000:01:00.0").unwrap();
+        let function = Function::read(&Linux::at(root.clone()), "0000:01:00.0".parse().unwrap()).unwrap();
         std::fs::remove_dir_all(root).unwrap();
         function
     }

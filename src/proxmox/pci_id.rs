@@ -1,10 +1,13 @@
 //! PCI addresses as people write them in guest configurations and mappings.
 
+use crate::address::{Address, SlotId};
+use std::fmt;
+
 /// A device (slot), or one function of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PciId {
-    /// Domain, bus and device as the kernel names them: `0000:01:00`.
-    pub slot: String,
+    /// What is written instead where it is the slot of no device that could be: `00000:01:00`.
+    slot: Result<SlotId, String>,
     /// `None` means every function of the device.
     pub function: Option<u8>,
 }
@@ -23,17 +26,31 @@ impl PciId {
         };
         let slot = id.split('.').next()?;
         let domain = if slot.len() == "01:00".len() { "0000:" } else { "" };
-        Some(PciId { slot: format!("{domain}{slot}"), function: function.and_then(|digit| u8::try_from(digit).ok()) })
+        let slot = format!("{domain}{slot}");
+        let slot = slot.parse().map_err(|_| slot);
+        Some(PciId { slot, function: function.and_then(|digit| u8::try_from(digit).ok()) })
+    }
+
+    /// None when no device could be there.
+    pub fn slot(&self) -> Option<SlotId> {
+        self.slot.as_ref().ok().copied()
+    }
+
+    /// Its slot as it is told.
+    pub fn slot_name(&self) -> String {
+        self.slot.as_ref().map_or_else(Clone::clone, SlotId::to_string)
     }
 
     /// Whether it names this function: without a function of its own it names the whole slot.
-    pub fn covers(&self, address: &str) -> bool {
-        match address.rsplit_once('.') {
-            Some((slot, function)) => {
-                slot == self.slot && self.function.is_none_or(|n| u8::from_str_radix(function, 16) == Ok(n))
-            }
-            None => false,
-        }
+    pub fn covers(&self, address: Address) -> bool {
+        self.slot() == Some(address.slot) && self.function.is_none_or(|function| function == address.function)
+    }
+}
+
+impl fmt::Display for PciId {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.slot_name())?;
+        self.function.map_or(Ok(()), |function| write!(f, ".{function:x}"))
     }
 }
 
@@ -59,7 +76,7 @@ mod tests {
     use super::*;
 
     fn id(slot: &str, function: Option<u8>) -> Option<PciId> {
-        Some(PciId { slot: slot.into(), function })
+        Some(PciId { slot: Ok(slot.parse().unwrap()), function })
     }
 
     #[test]
@@ -68,6 +85,19 @@ mod tests {
         assert_eq!(PciId::parse("01:00.1"), id("0000:01:00", Some(1)));
         assert_eq!(PciId::parse("000a:b1:1f.f"), id("000a:b1:1f", Some(15)));
         assert_eq!(PciId::parse("10000:e1:00.0"), id("10000:e1:00", Some(0)));
+    }
+
+    #[test]
+    fn what_no_device_can_have_is_read_and_matches_none() {
+        let address = |text: &str| text.parse::<Address>().unwrap();
+        let covers = |id: &str, text: &str| PciId::parse(id).unwrap().covers(address(text));
+        assert!(covers("01:00", "0000:01:00.1") && covers("01:00.1", "0000:01:00.1"));
+        assert!(!covers("01:00.0", "0000:01:00.1") && !covers("10000:01:00", "0000:01:00.1"));
+        for odd in ["00000:01:00", "00000:01:00.1", "123456789:01:00.1"] {
+            let id = PciId::parse(odd).unwrap();
+            assert_eq!((id.slot(), id.to_string().as_str()), (None, odd));
+            assert!(!covers(odd, "0000:01:00.1"), "{odd}");
+        }
     }
 
     #[test]

@@ -392,7 +392,7 @@ mod tests {
     fn what_qemu_itself_is_told() {
         let passed = |args: &str| {
             let config = parse(format!("args: {args}\n").as_bytes());
-            let ids = config.args.ids.iter().map(|id| format!("{}.{}", id.slot, id.function.unwrap_or(9)));
+            let ids = config.args.ids.iter().map(|id| format!("{}.{}", id.slot_name(), id.function.unwrap_or(9)));
             (ids.collect::<Vec<_>>().join(" "), config.args.unread.len())
         };
         for (args, ids, unread) in [

@@ -1,5 +1,6 @@
 //! `gpu-handoff plan VMID --json`: what a start would do, or why it would be refused.
 
+use crate::address;
 use crate::handoff::plan::Outline;
 use crate::stop::Result;
 use serde_json::{Value, json};
@@ -14,5 +15,5 @@ pub fn to_json(vmid: u32, planned: &Result<Outline>) -> Value {
         Ok(_) => (0, None),
         Err(stop) => (stop.code as u8, Some(&stop.message)),
     };
-    json!({"schema": 1, "vmid": vmid, "slots": slots, "steps": steps, "exit": exit, "reason": reason})
+    json!({"schema": 1, "vmid": vmid, "slots": address::to_json(slots), "steps": steps, "exit": exit, "reason": reason})
 }

@@ -182,40 +182,40 @@ impl Gpu {
         open: Option<&[User]>,
         problems: &mut Vec<String>,
     ) -> Gpu {
-        let ours: Vec<&Record> = records.iter().filter(|r| r.slots().contains(&slot.address.as_str())).collect();
-        let wedge = store.wedge(&slot.address).map(|wedge| wedge.filter(|wedge| wedge.is_still_stuck(kernel)));
+        let ours: Vec<&Record> = records.iter().filter(|r| r.slots().contains(&slot.id)).collect();
+        let wedge = store.wedge(slot.id).map(|wedge| wedge.filter(|wedge| wedge.is_still_stuck(kernel)));
         let is_wedged = !matches!(wedge, Ok(None));
         let wedged = wedge.unwrap_or_else(|error| {
             problems.push(format!("{error:#}"));
             None
         });
         let homes = slot.functions.iter().map(|function| {
-            match ours.iter().find_map(|record| record.home_of(&function.address)) {
+            match ours.iter().find_map(|record| record.home_of(function.address)) {
                 Some(home) => home.driver.clone(),
                 None => home_without_record(config, &slot, function),
             }
         });
         let homes = homes.collect();
         // Next to a call they cannot be read.
-        if !store.has_call(kernel, &slot.address)
+        if !store.has_call(kernel, slot.id)
             && let Err(error) = slot.read_slow_attributes_asleep(kernel)
         {
-            problems.push(format!("{}: reading its driver_override {error}", slot.address));
+            problems.push(format!("{}: reading its driver_override {error}", slot.id));
         }
         let watched = Watched::of_slots(kernel, std::slice::from_ref(&slot), Reach::Slots);
         let is_blind = watched.is_blind;
         let users = open.filter(|_| !is_blind).map(|open| watched.holders_among(kernel, open));
-        let foreign = Foreign::find(kernel, &slot, || is_wedged || store.has_call(kernel, &slot.address));
+        let foreign = Foreign::find(kernel, &slot, || is_wedged || store.has_call(kernel, slot.id));
         let has =
             if is_wedged || foreign.is_some() { Has::Wedged(vmid(&ours)) } else { who_has(kernel, &slot, &ours, open) };
-        let owed = owed::of_slot(store, &slot.address, wedged.as_ref());
+        let owed = owed::of_slot(store, slot.id, wedged.as_ref());
         let before = store.dri();
         let now = dri::names(kernel).unwrap_or_default();
-        let gpu = slot.gpu().map(|gpu| gpu.address.clone()).filter(|gpu| dri::differences(&before, &now).contains(gpu));
-        let dri = gpu.map(|gpu| dri::in_words(&before, &now, &gpu));
-        let last = store.last(&slot.address);
+        let gpu = slot.gpu().map(|gpu| gpu.address).filter(|gpu| dri::differences(&before, &now).contains(gpu));
+        let dri = gpu.map(|gpu| dri::in_words(&before, &now, gpu));
+        let last = store.last(slot.id);
         let causes = match has {
-            Has::None => elsewhere::behind(kernel, store, config, &slot.address),
+            Has::None => elsewhere::behind(kernel, store, config, slot.id),
             _ => Vec::new(),
         };
         let causes = causes.iter().map(ToString::to_string).collect();
@@ -223,7 +223,7 @@ impl Gpu {
     }
 
     fn fault(&self) -> Option<String> {
-        let slot = &self.slot.address;
+        let slot = self.slot.id;
         match (self.has, &self.dri) {
             (Has::Wedged(_) | Has::Stranded(_), _) => Some(format!("{slot} is {}", self.has.word())),
             (Has::Host | Has::None, _) if !self.owed.is_empty() => {
@@ -242,7 +242,7 @@ impl Gpu {
             .zip(&self.homes)
             .map(|(function, home)| {
                 json!({
-                    "address": function.address,
+                    "address": function.address.to_string(),
                     "class": format!("{:06x}", function.class),
                     "id": format!("{:04x}:{:04x}", function.vendor, function.device),
                     "driver": function.driver,
@@ -253,7 +253,7 @@ impl Gpu {
             })
             .collect();
         json!({
-            "slot": self.slot.address,
+            "slot": self.slot.id.to_string(),
             "owner": {"kind": self.has.word(), "vmid": self.has.vmid()},
             "functions": functions,
             "users": self.users.as_ref().map(|users| users.iter().map(user_to_json).collect::<Vec<_>>()),
@@ -273,15 +273,15 @@ impl Gpu {
             (has, None) => has.word().to_string(),
         };
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{}  {owner}", self.slot.address);
+        let _ = writeln!(text, "{}  {owner}", self.slot.id);
         for (function, home) in self.slot.functions.iter().zip(&self.homes) {
             let driver = function.driver.as_deref().unwrap_or("no driver");
             let home = home.as_deref().unwrap_or("no driver");
             let away = if driver == home { String::new() } else { format!("  home {home}") };
             let group = function.iommu_group.map_or_else(|| "no IOMMU group".to_string(), |g| format!("group {g}"));
             let line = format!(
-                "  .{}  {:<7}  {:04x}:{:04x}  {:<9}  {driver:<13}{away}",
-                function.number(),
+                "  .{:x}  {:<7}  {:04x}:{:04x}  {:<9}  {driver:<13}{away}",
+                function.address.function,
                 function.kind(),
                 function.vendor,
                 function.device,
@@ -317,7 +317,7 @@ impl Gpu {
             let _ = writeln!(text, "  cause    {cause}");
         }
         if let Has::Stranded(_) = self.has {
-            let _ = writeln!(text, "  mend     gpu-handoff to-nvidia {}", self.slot.address);
+            let _ = writeln!(text, "  mend     gpu-handoff to-nvidia {}", self.slot.id);
         }
         if let Some(last) = &self.last {
             let _ = writeln!(text, "  last     {}", describe_last(last));
@@ -347,7 +347,7 @@ fn look(kernel: &dyn Kernel, config: &Config, slots: &[Slot], problems: &mut Vec
 
 /// Where a function would be at home if it were handed over now.
 fn home_without_record(config: &Config, slot: &Slot, function: &Function) -> Option<String> {
-    match config.homes.get(&slot.address).filter(|_| function.is_nvidia_gpu()) {
+    match config.homes.get(&slot.id).filter(|_| function.is_nvidia_gpu()) {
         Some(Home::Driver(driver)) => Some(driver.clone()),
         Some(Home::None) => None,
         None => function.driver.clone(),
@@ -361,7 +361,7 @@ fn vmid(records: &[&Record]) -> Option<u32> {
 fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record], open: Option<&[User]>) -> Has {
     let vmid = vmid(records);
     let unfinished = records.iter().any(|record| record.progress != Progress::Away);
-    if unfinished && under_way::is_under_way(kernel, Some(&slot.address)) {
+    if unfinished && under_way::is_under_way(kernel, Some(slot.id)) {
         return Has::Moving(vmid);
     }
     // A VM that has a node of the host's driver open, to draw on it, is a user, not the owner.
@@ -382,7 +382,7 @@ fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record], open: Option<&
         return Has::Manual;
     }
     let is_home = |record: &&Record| {
-        slot.functions.iter().all(|f| record.home_of(&f.address).is_some_and(|home| home.driver == f.driver))
+        slot.functions.iter().all(|f| record.home_of(f.address).is_some_and(|home| home.driver == f.driver))
     };
     // Killed before it had moved anything, or after all was home.
     if !records.iter().all(is_home) {

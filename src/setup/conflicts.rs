@@ -1,9 +1,9 @@
 //! What others wrote that would keep the GPU from changing hands, a line each. Told, never edited.
 
 use crate::App;
+use crate::address::SlotId;
 use crate::causes::{self, Facts};
 use crate::config::Config;
-use crate::gpu::address::long_form;
 use crate::handoff::way::elsewhere::{self, Elsewhere};
 use crate::sys::Kernel;
 
@@ -12,11 +12,10 @@ const DIRECTORY: &str = "/etc/modprobe.d";
 /// Proxmox's own blacklist of nvidiafb.
 const PVE_BLACKLIST: &str = "pve-blacklist.conf";
 
-/// Of cards that a VM names by these addresses, if they are on vfio-pci although no handoff put them there: that, and what
+/// Of cards that a VM names, if they are on vfio-pci although no handoff put them there: that, and what
 /// is behind it.
-pub fn of_cards(app: &App, config: &Config, addresses: &[&str]) -> Vec<String> {
-    let slots: Vec<String> = addresses.iter().map(|address| long_form(address)).collect();
-    let is_named = |card: &Elsewhere| slots.iter().any(|slot| slot.starts_with(&card.slot));
+pub fn of_cards(app: &App, config: &Config, slots: &[SlotId]) -> Vec<String> {
+    let is_named = |card: &Elsewhere| slots.contains(&card.slot);
     if !elsewhere::find(app.kernel, &app.store, config, false).iter().any(is_named) {
         return Vec::new();
     }

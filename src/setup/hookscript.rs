@@ -5,6 +5,7 @@
 
 use super::conflicts;
 use crate::App;
+use crate::address::{SlotId, list};
 use crate::config::Config;
 use crate::events::{hookscript, stray};
 use crate::handoff::kept::record::{HomeOf, Owner, Record};
@@ -62,7 +63,7 @@ struct Guest {
     kind: Kind,
     hookscript: Option<String>,
     /// As its `hostpci` lines name them.
-    addresses: Vec<String>,
+    slots: Vec<SlotId>,
 }
 
 impl fmt::Display for Guest {
@@ -89,15 +90,15 @@ impl Guest {
             let path = format!("/etc/pve/{}/{id}.conf", kind.folder());
             match kernel.read(&path) {
                 Ok(bytes) => {
-                    let (hookscript, addresses) = match kind {
+                    let (hookscript, slots) = match kind {
                         Kind::Vm => {
                             let config = vm::parse(&bytes);
-                            let addresses = config.hostpci.values().flat_map(|line| line.ids.clone()).collect();
-                            (config.hookscript, addresses)
+                            let ids = config.hostpci.values().flat_map(vm::Hostpci::addresses);
+                            (config.hookscript, ids.filter_map(|id| id.slot()).collect())
                         }
                         Kind::Container => (ct::parse(&bytes).hookscript, Vec::new()),
                     };
-                    return Ok(Guest { id, kind, hookscript, addresses });
+                    return Ok(Guest { id, kind, hookscript, slots });
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(guest::unreadable(&path, &error)),
@@ -213,7 +214,7 @@ fn put_right(app: &App, id: u32) -> Result<()> {
     if let Some(other) = other_vm(app, id, &record) {
         app.story.say(&format!(
             "{} is on vfio-pci for VM {other}, which runs without the hookscript: gpu-handoff enable {other}",
-            record.slots().join(" ")
+            list(record.slots())
         ));
         return Ok(());
     }
@@ -221,9 +222,8 @@ fn put_right(app: &App, id: u32) -> Result<()> {
     if !handoff.is_running(&owner) {
         handoff.plan_come_home(&record)?;
     }
-    let slots: Vec<String> = record.slots().iter().map(ToString::to_string).collect();
-    let Some(record) = handoff.adopt(&owner, &slots)? else { return Ok(()) };
-    let title = record.slots().join(" ");
+    let Some(record) = handoff.adopt(&owner, &record.slots())? else { return Ok(()) };
+    let title = list(record.slots());
     if handoff.is_running(&owner) {
         app.story.say(&format!("VM {id} runs with {title} since before it had the hookscript; when it stops, {homes}"));
         return Ok(());
@@ -248,7 +248,7 @@ fn other_vm(app: &App, id: u32, record: &Record) -> Option<u32> {
         *vmid != id
             && is_alive(app.kernel, *vmid)
             && hookscript::slots_of(app, *vmid)
-                .is_ok_and(|slots| slots.iter().any(|slot| record.slots().contains(&slot.as_str())))
+                .is_ok_and(|slots| slots.iter().any(|slot| record.slots().contains(slot)))
     })
 }
 
@@ -267,9 +267,8 @@ fn tell_of_start(app: &App, id: u32) {
 
 /// What may surprise whoever enables it, and what keeps the card from ever being the host's.
 fn warn(app: &App, guest: &Guest) {
-    let addresses: Vec<&str> = guest.addresses.iter().map(String::as_str).collect();
     let config = Config::lenient(app.kernel).0;
-    for warning in warnings(app.kernel, guest).iter().chain(&conflicts::of_cards(app, &config, &addresses)) {
+    for warning in warnings(app.kernel, guest).iter().chain(&conflicts::of_cards(app, &config, &guest.slots)) {
         app.story.warn(warning);
     }
 }
@@ -321,7 +320,7 @@ fn plan_put_right(app: &App, guest: &Guest) -> String {
     let handoff = app.handoff(&config);
     let left = hookscript::slots_of(app, guest.id).ok().and_then(|slots| handoff.left_there(&owner, &slots));
     let Some(record) = left.filter(|record| other_vm(app, guest.id, record).is_none()) else { return String::new() };
-    let title = record.slots().join(" ");
+    let title = list(record.slots());
     if handoff.is_running(&owner) {
         return format!("{title} is on record for {guest}; when that stops, {}\n", homes_of(&record));
     }
@@ -381,7 +380,7 @@ mod tests {
     use super::*;
 
     fn guest(hookscript: Option<&str>) -> Guest {
-        Guest { id: 111, kind: Kind::Vm, hookscript: hookscript.map(str::to_string), addresses: Vec::new() }
+        Guest { id: 111, kind: Kind::Vm, hookscript: hookscript.map(str::to_string), slots: Vec::new() }
     }
 
     #[test]

@@ -221,6 +221,20 @@ fn status_of_a_gpu_that_a_vm_draws_on() {
     assert_eq!(gpu["users"], users(json!([user(PID, "kvm", "/dev/dri/card0", "vmid", json!(112))])));
 }
 
+/// A slot that is none is as good as no record at all.
+#[test]
+fn status_with_a_record_of_what_is_no_slot() {
+    let text = r#"{"schema":1,"progress":"away","functions":[{"slot":"gpu","address":"0000:02:00.0"}],"modules":[]}"#;
+    for (name, text, problem) in
+        [("manual-gpu", "{}", "named after no slot"), ("vm-333", text, r#"slot: "gpu" is none"#)]
+    {
+        let host = host().file(&format!("run/gpu-handoff/{name}"), text);
+        let run = host.run("--status");
+        let line = format!("run/gpu-handoff/{name}: {problem}");
+        assert!(run.code == Some(0) && run.err.contains(&line), "{:?} {}", run.code, run.err);
+    }
+}
+
 /// The other card can still be told about; that one file cannot be read is said beside it.
 #[test]
 fn status_with_a_record_that_is_not_understood() {

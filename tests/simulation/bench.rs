@@ -4,6 +4,7 @@ use super::beside::Step;
 use super::faults::Fault;
 use super::kernel::{Killed, SimKernel, Stalled};
 use super::state::State;
+use gpu_handoff::address::SlotId;
 use gpu_handoff::config::Config;
 use gpu_handoff::events::watch::{After, watch};
 use gpu_handoff::handoff::Handoff;
@@ -36,13 +37,13 @@ const KEEPERS_LOOKS: usize = 12;
 /// What somebody wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wish {
-    Leave(Owner, Vec<String>),
+    Leave(Owner, Vec<SlotId>),
     Home(Owner),
     Reconcile,
     /// What a worker does that outlives its run.
     Unfinished,
     /// What a start does that has its cards: those that are not named go home.
-    Keep(Owner, Vec<String>),
+    Keep(Owner, Vec<SlotId>),
     /// What the keeper does when its timer elapses.
     Owed,
     /// What a watcher does once Proxmox has let go of this VM.

@@ -6,6 +6,7 @@ use super::check::{Check, is_home};
 use super::machine::AtHome;
 use super::setup::Setup;
 use super::state::State;
+use gpu_handoff::address::{Address, SlotId};
 use gpu_handoff::events::watch::After;
 use gpu_handoff::handoff::kept::record::{Owner, Progress, Record};
 use std::time::Duration;
@@ -39,7 +40,8 @@ pub enum Step {
 
 impl Step {
     pub fn take(self, state: &mut State) {
-        let slots: Vec<String> = state.functions.keys().map(|a| a[..a.len() - 2].to_string()).collect();
+        let slots: Vec<SlotId> =
+            state.functions.keys().filter_map(|a| a.parse().ok()).map(|a: Address| a.slot).collect();
         match self {
             Step::PreStart => {}
             Step::Lock => drop(state.locked_guests.insert(VM)),

@@ -6,6 +6,7 @@ use super::faults::{Fault, Kind};
 use super::kernel::OPENING;
 use super::order;
 use super::setup::{Busy, Ready, Setup};
+use gpu_handoff::address::SlotId;
 use gpu_handoff::handoff::kept::record::{Owner, Progress, Record};
 use gpu_handoff::sys::{Action, Share};
 use std::collections::BTreeSet;
@@ -175,7 +176,7 @@ pub fn with_a_lock_taken(bench: &mut Bench, setup: &Setup, ready: &Ready) -> Che
         bench.restore(&ready.before);
         let store = bench.store.clone();
         let text = |error: anyhow::Error| format!("{error:#}");
-        let slots: BTreeSet<String> = setup.slots().into_iter().take(1).collect();
+        let slots: BTreeSet<SlotId> = setup.slots().into_iter().take(1).collect();
         let slot = if of_slot { store.lock(&slots, Duration::ZERO).map_err(text)? } else { None };
         let stack = if of_slot { None } else { store.stack(Share::Alone, Duration::ZERO).map_err(text)? };
         if slot.is_none() && stack.is_none() {
@@ -286,27 +287,25 @@ fn leave_wedged_alone(bench: &mut Bench, setup: &Setup, ready: &Ready, kind: Kin
     // What is not wedged may go on; what was wedged before is not touched.
     for act in bench.kernel.acts.borrow().iter() {
         let text = format!("{act:?}");
-        if was_wedged.iter().any(|slot| text.contains(slot)) {
+        if was_wedged.iter().any(|slot| text.contains(&slot.to_string())) {
             return Err(format!("wedged, and then: {text}"));
         }
     }
     for (slot, word) in bench.status()? {
-        if wedged.contains(&slot) && word != "wedged" {
+        if wedged.iter().any(|wedged| wedged.to_string() == slot) && word != "wedged" {
             return Err(format!("{slot} is wedged, and its status is {word}"));
         }
     }
     let hangs_in_module = bench.kernel.state.borrow().hung.iter().any(|hung| !hung.modules.is_empty());
     let records = bench.store.records().unwrap_or_default();
-    let is_free = |slot: &&String| {
-        !wedged.contains(slot) && !records.iter().any(|record| record.slots().contains(&slot.as_str()))
-    };
-    let Some(other) = setup.machine.slots().iter().find(is_free).cloned() else { return Ok(()) };
+    let is_free = |slot: &SlotId| !wedged.contains(slot) && !records.iter().any(|record| record.slots().contains(slot));
+    let Some(other) = setup.machine.slots().into_iter().find(is_free) else { return Ok(()) };
     if hangs_in_module || kind == Kind::Term {
         return Ok(());
     }
     let before = bench.world();
     let owner = Owner::Vm(333);
-    for wish in [Wish::Leave(owner.clone(), vec![other.clone()]), Wish::Home(owner)] {
+    for wish in [Wish::Leave(owner.clone(), vec![other]), Wish::Home(owner)] {
         let ran = bench.run(&wish, None);
         // Who uses the other card is refused it all the same.
         // And whoever has nvidiactl open may have that one attached as well.

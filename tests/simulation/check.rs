@@ -5,6 +5,7 @@ use super::bench::{Bench, End, Ran, Wish, World};
 use super::faults::Kind;
 use super::machine::AtHome;
 use super::state::State;
+use gpu_handoff::address::SlotId;
 use gpu_handoff::handoff::kept::record::{Owner, Progress, Record, Stopped};
 use gpu_handoff::proxmox::running;
 use serde_json::{Value, json};
@@ -28,9 +29,10 @@ pub fn always(bench: &Bench, home: &AtHome) -> Check {
 
     for address in state.functions.keys() {
         let slot = &address[..address.len() - 2];
-        let is_known = records.iter().any(|record| record.slots().contains(&slot));
+        let is_known = records.iter().any(|record| record.slots().iter().any(|own| own.to_string() == slot));
         let moved = home.differences(&state, Some(std::slice::from_ref(address)));
-        if !moved.is_empty() && !is_known && !bench.store.wedged_slots().iter().any(|wedged| wedged == slot) {
+        if !moved.is_empty() && !is_known && !bench.store.wedged_slots().iter().any(|wedged| wedged.to_string() == slot)
+        {
             problems.push(format!("forgotten: {}", moved.join("; ")));
         }
     }
@@ -186,10 +188,12 @@ pub fn reached(bench: &Bench, wish: &Wish, home: &AtHome) -> Check {
 }
 
 /// Every function on vfio-pci, held there by its override, and a finished record.
-fn is_with(bench: &Bench, owner: &Owner, slots: &[String]) -> Check {
+fn is_with(bench: &Bench, owner: &Owner, slots: &[SlotId]) -> Check {
     let state = bench.kernel.state.borrow();
     let mut problems = Vec::new();
-    for (address, function) in state.functions.iter().filter(|(a, _)| slots.iter().any(|s| a.starts_with(s))) {
+    for (address, function) in
+        state.functions.iter().filter(|(a, _)| slots.iter().any(|s| a.starts_with(&s.to_string())))
+    {
         if function.driver != Some("vfio-pci") || function.link_is_gone {
             problems.push(format!("{address} is on {:?}, not with {owner}", function.driver));
         }
@@ -211,7 +215,7 @@ fn is_with(bench: &Bench, owner: &Owner, slots: &[String]) -> Check {
 }
 
 /// A journal or a wedge of these slots: work in progress that nobody works on.
-fn unfinished_business(bench: &Bench, slots: &[String]) -> Vec<String> {
+fn unfinished_business(bench: &Bench, slots: &[SlotId]) -> Vec<String> {
     let files = bench.files();
     let wedges: Vec<String> = slots.iter().map(|slot| format!("wedged-{slot}")).collect();
     let of = |name: &&String| name.starts_with("journal") || wedges.contains(name) || name.starts_with('.');

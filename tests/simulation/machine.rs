@@ -2,6 +2,7 @@
 
 use super::hosted::Running;
 use super::state::{NodeState, Pci, State};
+use gpu_handoff::address::SlotId;
 use gpu_handoff::gpu::power::Power;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -53,8 +54,8 @@ impl fmt::Display for Machine {
 
 const CLASSES: [u32; 4] = [0x03_0000, 0x04_0300, 0x0c_0330, 0x0c_8000];
 
-pub fn slot(card: usize) -> String {
-    format!("0000:0{card}:00")
+pub fn slot(card: usize) -> SlotId {
+    format!("0000:0{card}:00").parse().expect("a slot")
 }
 
 impl Machine {
@@ -62,7 +63,7 @@ impl Machine {
         1 + usize::from(self.homes.1.is_some())
     }
 
-    pub fn slots(&self) -> Vec<String> {
+    pub fn slots(&self) -> Vec<SlotId> {
         (1..=self.cards()).map(slot).collect()
     }
 
@@ -121,7 +122,7 @@ impl Machine {
     fn settle_at_home(&self, state: &mut State) {
         for card in 1..=self.cards() {
             let addresses: Vec<String> =
-                state.functions.keys().filter(|a| a.starts_with(&slot(card))).cloned().collect();
+                state.functions.keys().filter(|a| a.starts_with(&slot(card).to_string())).cloned().collect();
             for (number, address) in addresses.iter().enumerate() {
                 let on_vfio = match self.home_of(card) {
                     Home::Vfio => true,
@@ -152,7 +153,7 @@ impl Machine {
         // Loading bound whatever matches: who is at home without a driver was unbound by hand.
         for card in 1..=self.cards() {
             let addresses: Vec<String> =
-                state.functions.keys().filter(|a| a.starts_with(&slot(card))).cloned().collect();
+                state.functions.keys().filter(|a| a.starts_with(&slot(card).to_string())).cloned().collect();
             for (number, address) in addresses.iter().enumerate() {
                 if self.home_of(card) == Home::Bare || (self.home_of(card) == Home::Unbound && number == 0) {
                     state.complete_unbind(address);

@@ -4,6 +4,7 @@
 use super::check::Check;
 use super::modules::driver_of_module;
 use super::state::State;
+use gpu_handoff::address::SlotId;
 use gpu_handoff::gpu::power::Power;
 use gpu_handoff::handoff::kept::record::Record;
 use gpu_handoff::handoff::plan::step::Step;
@@ -30,16 +31,16 @@ impl Order<'_> {
 
     fn override_of(&self, address: &str, driver: Option<&str>) -> Option<usize> {
         self.find(
-            |step| matches!(step, Step::Override { address: a, driver: d } if a == address && d.as_deref() == driver),
+            |step| matches!(step, Step::Override { address: a, driver: d } if a.to_string() == address && d.as_deref() == driver),
         )
     }
 
     fn unbind_of(&self, address: &str) -> Option<usize> {
-        self.find(|step| matches!(step, Step::Unbind { address: a, .. } if a == address))
+        self.find(|step| matches!(step, Step::Unbind { address: a, .. } if a.to_string() == address))
     }
 
     fn probe_of(&self, address: &str) -> Option<usize> {
-        self.find(|step| matches!(step, Step::Probe { address: a, .. } if a == address))
+        self.find(|step| matches!(step, Step::Probe { address: a, .. } if a.to_string() == address))
     }
 
     /// Where the function loses the driver it has: its own unbind, or unloading its driver's module.
@@ -52,7 +53,7 @@ impl Order<'_> {
     /// Where the function is given this, or more.
     fn power_of(&self, address: &str, wanted: &Power) -> Option<usize> {
         self.find(
-            |step| matches!(step, Step::Power { address: a, power } if a == address && wanted.values().all(|value| power.values().any(|other| other == value))),
+            |step| matches!(step, Step::Power { address: a, power } if a.to_string() == address && wanted.values().all(|value| power.values().any(|other| other == value))),
         )
     }
 
@@ -60,7 +61,7 @@ impl Order<'_> {
         self.find(|step| matches!(step, Step::Console { attach } if *attach == wanted))
     }
 
-    fn names_only(&self, slots: &[&str]) -> Check {
+    fn names_only(&self, slots: &[SlotId]) -> Check {
         for step in &self.steps {
             let stranger = step.slot().filter(|slot| !slots.contains(slot));
             self.rule(stranger.is_none(), || format!("{step} names a card that is not meant"))?;
@@ -73,7 +74,7 @@ impl Order<'_> {
         for (index, step) in self.steps.iter().enumerate() {
             self.rule(!self.steps[..index].contains(step), || format!("{step} comes twice"))?;
             if let Step::Unbind { address, driver } = step {
-                let has = self.state.shown_driver(address) == Some(driver);
+                let has = self.state.shown_driver(&address.to_string()) == Some(driver);
                 self.rule(has, || format!("{step}, which does not have it"))?;
             }
         }
@@ -83,12 +84,11 @@ impl Order<'_> {
 
 /// # Errors
 /// The rule that a plan towards a VM breaks.
-pub fn check_leave(state: &State, plan: &Plan, slots: &[String]) -> Check {
+pub fn check_leave(state: &State, plan: &Plan, slots: &[SlotId]) -> Check {
     let order = Order { state, steps: plan.iter().map(|(_, step)| step).collect() };
-    let names: Vec<&str> = slots.iter().map(String::as_str).collect();
-    order.names_only(&names)?;
+    order.names_only(slots)?;
     order.makes_sense()?;
-    let is_ours = |address: &str| slots.iter().any(|slot| address.starts_with(slot.as_str()));
+    let is_ours = |address: &str| slots.iter().any(|slot| address.starts_with(&slot.to_string()));
     for address in state.functions.keys().filter(|address| is_ours(address)) {
         let set = order.override_of(address, Some("vfio-pci"));
         let is_set = state.functions[address].driver_override.as_deref() == Some("vfio-pci");
@@ -178,8 +178,8 @@ pub fn check_home(state: &State, plan: &Plan, record: &Record) -> Check {
         order.rule(!bad, || format!("{step} on the way home"))?;
     }
     for home in &record.functions {
-        let Some(function) = state.functions.get(&home.address) else { continue };
-        let address = &home.address;
+        let address = &home.address.to_string();
+        let Some(function) = state.functions.get(address) else { continue };
         let (unbound, probed) = (order.unbind_of(address), order.probe_of(address));
         if home.driver.as_deref() == Some("vfio-pci") {
             let touched = unbound.or(probed).or(order.override_of(address, None));
@@ -193,7 +193,7 @@ pub fn check_home(state: &State, plan: &Plan, record: &Record) -> Check {
             let end = probed.or(unbound);
             let is_given_back = |index: &usize| {
                 Some(*index) > end
-                    && order.steps[*index] == &Step::Power { address: address.clone(), power: home.power.clone() }
+                    && order.steps[*index] == &Step::Power { address: home.address, power: home.power.clone() }
             };
             let given_back = home.power.is_empty() || (0..order.steps.len()).any(|index| is_given_back(&index));
             order.rule(given_back, || format!("{address} may sleep no more, or too early"))?;
@@ -258,7 +258,8 @@ pub fn objections(plan: &Plan, check: &dyn Fn(&Plan) -> Check) -> Result<usize, 
                 other.insert(0, moved);
             }
             Step::Unbind { driver, .. } => {
-                let stranger = Step::Unbind { address: "0000:77:00.0".to_string(), driver: driver.clone() };
+                let stranger =
+                    Step::Unbind { address: "0000:77:00.0".parse().expect("an address"), driver: driver.clone() };
                 other[index] = (*phase, stranger);
             }
             Step::Thaw { ctid } if has_frozen(*ctid) => drop(other.remove(index)),

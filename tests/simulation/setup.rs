@@ -5,6 +5,7 @@ use super::faults::{Fault, Kind};
 use super::kernel::OPENING;
 use super::machine::{AtHome, Home, Machine, slot};
 use super::state::{CONTROL_MINOR, State, nvidia_number};
+use gpu_handoff::address::SlotId;
 use gpu_handoff::config::{Config, Policy};
 use gpu_handoff::handoff::kept::record::Owner;
 use std::fmt;
@@ -122,7 +123,7 @@ impl Setup {
         Setup { machine, take: vec![1], way: Way::GivenUp, busy: Busy::Nobody }
     }
 
-    pub fn slots(&self) -> Vec<String> {
+    pub fn slots(&self) -> Vec<SlotId> {
         self.take.iter().map(|card| slot(*card)).collect()
     }
 
@@ -144,7 +145,7 @@ impl Setup {
         bench.restore(&World { state, files: std::collections::BTreeMap::new() });
         let slots = self.slots();
         let all = self.machine.slots();
-        let by_hand = Owner::Manual(slots[0].clone());
+        let by_hand = Owner::Manual(slots[0]);
         let first = |bench: &mut Bench, wish: &Wish| match bench.run(wish, None).end.code() {
             Some(0) => Ok(true),
             // Busy is a reason not to begin.
@@ -283,11 +284,12 @@ impl Setup {
             let ids: Vec<(u16, u16)> = state
                 .functions
                 .iter()
-                .filter(|(address, _)| slots.iter().any(|slot| address.starts_with(slot)))
+                .filter(|(address, _)| slots.iter().any(|slot| address.starts_with(&slot.to_string())))
                 .map(|(_, f)| (f.vendor, f.device))
                 .collect();
             let others = |state: &State| {
-                let drivers = state.functions.iter().filter(|(a, _)| !slots.iter().any(|slot| a.starts_with(slot)));
+                let drivers =
+                    state.functions.iter().filter(|(a, _)| !slots.iter().any(|slot| a.starts_with(&slot.to_string())));
                 drivers.map(|(_, f)| f.driver).collect::<Vec<_>>()
             };
             let before = others(state);

@@ -3,6 +3,7 @@
 //! Time is virtual. Everything can be cloned, so that a case begins from exactly the machine that another began from.
 
 use super::hosted::Hosted;
+use gpu_handoff::address::SlotId;
 use gpu_handoff::gpu::power::Power;
 use gpu_handoff::sys::{Action, DeviceNumber, How, OpenDevice, Process, Sight, Sought, User};
 use std::collections::{BTreeMap, BTreeSet};
@@ -256,11 +257,11 @@ impl State {
     }
 
     /// QEMU begins and takes the groups of these slots, as Proxmox starts it.
-    pub fn start_qemu(&mut self, vmid: u32, slots: &[String]) {
+    pub fn start_qemu(&mut self, vmid: u32, slots: &[SlotId]) {
         let groups: BTreeSet<u32> = self
             .functions
             .iter()
-            .filter(|(a, _)| slots.iter().any(|s| a.starts_with(s)))
+            .filter(|(a, _)| slots.iter().any(|s| a.starts_with(&s.to_string())))
             .map(|(_, f)| f.group)
             .collect();
         let open = groups.iter().map(|group| group_number(*group)).collect();

@@ -4,6 +4,7 @@
 //! means that a handoff was killed in the middle; its worker may still be in the call that the journal names.
 
 use super::record::{Owner, process};
+use crate::address::{self, SlotId};
 use crate::sys::Process;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ const SCHEMA: u64 = 1;
 pub struct Journal {
     pub owner: Owner,
     /// The slots that the step may leave in an unknown state.
-    pub slots: Vec<String>,
+    pub slots: Vec<SlotId>,
     pub step: String,
     /// Who carries the step out.
     pub worker: Process,
@@ -25,7 +26,7 @@ impl Journal {
         json!({
             "schema": SCHEMA,
             "owner": self.owner.file_name(),
-            "slots": self.slots,
+            "slots": address::to_json(&self.slots),
             "step": self.step,
             "pid": self.worker.pid,
             "start": self.worker.start,
@@ -39,13 +40,10 @@ impl Journal {
         let value: Value = serde_json::from_slice(bytes)?;
         ensure!(value.get("schema").and_then(Value::as_u64) == Some(SCHEMA), "schema: expected {SCHEMA}");
         let text = |name: &str| value.get(name).and_then(Value::as_str).with_context(|| format!("{name}: no string"));
-        let slots = value.get("slots").and_then(Value::as_array).context("slots: no list")?;
+        let slots = value.get("slots").context("slots: no list")?;
         Ok(Journal {
             owner: Owner::from_file_name(text("owner")?).context("owner: unknown")?,
-            slots: slots
-                .iter()
-                .map(|slot| slot.as_str().map(str::to_string).context("slots: not a string"))
-                .collect::<Result<_>>()?,
+            slots: address::from_json(slots).with_context(|| format!("slots: {slots} is no list of slots"))?,
             step: text("step")?.to_string(),
             worker: process(&value).context("pid, start: no numbers")?,
         })
@@ -58,7 +56,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let (owner, slots) = (Owner::Vm(111), vec!["0000:02:00".to_string()]);
+        let (owner, slots) = (Owner::Vm(111), vec!["0000:02:00".parse().unwrap()]);
         let journal = Journal { owner, slots, step: "a step".to_string(), worker: Process { pid: 7, start: 99 } };
         assert_eq!(Journal::parse(journal.to_json().as_bytes()).unwrap(), journal);
         assert!(Journal::parse(b"{}").is_err());

@@ -6,6 +6,7 @@
 use super::record::{Progress, Record, Stopped};
 use super::store::Store;
 use super::wedge::Wedge;
+use crate::address::SlotId;
 use serde_json::{Value, json};
 use std::fmt;
 use std::time::Duration;
@@ -52,14 +53,14 @@ impl fmt::Display for Owed {
 }
 
 /// What is owed for a slot. While its owner has it, that is what is to be started when it is home.
-pub fn of_slot(store: &Store, slot: &str, wedge: Option<&Wedge>) -> Vec<Owed> {
+pub fn of_slot(store: &Store, slot: SlotId, wedge: Option<&Wedge>) -> Vec<Owed> {
     let mut owed: Vec<Owed> = wedge.iter().map(|_| Owed::Look).collect();
     let records = store.each_record().into_iter().flatten();
     for record in records.filter(|record| record.slots().contains(&slot)) {
         owed.extend(of_record(&record));
     }
     let waiting = store.to_start().unwrap_or_default().into_iter();
-    let waiting = waiting.filter(|entry| entry.slots.iter().any(|other| other == slot));
+    let waiting = waiting.filter(|entry| entry.slots.contains(&slot));
     for start in waiting.map(|entry| Owed::Start(entry.what)) {
         if !owed.contains(&start) {
             owed.push(start);

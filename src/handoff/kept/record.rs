@@ -3,6 +3,7 @@
 //! `/run/gpu-handoff/vm-ID` for a VM, `/run/gpu-handoff/manual-SLOT` for a handoff by hand. A reboot undoes every
 //! handoff, so `/run` forgets with it.
 
+use crate::address::{Address, NoAddress, SlotId};
 use crate::gpu::inventory::Function;
 use crate::gpu::power::Power;
 use crate::proxmox::running;
@@ -11,22 +12,26 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt;
+use std::str::FromStr;
 
 const SCHEMA: u64 = 1;
+
+/// The names of records of handoffs by hand begin with this.
+pub(super) const MANUAL: &str = "manual-";
 
 /// Who a record gives its slots to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
     Vm(u32),
     /// A person, who named one slot.
-    Manual(String),
+    Manual(SlotId),
 }
 
 impl Owner {
     pub fn file_name(&self) -> String {
         match self {
             Owner::Vm(id) => format!("vm-{id}"),
-            Owner::Manual(slot) => format!("manual-{slot}"),
+            Owner::Manual(slot) => format!("{MANUAL}{slot}"),
         }
     }
 
@@ -34,7 +39,7 @@ impl Owner {
         if let Some(id) = name.strip_prefix("vm-") {
             return id.parse().ok().map(Owner::Vm);
         }
-        name.strip_prefix("manual-").map(|slot| Owner::Manual(slot.to_string()))
+        name.strip_prefix(MANUAL)?.parse().ok().map(Owner::Manual)
     }
 
     pub fn vmid(&self) -> Option<u32> {
@@ -121,8 +126,8 @@ impl fmt::Display for Stopped {
 /// Where one function was when it was first handed over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HomeOf {
-    pub slot: String,
-    pub address: String,
+    pub slot: SlotId,
+    pub address: Address,
     /// Its driver; none when it had none.
     pub driver: Option<String>,
     /// The module of that driver.
@@ -133,13 +138,13 @@ pub struct HomeOf {
 
 impl HomeOf {
     /// Where it is now.
-    pub fn now(kernel: &dyn Kernel, slot: &str, function: &Function) -> HomeOf {
+    pub fn now(kernel: &dyn Kernel, function: &Function) -> HomeOf {
         HomeOf {
-            slot: slot.to_string(),
-            address: function.address.clone(),
+            slot: function.address.slot,
+            address: function.address,
             driver: function.driver.clone(),
             module: function.module.clone(),
-            power: Power::read(kernel, &function.address),
+            power: Power::read(kernel, function.address),
         }
     }
 }
@@ -166,23 +171,23 @@ impl Record {
         }
     }
 
-    pub fn slots(&self) -> Vec<&str> {
+    pub fn slots(&self) -> Vec<SlotId> {
         let mut seen = BTreeSet::new();
-        self.functions.iter().map(|f| f.slot.as_str()).filter(|slot| seen.insert(*slot)).collect()
+        self.functions.iter().map(|f| f.slot).filter(|slot| seen.insert(*slot)).collect()
     }
 
     /// One slot to name in a message.
-    pub fn slot(&self) -> &str {
-        self.functions.first().map_or("", |f| &f.slot)
+    pub fn slot(&self) -> String {
+        self.functions.first().map_or_else(String::new, |f| f.slot.to_string())
     }
 
     /// The record as if it had never named these slots; none when nothing is left of it.
-    pub fn without(&self, slots: &[String]) -> Option<Record> {
+    pub fn without(&self, slots: &[SlotId]) -> Option<Record> {
         self.filtered(|function| !slots.contains(&function.slot))
     }
 
     /// The record as if it named only these slots; none when it names none of them.
-    pub fn only(&self, slots: &[String]) -> Option<Record> {
+    pub fn only(&self, slots: &[SlotId]) -> Option<Record> {
         self.filtered(|function| slots.contains(&function.slot))
     }
 
@@ -191,7 +196,7 @@ impl Record {
         (!functions.is_empty()).then(|| Record { functions, ..self.clone() })
     }
 
-    pub fn home_of(&self, address: &str) -> Option<&HomeOf> {
+    pub fn home_of(&self, address: Address) -> Option<&HomeOf> {
         self.functions.iter().find(|f| f.address == address)
     }
 
@@ -200,7 +205,12 @@ impl Record {
             .functions
             .iter()
             .map(|f| {
-                let mut home = json!({"slot": f.slot, "address": f.address, "driver": f.driver, "module": f.module});
+                let mut home = json!({
+                    "slot": f.slot.to_string(),
+                    "address": f.address.to_string(),
+                    "driver": f.driver,
+                    "module": f.module,
+                });
                 if !f.power.is_empty() {
                     home["power"] = json!({"control": f.power.control, "d3cold_allowed": f.power.d3cold_allowed});
                 }
@@ -271,8 +281,8 @@ fn later_list<T>(value: &Value, name: &str, parse: impl Fn(&Value) -> Option<T>)
 
 fn parse_function(value: &Value) -> Result<HomeOf> {
     Ok(HomeOf {
-        slot: text(value, "slot")?,
-        address: text(value, "address")?,
+        slot: parsed(value, "slot")?,
+        address: parsed(value, "address")?,
         driver: optional(value, "driver")?,
         module: optional(value, "module")?,
         power: match value.get("power") {
@@ -282,6 +292,11 @@ fn parse_function(value: &Value) -> Result<HomeOf> {
             }
         },
     })
+}
+
+fn parsed<T: FromStr<Err = NoAddress>>(value: &Value, name: &str) -> Result<T> {
+    let text = text(value, name)?;
+    text.parse().with_context(|| format!("{name}: {text:?} is none"))
 }
 
 fn text(value: &Value, name: &str) -> Result<String> {
@@ -317,8 +332,8 @@ mod tests {
             owner: Owner::Vm(111),
             progress: Progress::Away,
             functions: vec![HomeOf {
-                slot: "0000:01:00".to_string(),
-                address: "0000:01:00.0".to_string(),
+                slot: "0000:01:00".parse().unwrap(),
+                address: "0000:01:00.0".parse().unwrap(),
                 driver: Some("nvidia".to_string()),
                 module: None,
                 power: Power { control: Some("auto".to_string()), d3cold_allowed: None },
@@ -352,9 +367,10 @@ mod tests {
     fn slots_come_once_in_the_order_of_the_functions() {
         let mut record = record();
         for slot in ["0000:02:00", "0000:01:00", "0000:00:00", "0000:02:00"] {
-            record.functions.push(HomeOf { slot: slot.to_string(), ..record.functions[0].clone() });
+            record.functions.push(HomeOf { slot: slot.parse().unwrap(), ..record.functions[0].clone() });
         }
-        assert_eq!(record.slots(), ["0000:01:00", "0000:02:00", "0000:00:00"]);
+        let slots: Vec<String> = record.slots().iter().map(ToString::to_string).collect();
+        assert_eq!(slots, ["0000:01:00", "0000:02:00", "0000:00:00"]);
     }
 
     #[test]
@@ -364,6 +380,9 @@ mod tests {
         assert!(problem(&record().to_json().replace("away", "lost")).contains(r#"progress: "lost" is unknown"#));
         assert!(problem(&record().to_json().replace(r#""nvidia","#, "7,")).contains("expected a string, got 7"));
         assert!(problem(&record().to_json().replace(r#"{"container":101}"#, "101")).contains("stopped: 101 is not"));
+        let other = |from: &str, to: &str| problem(&record().to_json().replace(from, to));
+        assert!(other(r#""0000:01:00""#, r#""1:0""#).contains(r#"slot: "1:0" is none"#));
+        assert!(other("0000:01:00.0", "0000:01:00.x").contains(r#"address: "0000:01:00.x" is none"#));
         assert!(problem("{}").contains("schema"));
         assert!(problem("").contains("EOF"));
     }

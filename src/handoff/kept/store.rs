@@ -11,13 +11,14 @@
 
 use super::history::History;
 use super::journal::Journal;
-use super::record::{Owner, Record, Stopped};
+use super::record::{MANUAL, Owner, Record, Stopped};
 use super::to_start::ToStart;
 use super::wedge::Wedge;
+use crate::address::SlotId;
 use crate::gpu::dri;
 use crate::sys::{Kernel, Lock, Share, files};
-use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, anyhow};
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
@@ -31,6 +32,7 @@ pub(super) const BOOKS: &str = "lock-books";
 pub(super) const KEEPER: &str = "lock-keeper";
 pub(super) const WATCH: &str = "lock-watch-";
 const JOURNAL: &str = "journal";
+const WEDGED: &str = "wedged-";
 const TO_START: &str = "to-start";
 const RETRIES: &str = "retries";
 const DRI: &str = "dri";
@@ -51,7 +53,7 @@ pub struct Store {
 /// Writes by the holder of slots' locks.
 pub struct Locked<'a> {
     store: &'a Store,
-    slots: BTreeSet<String>,
+    slots: BTreeSet<SlotId>,
     _locks: Vec<Lock>,
 }
 
@@ -86,7 +88,7 @@ impl Store {
 
     /// # Errors
     /// When a lock file cannot be made. None when somebody else held the lock of one of the slots for all of `limit`.
-    pub fn lock(&self, slots: &BTreeSet<String>, limit: Duration) -> Result<Option<Locked<'_>>> {
+    pub fn lock(&self, slots: &BTreeSet<SlotId>, limit: Duration) -> Result<Option<Locked<'_>>> {
         let end = Instant::now() + limit;
         let mut locks = Vec::new();
         // A set is sorted.
@@ -163,9 +165,14 @@ impl Store {
 
     /// Every record, or why it cannot be read; for who can go on without one.
     pub fn each_record(&self) -> Vec<Result<Record>> {
-        let names = self.names();
-        let owners = names.iter().filter_map(|name| Owner::from_file_name(name));
-        owners.filter_map(|owner| self.record(&owner).transpose()).collect()
+        let read = |name: String| match Owner::from_file_name(&name) {
+            Some(owner) => self.record(&owner).transpose(),
+            None if name.starts_with(MANUAL) => {
+                Some(Err(anyhow!("{}: named after no slot", self.directory.join(name).display())))
+            }
+            None => None,
+        };
+        self.names().into_iter().filter_map(read).collect()
     }
 
     /// The journals of handoffs that are under way, or that were killed, each with its file's name.
@@ -186,7 +193,7 @@ impl Store {
     ///
     /// # Errors
     /// Names the file when it cannot be read or understood.
-    pub fn wedge(&self, slot: &str) -> Result<Option<Wedge>> {
+    pub fn wedge(&self, slot: SlotId) -> Result<Option<Wedge>> {
         let name = wedge_file(slot);
         let Some(bytes) = self.read(&name)? else { return Ok(None) };
         let path = self.directory.join(&name);
@@ -205,39 +212,36 @@ impl Store {
 
     /// Whether a call may be under way in this slot, so that what waits for its devices' locks must not even be read.
     /// A file that cannot be read tells nothing to the contrary.
-    pub fn has_call(&self, kernel: &dyn Kernel, slot: &str) -> bool {
+    pub fn has_call(&self, kernel: &dyn Kernel, slot: SlotId) -> bool {
         let is_wedged = self.wedge(slot).map_or(true, |wedge| wedge.is_some_and(|wedge| wedge.is_still_stuck(kernel)));
         let is_at_it = |journal: Journal| {
-            journal.slots.iter().any(|s| s == slot) && kernel.process(journal.worker.pid) == Some(journal.worker)
+            journal.slots.contains(&slot) && kernel.process(journal.worker.pid) == Some(journal.worker)
         };
         is_wedged || self.journals().into_iter().any(|(_, journal)| journal.map_or(true, is_at_it))
     }
 
     /// Every slot with a wedge, sorted.
-    pub fn wedged_slots(&self) -> Vec<String> {
-        self.names().iter().filter_map(|name| name.strip_prefix("wedged-").map(str::to_string)).collect()
+    pub fn wedged_slots(&self) -> Vec<SlotId> {
+        self.names().iter().filter_map(|name| name.strip_prefix(WEDGED)?.parse().ok()).collect()
     }
 
     /// The names that the cards' nodes in /dev/dri had before one of them left; kept until they have them again. What
     /// cannot be read is forgotten.
     pub fn dri(&self) -> dri::Names {
         let bytes = self.read(DRI).ok().flatten().unwrap_or_default();
-        let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        let names =
-            |names: &Value| Some(names.as_array()?.iter().filter_map(|n| Some(n.as_str()?.to_string())).collect());
-        let cards = value.as_object().into_iter().flatten();
-        cards.filter_map(|(address, value)| Some((address.clone(), names(value)?))).collect()
+        dri::from_json(&serde_json::from_slice(&bytes).unwrap_or_default())
     }
 
     /// What happened to a slot last; none when there is nothing that can be read.
-    pub fn last(&self, slot: &str) -> Option<Value> {
+    pub fn last(&self, slot: SlotId) -> Option<Value> {
         serde_json::from_slice(&self.read(&last_file(slot)).ok()??).ok()
     }
 
     /// Whether anything is kept that somebody must come back for, read or not.
     pub fn has_anything(&self) -> bool {
         let is_owed = |name: &str| {
-            Owner::from_file_name(name).is_some() || [TO_START, SET_UP].contains(&name) || name.starts_with("wedged-")
+            let is_record = name.starts_with(MANUAL) || Owner::from_file_name(name).is_some();
+            is_record || [TO_START, SET_UP].contains(&name) || name.starts_with(WEDGED)
         };
         self.names().iter().any(|name| is_owed(name))
     }
@@ -253,7 +257,7 @@ impl Store {
     /// # Errors
     /// Names the file that could not be written.
     pub fn set_retries(&self, _keeper: &Lock, retries: &Value) -> Result<()> {
-        match retries.as_object().is_none_or(serde_json::Map::is_empty) {
+        match retries.as_object().is_none_or(Map::is_empty) {
             true => self.unlink(RETRIES),
             false => self.write(RETRIES, &retries.to_string()),
         }
@@ -293,17 +297,17 @@ pub(super) fn watch_file(vmid: u32) -> String {
     format!("{WATCH}{vmid}")
 }
 
-fn last_file(slot: &str) -> String {
+fn last_file(slot: SlotId) -> String {
     format!("last-{slot}")
 }
 
-fn wedge_file(slot: &str) -> String {
-    format!("wedged-{slot}")
+fn wedge_file(slot: SlotId) -> String {
+    format!("{WEDGED}{slot}")
 }
 
 impl Locked<'_> {
-    pub fn has(&self, slot: &str) -> bool {
-        self.slots.contains(slot)
+    pub fn has(&self, slot: SlotId) -> bool {
+        self.slots.contains(&slot)
     }
 
     /// # Errors
@@ -345,7 +349,7 @@ impl Locked<'_> {
     pub fn keep_dri(&self, names: &dri::Names) -> Result<()> {
         self.store.write_dri(&mut |kept| {
             names.iter().for_each(|(card, names)| {
-                kept.entry(card.clone()).or_insert_with(|| names.clone());
+                kept.entry(*card).or_insert_with(|| names.clone());
             })
         })
     }
@@ -369,19 +373,19 @@ impl Locked<'_> {
 
     /// # Errors
     /// As [`Locked::save`].
-    pub fn set_wedge(&self, slot: &str, wedge: &Wedge) -> Result<()> {
+    pub fn set_wedge(&self, slot: SlotId, wedge: &Wedge) -> Result<()> {
         self.store.write(&wedge_file(slot), &wedge.to_json().to_string())
     }
 
     /// # Errors
     /// As [`Locked::remove`].
-    pub fn clear_wedge(&self, slot: &str) -> Result<()> {
+    pub fn clear_wedge(&self, slot: SlotId) -> Result<()> {
         self.store.unlink(&wedge_file(slot))
     }
 
     /// # Errors
     /// As [`Locked::save`].
-    pub fn set_last(&self, slot: &str, last: &Value) -> Result<()> {
+    pub fn set_last(&self, slot: SlotId, last: &Value) -> Result<()> {
         self.store.write(&last_file(slot), &last.to_string())
     }
 }
@@ -400,7 +404,7 @@ impl Store {
         match names {
             names if names == before => Ok(()),
             names if names.is_empty() => self.unlink(DRI),
-            names => self.write(DRI, &json!(names).to_string()),
+            names => self.write(DRI, &dri::to_json(&names).to_string()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! `/run/gpu-handoff/to-start`: what was stopped for a handoff that is over, and does not run again yet.
 
 use super::record::Stopped;
+use crate::address::{self, SlotId};
 use anyhow::Context;
 use serde_json::{Value, json};
 
@@ -10,7 +11,7 @@ const SCHEMA: u64 = 1;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToStart {
     pub what: Stopped,
-    pub slots: Vec<String>,
+    pub slots: Vec<SlotId>,
     /// How often it did not start.
     pub tries: u64,
     /// Not before this time: seconds since 1970, UTC.
@@ -20,7 +21,7 @@ pub struct ToStart {
 impl ToStart {
     pub fn to_json(entries: &[ToStart]) -> String {
         let one = |entry: &ToStart| {
-            let mut value = json!({"what": entry.what.to_json(), "slots": entry.slots});
+            let mut value = json!({"what": entry.what.to_json(), "slots": address::to_json(&entry.slots)});
             if entry.tries > 0 {
                 value["tries"] = json!(entry.tries);
                 value["after"] = json!(entry.after);
@@ -44,10 +45,9 @@ impl ToStart {
     }
 
     fn parse(entry: &Value) -> Option<ToStart> {
-        let slots = entry.get("slots")?.as_array()?;
         Some(ToStart {
             what: Stopped::from_json(entry.get("what")?)?,
-            slots: slots.iter().map(|slot| slot.as_str().map(str::to_string)).collect::<Option<_>>()?,
+            slots: address::from_json(entry.get("slots")?)?,
             tries: entry.get("tries").and_then(Value::as_u64).unwrap_or(0),
             after: entry.get("after").and_then(Value::as_u64).unwrap_or(0),
         })
@@ -62,7 +62,7 @@ mod tests {
     fn what_is_written_is_read_back() {
         let entry = |what, tries| {
             let after = tries * 1_795_176_000;
-            ToStart { what, slots: vec!["0000:01:00".to_string()], tries, after }
+            ToStart { what, slots: vec!["0000:01:00".parse().unwrap()], tries, after }
         };
         let entries = [entry(Stopped::Container(101), 0), entry(Stopped::Unit("x.service".to_string()), 3)];
         assert_eq!(ToStart::parse_all(ToStart::to_json(&entries).as_bytes()).unwrap(), entries);

@@ -1,6 +1,5 @@
 //! What can say no before anything is touched. Pure: each refusal is one line with the device and the remedy.
 
-use crate::gpu::address::slot_of;
 use crate::gpu::inventory::VFIO_PCI;
 use crate::handoff::plan::facts::{Availability, Facts};
 use crate::proxmox::pci_id::PciId;
@@ -14,7 +13,7 @@ pub fn check(facts: &Facts, listed: &[PciId]) -> Result<(), String> {
         return Err(gone);
     }
     for function in facts.functions() {
-        let address = &function.address;
+        let address = function.address;
         if function.iommu_group.is_none() {
             return Err(format!(
                 "{address} is in no IOMMU group: the IOMMU is off; turn on VT-d or AMD-Vi in the firmware and, on Intel, \
@@ -42,7 +41,7 @@ pub fn check(facts: &Facts, listed: &[PciId]) -> Result<(), String> {
     }
     for stranger in &facts.strangers {
         let Some(driver) = stranger.driver.as_deref() else { continue };
-        if !matches!(driver, VFIO_PCI | "pci-stub") && !listed.iter().any(|id| id.covers(&stranger.address)) {
+        if !matches!(driver, VFIO_PCI | "pci-stub") && !listed.iter().any(|id| id.covers(stranger.address)) {
             return Err(format!(
                 "{} is in the same IOMMU group ({}) and {driver} has it: a group goes to a VM as a whole; move one of \
                  the two to another slot, or look in the firmware for ACS, which makes groups smaller",
@@ -57,11 +56,10 @@ pub fn check(facts: &Facts, listed: &[PciId]) -> Result<(), String> {
 /// A device that has fallen off the bus, and what may bring it back.
 pub fn gone(facts: &Facts) -> Option<String> {
     let function = facts.functions().find(|function| function.is_gone)?;
-    let slot = slot_of(&function.address).unwrap_or_default();
     Some(format!(
         "{} does not answer, it has fallen off the bus (its configuration space reads ff); power the host off and on \
-         again; or, once nothing uses the card: echo 1 | tee /sys/bus/pci/devices/{slot}.*/remove, then: echo 1 > \
+         again; or, once nothing uses the card: echo 1 | tee /sys/bus/pci/devices/{}.*/remove, then: echo 1 > \
          /sys/bus/pci/rescan, and if it reads ff still, only a power cycle helps",
-        function.address
+        function.address, function.address.slot
     ))
 }

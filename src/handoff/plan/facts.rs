@@ -1,5 +1,6 @@
 //! What a handoff must know before it decides, read once under the lock.
 
+use crate::address::{Address, SlotId};
 use crate::gpu::console::Console;
 use crate::gpu::inventory::{self, Function, READ_LIMIT, Slot, VFIO_PCI};
 use crate::gpu::{nvidia, static_ids};
@@ -40,9 +41,9 @@ pub enum Availability {
 pub struct GpuDriver {
     /// The driver's module and its holders, holders first; a holder that is not known is the error.
     pub unload_order: Result<Vec<String>, String>,
-    /// Functions outside the slots that have this driver, and NVIDIA GPUs without any driver: loading the driver again
+    /// Other slots with functions that have this driver, or with NVIDIA GPUs without any driver: loading the driver again
     /// would take them.
-    pub elsewhere: Vec<String>,
+    pub elsewhere: Vec<SlotId>,
 }
 
 impl Facts {
@@ -60,27 +61,27 @@ impl Facts {
             slot.read_slow_attributes(kernel)?;
         }
         let functions = || slots.iter().flat_map(|slot| &slot.functions);
-        let is_ours = |address: &str| functions().any(|f| f.address == address);
+        let is_ours = |address: Address| functions().any(|f| f.address == address);
         let mut groups: Vec<u32> = functions().filter_map(|f| f.iommu_group).collect();
         groups.sort_unstable();
         groups.dedup();
         let strangers = groups
             .into_iter()
             .flat_map(|group| inventory::group_members(kernel, group))
-            .filter(|f| !is_ours(&f.address) && !f.is_harmless_bridge())
+            .filter(|f| !is_ours(f.address) && !f.is_harmless_bridge())
             .collect();
         let mut gpu_drivers = BTreeMap::new();
         for gpu in functions().filter(|f| f.is_nvidia_gpu()) {
             let (Some(driver), Some(module)) = (&gpu.driver, &gpu.module) else { continue };
             if UNLOADABLE.contains(&driver.as_str()) {
-                let mut elsewhere = inventory::functions_of_driver(kernel, driver);
-                elsewhere.extend(inventory::unbound_gpus(kernel));
-                elsewhere.retain(|address| !is_ours(address));
+                let of_driver = inventory::functions_of_driver(kernel, driver).into_iter();
+                let others = of_driver.chain(inventory::unbound_gpus(kernel)).filter(|address| !is_ours(*address));
+                let elsewhere = others.map(|address| address.slot).collect();
                 let unload_order = nvidia::unload_order(kernel, module);
                 gpu_drivers.insert(driver.clone(), GpuDriver { unload_order, elsewhere });
             }
         }
-        let addresses: Vec<&str> = functions().map(|f| f.address.as_str()).collect();
+        let addresses: Vec<Address> = functions().map(|f| f.address).collect();
         let console = Console::read(kernel, &addresses, READ_LIMIT);
         let is_loaded = |module: &str| kernel.exists(&format!("/sys/module/{module}"));
         Ok(Facts {
@@ -104,9 +105,9 @@ impl Facts {
 
     /// A call that is stuck in a wedged slot holds its driver, although sysfs no longer shows the two together.
     #[must_use]
-    pub fn avoiding(mut self, wedged: &[String]) -> Facts {
+    pub fn avoiding(mut self, wedged: &[SlotId]) -> Facts {
         for driver in self.gpu_drivers.values_mut() {
-            driver.elsewhere.extend(wedged.iter().cloned());
+            driver.elsewhere.extend(wedged);
         }
         self
     }

@@ -8,6 +8,7 @@ pub mod facts;
 pub mod policy;
 pub mod step;
 
+use crate::address::{Address, SlotId};
 use crate::gpu::inventory::{Function, VFIO_PCI};
 use crate::gpu::power::Power;
 use crate::handoff::kept::record::{HomeOf, Record};
@@ -61,16 +62,15 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
         if function.is_on(VFIO_PCI) {
             power.control = None;
         }
-        set_power(&mut plan, Phase::Prepare, &function.address, power);
+        set_power(&mut plan, Phase::Prepare, function.address, power);
     }
     // Before unbinding: opening a dead device node makes the kernel load nvidia, which would take the GPU back.
     for function in facts.functions() {
         // One that lives on vfio-pci without an override needs none, and none is left behind on it.
-        let lives_there =
-            record.home_of(&function.address).is_some_and(|home| home.driver.as_deref() == Some(VFIO_PCI));
+        let lives_there = record.home_of(function.address).is_some_and(|home| home.driver.as_deref() == Some(VFIO_PCI));
         let settled = lives_there && function.is_on(VFIO_PCI) && function.driver_override.is_none();
         if !settled && function.driver_override.as_deref() != Some(VFIO_PCI) {
-            plan.push((Phase::Prepare, override_to(&function.address, Some(VFIO_PCI))));
+            plan.push((Phase::Prepare, override_to(function.address, Some(VFIO_PCI))));
         }
     }
     let releases = |function: &Function| function.driver.as_deref().is_some_and(|driver| driver != VFIO_PCI);
@@ -95,7 +95,7 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
         }
     }
     // A framebuffer that goes with its module takes the console along by itself.
-    let screen = facts.functions().find(|f| facts.console.screen.as_ref() == Some(&f.address));
+    let screen = facts.functions().find(|f| facts.console.screen == Some(f.address));
     // What could not be attached again is left to the kernel.
     let detach = facts.console.is_attached
         && facts.console.can_attach
@@ -109,7 +109,7 @@ pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
     plan.extend(thaw(record));
     release(&mut plan, facts.functions().filter(|f| !f.is_nvidia_gpu()));
     for function in facts.functions().filter(|f| !f.is_on(VFIO_PCI)) {
-        plan.push((Phase::Bind, probe(&function.address, VFIO_PCI)));
+        plan.push((Phase::Bind, probe(function.address, VFIO_PCI)));
     }
     if reload_drm {
         plan.push((Phase::Complete, load(&["nvidia_drm"])));
@@ -126,7 +126,7 @@ fn release<'a>(plan: &mut Plan, functions: impl Iterator<Item = &'a Function>) {
     for function in functions {
         let Some(driver) = function.driver.as_deref().filter(|d| *d != VFIO_PCI) else { continue };
         if !is_unloaded(plan, function) {
-            plan.push((Phase::Release, unbind(&function.address, driver)));
+            plan.push((Phase::Release, unbind(function.address, driver)));
         }
     }
 }
@@ -145,7 +145,7 @@ pub fn share(plan: &Plan) -> Share {
 pub struct Outline {
     pub title: String,
     /// None when there is nothing to plan, and the title says why.
-    pub slots: Vec<String>,
+    pub slots: Vec<SlotId>,
     pub steps: Vec<(&'static str, String)>,
 }
 
@@ -202,12 +202,12 @@ fn has_lost_screen(plan: &Plan, function: &Function) -> bool {
 }
 
 fn with_home<'a>(facts: &'a Facts, record: &'a Record) -> impl Iterator<Item = (&'a Function, &'a HomeOf)> {
-    facts.functions().filter_map(|f| Some((f, record.home_of(&f.address)?)))
+    facts.functions().filter_map(|f| Some((f, record.home_of(f.address)?)))
 }
 
-fn set_power(plan: &mut Plan, phase: Phase, address: &str, power: Power) {
+fn set_power(plan: &mut Plan, phase: Phase, address: Address, power: Power) {
     if !power.is_empty() {
-        plan.push((phase, Step::Power { address: address.to_string(), power }));
+        plan.push((phase, Step::Power { address, power }));
     }
 }
 
@@ -225,7 +225,7 @@ pub fn to_home(facts: &Facts, record: &Record) -> Plan {
 
     for (function, home) in &returning {
         // Only what the record can give back is changed.
-        set_power(&mut plan, Phase::Release, &function.address, home.power.awake().unlike(&function.power));
+        set_power(&mut plan, Phase::Release, function.address, home.power.awake().unlike(&function.power));
     }
     // Before unbinding: an id left in vfio-pci would take the function back, and an identical card with it.
     let ids: BTreeSet<(u16, u16)> =
@@ -235,25 +235,25 @@ pub fn to_home(facts: &Facts, record: &Record) -> Plan {
     }
     for (function, home) in &returning {
         if home.driver.is_some() && function.driver_override != home.driver {
-            plan.push((Phase::Release, override_to(&function.address, home.driver.as_deref())));
+            plan.push((Phase::Release, override_to(function.address, home.driver.as_deref())));
         }
     }
     let modules = modules_to_load(facts, record, &functions, &returning);
     for (function, home) in &returning {
         // A module takes every unbound device it knows, also one that is at home without a driver.
         if home.driver.is_none() && function.driver_override.is_none() && !modules.is_empty() {
-            plan.push((Phase::Release, override_to(&function.address, Some(VFIO_PCI))));
+            plan.push((Phase::Release, override_to(function.address, Some(VFIO_PCI))));
         }
     }
     for (function, _) in returning.iter().filter(|(f, _)| f.is_on(VFIO_PCI)) {
-        plan.push((Phase::Release, unbind(&function.address, VFIO_PCI)));
+        plan.push((Phase::Release, unbind(function.address, VFIO_PCI)));
     }
     if !modules.is_empty() {
         plan.push((Phase::Bind, Step::Load { modules }));
     }
     for (function, home) in &returning {
         if let Some(driver) = &home.driver {
-            plan.push((Phase::Bind, probe(&function.address, driver)));
+            plan.push((Phase::Bind, probe(function.address, driver)));
         }
     }
     if functions.iter().any(|(_, home)| home.driver.as_deref() == Some("nvidia")) {
@@ -266,12 +266,12 @@ pub fn to_home(facts: &Facts, record: &Record) -> Plan {
         // Moving changes it, and so does the driver at home when it binds.
         let moves = returning.iter().any(|(f, _)| f.address == function.address);
         let power = if moves { home.power.clone() } else { home.power.unlike(&function.power) };
-        set_power(&mut plan, Phase::Clear, &function.address, power);
+        set_power(&mut plan, Phase::Clear, function.address, power);
     }
     for (function, home) in &functions {
         let ours = function.driver_override.is_some() || returning.iter().any(|(f, _)| f.address == function.address);
         if ours && !lives_there(home) {
-            plan.push((Phase::Clear, override_to(&function.address, None)));
+            plan.push((Phase::Clear, override_to(function.address, None)));
         }
     }
     plan
@@ -313,16 +313,16 @@ fn load(modules: &[&str]) -> Step {
     Step::Load { modules: modules.iter().map(|module| (*module).to_string()).collect() }
 }
 
-fn override_to(address: &str, driver: Option<&str>) -> Step {
-    Step::Override { address: address.to_string(), driver: driver.map(str::to_string) }
+fn override_to(address: Address, driver: Option<&str>) -> Step {
+    Step::Override { address, driver: driver.map(str::to_string) }
 }
 
-fn unbind(address: &str, driver: &str) -> Step {
-    Step::Unbind { address: address.to_string(), driver: driver.to_string() }
+fn unbind(address: Address, driver: &str) -> Step {
+    Step::Unbind { address, driver: driver.to_string() }
 }
 
-fn probe(address: &str, driver: &str) -> Step {
-    Step::Probe { address: address.to_string(), driver: driver.to_string() }
+fn probe(address: Address, driver: &str) -> Step {
+    Step::Probe { address, driver: driver.to_string() }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! One step of a handoff: what it asks of the kernel and how to see that it holds.
 
-use crate::gpu::address::{attribute, slot_of};
+use crate::address::{Address, SlotId};
 use crate::gpu::inventory::read_override;
 use crate::gpu::power::Power;
 use crate::gpu::{console, containers, nodes};
@@ -21,16 +21,16 @@ pub enum Step {
     },
     /// None clears the override.
     Override {
-        address: String,
+        address: Address,
         driver: Option<String>,
     },
     Unbind {
-        address: String,
+        address: Address,
         driver: String,
     },
     /// Lets the kernel bind the function to the driver that its override names.
     Probe {
-        address: String,
+        address: Address,
         driver: String,
     },
     /// Takes one dynamic id from vfio-pci, as often as it is there.
@@ -49,7 +49,7 @@ pub enum Step {
     },
     /// Sets what decides whether a function may sleep.
     Power {
-        address: String,
+        address: Address,
         power: Power,
     },
     /// Puts the framebuffer console on a screen, or takes it off every screen.
@@ -67,17 +67,19 @@ impl Step {
             Step::Unload { module } => vec![Action::Unload { module: module.clone() }],
             // Only a newline clears: an empty write(2) never reaches the kernel.
             Step::Override { address, driver } => {
-                write(attribute(address, "driver_override"), driver.as_deref().unwrap_or("\n"))
+                write(address.attribute("driver_override"), driver.as_deref().unwrap_or("\n"))
             }
-            Step::Unbind { address, driver } => write(format!("/sys/bus/pci/drivers/{driver}/unbind"), address),
-            Step::Probe { address, .. } => write("/sys/bus/pci/drivers_probe".to_string(), address),
+            Step::Unbind { address, driver } => {
+                write(format!("/sys/bus/pci/drivers/{driver}/unbind"), &address.to_string())
+            }
+            Step::Probe { address, .. } => write("/sys/bus/pci/drivers_probe".to_string(), &address.to_string()),
             Step::RemoveId { vendor, device } => write(REMOVE_ID.to_string(), &format!("{vendor:04x} {device:04x}")),
             Step::MakeNodes => nodes::missing(kernel).into_iter().map(Action::MakeNode).collect(),
             Step::Freeze { ctid } => write(containers::freezer(*ctid), "1"),
             Step::Thaw { ctid } => write(containers::freezer(*ctid), "0"),
             Step::Power { address, power } => {
-                let unlike = power.unlike(&Power::read(kernel, address));
-                let to_write = |(name, value): (&str, &str)| write(attribute(address, name), value);
+                let unlike = power.unlike(&Power::read(kernel, *address));
+                let to_write = |(name, value): (&str, &str)| write(address.attribute(name), value);
                 unlike.values().flat_map(to_write).collect()
             }
             Step::Console { attach } => match console::bind_attribute(kernel) {
@@ -92,11 +94,11 @@ impl Step {
     /// # Errors
     /// [`ActError::Stuck`] when even looking took longer than `limit`.
     pub fn holds(&self, kernel: &dyn Kernel, limit: Duration) -> Result<bool, ActError> {
-        let driver_of = |address: &str| kernel.link_name(&attribute(address, "driver")).ok();
+        let driver_of = |address: &Address| kernel.link_name(&address.attribute("driver")).ok();
         Ok(match self {
             Step::Load { modules } => modules.iter().all(|module| is_live(kernel, module)),
             Step::Unload { module } => !kernel.exists(&format!("/sys/module/{module}")),
-            Step::Override { address, driver } => read_override(kernel, address, limit)? == *driver,
+            Step::Override { address, driver } => read_override(kernel, *address, limit)? == *driver,
             // Another driver may have taken it at once: what that one is, the next step sees.
             Step::Unbind { address, driver } => driver_of(address).as_deref() != Some(driver),
             Step::Probe { address, driver } => driver_of(address).as_deref() == Some(driver),
@@ -107,7 +109,7 @@ impl Step {
             // Having asked for it is not enough.
             Step::Freeze { ctid } => containers::is_frozen(kernel, *ctid),
             Step::Thaw { ctid } => kernel.text(&containers::freezer(*ctid)).is_none_or(|text| text == "0"),
-            Step::Power { address, power } => power.unlike(&Power::read(kernel, address)).is_empty(),
+            Step::Power { address, power } => power.unlike(&Power::read(kernel, *address)).is_empty(),
             // One that went with its framebuffer comes back with it, by itself: all there is where it cannot be done by
             // hand.
             Step::Console { attach: true } if !console::can_attach(kernel) => true,
@@ -137,12 +139,12 @@ impl Step {
     }
 
     /// The slot that this step is about; none when it is about all of them.
-    pub fn slot(&self) -> Option<&str> {
+    pub fn slot(&self) -> Option<SlotId> {
         match self {
             Step::Override { address, .. }
             | Step::Unbind { address, .. }
             | Step::Probe { address, .. }
-            | Step::Power { address, .. } => slot_of(address),
+            | Step::Power { address, .. } => Some(address.slot),
             Step::Load { .. }
             | Step::Unload { .. }
             | Step::RemoveId { .. }
@@ -183,7 +185,7 @@ impl Step {
             Step::Override { address, .. }
             | Step::Unbind { address, .. }
             | Step::Probe { address, .. }
-            | Step::Power { address, .. } => address.clone(),
+            | Step::Power { address, .. } => address.to_string(),
             Step::RemoveId { vendor, device } => format!("{vendor:04x}:{device:04x}"),
             Step::MakeNodes | Step::Console { .. } => String::new(),
             Step::Freeze { ctid } | Step::Thaw { ctid } => ctid.to_string(),

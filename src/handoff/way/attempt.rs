@@ -1,6 +1,7 @@
 //! One handoff from its beginning to its end, for who asks later: `--status` about the last of a slot, `history` about all.
 
 use super::Handoff;
+use crate::address::{self, SlotId};
 use crate::handoff::kept::history;
 use crate::handoff::kept::record::Owner;
 use crate::handoff::kept::store::Locked;
@@ -20,7 +21,7 @@ pub enum Direction {
 pub struct Attempt {
     direction: Direction,
     vmid: Option<u32>,
-    slots: Vec<String>,
+    slots: Vec<SlotId>,
     /// A time of [`crate::sys::Kernel::now`].
     pub begin: Duration,
     took: Option<Duration>,
@@ -28,15 +29,15 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    pub fn new(direction: Direction, owner: &Owner, slots: &[&str], begin: Duration) -> Attempt {
+    pub fn new(direction: Direction, owner: &Owner, slots: &[SlotId], begin: Duration) -> Attempt {
         let vmid = owner.vmid();
         let mut attempt = Attempt { direction, vmid, slots: Vec::new(), begin, took: None, phases: Vec::new() };
         attempt.is_about(slots);
         attempt
     }
 
-    pub fn is_about(&mut self, slots: &[&str]) {
-        self.slots = slots.iter().map(ToString::to_string).collect();
+    pub fn is_about(&mut self, slots: &[SlotId]) {
+        self.slots = slots.to_vec();
     }
 
     pub fn phase(&mut self, name: &'static str, took: Duration) {
@@ -65,7 +66,7 @@ impl Attempt {
             "time": time,
             "direction": match self.direction { Direction::Vfio => "vfio", Direction::Home => "home" },
             "vmid": self.vmid,
-            "slots": self.slots,
+            "slots": address::to_json(&self.slots),
             "exit": stop.map_or(0, |stop| stop.code as u8),
             "ms": took.as_millis() as u64,
             "phases": phases,
@@ -88,7 +89,7 @@ impl Handoff<'_> {
             }
         };
         if let Some(locked) = locked.filter(|_| attempt.has_begun()) {
-            attempt.slots.iter().for_each(|slot| warn(locked.set_last(slot, &document)));
+            attempt.slots.iter().for_each(|slot| warn(locked.set_last(*slot, &document)));
         }
         if let Some(history) = self.store.history() {
             let books = history.is_full().then(|| self.store.books(Duration::ZERO).ok().flatten()).flatten();
@@ -97,7 +98,7 @@ impl Handoff<'_> {
     }
 
     /// As [`Handoff::note`], of one that was refused before anybody took the lock for it.
-    pub fn note_refused(&self, direction: Direction, owner: &Owner, slots: &[&str], stop: &Stop) {
+    pub fn note_refused(&self, direction: Direction, owner: &Owner, slots: &[SlotId], stop: &Stop) {
         self.note(None, Attempt::new(direction, owner, slots, self.kernel.now()), Some(stop));
     }
 }
@@ -108,7 +109,8 @@ mod tests {
 
     #[test]
     fn the_document() {
-        let mut attempt = Attempt::new(Direction::Vfio, &Owner::Vm(111), &["0000:01:00"], Duration::from_secs(5));
+        let slot: SlotId = "0000:01:00".parse().unwrap();
+        let mut attempt = Attempt::new(Direction::Vfio, &Owner::Vm(111), &[slot], Duration::from_secs(5));
         attempt.phase("check", Duration::from_micros(7900));
         assert_eq!(attempt.took(Duration::from_millis(5084)), Duration::from_millis(84));
         assert_eq!(attempt.took(Duration::from_secs(9)), Duration::from_millis(84));
@@ -116,8 +118,8 @@ mod tests {
         let expected = json!({"schema": 1, "time": time, "direction": "vfio", "vmid": 111, "slots": ["0000:01:00"],
             "exit": 0, "ms": 84, "phases": [{"name": "check", "ms": 7}], "reason": null});
         assert_eq!(attempt.to_json(time, Duration::from_millis(84), None), expected);
-        let by_hand = Owner::Manual("0000:01:00".to_string());
-        let attempt = Attempt::new(Direction::Home, &by_hand, &["0000:01:00"], Duration::ZERO);
+        let by_hand = Owner::Manual(slot);
+        let attempt = Attempt::new(Direction::Home, &by_hand, &[slot], Duration::ZERO);
         let refused = attempt.to_json(time, Duration::ZERO, Some(&Stop::refused("busy")));
         let expected = json!({"schema": 1, "time": time, "direction": "home", "vmid": null, "slots": ["0000:01:00"],
             "exit": 3, "ms": 0, "phases": [], "reason": "busy"});

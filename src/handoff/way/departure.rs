@@ -1,12 +1,13 @@
 //! What is to leave the host.
 
+use crate::address::SlotId;
 use crate::handoff::kept::record::Owner;
 use crate::proxmox::pci_id::PciId;
 
 /// Slots that leave the host together.
 pub struct Departure<'a> {
     pub owner: Owner,
-    pub slots: Vec<String>,
+    pub slots: Vec<SlotId>,
     /// What the owner's own configuration names, beside these slots: it may be in their IOMMU groups.
     pub listed: Vec<PciId>,
     /// Called when nothing can go wrong any more but the record does not say so yet: whatever is killed before, what is
@@ -16,11 +17,7 @@ pub struct Departure<'a> {
 
 impl Departure<'_> {
     /// Slots that nobody but their owner has to do with.
-    pub fn of(owner: Owner, slots: Vec<String>) -> Departure<'static> {
+    pub fn of(owner: Owner, slots: Vec<SlotId>) -> Departure<'static> {
         Departure { owner, slots, listed: Vec::new(), on_ready: &|| {} }
-    }
-
-    pub fn names(&self) -> Vec<&str> {
-        self.slots.iter().map(String::as_str).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! Cards that are not with the host although no handoff took them from it, and what is behind that.
 
+use crate::address::SlotId;
 use crate::causes::{self, Cause, Facts};
 use crate::config::{Config, Home};
 use crate::gpu::Slot;
@@ -10,7 +11,7 @@ use crate::sys::Kernel;
 
 /// A card where it should not be.
 pub struct Elsewhere {
-    pub slot: String,
+    pub slot: SlotId,
     pub text: String,
 }
 
@@ -23,7 +24,7 @@ pub fn find(kernel: &dyn Kernel, store: &Store, config: &Config, is_blocked: boo
 }
 
 /// What, of all that acts at boot, keeps this card from its home; nothing for one that is where it should be.
-pub fn behind(kernel: &dyn Kernel, store: &Store, config: &Config, slot: &str) -> Vec<Cause> {
+pub fn behind(kernel: &dyn Kernel, store: &Store, config: &Config, slot: SlotId) -> Vec<Cause> {
     // Nearly every card is with its driver, and then nothing has to be read of what acts at boot.
     match Slot::read(kernel, slot).and_then(|slot| one(kernel, &records(store), config, &slot, true)) {
         Some(_) => Facts::read(kernel, config).causes(),
@@ -36,18 +37,18 @@ fn records(store: &Store) -> Vec<Record> {
 }
 
 fn one(kernel: &dyn Kernel, records: &[Record], config: &Config, slot: &Slot, is_blocked: bool) -> Option<Elsewhere> {
-    let is_ours = records.iter().any(|record| record.slots().contains(&slot.address.as_str()));
+    let is_ours = records.iter().any(|record| record.slots().contains(&slot.id));
     let gpu = slot.gpu().filter(|_| !is_ours)?;
-    let home = config.homes.get(&slot.address);
+    let home = config.homes.get(&slot.id);
     let is_driver_there = || is_blocked || kernel.exists("/sys/module/nvidia");
     let text = match gpu.driver.as_deref() {
         Some(driver) if home == Some(&Home::Driver(driver.to_string())) => return None,
         Some(driver) if causes::is_keeper(driver) => {
-            format!("{} is on {driver}, and no handoff put it there: the host does not have it", slot.address)
+            format!("{} is on {driver}, and no handoff put it there: the host does not have it", slot.id)
         }
         // That there is no driver yet is no fault.
-        None if home != Some(&Home::None) && is_driver_there() => format!("{} has no driver", slot.address),
+        None if home != Some(&Home::None) && is_driver_there() => format!("{} has no driver", slot.id),
         _ => return None,
     };
-    Some(Elsewhere { slot: slot.address.clone(), text })
+    Some(Elsewhere { slot: slot.id, text })
 }

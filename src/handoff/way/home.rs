@@ -1,6 +1,7 @@
 //! Slots come home: after their VM stopped, or by hand.
 
 use super::{Handoff, LOOK_AGAIN};
+use crate::address::{Address, SlotId, list};
 use crate::gpu::containers;
 use crate::gpu::holders::Watched;
 use crate::gpu::inventory::{READ_LIMIT, Slot, VFIO_PCI};
@@ -115,8 +116,10 @@ impl Handoff<'_> {
     /// What a person asks for is refused rather than waited for. By hand and with a VM are two records of one slot.
     fn refuse_to_take(&self, record: &Record) -> Result<()> {
         let slot = record.slot();
+        let first = record.slots().into_iter().next();
+        let has_it = |other: &Record| first.is_some_and(|slot| other.slots().contains(&slot));
         let records = self.store.each_record().into_iter().flatten();
-        let mut owners = records.filter(|other| other.slots().contains(&slot)).filter_map(|other| other.owner.vmid());
+        let mut owners = records.filter(has_it).filter_map(|other| other.owner.vmid());
         if let Some(id) = owners.find(|id| is_alive(self.kernel, *id)) {
             return Err(Stop::refused(format!(
                 "{slot} was not touched: VM {id} has it; stop that VM and it comes home by itself: qm stop {id}"
@@ -158,10 +161,13 @@ impl Handoff<'_> {
             return self.refuse_wedged(&record.slots());
         };
         let owner = &record.owner;
-        let title = rest.slots().join(" ");
+        let title = list(rest.slots());
         if is_at_home_on_vfio(&rest) {
-            let by_hand = Owner::Manual(rest.slot().to_string());
-            self.story.say(&if *owner != by_hand && self.store.has_record(&by_hand) {
+            let is_by_hand = |slot: &SlotId| {
+                let by_hand = Owner::Manual(*slot);
+                *owner != by_hand && self.store.has_record(&by_hand)
+            };
+            self.story.say(&if rest.slots().first().is_some_and(is_by_hand) {
                 format!("{title} stays on {VFIO_PCI}, as asked by hand, until: gpu-handoff to-nvidia {}", rest.slot())
             } else {
                 format!("{title} is at home on {VFIO_PCI}: nothing to do")
@@ -211,11 +217,11 @@ impl Handoff<'_> {
         &self,
         locked: &Locked,
         record: &Record,
-        left_out: &[String],
+        left_out: &[SlotId],
         time: TimeBox,
     ) -> Result<()> {
         let mut left = self.wedged_among(&record.slots());
-        left.extend(left_out.iter().cloned());
+        left.extend(left_out);
         let mut record = record.clone();
         self.thaw(locked, &mut record);
         match record.only(&left) {
@@ -224,7 +230,7 @@ impl Handoff<'_> {
                     let who: Vec<String> = record.frozen.iter().map(ToString::to_string).collect();
                     return Err(Stop::failed(format!(
                         "{} is home, but container {} is still frozen; thaw it: echo 0 > {}",
-                        record.slots().join(" "),
+                        list(record.slots()),
                         who.join(" "),
                         containers::freezer(record.frozen[0])
                     )));
@@ -251,9 +257,9 @@ impl Handoff<'_> {
         if record.stopped.is_empty() {
             return;
         }
-        let is_hopeless = |slot: &&str| {
-            let wedge = self.store.wedge(slot).ok().flatten();
-            wedge.is_some_and(|wedge| self.forgets_attached(&wedge)) && self.holder_of(slot).is_none()
+        let is_hopeless = |slot: &SlotId| {
+            let wedge = self.store.wedge(*slot).ok().flatten();
+            wedge.is_some_and(|wedge| self.forgets_attached(&wedge)) && self.holder_of(*slot).is_none()
         };
         if !record.slots().iter().any(is_hopeless) {
             return;
@@ -276,7 +282,7 @@ impl Handoff<'_> {
     pub(super) fn thaw(&self, locked: &Locked, record: &mut Record) {
         let had = record.frozen.len();
         let wedges: Vec<Wedge> =
-            record.slots().iter().filter_map(|slot| self.store.wedge(slot).ok().flatten()).collect();
+            record.slots().iter().filter_map(|slot| self.store.wedge(*slot).ok().flatten()).collect();
         // Freezing it may have hung as well: then it freezes when that call comes back.
         let freezes_yet = |ctid: u32| {
             let freeze = Step::Freeze { ctid }.to_string();
@@ -347,7 +353,7 @@ impl Handoff<'_> {
 
     /// Nothing is left to bring home of a record but what was left out: time ran out before anything was touched, or
     /// after all was done.
-    pub(super) fn is_back(&self, record: &Record, left_out: &[String]) -> bool {
+    pub(super) fn is_back(&self, record: &Record, left_out: &[SlotId]) -> bool {
         let Some(rest) = record.without(left_out) else { return true };
         let holds = |step: &Step| matches!(step.holds(self.kernel, READ_LIMIT), Ok(true));
         // Nobody can see whether there is an id; Proxmox writes one when QEMU starts, which it has not.
@@ -381,10 +387,10 @@ impl Handoff<'_> {
     }
 
     /// Functions that the record names and the machine no longer has.
-    fn gone(&self, record: &Record) -> Vec<String> {
+    fn gone(&self, record: &Record) -> Vec<Address> {
         let slots = self.slots_of(record);
-        let is_there = |address: &str| slots.iter().flat_map(|slot| &slot.functions).any(|f| f.address == address);
-        record.functions.iter().map(|home| home.address.clone()).filter(|address| !is_there(address)).collect()
+        let is_there = |address: &Address| slots.iter().flat_map(|slot| &slot.functions).any(|f| f.address == *address);
+        record.functions.iter().map(|home| home.address).filter(|address| !is_there(address)).collect()
     }
 
     /// Whether a VM still has a function open. A VM's post-stop may run while its QEMU is still closing: unbinding
@@ -431,7 +437,7 @@ impl Handoff<'_> {
                 let why = if asked { "asked to end".to_string() } else { format!("after {} s", waited.as_secs()) };
                 let message = format!(
                     "{} was not touched: {who} ({why}); end it, then: gpu-handoff to-nvidia {}",
-                    record.slots().join(" "),
+                    list(record.slots()),
                     record.slot()
                 );
                 return Err(if asked { Stop::failed(message) } else { Stop::overrun(message) });
@@ -449,7 +455,7 @@ impl Handoff<'_> {
     }
 
     fn slots_of(&self, record: &Record) -> Vec<Slot> {
-        record.slots().iter().filter_map(|address| Slot::read(self.kernel, address)).collect()
+        record.slots().into_iter().filter_map(|slot| Slot::read(self.kernel, slot)).collect()
     }
 }
 
@@ -462,9 +468,9 @@ pub(super) fn is_at_home_on_vfio(record: &Record) -> bool {
 }
 
 /// A device that does not even let itself be read.
-pub(super) fn unreadable(slots: &[&str], error: &ActError) -> Stop {
+pub(super) fn unreadable(slots: &[SlotId], error: &ActError) -> Stop {
     Stop::overrun(format!(
         "{} was not touched: reading its attributes {error}; something else is stuck with it, only a reboot frees it",
-        slots.join(" ")
+        list(slots)
     ))
 }

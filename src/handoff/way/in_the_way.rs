@@ -5,7 +5,7 @@
 //! Not all of them can be seen: a descriptor on its way through a socket is in no process, nor is an open that is not done
 //! yet. So what was seen is compared with the driver's own count.
 
-use crate::gpu::address::slot_of;
+use crate::address::Address;
 use crate::gpu::holders::{self, Found, Holder, Reach, Watched};
 use crate::gpu::inventory::{self, Function, Slot};
 use crate::gpu::nodes::{MODESET_MINOR, NVIDIA_MAJOR};
@@ -22,8 +22,8 @@ const IN_BETWEEN: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Before a function is unbound from a driver, whoever has it open by now, in words.
-pub fn of_unbinding(kernel: &dyn Kernel, address: &str, driver: &str, limit: Duration) -> Option<String> {
-    let slot = Slot::read(kernel, slot_of(address)?)?;
+pub fn of_unbinding(kernel: &dyn Kernel, address: Address, driver: &str, limit: Duration) -> Option<String> {
+    let slot = Slot::read(kernel, address.slot)?;
     let function = slot.functions.iter().find(|function| function.address == address)?.clone();
     if let Some(behind) = behind::in_use(kernel, &function) {
         return Some(format!("meanwhile {behind}"));
@@ -138,13 +138,13 @@ fn explained(kernel: &dyn Kernel, driver: &str, found: &Found, of_each: u64) -> 
 /// The nodes of every function that a driver has.
 fn nodes_of(kernel: &dyn Kernel, driver: &str) -> Vec<DeviceNumber> {
     let functions = inventory::functions_of_driver(kernel, driver);
-    let functions = functions.iter().filter_map(|address| Function::read(kernel, address));
+    let functions = functions.into_iter().filter_map(|address| Function::read(kernel, address));
     functions.flat_map(|function| Watched::of_function(kernel, &function).numbers()).collect()
 }
 
 fn in_words(function: &Function, driver: &str, more: Option<u64>, found: &Found) -> String {
     let hidden = holders::hidden(&found.hidden);
-    let address = &function.address;
+    let address = function.address;
     match more {
         Some(more) if hidden.is_empty() => format!(
             "{driver} has {more} open file(s) that belong to no process, such as a descriptor that was sent and not yet \

@@ -1,6 +1,7 @@
 //! What giving slots away means before anything is touched: who refuses it, who must go first, the record and the plan.
 
 use super::{Handoff, again, in_the_way};
+use crate::address::{Address, SlotId, list};
 use crate::config::{ForContainer, Home};
 use crate::gpu::holders::{Ends, Found, Holder, Place, Reach, Watched, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI};
@@ -61,7 +62,7 @@ impl Handoff<'_> {
     pub fn plan_leave(&self, departure: &Departure) -> Result<Outline> {
         let steps = self.intend(departure)?.steps();
         let Departure { owner, slots, .. } = departure;
-        Ok(Outline { title: format!("{} host -> {owner}", slots.join(" ")), slots: slots.clone(), steps })
+        Ok(Outline { title: format!("{} host -> {owner}", list(slots)), slots: slots.clone(), steps })
     }
 
     /// Everything that can say no says so here. Reads only.
@@ -69,18 +70,17 @@ impl Handoff<'_> {
     /// # Errors
     /// Why it is refused.
     pub fn intend(&self, departure: &Departure) -> Result<Intent> {
-        let Departure { owner, slots, listed, .. } = departure;
-        let names = departure.names();
-        self.refuse_wedged(&names)?;
-        let slots = self.read_slots(slots)?;
+        let Departure { owner, slots: names, listed, .. } = departure;
+        self.refuse_wedged(names)?;
+        let slots = self.read_slots(names)?;
         let earlier = self.earlier_records(owner, &slots)?;
         let mut record = self.record_for(owner, &slots, &earlier);
         let abandoned = earlier.into_iter().filter(|r| r.owner != *owner && r.owner.vmid().is_some()).collect();
         let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
-        let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(&names, &error))?;
+        let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(names, &error))?;
         let facts = facts.avoiding(&self.store.wedged_slots());
         record.console |= facts.console.is_attached && facts.console.screen.is_some();
-        let refuse = |reason: String| Stop::refused(format!("{} was not touched: {reason}", names.join(" ")));
+        let refuse = |reason: String| Stop::refused(format!("{} was not touched: {reason}", list(names)));
         check::check(&facts, listed).map_err(refuse)?;
         let needed = facts.functions().find_map(|function| behind::in_use(self.kernel, function));
         needed.map_or(Ok(()), |what| Err(refuse(format!("{what}; then {}", again(owner)))))?;
@@ -101,7 +101,7 @@ impl Handoff<'_> {
         let found = found.map_err(|problem| refuse(format!("{problem}; then {}", again(owner))))?;
         let halts = self
             .decide(owner, &facts, &found.holders)
-            .map_err(|keepers| busy(owner, &names, &keepers, self.of_all_cards(&facts, &keepers)))?;
+            .map_err(|keepers| busy(owner, names, &keepers, self.of_all_cards(&facts, &keepers)))?;
         if !found.hidden.is_empty() {
             self.story.warn(&format!("not seen is what these have in memory: {}", hidden(&found.hidden)));
         }
@@ -154,7 +154,7 @@ impl Handoff<'_> {
         let mut gpus = facts.functions().filter(|function| function.is_nvidia_gpu());
         match keepers.iter().any(is_control) {
             false => "",
-            true if gpus.any(|gpu| started::may_be(self.kernel, &gpu.address)) => {
+            true if gpus.any(|gpu| started::may_be(self.kernel, gpu.address)) => {
                 ", which is for all cards: the driver has started this card and does not say for whom"
             }
             true => {
@@ -178,12 +178,11 @@ impl Handoff<'_> {
         containers
     }
 
-    pub(super) fn read_slots(&self, addresses: &[String]) -> Result<Vec<Slot>> {
-        let read = |address: &String| {
-            Slot::read(self.kernel, address)
-                .ok_or_else(|| Stop::refused(format!("there is no device in slot {address}")))
+    pub(super) fn read_slots(&self, ids: &[SlotId]) -> Result<Vec<Slot>> {
+        let read = |id: &SlotId| {
+            Slot::read(self.kernel, *id).ok_or_else(|| Stop::refused(format!("there is no device in slot {id}")))
         };
-        addresses.iter().map(read).collect()
+        ids.iter().map(read).collect()
     }
 
     /// Records that know something of these slots.
@@ -200,7 +199,7 @@ impl Handoff<'_> {
                     continue;
                 }
             };
-            let Some(slot) = slots.iter().find(|slot| record.slots().contains(&slot.address.as_str())) else {
+            let Some(slot) = slots.iter().find(|slot| record.slots().contains(&slot.id)) else {
                 continue;
             };
             // Without such a VM its start was given up: who comes next inherits what the record knew.
@@ -210,7 +209,7 @@ impl Handoff<'_> {
                 return Err(Stop::refused(format!(
                     "{0} was not touched: VM {id} has it; stop that VM (qm stop {id}), or if it does not run: \
                      gpu-handoff to-nvidia {0}; then {1}",
-                    slot.address,
+                    slot.id,
                     again(owner)
                 )));
             }
@@ -224,11 +223,10 @@ impl Handoff<'_> {
         let Err(error) = self.store.record(owner) else { return Ok(()) };
         let problem = format!("{error:#}");
         refuse_unknown_homes(slots, &problem)?;
-        let titles: Vec<&str> = slots.iter().map(|slot| slot.address.as_str()).collect();
         Err(Stop::refused(format!(
             "{} was not touched: an earlier record of {owner} cannot be read: {problem}; if gpu-handoff --status shows \
              the card at home, remove that file; then {}",
-            titles.join(" "),
+            list(slots.iter().map(|slot| slot.id)),
             again(owner)
         )))
     }
@@ -236,15 +234,14 @@ impl Handoff<'_> {
     /// Where every function is at home: what an earlier record says, else what the configuration says, else here.
     pub(super) fn record_for(&self, owner: &Owner, slots: &[Slot], earlier: &[Record]) -> Record {
         // What is with vfio-pci by hand stays there until the opposite call; a VM may use it there meanwhile.
-        let by_hand =
-            |slot: &Slot| earlier.iter().any(|r| r.owner != *owner && r.owner == Owner::Manual(slot.address.clone()));
+        let by_hand = |slot: &Slot| earlier.iter().any(|r| r.owner != *owner && r.owner == Owner::Manual(slot.id));
         let known: Vec<&Record> = earlier.iter().filter(|r| r.owner == *owner || r.owner.vmid().is_some()).collect();
         let mut functions = Vec::new();
         let mut modules: Vec<String> = Vec::new();
         let console = known.iter().any(|record| record.console);
         for slot in slots {
             for function in &slot.functions {
-                let home = known.iter().find_map(|record| record.home_of(&function.address));
+                let home = known.iter().find_map(|record| record.home_of(function.address));
                 let home = home.cloned().unwrap_or_else(|| self.home_now(slot, function, by_hand(slot)));
                 if function.is_nvidia_gpu() && (function.driver == home.driver || function.is_on(VFIO_PCI)) {
                     add_missing(&mut modules, self.modules_of(&home));
@@ -258,7 +255,7 @@ impl Handoff<'_> {
             add_missing(&mut frozen, record.frozen.iter().copied());
             // An own record may name slots that the configuration no longer does: they come home with the rest.
             let own = record.owner == *owner;
-            let extra = record.functions.iter().filter(|f| own && !slots.iter().any(|slot| slot.address == f.slot));
+            let extra = record.functions.iter().filter(|f| own && !slots.iter().any(|slot| slot.id == f.slot));
             functions.extend(extra.cloned());
             add_missing(&mut modules, record.modules.iter().cloned());
         }
@@ -268,15 +265,15 @@ impl Handoff<'_> {
     }
 
     fn home_now(&self, slot: &Slot, function: &Function, by_hand: bool) -> HomeOf {
-        let (driver, module) = match self.config.homes.get(&slot.address).filter(|_| !by_hand) {
+        let (driver, module) = match self.config.homes.get(&slot.id).filter(|_| !by_hand) {
             Some(Home::Driver(driver)) if function.is_nvidia_gpu() && !function.is_on(driver) => {
                 (Some(driver.clone()), Some(driver.replace('-', "_")))
             }
             Some(Home::None) if function.is_nvidia_gpu() => (None, None),
             configured => self.found_home(slot, function, configured, by_hand),
         };
-        let power = Power::read(self.kernel, &function.address);
-        HomeOf { slot: slot.address.clone(), address: function.address.clone(), driver, module, power }
+        let power = Power::read(self.kernel, function.address);
+        HomeOf { slot: slot.id, address: function.address, driver, module, power }
     }
 
     /// The modules of a GPU's home driver, in the order in which they are loaded.
@@ -303,13 +300,13 @@ impl Handoff<'_> {
 /// A record that cannot be read may be the one that knows where a slot on vfio-pci is at home.
 fn refuse_unknown_homes(slots: &[Slot], problem: &str) -> Result<()> {
     match slots.iter().flat_map(|slot| &slot.functions).find(|function| function.is_on(VFIO_PCI)) {
-        Some(away) => Err(unknown_home(&away.address, problem)),
+        Some(away) => Err(unknown_home(away.address, problem)),
         None => Ok(()),
     }
 }
 
 /// A function on vfio-pci whose home may stand in a file that cannot be read.
-pub fn unknown_home(address: &str, problem: &str) -> Stop {
+pub fn unknown_home(address: Address, problem: &str) -> Stop {
     Stop::refused(format!(
         "{address} was not touched: it is on {VFIO_PCI}, and the file that may say where it is at home cannot be \
          read: {problem}; if it is at home there, remove that file"
@@ -321,7 +318,7 @@ fn is_own(owner: &Owner, holder: &Holder) -> bool {
     owner.vmid().is_some_and(|id| holder.place == Place::Vm(id))
 }
 
-fn busy(owner: &Owner, slots: &[&str], keepers: &[Holder], why: &str) -> Stop {
+fn busy(owner: &Owner, slots: &[SlotId], keepers: &[Holder], why: &str) -> Stop {
     let mut who: Vec<String> = keepers.iter().take(NAMED_HOLDERS).map(ToString::to_string).collect();
     if keepers.len() > NAMED_HOLDERS {
         who.push(format!("{} more", keepers.len() - NAMED_HOLDERS));
@@ -330,7 +327,7 @@ fn busy(owner: &Owner, slots: &[&str], keepers: &[Holder], why: &str) -> Stop {
     let remedy = lasts.or(keepers.first()).map(Holder::remedy).unwrap_or_default();
     Stop::refused(format!(
         "{} was not touched, it is in use: {}{why}; end it ({remedy}), then {}",
-        slots.join(" "),
+        list(slots),
         who.join(", "),
         again(owner)
     ))

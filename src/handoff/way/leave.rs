@@ -1,6 +1,7 @@
 //! Slots leave the host: to a VM that starts, or to vfio-pci by hand.
 
 use super::{Handoff, again};
+use crate::address::{Address, SlotId, list};
 use crate::gpu::holders::{Holder, Watched};
 use crate::gpu::inventory::VFIO_PCI;
 use crate::handoff::kept::record::{Owner, Progress, Record, Stopped};
@@ -35,11 +36,11 @@ impl Handoff<'_> {
     /// # Errors
     /// Refused with nothing touched, or failed and rolled back, or wedged.
     pub fn leave(&self, departure: &Departure) -> Result<()> {
-        let (owner, names) = (&departure.owner, departure.names());
-        let locked = self.lock(self.config.lock, &names, &again(owner));
-        let locked = locked.inspect_err(|stop| self.note_refused(Direction::Vfio, owner, &names, stop))?;
+        let Departure { owner, slots, .. } = departure;
+        let locked = self.lock(self.config.lock, slots, &again(owner));
+        let locked = locked.inspect_err(|stop| self.note_refused(Direction::Vfio, owner, slots, stop))?;
         self.finish_others(&locked, owner);
-        let mut attempt = Attempt::new(Direction::Vfio, owner, &names, self.kernel.now());
+        let mut attempt = Attempt::new(Direction::Vfio, owner, slots, self.kernel.now());
         let done = self.leave_locked(&locked, &mut attempt, departure);
         let done = done.map_err(|stop| self.hand_over(owner, stop));
         self.note(Some(&locked), attempt, done.as_ref().err());
@@ -48,9 +49,8 @@ impl Handoff<'_> {
 
     fn leave_locked(&self, locked: &Locked, attempt: &mut Attempt, departure: &Departure) -> Result<()> {
         let Departure { owner, slots, .. } = departure;
-        let names = departure.names();
         let first = self.share_to_leave(departure)?;
-        let (mut stack, intent) = self.stack_for(first, &names, &again(owner), self.config.lock, &|| {
+        let (mut stack, intent) = self.stack_for(first, slots, &again(owner), self.config.lock, &|| {
             let intent = self.intend(departure)?;
             let share = plan::share(&intent.plan);
             Ok((intent, share))
@@ -58,8 +58,8 @@ impl Handoff<'_> {
         let begin = attempt.begin;
         let found = intent.found();
         let Intent { mut record, abandoned, mut facts, halts, watched, mut plan } = intent;
-        let title = slots.join(" ");
-        let to_start = self.to_start_for(&names);
+        let title = list(slots);
+        let to_start = self.to_start_for(slots);
         add_missing(&mut record.stopped, to_start.iter().cloned());
         if plan.is_empty() && halts.is_empty() {
             (departure.on_ready)();
@@ -149,10 +149,9 @@ impl Handoff<'_> {
 
     /// How the stack will be needed, as far as can be seen without its lock: then it is taken like that at once.
     fn share_to_leave(&self, departure: &Departure) -> Result<Share> {
-        let names = departure.names();
-        self.refuse_wedged(&names)?;
+        self.refuse_wedged(&departure.slots)?;
         let slots = self.read_slots(&departure.slots)?;
-        let facts = Facts::read(self.kernel, slots, &[], &[]).map_err(|error| unreadable(&names, &error))?;
+        let facts = Facts::read(self.kernel, slots, &[], &[]).map_err(|error| unreadable(&departure.slots, &error))?;
         let facts = facts.avoiding(&self.store.wedged_slots());
         let plan = plan::to_vfio(&facts, &Record::new(departure.owner.clone()));
         // Whatever is wrong with it: the plan that counts says so.
@@ -161,11 +160,11 @@ impl Handoff<'_> {
 
     /// Others may have moved their cards while something was being stopped.
     fn plan_once_more(&self, record: &Record, departure: &Departure) -> Result<(Stack, Facts, Plan)> {
-        let names = departure.names();
         let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
         let plan_now = || {
             let slots = self.read_slots(&departure.slots)?;
-            let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(&names, &error))?;
+            let facts =
+                Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(&departure.slots, &error))?;
             let facts = facts.avoiding(&self.store.wedged_slots());
             check::check(&facts, &departure.listed).map_err(Stop::failed)?;
             let plan = plan::to_vfio(&facts, record).map_err(Stop::failed)?;
@@ -174,7 +173,7 @@ impl Handoff<'_> {
         };
         let (_, first) = plan_now()?;
         let (stack, (facts, plan)) =
-            self.stack_for(first, &names, &again(&record.owner), self.config.lock, &plan_now)?;
+            self.stack_for(first, &departure.slots, &again(&record.owner), self.config.lock, &plan_now)?;
         Ok((stack, facts, plan))
     }
 
@@ -192,8 +191,8 @@ impl Handoff<'_> {
 
     /// The console on a framebuffer of the firmware's goes for good, and who loses it should not have to find out why.
     fn tell_of_firmware(&self, facts: &Facts) {
-        let goes = |address: &&String| facts.functions().any(|f| f.address == **address && !f.is_on(VFIO_PCI));
-        if let Some(address) = facts.console.firmware.as_ref().filter(goes) {
+        let goes = |address: &Address| facts.functions().any(|f| f.address == *address && !f.is_on(VFIO_PCI));
+        if let Some(address) = facts.console.firmware.filter(goes) {
             self.story.say(&format!(
                 "  note: {address} has the screen that the firmware set up; vfio-pci takes it, and its console cannot \
                  come back before the next boot"
@@ -213,14 +212,13 @@ impl Handoff<'_> {
         stack: Option<Stack>,
     ) -> Stop {
         self.thaw(locked, record);
-        let slots: Vec<String> = record.slots().into_iter().map(str::to_string).collect();
-        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
-        let wedged = self.wedged_among(&names);
+        let slots = record.slots();
+        let wedged = self.wedged_among(&slots);
         let stop = match record.without(&wedged) {
             None => {
                 drop(stack);
                 self.leave_wedged_to_itself(locked, record);
-                self.refuse_wedged(&names).err()
+                self.refuse_wedged(&slots).err()
             }
             Some(rest) => {
                 self.story.warn(&format!("{}; going back", failed.problem()));
@@ -235,7 +233,7 @@ impl Handoff<'_> {
         };
         stop.unwrap_or_else(|| {
             let code = if failed.out_of_time { Code::Overrun } else { Code::Failed };
-            let title = slots.join(" ");
+            let title = list(&slots);
             Stop {
                 code,
                 message: format!("{title} is back where it was: {}; then {}", failed.problem(), again(&record.owner)),
@@ -249,7 +247,7 @@ impl Handoff<'_> {
         locked: &Locked,
         record: &Record,
         (failed, back): (&Outcome, &Outcome),
-        left_out: &[String],
+        left_out: &[SlotId],
         time: TimeBox,
     ) -> Result<()> {
         if back.is_complete() || back.only_stuck() || (back.failures.is_empty() && self.is_back(record, left_out)) {
@@ -257,7 +255,7 @@ impl Handoff<'_> {
         }
         let message = format!(
             "{} is stranded: {}, and on the way back: {}; mend that, then: gpu-handoff to-nvidia {}",
-            record.slots().join(" "),
+            list(record.slots()),
             failed.problem(),
             back.problem(),
             record.slot()
@@ -276,7 +274,7 @@ fn for_whom(owner: &Owner) -> String {
 }
 
 /// Other slots of the same record still have to come home.
-fn forget(locked: &Locked, abandoned: &[Record], taken: &[String]) -> Result<()> {
+fn forget(locked: &Locked, abandoned: &[Record], taken: &[SlotId]) -> Result<()> {
     for record in abandoned {
         match record.without(taken) {
             Some(rest) => locked.save(&rest)?,

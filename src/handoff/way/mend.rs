@@ -2,6 +2,7 @@
 //! comes home has none, and those of the others may have other names. What nobody uses is loaded anew; the rest is told.
 
 use super::Handoff;
+use crate::address::{Address, SlotId};
 use crate::gpu::console::Console;
 use crate::gpu::dri::{self, Anew, Idle, Names};
 use crate::gpu::inventory::{READ_LIMIT, Slot, nvidia_slots};
@@ -31,7 +32,7 @@ impl Handoff<'_> {
         for address in dri::differences(&before, &now) {
             self.story.say(&format!(
                 "  note: {}, until all cards are home: nvidia_drm names them when it is loaded",
-                dri::in_words(&before, &now, &address)
+                dri::in_words(&before, &now, address)
             ));
         }
     }
@@ -72,7 +73,7 @@ impl Handoff<'_> {
             self.story.warn(&format!("{error:#}"));
         }
         if !differ.is_empty() {
-            let text: Vec<String> = differ.iter().map(|address| dri::in_words(&before, &now, address)).collect();
+            let text: Vec<String> = differ.iter().map(|address| dri::in_words(&before, &now, *address)).collect();
             let text = text.join("; ");
             if is_final {
                 self.story.warn(&format!("{text}, and so they stay from now on"));
@@ -87,7 +88,7 @@ impl Handoff<'_> {
 
     /// What is about to start again on another card uses it already: without a driver it would not run.
     fn idle(&self, locked: &Locked, now: &Names) -> Idle {
-        let starts = self.to_start().iter().any(|entry| entry.slots.iter().any(|slot| !locked.has(slot)));
+        let starts = self.to_start().iter().any(|entry| entry.slots.iter().any(|slot| !locked.has(*slot)));
         let idle = dri::idle(self.kernel, now);
         Idle { stack: idle.stack && !starts, ..idle }
     }
@@ -96,7 +97,7 @@ impl Handoff<'_> {
     fn load_anew(&self, locked: &Locked, stack: &Stack, record: &Record, anew: Anew, end: Duration) -> (Outcome, bool) {
         let modules = dri::modules(self.kernel, anew);
         let cards: Vec<Slot> = nvidia_slots(self.kernel).into_iter().filter(|slot| slot.gpu().is_some()).collect();
-        let addresses: Vec<&str> = cards.iter().filter_map(|slot| Some(slot.gpu()?.address.as_str())).collect();
+        let addresses: Vec<Address> = cards.iter().filter_map(|slot| Some(slot.gpu()?.address)).collect();
         let console = Console::read(self.kernel, &addresses, READ_LIMIT);
         let unload = modules.iter().map(|module| (Phase::Complete, Step::Unload { module: module.clone() })).collect();
         let mut load: Plan = vec![(Phase::Complete, Step::Load { modules: modules.iter().rev().cloned().collect() })];
@@ -124,12 +125,11 @@ impl Handoff<'_> {
         end: Duration,
     ) -> Option<(Outcome, bool)> {
         let whole = self.store.record(&record.owner).ok()??;
-        let homes = |slot: &Slot| Some(HomeOf::now(self.kernel, &slot.address, slot.gpu()?));
+        let homes = |slot: &Slot| Some(HomeOf::now(self.kernel, slot.gpu()?));
         let cards =
             nvidia_slots(self.kernel).into_iter().filter(|slot| slot.gpu().is_some_and(|gpu| gpu.is_on("nvidia")));
-        let others: Vec<HomeOf> =
-            cards.filter(|slot| !locked.has(&slot.address)).filter_map(|slot| homes(&slot)).collect();
-        let slots: BTreeSet<String> = others.iter().map(|home| home.slot.clone()).collect();
+        let others: Vec<HomeOf> = cards.filter(|slot| !locked.has(slot.id)).filter_map(|slot| homes(&slot)).collect();
+        let slots: BTreeSet<SlotId> = others.iter().map(|home| home.slot).collect();
         let _locked = self.store.lock(&slots, Duration::ZERO).ok()??;
         // Until now others could begin. What is to start from now on waits for the lock.
         if !self.idle(locked, &dri::names(self.kernel)?).stack {

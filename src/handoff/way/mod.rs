@@ -17,6 +17,7 @@ pub mod resume;
 pub mod run;
 pub mod stuck;
 
+use crate::address::{SlotId, list};
 use crate::config::Config;
 use crate::handoff::kept::record::{Owner, Record};
 use crate::handoff::kept::store::{Locked, Stack, Store};
@@ -44,9 +45,9 @@ pub struct Handoff<'a> {
 
 impl Handoff<'_> {
     /// The locks of these slots, and of all that a record names together with one of them. `again` is how to try again.
-    fn lock(&self, limit: Duration, slots: &[&str], again: &str) -> Result<Locked<'_>> {
+    fn lock(&self, limit: Duration, slots: &[SlotId], again: &str) -> Result<Locked<'_>> {
         let end = self.kernel.now() + limit;
-        let mut wanted: BTreeSet<String> = slots.iter().map(ToString::to_string).collect();
+        let mut wanted: BTreeSet<SlotId> = slots.iter().copied().collect();
         loop {
             self.add_neighbours(&mut wanted);
             let left = end.saturating_sub(self.kernel.now());
@@ -64,24 +65,24 @@ impl Handoff<'_> {
         }
     }
 
-    fn not_locked(&self, limit: Duration, slots: &[&str], again: &str) -> Stop {
+    fn not_locked(&self, limit: Duration, slots: &[SlotId], again: &str) -> Stop {
         let why = if self.kernel.is_asked_to_end() {
             "asked to end while another handoff is under way".to_string()
         } else {
             format!("another handoff is under way and did not end within {} s", limit.as_secs_f64())
         };
-        let title = if slots.is_empty() { String::new() } else { format!("{} was not touched: ", slots.join(" ")) };
+        let title = if slots.is_empty() { String::new() } else { format!("{} was not touched: ", list(slots)) };
         Stop::locked(format!("{title}{why}; see gpu-handoff --status, then {again}"))
     }
 
     /// Whatever a record names together with one of these slots, and what goes together with that.
-    fn add_neighbours(&self, slots: &mut BTreeSet<String>) {
+    fn add_neighbours(&self, slots: &mut BTreeSet<SlotId>) {
         let records: Vec<Record> = self.store.each_record().into_iter().flatten().collect();
         loop {
             let had = slots.len();
             for record in &records {
-                if record.slots().iter().any(|slot| slots.contains(*slot)) {
-                    slots.extend(record.slots().into_iter().map(str::to_string));
+                if record.slots().iter().any(|slot| slots.contains(slot)) {
+                    slots.extend(record.slots());
                 }
             }
             if slots.len() == had {
@@ -94,7 +95,7 @@ impl Handoff<'_> {
     fn stack_for<T>(
         &self,
         mut share: Share,
-        slots: &[&str],
+        slots: &[SlotId],
         again: &str,
         limit: Duration,
         plan: &dyn Fn() -> Result<(T, Share)>,
@@ -117,7 +118,7 @@ impl Handoff<'_> {
     fn settle_journals(&self, locked: &Locked) -> Result<()> {
         for (name, journal) in self.store.journals() {
             let journal = match journal {
-                Ok(journal) if journal.slots.iter().any(|slot| locked.has(slot)) => journal,
+                Ok(journal) if journal.slots.iter().any(|slot| locked.has(*slot)) => journal,
                 Ok(_) => continue,
                 // Whose call it was about is not known; a record says what to bring home all the same.
                 Err(error) => {
@@ -141,22 +142,22 @@ impl Handoff<'_> {
     }
 
     fn clear_ended_wedges(&self, locked: &Locked) -> Result<()> {
-        for slot in self.store.wedged_slots().into_iter().filter(|slot| locked.has(slot)) {
+        for slot in self.store.wedged_slots().into_iter().filter(|slot| locked.has(*slot)) {
             // One that cannot be read may still be stuck: it stays, and only its slot is refused.
-            let Ok(Some(wedge)) = self.store.wedge(&slot) else { continue };
+            let Ok(Some(wedge)) = self.store.wedge(slot) else { continue };
             // A worker calls this program as its last act, after its call came back.
             if !wedge.is_still_stuck(self.kernel) || self.kernel.caller() == Some(wedge.process) {
-                locked.clear_wedge(&slot)?;
+                locked.clear_wedge(slot)?;
             }
         }
         Ok(())
     }
 
     /// Keeps which call is stuck; until it ends nobody may go near the slots.
-    fn note_wedge(&self, locked: &Locked, slots: &[String], step: &str, process: Process) -> Result<()> {
+    fn note_wedge(&self, locked: &Locked, slots: &[SlotId], step: &str, process: Process) -> Result<()> {
         let wedge = Wedge { step: step.to_string(), process, since: utc(self.kernel.unix_time()) };
         for slot in slots {
-            locked.set_wedge(slot, &wedge)?;
+            locked.set_wedge(*slot, &wedge)?;
         }
         Ok(())
     }

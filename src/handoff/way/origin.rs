@@ -4,6 +4,7 @@
 //! the hook leaves its card with vfio-pci, by an id that Proxmox gave it (`new_id`), until somebody takes it back.
 
 use super::{Handoff, again};
+use crate::address::SlotId;
 use crate::causes;
 use crate::config::{Config, Home};
 use crate::gpu::inventory::{Function, READ_LIMIT, Slot, VFIO_PCI, driver_exists, read_override};
@@ -51,30 +52,30 @@ impl Handoff<'_> {
     fn is_static(&self, function: &Function) -> bool {
         let takes = || causes::Facts::read(self.kernel, &Config::default()).causes();
         static_ids::read(self.kernel).contains(&(function.vendor, function.device))
-            || read_override(self.kernel, &function.address, READ_LIMIT).is_ok_and(|driver| driver.is_some())
+            || read_override(self.kernel, function.address, READ_LIMIT).is_ok_and(|driver| driver.is_some())
             || takes().iter().any(|cause| cause.effect == causes::Effect::Takes)
     }
 
     /// Of these slots the ones that are on vfio-pci although they are at home elsewhere, and that no record names: as they
     /// would be recorded for `owner`.
-    pub fn left_there(&self, owner: &Owner, slots: &[String]) -> Option<Record> {
+    pub fn left_there(&self, owner: &Owner, slots: &[SlotId]) -> Option<Record> {
         // One that cannot be read may be the one that names them.
         let known: Vec<Record> = self.store.records().ok()?;
-        let is_known = |slot: &str| known.iter().any(|record| record.slots().contains(&slot));
-        let read = |address: &String| {
-            let is_free = !is_known(address) && !self.store.has_call(self.kernel, address);
-            Slot::read(self.kernel, address).filter(|slot| is_free && slot.functions.iter().any(|f| f.is_on(VFIO_PCI)))
+        let is_known = |slot: SlotId| known.iter().any(|record| record.slots().contains(&slot));
+        let read = |slot: &SlotId| {
+            let is_free = !is_known(*slot) && !self.store.has_call(self.kernel, *slot);
+            Slot::read(self.kernel, *slot).filter(|slot| is_free && slot.functions.iter().any(|f| f.is_on(VFIO_PCI)))
         };
         let slots: Vec<Slot> = slots.iter().filter_map(read).collect();
         let record = Record { progress: Progress::Away, caller: None, ..self.record_for(owner, &slots, &[]) };
         let is_away = |slot: &Slot| {
             let is_there = |function: &Function| {
-                let home = record.home_of(&function.address);
+                let home = record.home_of(function.address);
                 function.is_on(VFIO_PCI) && home.is_some_and(|home| home.driver.as_deref() != Some(VFIO_PCI))
             };
             slot.functions.iter().any(is_there)
         };
-        let away: Vec<String> = slots.iter().filter(|slot| is_away(slot)).map(|slot| slot.address.clone()).collect();
+        let away: Vec<SlotId> = slots.iter().filter(|slot| is_away(slot)).map(|slot| slot.id).collect();
         record.only(&away)
     }
 
@@ -82,9 +83,8 @@ impl Handoff<'_> {
     ///
     /// # Errors
     /// When the record cannot be written. None when there is nothing of the kind any more.
-    pub fn adopt(&self, owner: &Owner, slots: &[String]) -> Result<Option<Record>> {
-        let names: Vec<&str> = slots.iter().map(String::as_str).collect();
-        let locked = self.lock(self.config.lock, &names, &again(owner))?;
+    pub fn adopt(&self, owner: &Owner, slots: &[SlotId]) -> Result<Option<Record>> {
+        let locked = self.lock(self.config.lock, slots, &again(owner))?;
         let Some(record) = self.left_there(owner, slots) else { return Ok(None) };
         locked.save(&record)?;
         Ok(Some(record))

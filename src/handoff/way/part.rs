@@ -2,6 +2,7 @@
 
 use super::Handoff;
 use super::home::{TimeBox, is_at_home_on_vfio};
+use crate::address::{SlotId, list};
 use crate::handoff::kept::record::{Owner, Progress, Record};
 use crate::handoff::kept::store::Locked;
 use crate::handoff::way::attempt::{Attempt, Direction};
@@ -12,7 +13,7 @@ impl Handoff<'_> {
     ///
     /// # Errors
     /// When something could not be brought home: then the record still has it.
-    pub fn come_home_but(&self, owner: &Owner, kept: &[String]) -> Result<()> {
+    pub fn come_home_but(&self, owner: &Owner, kept: &[SlotId]) -> Result<()> {
         let has_more = |record: &Record| record.without(kept).is_some();
         if !self.store.record(owner)?.is_some_and(|record| has_more(&record)) {
             return Ok(());
@@ -29,8 +30,8 @@ impl Handoff<'_> {
 
     fn bring_part(&self, locked: &Locked, attempt: &mut Attempt, record: &Record, part: &Record) -> Result<()> {
         let owner = &record.owner;
-        let title = part.slots().join(" ");
-        let gone: Vec<String> = part.slots().iter().map(ToString::to_string).collect();
+        let title = list(part.slots());
+        let gone = part.slots();
         // What was stopped for it may use the slots that stay as well: it runs again when those are home.
         let end_part = || {
             let rest = record.without(&gone);

@@ -2,6 +2,7 @@
 //! override there may be the administrator's, and nothing tells it from one of ours whose record is lost.
 
 use super::{Handoff, LOOK_AGAIN, WORKER_GRACE};
+use crate::address::SlotId;
 use crate::gpu::{containers, nodes, nvidia};
 use crate::handoff::kept::owed;
 use crate::handoff::kept::record::{Owner, Progress, Record};
@@ -91,8 +92,8 @@ impl Handoff<'_> {
     /// Without waiting: those that are left are there for whoever comes next.
     fn forget_ended_wedges(&self) {
         for slot in self.store.wedged_slots() {
-            if self.wedged_among(&[&slot]).is_empty() {
-                self.lock(Duration::ZERO, &[&slot], "").map_or_else(|stop| self.tell_but_locked(&stop), drop);
+            if self.wedged_among(&[slot]).is_empty() {
+                self.lock(Duration::ZERO, &[slot], "").map_or_else(|stop| self.tell_but_locked(&stop), drop);
             }
         }
     }
@@ -206,8 +207,8 @@ impl Handoff<'_> {
     /// A worker starts this as its last act and may not be gone yet: as long as it is there, its slot counts as wedged,
     /// and nobody would come back for it.
     fn let_workers_end(&self) {
-        let is_stuck = |slot: &String| {
-            let wedge = self.store.wedge(slot).ok().flatten();
+        let is_stuck = |slot: &SlotId| {
+            let wedge = self.store.wedge(*slot).ok().flatten();
             wedge.is_some_and(|wedge| wedge.is_still_stuck(self.kernel) && self.kernel.caller() != Some(wedge.process))
         };
         let end = self.kernel.now() + WORKER_GRACE;
@@ -235,10 +236,9 @@ impl Handoff<'_> {
     /// One that somebody is at is left to him.
     pub(super) fn finish_others(&self, locked: &Locked, owner: &Owner) {
         for journal in self.store.journals().into_iter().filter_map(|(_, journal)| journal.ok()) {
-            let slots: Vec<&str> = journal.slots.iter().map(String::as_str).collect();
-            if !slots.iter().any(|slot| locked.has(slot)) {
+            if !journal.slots.iter().any(|slot| locked.has(*slot)) {
                 // Whoever gets these locks settles it; a handoff that is under way has them.
-                self.lock(Duration::ZERO, &slots, "").map_or_else(|stop| self.tell_but_locked(&stop), drop);
+                self.lock(Duration::ZERO, &journal.slots, "").map_or_else(|stop| self.tell_but_locked(&stop), drop);
             }
         }
         let end = self.kernel.now() + self.config.handoff / 2;
@@ -248,7 +248,7 @@ impl Handoff<'_> {
             if self.wedged_among(&slots).len() == slots.len() {
                 continue;
             }
-            let done = if slots.iter().all(|slot| locked.has(slot)) {
+            let done = if slots.iter().all(|slot| locked.has(*slot)) {
                 self.fetch(locked, record, end)
             } else {
                 self.finish(record, end)

@@ -6,6 +6,7 @@
 //! again by the keeper.
 
 use super::{Handoff, LOOK_AGAIN};
+use crate::address::SlotId;
 use crate::gpu::containers;
 use crate::handoff::kept::owed;
 use crate::handoff::kept::record::Stopped;
@@ -31,17 +32,16 @@ impl Handoff<'_> {
     ///
     /// # Errors
     /// When that could not be written down: then the record must keep it.
-    pub(super) fn start_again(&self, slots: &[&str], what: &[Stopped]) -> Result<()> {
+    pub(super) fn start_again(&self, slots: &[SlotId], what: &[Stopped]) -> Result<()> {
         if what.is_empty() {
             return Ok(());
         }
         self.to_start();
-        let slots: Vec<String> = slots.iter().map(|slot| (*slot).to_string()).collect();
         let names: Vec<String> = what.iter().map(ToString::to_string).collect();
         let names = names.join(", ");
         // Last stopped, first started.
         let new =
-            what.iter().rev().map(|what| ToStart { what: what.clone(), slots: slots.clone(), tries: 0, after: 0 });
+            what.iter().rev().map(|what| ToStart { what: what.clone(), slots: slots.to_vec(), tries: 0, after: 0 });
         let new: Vec<ToStart> = new.collect();
         let kept = self.store.change_to_start(|entries| {
             entries.retain(|entry| !what.contains(&entry.what));
@@ -60,8 +60,8 @@ impl Handoff<'_> {
     }
 
     /// What is still to be started for these slots, in the order in which it was stopped.
-    pub(super) fn to_start_for(&self, slots: &[&str]) -> Vec<Stopped> {
-        let is_for = |entry: &ToStart| entry.slots.iter().any(|slot| slots.contains(&slot.as_str()));
+    pub(super) fn to_start_for(&self, slots: &[SlotId]) -> Vec<Stopped> {
+        let is_for = |entry: &ToStart| entry.slots.iter().any(|slot| slots.contains(slot));
         self.to_start().into_iter().rev().filter(is_for).map(|entry| entry.what).collect()
     }
 
@@ -78,8 +78,7 @@ impl Handoff<'_> {
             let what = &entry.what;
             seen.push(what.clone());
             // Under the lock for a moment: a handoff that has just begun takes back what it wants stopped.
-            let slots: Vec<&str> = entry.slots.iter().map(String::as_str).collect();
-            match self.lock(self.config.lock, &slots, "try again: gpu-handoff resume") {
+            match self.lock(self.config.lock, &entry.slots, "try again: gpu-handoff resume") {
                 Ok(locked) => drop(locked),
                 Err(stop) if stop.code == Code::Locked => {
                     locked_out = Some(stop);

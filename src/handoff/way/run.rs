@@ -1,6 +1,7 @@
 //! Carries a plan out, step by step, within its time box.
 
 use super::Handoff;
+use crate::address::SlotId;
 use crate::gpu::containers;
 use crate::handoff::kept::journal::Journal;
 use crate::handoff::kept::record::{Owner, Record};
@@ -196,7 +197,7 @@ impl Run<'_> {
     /// modules are unloaded: an open that was under way when its container was frozen is done by now.
     fn came_in_between(&self, step: &Step, plan: &Plan, limit: Duration) -> Option<String> {
         match step {
-            Step::Unbind { address, driver } => in_the_way::of_unbinding(self.kernel, address, driver, limit),
+            Step::Unbind { address, driver } => in_the_way::of_unbinding(self.kernel, *address, driver, limit),
             Step::Unload { .. } => {
                 // While the first of them is there still: afterwards there would be something to go back from.
                 let all: Vec<&str> = plan.iter().filter_map(|(_, step)| unloaded(step)).collect();
@@ -335,14 +336,9 @@ impl Handoff<'_> {
 }
 
 /// A step that names a slot leaves none of the others in an unknown state.
-fn journal_of(owner: &Owner, slots: &[&str], step: &Step, worker: Process) -> Journal {
+fn journal_of(owner: &Owner, slots: &[SlotId], step: &Step, worker: Process) -> Journal {
     let of_step = slots.iter().filter(|slot| step.slot().is_none_or(|own| own == **slot));
-    Journal {
-        owner: owner.clone(),
-        slots: of_step.map(|slot| (*slot).to_string()).collect(),
-        step: step.to_string(),
-        worker,
-    }
+    Journal { owner: owner.clone(), slots: of_step.copied().collect(), step: step.to_string(), worker }
 }
 
 #[cfg(test)]
@@ -352,9 +348,10 @@ mod tests {
     #[test]
     fn the_journal_names_the_slots_that_the_step_is_about() {
         let worker = Process { pid: 7, start: 99 };
-        let slots_of = |step: &Step| journal_of(&Owner::Vm(111), &["0000:01:00", "0000:02:00"], step, worker).slots;
-        let unbind = Step::Unbind { address: "0000:02:00.0".to_string(), driver: "nvidia".to_string() };
-        assert_eq!(slots_of(&unbind), ["0000:02:00"]);
+        let slots: [SlotId; 2] = ["0000:01:00", "0000:02:00"].map(|slot| slot.parse().unwrap());
+        let slots_of = |step: &Step| journal_of(&Owner::Vm(111), &slots, step, worker).slots;
+        let unbind = Step::Unbind { address: slots[1].function(0), driver: "nvidia".to_string() };
+        assert_eq!(slots_of(&unbind), [slots[1]]);
         assert_eq!(slots_of(&Step::Unload { module: "nvidia".to_string() }).len(), 2);
     }
 }

@@ -1,6 +1,7 @@
 //! Calls that never came back: whose slots are left alone, and what to do about it.
 
 use super::{Handoff, WORKER_GRACE};
+use crate::address::SlotId;
 use crate::gpu::Slot;
 use crate::gpu::foreign::Foreign;
 use crate::gpu::holders::{Reach, Watched};
@@ -10,17 +11,17 @@ use crate::stop::{Result, Stop};
 
 impl Handoff<'_> {
     /// Those of the slots with a call that has not come back, or of which that is not known.
-    pub(super) fn wedged_among(&self, slots: &[&str]) -> Vec<String> {
-        let is_wedged = |slot: &&&str| match self.store.wedge(slot) {
+    pub(super) fn wedged_among(&self, slots: &[SlotId]) -> Vec<SlotId> {
+        let is_wedged = |slot: &SlotId| match self.store.wedge(*slot) {
             Ok(wedge) => wedge.is_some_and(|wedge| wedge.is_still_stuck(self.kernel)),
             Err(_) => true,
         };
-        slots.iter().filter(is_wedged).map(|slot| (*slot).to_string()).collect()
+        slots.iter().copied().filter(is_wedged).collect()
     }
 
     /// A slot with a call that never came back is left alone until that call ends.
-    pub(super) fn refuse_wedged(&self, slots: &[&str]) -> Result<()> {
-        for slot in slots {
+    pub(super) fn refuse_wedged(&self, slots: &[SlotId]) -> Result<()> {
+        for &slot in slots {
             let wedge = self.store.wedge(slot).map_err(|error| {
                 Stop::overrun(format!("{slot} may be wedged and was not touched: {error:#}; a reboot clears that"))
             })?;
@@ -44,7 +45,7 @@ impl Handoff<'_> {
     }
 
     /// Who uses a card, and what to type to end that.
-    pub(super) fn holder_of(&self, slot: &str) -> Option<String> {
+    pub(super) fn holder_of(&self, slot: SlotId) -> Option<String> {
         let slots: Vec<Slot> = Slot::read(self.kernel, slot).into_iter().collect();
         let watched = Watched::of_slots(self.kernel, &slots, Reach::Slots);
         let holders = watched.holders(self.kernel, self.config.handoff / 6).unwrap_or_default();
@@ -58,7 +59,7 @@ impl Handoff<'_> {
     }
 
     /// What to do about a call that never came back.
-    pub(super) fn remedy_of_wedge(&self, slot: &str, wedge: &Wedge) -> String {
+    pub(super) fn remedy_of_wedge(&self, slot: SlotId, wedge: &Wedge) -> String {
         let holder = self.holder_of(slot);
         let then = if self.forgets_attached(wedge) {
             "the card comes home by itself when the call ends; it never does, with this version of the driver, where \

@@ -121,7 +121,7 @@ impl Facts {
         let is_ours = |tree: &String| ours.iter().any(|version| tree.ends_with(&format!("/{version}")));
         let gpus = slots.iter().filter_map(Slot::gpu);
         // One whose home is elsewhere is none for this driver.
-        let is_meant = |slot: &&Slot| match config.homes.get(&slot.address) {
+        let is_meant = |slot: &&Slot| match config.homes.get(&slot.id) {
             None => true,
             Some(Home::Driver(driver)) => driver == "nvidia",
             Some(Home::None) => false,

@@ -294,7 +294,7 @@ mod tests {
 
     fn rival(module: Option<&str>) -> Rival {
         let module = module.map(str::to_string);
-        Rival { slot: Some("0000:01:00".to_string()), driver: "NovaCore".to_string(), module }
+        Rival { slot: Some("0000:01:00".parse().unwrap()), driver: "NovaCore".to_string(), module }
     }
 
     fn told(facts: &Facts, wish: &Wish) -> Vec<String> {
