@@ -219,9 +219,6 @@ pub fn command_line(data: &[u8]) {
             let again = parsed([id.to_string(), "--".to_string(), phase.clone()].map(OsString::from).to_vec());
             assert_eq!(again, Ok(Call::Hook { id, phase }));
         }
-        Ok(Call::ToVfio { slot, .. } | Call::ToNvidia { slot, .. }) => {
-            assert!(slot.is_none_or(|slot| !slot.starts_with('-')));
-        }
         Ok(_) => {}
         Err(stop) => assert_eq!(stop.code, Code::Usage),
     }

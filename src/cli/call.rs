@@ -1,5 +1,6 @@
 //! What may be asked for.
 
+use crate::address::SlotId;
 use crate::containers::{Who, Wish};
 use crate::events::watch::After;
 use crate::handoff::way::reconcile::Scope;
@@ -21,8 +22,8 @@ pub enum Call {
     Hook { id: u32, phase: String },
     Status { json: bool, check: bool },
     History { json: bool, vmid: Option<u32>, count: Option<usize> },
-    ToVfio { slot: Option<String> },
-    ToNvidia { slot: Option<String> },
+    ToVfio { slot: Option<SlotId> },
+    ToNvidia { slot: Option<SlotId> },
     Plan { vmid: u32, json: bool },
     Reconcile { scope: Scope },
     Resume,

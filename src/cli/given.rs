@@ -1,6 +1,7 @@
 //! What stands after a verb, taken out piece by piece.
 
 use super::call::Call;
+use crate::address::SlotId;
 use crate::containers::{Style, Who, Wish};
 use crate::setup::{self, driver, vfio};
 use crate::stop::{Result, Stop};
@@ -28,7 +29,7 @@ impl Given<'_> {
     }
 
     /// The one that was named, with `--gpu` or without.
-    pub fn slot(&mut self) -> Result<Option<String>> {
+    pub fn slot(&mut self) -> Result<Option<SlotId>> {
         let mut slots = self.values("gpu");
         // What begins with a dash is left where it is, for who knows all flags.
         if self.words.first().is_some_and(|word| !word.starts_with('-')) {
@@ -37,7 +38,7 @@ impl Given<'_> {
         match slots.as_slice() {
             [] => Ok(None),
             [slot] if slot.starts_with('-') => Err(usage(&format!("{slot} is no slot"))),
-            [slot] => Ok(Some(slot.clone())),
+            [slot] => slot_from(slot).map(Some),
             [_, more, ..] => Err(usage(&format!("{more} is too much"))),
         }
     }
@@ -110,8 +111,13 @@ impl Given<'_> {
             Some("dev") => Some(Style::Dev),
             Some(other) => return Err(usage(&format!("--style {other} is unknown: mount or dev"))),
         };
+        let gpus = gpus.iter().map(|gpu| slot_from(gpu)).collect::<Result<_>>()?;
         Ok(Wish { gpus, style, dri: self.has("dri") })
     }
+}
+
+fn slot_from(word: &str) -> Result<SlotId> {
+    SlotId::from_named(word).ok_or_else(|| Stop::usage(format!("{word} is no slot; a slot is written like 0000:01:00")))
 }
 
 pub(super) fn guest_id(word: &str) -> Result<u32> {

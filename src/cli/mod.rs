@@ -48,8 +48,8 @@ pub fn run(app: &App, asked: &Asked) -> Result<()> {
 /// Why it would refuse.
 fn would(app: &App, call: &Call) -> Result<String> {
     Ok(match call {
-        Call::ToVfio { slot, .. } => manual::plan_to_vfio(app, slot.as_deref())?,
-        Call::ToNvidia { slot, .. } => manual::plan_to_nvidia(app, slot.as_deref())?,
+        Call::ToVfio { slot, .. } => manual::plan_to_vfio(app, *slot)?,
+        Call::ToNvidia { slot, .. } => manual::plan_to_nvidia(app, *slot)?,
         Call::Reconcile { scope, .. } => manual::plan_reconcile(app, *scope)?,
         Call::Attach { ctid, wish, .. } => containers::attach::plan(app, *ctid, wish)?,
         Call::Detach { ctid, .. } => containers::attach::plan_detach(app, *ctid)?,
@@ -66,8 +66,8 @@ fn would(app: &App, call: &Call) -> Result<String> {
 fn do_it(app: &App, call: &Call) -> Result<()> {
     match call {
         Call::Hook { id, phase } => hookscript::run(app, *id, phase),
-        Call::ToVfio { slot, .. } => manual::to_vfio(app, slot.as_deref()),
-        Call::ToNvidia { slot, .. } => manual::to_nvidia(app, slot.as_deref()),
+        Call::ToVfio { slot, .. } => manual::to_vfio(app, *slot),
+        Call::ToNvidia { slot, .. } => manual::to_nvidia(app, *slot),
         Call::Plan { vmid, json: false } => print(&hookscript::plan(app, *vmid)?.to_text()),
         Call::Plan { vmid, json: true } => {
             let planned = hookscript::plan(app, *vmid);

@@ -160,6 +160,7 @@ pub(super) fn parsed(line: &str) -> std::result::Result<Asked, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::SlotId;
     use crate::containers::{Style, Who, Wish};
     use crate::events::watch::After;
     use crate::handoff::way::reconcile::Scope;
@@ -192,13 +193,13 @@ mod tests {
         }
         for line in ["to-vfio", "to_vfio", "handoff vfio"] {
             assert_eq!(parsed(line), Ok(Call::ToVfio { slot: None }));
-            assert_eq!(parsed(&format!("{line} 01:00")), Ok(Call::ToVfio { slot: Some("01:00".to_string()) }));
+            assert_eq!(parsed(&format!("{line} 01:00")), Ok(Call::ToVfio { slot: SlotId::from_written("01:00") }));
         }
         for line in ["to-home", "to-nvidia", "to_nvidia", "handoff nvidia"] {
             assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: None }));
         }
         for line in ["to-home 01:00", "to-home --gpu 01:00", "to-home --gpu=01:00"] {
-            assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: Some("01:00".to_string()) }));
+            assert_eq!(parsed(line), Ok(Call::ToNvidia { slot: SlotId::from_written("01:00") }));
         }
         assert_eq!(parsed("to-nvidia --dry-run"), Ok(Call::ToNvidia { slot: None }));
         let is_dry = |line: &str| super::parsed(line).map(|asked| asked.dry_run);
@@ -221,8 +222,11 @@ mod tests {
         for line in ["", "--json"] {
             assert_eq!(parsed(line), Ok(Call::Everyday));
         }
-        let wish =
-            |gpus: &[&str], style, dri| Wish { gpus: gpus.iter().map(ToString::to_string).collect(), style, dri };
+        let wish = |gpus: &[&str], style, dri| Wish {
+            gpus: gpus.iter().filter_map(|gpu| SlotId::from_written(gpu)).collect(),
+            style,
+            dri,
+        };
         for (line, wish) in [
             ("container attach 101", wish(&[], None, false)),
             ("container attach 101 --gpu 01:00 --gpu=02:00 --dri", wish(&["01:00", "02:00"], None, true)),

@@ -9,6 +9,7 @@ use super::stale::stale;
 use super::theirs::{self, Theirs};
 use super::{Who, Wish, attach, inside};
 use crate::App;
+use crate::address::SlotId;
 use crate::config::Config;
 use crate::driver;
 use crate::gpu::containers::{self, Way, is_at_or_below};
@@ -131,21 +132,21 @@ impl Look<'_> {
     }
 
     /// The GPUs to name where there are several: those whose nodes it has, or else the first that is at home.
-    fn gpus(&self, theirs: &Theirs) -> Vec<String> {
+    fn gpus(&self, theirs: &Theirs) -> Vec<SlotId> {
         let kernel = self.app.kernel;
         let slots = nvidia_slots(kernel);
         if self.is_attached || slots.len() < 2 {
             return Vec::new();
         }
         let minor = |slot: &crate::gpu::Slot| nvidia::minor(kernel, slot.gpu()?.address);
-        let mut named: Vec<String> = Vec::new();
+        let mut named: Vec<SlotId> = Vec::new();
         for slot in &slots {
             let node = minor(slot).map(|minor| format!("/dev/nvidia{minor}"));
             let is_given = |node: &String| theirs.given.iter().any(|given| given.host == *node);
-            named.extend(node.filter(is_given).map(|_| slot.id.to_string()));
+            named.extend(node.filter(is_given).map(|_| slot.id));
         }
         if named.is_empty() {
-            named.extend(slots.iter().find(|slot| minor(slot).is_some()).map(|slot| slot.id.to_string()));
+            named.extend(slots.iter().find(|slot| minor(slot).is_some()).map(|slot| slot.id));
         }
         named
     }

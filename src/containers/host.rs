@@ -32,7 +32,7 @@ pub(super) fn chosen(app: &App, wish: &Wish) -> Result<Vec<SlotId>> {
     }
     let mut slots = Vec::new();
     for named in &wish.gpus {
-        let slot = choose(app.kernel, Some(named))?;
+        let slot = choose(app.kernel, Some(*named))?;
         if !slots.contains(&slot) {
             slots.push(slot);
         }

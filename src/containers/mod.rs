@@ -25,11 +25,13 @@ mod seen;
 mod stages;
 mod there;
 
+use crate::address::SlotId;
+
 /// What a container shall have. Of one that is attached already, what is not said stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wish {
-    /// Slots as given; none for the only GPU there is.
-    pub gpus: Vec<String>,
+    /// None for the only GPU there is.
+    pub gpus: Vec<SlotId>,
     pub style: Option<Style>,
     /// The DRM nodes as well, for what draws or encodes video through them.
     pub dri: bool,

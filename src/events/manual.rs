@@ -21,7 +21,7 @@ use crate::sys::Kernel;
 
 /// # Errors
 /// As a handoff to a VM, and when it is not clear which slot is meant.
-pub fn to_vfio(app: &App, slot: Option<&str>) -> Result<()> {
+pub fn to_vfio(app: &App, slot: Option<SlotId>) -> Result<()> {
     let slot = choose(app.kernel, slot)?;
     let config = app.config_for_verb()?;
     app.handoff(&config).leave(&Departure::of(Owner::Manual(slot), vec![slot]))
@@ -31,7 +31,7 @@ pub fn to_vfio(app: &App, slot: Option<&str>) -> Result<()> {
 ///
 /// # Errors
 /// Why it would refuse.
-pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
+pub fn plan_to_vfio(app: &App, slot: Option<SlotId>) -> Result<String> {
     let slot = choose(app.kernel, slot)?;
     let config = app.config_for_verb()?;
     let departure = Departure::of(Owner::Manual(slot), vec![slot]);
@@ -39,11 +39,11 @@ pub fn plan_to_vfio(app: &App, slot: Option<&str>) -> Result<String> {
 }
 
 /// Also one whose card was pulled out, as long as a record names it: that must have an end.
-fn choose_to_come_home(app: &App, slot: Option<&str>) -> Result<SlotId> {
+fn choose_to_come_home(app: &App, slot: Option<SlotId>) -> Result<SlotId> {
     choose(app.kernel, slot).or_else(|stop| {
         let names = |slot: SlotId| app.store.each_record().into_iter().flatten().any(|r| r.slots().contains(&slot));
         let is_gone = |slot: &SlotId| Slot::read(app.kernel, *slot).is_none() && names(*slot);
-        slot.and_then(SlotId::from_named).filter(is_gone).ok_or(stop)
+        slot.filter(is_gone).ok_or(stop)
     })
 }
 
@@ -51,7 +51,7 @@ fn choose_to_come_home(app: &App, slot: Option<&str>) -> Result<SlotId> {
 ///
 /// # Errors
 /// When a running VM has the slot, when it is not clear which slot is meant, or when it cannot be brought home.
-pub fn to_nvidia(app: &App, slot: Option<&str>) -> Result<()> {
+pub fn to_nvidia(app: &App, slot: Option<SlotId>) -> Result<()> {
     let slot = choose_to_come_home(app, slot)?;
     let config = app.config_for_verb()?;
     let by_hand = Owner::Manual(slot);
@@ -85,7 +85,7 @@ fn bring_what_was_left(app: &App, config: &Config, slot: SlotId) -> Result<()> {
 ///
 /// # Errors
 /// Why it would refuse.
-pub fn plan_to_nvidia(app: &App, slot: Option<&str>) -> Result<String> {
+pub fn plan_to_nvidia(app: &App, slot: Option<SlotId>) -> Result<String> {
     let slot = choose_to_come_home(app, slot)?;
     let config = app.config_for_verb()?;
     let records = away(app, slot)?;

@@ -5,12 +5,12 @@ use crate::address::SlotId;
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 
-/// The slot that was named, in full or short, with or without a function; or the only GPU there is.
+/// The slot that was named; or the only GPU there is.
 ///
 /// # Errors
 /// When it is not clear which slot is meant, or it has no NVIDIA GPU.
-pub fn choose(kernel: &dyn Kernel, named: Option<&str>) -> Result<SlotId> {
-    let Some(named) = named else {
+pub fn choose(kernel: &dyn Kernel, named: Option<SlotId>) -> Result<SlotId> {
+    let Some(id) = named else {
         let slots = nvidia_slots(kernel);
         return match slots.as_slice() {
             [] => Err(Stop::refused("there is no NVIDIA GPU in this host; lspci -nn shows what there is")),
@@ -21,8 +21,6 @@ pub fn choose(kernel: &dyn Kernel, named: Option<&str>) -> Result<SlotId> {
             }
         };
     };
-    let id = SlotId::from_named(named)
-        .ok_or_else(|| Stop::usage(format!("{named} is no slot; a slot is written like 0000:01:00")))?;
     let slot = Slot::read(kernel, id)
         .ok_or_else(|| Stop::refused(format!("there is no device in slot {id}; lspci -D shows what there is")))?;
     if !slot.is_nvidia_gpu() && !slot.is_nvswitch() {
