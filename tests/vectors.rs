@@ -158,8 +158,9 @@ fn read_vm(bytes: &[u8]) -> Outcome {
             vm::Driver::Vfio => "vfio",
             vm::Driver::Keep => "keep",
         };
+        let ids: Vec<&str> = line.ids.iter().map(|id| id.text.as_str()).collect();
         let value = json!({
-            "raw": line.raw, "ids": line.ids, "mapping": line.mapping, "driver": driver, "mdev": line.mdev,
+            "raw": line.raw, "ids": ids, "mapping": line.mapping, "driver": driver, "mdev": line.mdev,
         });
         (index.to_string(), value)
     });

@@ -15,7 +15,7 @@ pub fn vm(data: &[u8]) {
     }
     for (index, line) in &config.hostpci {
         assert!(*index < 16);
-        for id in &line.ids {
+        for id in line.ids.iter().map(|id| &id.text) {
             assert!(id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b':' | b'.')), "{id}");
         }
         assert_eq!(line.addresses().count(), line.ids.len());

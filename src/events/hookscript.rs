@@ -259,9 +259,9 @@ fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec
             refuse_nvidia_mapping(kernel, vmid, *index, name)?;
             continue;
         }
-        for id in hostpci.ids.iter().filter_map(|id| PciId::parse(id)) {
+        for id in hostpci.addresses() {
             let absent = || {
-                let written = if hostpci.ids.len() == 1 { &hostpci.ids[0] } else { &hostpci.raw };
+                let written = if hostpci.ids.len() == 1 { &hostpci.ids[0].text } else { &hostpci.raw };
                 Stop::refused(format!(
                     "VM {vmid}: hostpci{index} names {written}, but there is no such device; {}",
                     stray::instead_of_nothing(kernel, vmid, *index, config, written)

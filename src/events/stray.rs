@@ -120,7 +120,7 @@ fn strays(app: &App, vm: &VmConfig) -> Vec<Stray> {
         if hostpci.driver == Driver::Keep || hostpci.mdev.is_some() {
             continue;
         }
-        let ids = hostpci.ids.iter().filter_map(|id| Some((id.clone(), PciId::parse(id)?)));
+        let ids = hostpci.ids.iter().map(|written| (written.text.clone(), written.id.clone()));
         let mapping = hostpci.mapping.iter();
         let mapped =
             mapping.flat_map(|name| mapping::on_this_node(app.kernel, name).into_iter().map(move |id| (name, id)));

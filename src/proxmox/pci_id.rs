@@ -54,6 +54,20 @@ impl fmt::Display for PciId {
     }
 }
 
+/// An id as it is written, and what it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    pub text: String,
+    pub id: PciId,
+}
+
+impl Written {
+    /// As [`PciId::parse`].
+    pub fn parse(text: &str) -> Option<Written> {
+        Some(Written { text: text.to_string(), id: PciId::parse(text)? })
+    }
+}
+
 /// The length of the `[DOMAIN:]BUS:DEVICE` that the text begins with.
 pub(super) fn slot_len(text: &[u8]) -> Option<usize> {
     let digits = |from: usize| text[from..].iter().take_while(|byte| is_hex(byte)).count();

@@ -2,7 +2,7 @@
 //!
 //! Only the current VM counts: pending changes and snapshots describe other ones.
 
-use super::pci_id::PciId;
+use super::pci_id::{PciId, Written};
 use super::property::{self, Key, Kind};
 use super::{guest, perl, perl::quoted};
 use anyhow::{Context, Result, ensure};
@@ -56,8 +56,8 @@ pub struct Passed {
 #[derive(Debug, PartialEq)]
 pub struct Hostpci {
     pub raw: String,
-    /// Addresses as written; all of them are passed through together.
-    pub ids: Vec<String>,
+    /// All of them are passed through together.
+    pub ids: Vec<Written>,
     /// Name of a cluster-wide resource mapping.
     pub mapping: Option<String>,
     pub driver: Driver,
@@ -137,7 +137,7 @@ impl Hostpci {
         let options = property::parse(HOSTPCI, value)?;
         Ok(Hostpci {
             raw: perl::text(value),
-            ids: options.text("host").map_or_else(Vec::new, |ids| ids.split(';').map(String::from).collect()),
+            ids: options.text("host").iter().flat_map(|ids| ids.split(';')).filter_map(Written::parse).collect(),
             mapping: options.text("mapping"),
             driver: match options.get("driver") {
                 Some(b"keep") => Driver::Keep,
@@ -148,7 +148,7 @@ impl Hostpci {
     }
 
     pub fn addresses(&self) -> impl Iterator<Item = PciId> {
-        self.ids.iter().filter_map(|id| PciId::parse(id))
+        self.ids.iter().map(|written| written.id.clone())
     }
 }
 
@@ -162,12 +162,8 @@ impl Doubtful {
         let value = value.trim();
         let parts = || value.split(',').map(|part| part.split_once('=').unwrap_or(("host", part)));
         let of = |name: &str| parts().find(|(key, _)| *key == name).map(|(_, value)| value);
-        let ids: Vec<String> = of("host")
-            .into_iter()
-            .flat_map(|ids| ids.split(';'))
-            .filter(|id| PciId::parse(id).is_some())
-            .map(String::from)
-            .collect();
+        let ids: Vec<Written> =
+            of("host").into_iter().flat_map(|ids| ids.split(';')).filter_map(Written::parse).collect();
         let mapping = of("mapping").filter(|name| property::is_config_id(name.as_bytes())).map(String::from);
         if ids.is_empty() && mapping.is_none() {
             return None;
@@ -305,13 +301,13 @@ mod tests {
     use crate::proxmox::{noise, pci_id};
 
     fn ids(config: &str) -> Vec<String> {
-        parse(config.as_bytes()).hostpci.into_values().flat_map(|line| line.ids).collect()
+        parse(config.as_bytes()).hostpci.into_values().flat_map(|line| line.ids).map(|id| id.text).collect()
     }
 
     #[test]
     fn a_refused_line_leaves_the_earlier_one() {
         let config = parse(b"hostpci0: 01:00\nhostpci0: 0X:00\nlock: backup\nlock:\ntemplate: 1\ntemplate: maybe\n");
-        assert_eq!(config.hostpci[&0].ids, ["01:00"]);
+        assert_eq!(config.hostpci[&0].ids, [Written::parse("01:00").unwrap()]);
         assert_eq!(config.lock.as_deref(), Some("backup"));
         assert!(config.template);
         assert_eq!(config.warnings.len(), 3);
@@ -364,7 +360,7 @@ mod tests {
             parse(config.as_bytes())
                 .doubtful
                 .into_iter()
-                .map(|(n, d)| (n, d.line.ids.join(";"), d.instead))
+                .map(|(n, d)| (n, d.line.ids.into_iter().map(|id| id.text).collect::<Vec<_>>().join(";"), d.instead))
                 .collect::<Vec<_>>()
         };
         let is = |config: &str, number: u32, ids: &str, instead: Option<&str>| {
@@ -421,7 +417,7 @@ mod tests {
         let seed = b"args: -device 'vfio-pci,host=01:00.0'\nhostpci0: pcie=1,0000:01:00.0;01:00.1,mdev=x\r\nlock: \"a\"\nhookscript: local:a\n[s]\n";
         noise::mutations(seed, |bytes| {
             let config = parse(bytes);
-            for id in config.hostpci.values().flat_map(|line| &line.ids) {
+            for id in config.hostpci.values().flat_map(|line| &line.ids).map(|id| &id.text) {
                 assert!(id.bytes().all(|byte| pci_id::is_hex(&byte) || b":.".contains(&byte)), "{id}");
             }
             for line in config.hostpci.values() {
