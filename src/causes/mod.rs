@@ -4,7 +4,7 @@
 //! Of each the place is told, what it does, and what to type. None of it is ours to change.
 
 mod cause;
-mod cmdline;
+pub mod cmdline;
 mod directives;
 mod facts;
 mod glob;
@@ -18,7 +18,7 @@ use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
 use crate::modprobe;
 use crate::sys::Kernel;
 
-pub use cause::{Cause, Effect, NO_CAUSE, THEN};
+pub use cause::{Cause, Effect, NO_CAUSE, THEN, replace, take_out};
 pub use facts::{Facts, Function, RuleFile, Script, ScriptKind, Words};
 pub use ids::is_keeper;
 

@@ -2,7 +2,7 @@
 
 use super::cuda::{self};
 use super::host;
-use super::judge::{Fact, dev_keys, docker, nodes, rules, toolkit, twice, write_report};
+use super::judge::{dev_keys, docker, nodes, rules, toolkit, twice, write_report};
 use super::seen::Seen;
 use super::stages::{self, Stage, Toolkit, Wanted};
 use super::stale::stale;
@@ -19,6 +19,8 @@ use crate::proxmox::ct;
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use std::io::ErrorKind;
+
+pub use super::judge::Fact;
 
 /// The report, and whether all is well.
 ///
@@ -58,6 +60,14 @@ pub fn check(app: &App, who: Who) -> Result<(String, Result<()>)> {
     let well =
         if off.is_empty() { Ok(()) } else { Err(Stop::failed(format!("not as it should be: {}", off.join("; ")))) };
     Ok((text, well))
+}
+
+/// What is true of one container.
+///
+/// # Errors
+/// When nothing can be told of it.
+pub fn facts(app: &App, config: &Config, ctid: u32, is_attached: bool) -> Result<Vec<Fact>> {
+    Look { app, ctid, config, is_attached }.facts()
 }
 
 struct Look<'a> {

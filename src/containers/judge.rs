@@ -12,11 +12,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// What is true of a container in one respect, and what to type where that is not as it should be.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Fact {
-    pub(super) name: &'static str,
-    pub(super) what: String,
-    pub(super) mend: Option<String>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fact {
+    pub name: &'static str,
+    pub what: String,
+    pub mend: Option<String>,
 }
 
 impl Fact {

@@ -122,7 +122,7 @@ fn is_after(version: &str, branch: &str) -> bool {
 }
 
 /// Why modules of this kind and version are none for a GPU.
-fn objection(device: u16, version: &str, kind: Kind, list: Option<&List>) -> Option<String> {
+pub fn objection(device: u16, version: &str, kind: Kind, list: Option<&List>) -> Option<String> {
     let generation = generation(device);
     let card = format!("the GPU with id 10de:{device:04x} ({})", generation.name);
     let gone =

@@ -106,29 +106,37 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
 /// Proxmox drops a line that it cannot read, and starts the VM without what the line was to give it. But a later one may
 /// read what this program cannot, and takes a GPU then whoever uses it: so it is made ready all the same.
 fn warn_of_dropped_lines(app: &App, vmid: u32, vm: &VmConfig) {
-    for warning in vm.warnings.iter().filter(|dropped| dropped.is_hostpci).map(|dropped| &dropped.warning) {
+    for line in dropped_lines(app.kernel, vmid, vm) {
+        app.story.warn(&format!("VM {vmid}: {line}"));
+    }
+    for unread in &vm.args.unread {
+        app.story.warn(&format!("VM {vmid}: {}", unread_args(vmid, unread)));
+    }
+}
+
+/// The `hostpci` lines that are not understood, in words.
+pub fn dropped_lines(kernel: &dyn Kernel, vmid: u32, vm: &VmConfig) -> Vec<String> {
+    let hostpci = vm.warnings.iter().filter(|dropped| dropped.is_hostpci).map(|dropped| &dropped.warning);
+    let in_words = |warning: &String| {
         let doubtful = vm.doubtful.iter().find(|(_, doubtful)| doubtful.warning == *warning);
-        let gpu =
-            doubtful.and_then(|(index, doubtful)| Some((index, doubtful, named_gpu(app.kernel, &doubtful.line)?)));
-        let Some((index, doubtful, gpu)) = gpu else {
-            app.story.warn(&format!("VM {vmid}: {warning}"));
-            continue;
-        };
+        let gpu = doubtful.and_then(|(index, doubtful)| Some((index, doubtful, named_gpu(kernel, &doubtful.line)?)));
+        let Some((index, doubtful, gpu)) = gpu else { return warning.clone() };
         let warning = warning.replacen(" is ignored: ", " is not understood: ", 1);
         let instead = doubtful.instead.as_ref().map_or_else(String::new, |value| {
             format!("; if it is a mistake: qm set {vmid} --hostpci{index} '{value}'")
         });
-        app.story.warn(&format!(
-            "VM {vmid}: {warning}; Proxmox may understand it, so {gpu} is given to the VM all the same{instead}"
-        ));
-    }
-    for unread in &vm.args.unread {
-        app.story.warn(&format!(
-            "VM {vmid}: args has {}, and which device that names cannot be read; a GPU belongs into hostpci: qm set {vmid} \
-             --hostpci0 SLOT,pcie=1",
-            unread.escape_debug()
-        ));
-    }
+        format!("{warning}; Proxmox may understand it, so {gpu} is given to the VM all the same{instead}")
+    };
+    hostpci.map(in_words).collect()
+}
+
+/// What of `args` may name a device that nobody can tell.
+pub fn unread_args(vmid: u32, unread: &str) -> String {
+    format!(
+        "args has {}, and which device that names cannot be read; a GPU belongs into hostpci: qm set {vmid} --hostpci0 \
+         SLOT,pcie=1",
+        unread.escape_debug()
+    )
 }
 
 /// The first NVIDIA GPU that a line names.
@@ -249,7 +257,10 @@ fn read_config(kernel: &dyn Kernel, id: u32) -> Result<Option<VmConfig>> {
 
 /// The NVIDIA slots that this VM takes. What Proxmox handles by itself is left to it: `driver=keep`, mediated devices,
 /// SR-IOV virtual functions, and every device that is no NVIDIA GPU.
-fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec<SlotId>> {
+///
+/// # Errors
+/// As for the VM's start.
+pub fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec<SlotId>> {
     let mut slots: Vec<SlotId> = Vec::new();
     for (index, hostpci) in &config.hostpci {
         if hostpci.driver == Driver::Keep || hostpci.mdev.is_some() {
@@ -338,9 +349,9 @@ fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str)
 }
 
 /// GPUs that a VM is given by `args` work, but Proxmox does not know of them.
-pub fn by_args(app: &App, vmid: u32) -> Option<String> {
-    let vm = read_config(app.kernel, vmid).ok()??;
-    let is_gpu = |id: &&PciId| slot_of(app.kernel, id).is_some_and(|slot| takes_gpu(&slot, id));
+pub fn by_args(kernel: &dyn Kernel, vmid: u32) -> Option<String> {
+    let vm = read_config(kernel, vmid).ok()??;
+    let is_gpu = |id: &&PciId| slot_of(kernel, id).is_some_and(|slot| takes_gpu(&slot, id));
     let id = vm.args.ids.iter().find(is_gpu)?;
     Some(format!(
         "VM {vmid} passes {0} by args, of which Proxmox itself does not know: it does not keep other VMs from it; better: qm set \

@@ -28,13 +28,32 @@ pub fn has_hook(vm: &VmConfig) -> bool {
     vm.hookscript.as_deref().is_some_and(|volume| volume.ends_with(":snippets/gpu-handoff"))
 }
 
+/// What there is to say of a VM that takes no NVIDIA GPU.
+pub enum Remark {
+    /// It must not start: a GPU was where the host has another device in use now.
+    Refused(String),
+    Told(String),
+}
+
 /// For a VM that takes no NVIDIA GPU.
 ///
 /// # Errors
 /// When a GPU was where the host has another device in use now.
 pub fn look(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
+    match remark(app, vmid, vm) {
+        Some(Remark::Refused(why)) => Err(Stop::refused(why)),
+        Some(Remark::Told(text)) => {
+            app.story.warn(&text);
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// As [`look`], and tells nobody.
+pub fn remark(app: &App, vmid: u32, vm: &VmConfig) -> Option<Remark> {
     if !has_hook(vm) {
-        return Ok(());
+        return None;
     }
     let strays = strays(app, vm);
     // What is in `args` Proxmox takes from nobody: QEMU ends without it.
@@ -44,7 +63,7 @@ pub fn look(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
         else {
             continue;
         };
-        return Err(Stop::refused(format!(
+        return Some(Remark::Refused(format!(
             "VM {vmid} was not started: hostpci{index} names {}, where an NVIDIA GPU was ({why}) and now is {}, which {driver} has: \
              addresses shift with what is in the host, and Proxmox would take that device from it; {}; if VM {vmid} shall have \
              that device: gpu-handoff disable {vmid}",
@@ -53,17 +72,16 @@ pub fn look(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
             where_now(app, vmid, vm, stray)
         )));
     }
-    if let Some(stray) = strays.first() {
+    strays.first().map(|stray| {
         let driver = stray.function.driver.as_deref().map_or_else(String::new, |driver| format!(" ({driver} has it)"));
-        app.story.warn(&format!(
+        Remark::Told(format!(
             "VM {vmid} has this hookscript and takes no NVIDIA GPU: {} names {}, which is {}{driver}; {}",
             stray.index.map_or_else(|| "args".to_string(), |index| format!("hostpci{index}")),
             stray.id,
             what(&stray.function),
             where_now(app, vmid, vm, stray)
-        ));
-    }
-    Ok(())
+        ))
+    })
 }
 
 /// Where to look for a device that is not there: with the GPUs, unless the VM names one of these.

@@ -1,6 +1,7 @@
 //! `gpu-handoff --status`: every NVIDIA slot, who has it, who uses it, how its last handoff went. Reads only.
 
 use super::history::way;
+use crate::address::SlotId;
 use crate::config::{Config, Home};
 use crate::gpu::dri;
 use crate::gpu::foreign::Foreign;
@@ -60,6 +61,27 @@ impl Has {
             Has::Host | Has::Manual | Has::None => None,
         }
     }
+}
+
+/// What a fault is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Wedged,
+    Stranded,
+    Owed,
+    /// Nodes in /dev/dri that are others than before.
+    Dri,
+    Reboot,
+    SetUp,
+    /// What could not be read or understood.
+    Problem,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    pub kind: Kind,
+    pub slot: Option<SlotId>,
+    pub text: String,
 }
 
 pub struct Status {
@@ -135,12 +157,18 @@ impl Status {
 
     /// What is not as it should be. A handoff that is under way may owe what it likes.
     pub fn faults(&self) -> Vec<String> {
-        let mut faults: Vec<String> = self.gpus.iter().filter_map(Gpu::fault).collect();
+        self.each_fault().into_iter().map(|fault| fault.text).collect()
+    }
+
+    /// As [`Status::faults`], with what each is about.
+    pub fn each_fault(&self) -> Vec<Fault> {
+        let fault = |kind, text: String| Fault { kind, slot: None, text };
+        let mut faults: Vec<Fault> = self.gpus.iter().filter_map(Gpu::fault).collect();
         if self.reboot_required {
-            faults.push("a reboot is required".to_string());
+            faults.push(fault(Kind::Reboot, "a reboot is required".to_string()));
         }
-        faults.extend(self.setup_error.iter().map(|why| format!("set-up is not done: {why}")));
-        faults.extend(self.problems.iter().cloned());
+        faults.extend(self.setup_error.iter().map(|why| fault(Kind::SetUp, format!("set-up is not done: {why}"))));
+        faults.extend(self.problems.iter().map(|problem| fault(Kind::Problem, problem.clone())));
         faults
     }
 
@@ -222,16 +250,18 @@ impl Gpu {
         Gpu { has, homes, users, is_blind, owed, dri, causes, last, wedged, foreign, slot }
     }
 
-    fn fault(&self) -> Option<String> {
+    fn fault(&self) -> Option<Fault> {
         let slot = self.slot.id;
-        match (self.has, &self.dri) {
-            (Has::Wedged(_) | Has::Stranded(_), _) => Some(format!("{slot} is {}", self.has.word())),
+        let (kind, text) = match (self.has, &self.dri) {
+            (Has::Wedged(_), _) => (Kind::Wedged, format!("{slot} is {}", self.has.word())),
+            (Has::Stranded(_), _) => (Kind::Stranded, format!("{slot} is {}", self.has.word())),
             (Has::Host | Has::None, _) if !self.owed.is_empty() => {
-                Some(format!("{slot} is owed: {}", owed::to_text(&self.owed)))
+                (Kind::Owed, format!("{slot} is owed: {}", owed::to_text(&self.owed)))
             }
-            (Has::Host | Has::None, Some(dri)) => Some(dri.clone()),
-            _ => None,
-        }
+            (Has::Host | Has::None, Some(dri)) => (Kind::Dri, dri.clone()),
+            _ => return None,
+        };
+        Some(Fault { kind, slot: Some(slot), text })
     }
 
     fn to_json(&self) -> Value {

@@ -29,7 +29,7 @@ const SCHEMA: u64 = 1;
 const PENDING: &str = "/var/lib/gpu-handoff/bootloader-pending";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     Grub,
     SystemdBoot,
     Unknown,
@@ -103,6 +103,11 @@ impl Bootloader {
             kept: kernel.read(KEPT).ok().map(|bytes| Kept::parse(&bytes)).transpose()?,
             is_pending: kernel.exists(PENDING),
         })
+    }
+
+    /// What boots this host, as far as that is known.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// On AMD the IOMMU is on by default; `pt` leaves the host's own devices untranslated.

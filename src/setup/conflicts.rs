@@ -39,7 +39,8 @@ pub fn find(app: &App, config: &Config) -> Vec<String> {
     found
 }
 
-fn renamed(kernel: &dyn Kernel) -> Option<String> {
+/// Proxmox's own file under a name that its package does not know.
+pub fn renamed(kernel: &dyn Kernel) -> Option<String> {
     let is_renamed = |name: &String| name.starts_with("pve-blacklist") && name != PVE_BLACKLIST;
     let name = kernel.list(DIRECTORY).into_iter().find(is_renamed)?;
     Some(format!(

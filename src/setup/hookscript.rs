@@ -20,8 +20,8 @@ use std::time::Duration;
 
 /// Storage `local` is /var/lib/vz on every Proxmox host (PVE::Storage::Plugin).
 const VOLUME: &str = "local:snippets/gpu-handoff";
-const LINK: &str = "/var/lib/vz/snippets/gpu-handoff";
-const PROGRAM: &str = "/usr/sbin/gpu-handoff";
+pub const LINK: &str = "/var/lib/vz/snippets/gpu-handoff";
+pub const PROGRAM: &str = "/usr/sbin/gpu-handoff";
 const HA_RESOURCES: &str = "/etc/pve/ha/resources.cfg";
 const CLUSTER: &str = "/etc/pve/corosync.conf";
 
@@ -174,6 +174,27 @@ impl Guest {
     }
 }
 
+/// Whether a guest is on this host.
+///
+/// # Errors
+/// Where it is, or how to see those that there are.
+pub fn find(kernel: &dyn Kernel, id: u32) -> Result<()> {
+    Guest::read(kernel, id).map(drop)
+}
+
+/// Why [`enable`] would refuse a guest for its hookscript.
+///
+/// # Errors
+/// As [`find`]; or what it has instead, and what to do.
+pub fn may_enable(kernel: &dyn Kernel, id: u32) -> Result<()> {
+    Guest::read(kernel, id)?.enable().map(drop)
+}
+
+/// What may surprise whoever enables a guest.
+pub fn surprises(kernel: &dyn Kernel, id: u32) -> Vec<String> {
+    Guest::read(kernel, id).map(|guest| warnings(kernel, &guest)).unwrap_or_default()
+}
+
 /// # Errors
 /// When the guest has another hookscript, or Proxmox does not set this one.
 pub fn enable(app: &App, id: u32) -> Result<()> {
@@ -260,7 +281,7 @@ fn tell_of_start(app: &App, id: u32) {
     if let Err(stop) = hookscript::plan(app, id) {
         app.story.warn(&format!("as things are VM {id} would not start: {}", stop.message));
     }
-    for text in hookscript::by_args(app, id).iter().chain(&stray::of_config(app)) {
+    for text in hookscript::by_args(app.kernel, id).iter().chain(&stray::of_config(app)) {
         app.story.warn(text);
     }
 }
@@ -341,7 +362,10 @@ pub fn plan_disable(app: &App, id: u32) -> Result<String> {
 }
 
 /// The package makes the link; without the package, whoever enables the first guest.
-fn link_is_missing(kernel: &dyn Kernel) -> Result<bool> {
+///
+/// # Errors
+/// When something else is there.
+pub fn link_is_missing(kernel: &dyn Kernel) -> Result<bool> {
     match kernel.link_name(LINK) {
         Ok(name) if name == "gpu-handoff" => Ok(false),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),

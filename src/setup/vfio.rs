@@ -24,7 +24,7 @@ const NVIDIAFB: &str = "nvidiafb";
 const UPDATE_INITRAMFS: &str = "/usr/sbin/update-initramfs";
 
 /// While the initramfs may not have what the files say.
-const PENDING: &str = "/var/lib/gpu-handoff/initramfs-pending";
+pub const PENDING: &str = "/var/lib/gpu-handoff/initramfs-pending";
 
 const REBOOT: &str = "/run/reboot-required";
 const REBOOT_BY: &str = "/run/reboot-required.pkgs";
@@ -228,7 +228,8 @@ fn has_nvidia(kernel: &dyn Kernel) -> bool {
     kernel.exists("/sys/module/nvidia") || driver::installed::find(kernel, &release).is_some()
 }
 
-fn iommu(kernel: &dyn Kernel, bootloader: &Bootloader, wish: Wish) -> String {
+/// Whether the IOMMU is on, and what to do where it is not.
+pub fn iommu(kernel: &dyn Kernel, bootloader: &Bootloader, wish: Wish) -> String {
     if !kernel.list("/sys/kernel/iommu_groups").is_empty() {
         return "the IOMMU is on".to_string();
     }

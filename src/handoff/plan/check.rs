@@ -1,5 +1,6 @@
 //! What can say no before anything is touched. Pure: each refusal is one line with the device and the remedy.
 
+use crate::gpu::Function;
 use crate::gpu::inventory::VFIO_PCI;
 use crate::handoff::plan::facts::{Availability, Facts};
 use crate::proxmox::pci_id::PciId;
@@ -12,51 +13,65 @@ pub fn check(facts: &Facts, listed: &[PciId]) -> Result<(), String> {
     if let Some(gone) = gone(facts) {
         return Err(gone);
     }
-    for function in facts.functions() {
-        let address = function.address;
-        if function.iommu_group.is_none() {
-            return Err(format!(
-                "{address} is in no IOMMU group: the IOMMU is off; turn on VT-d or AMD-Vi in the firmware and, on Intel, \
-                 boot with intel_iommu=on"
-            ));
-        }
-        if function.virtual_functions > 0 {
-            return Err(format!(
-                "{address} has {} SR-IOV virtual functions, which would vanish; remove them first: echo 0 > \
-                 /sys/bus/pci/devices/{address}/sriov_numvfs",
-                function.virtual_functions
-            ));
-        }
-        if function.has_mdevs {
-            return Err(format!(
-                "{address} has mediated devices (vGPU), which would vanish; stop what uses them, then for each: echo 1 > \
-                 /sys/class/mdev_bus/{address}/UUID/remove"
-            ));
-        }
+    if let Some(why) = facts.functions().find_map(of_function) {
+        return Err(why);
     }
     if facts.vfio_pci == Availability::Missing {
-        return Err("vfio-pci is neither loaded nor among the running kernel's modules; reboot into the \
-                    installed kernel, or: apt install --reinstall proxmox-kernel-$(uname -r)"
-            .to_string());
+        return Err(NO_VFIO_PCI.to_string());
     }
-    for stranger in &facts.strangers {
-        let Some(driver) = stranger.driver.as_deref() else { continue };
-        if !matches!(driver, VFIO_PCI | "pci-stub") && !listed.iter().any(|id| id.covers(stranger.address)) {
-            return Err(format!(
-                "{} is in the same IOMMU group ({}) and {driver} has it: a group goes to a VM as a whole; move one of \
-                 the two to another slot, or look in the firmware for ACS, which makes groups smaller",
-                stranger.address,
-                stranger.iommu_group.map_or_else(|| "?".to_string(), |g| g.to_string()),
-            ));
-        }
+    facts.strangers.iter().find_map(|stranger| of_stranger(stranger, listed)).map_or(Ok(()), Err)
+}
+
+pub const NO_VFIO_PCI: &str = "vfio-pci is neither loaded nor among the running kernel's modules; reboot into the \
+                               installed kernel, or: apt install --reinstall proxmox-kernel-$(uname -r)";
+
+/// Why no VM may have this function.
+pub fn of_function(function: &Function) -> Option<String> {
+    let address = function.address;
+    if function.iommu_group.is_none() {
+        return Some(format!(
+            "{address} is in no IOMMU group: the IOMMU is off; turn on VT-d or AMD-Vi in the firmware and, on Intel, \
+             boot with intel_iommu=on"
+        ));
     }
-    Ok(())
+    if function.virtual_functions > 0 {
+        return Some(format!(
+            "{address} has {} SR-IOV virtual functions, which would vanish; remove them first: echo 0 > \
+             /sys/bus/pci/devices/{address}/sriov_numvfs",
+            function.virtual_functions
+        ));
+    }
+    if function.has_mdevs {
+        return Some(format!(
+            "{address} has mediated devices (vGPU), which would vanish; stop what uses them, then for each: echo 1 > \
+             /sys/class/mdev_bus/{address}/UUID/remove"
+        ));
+    }
+    None
+}
+
+/// Why a function that shares the IOMMU group keeps it from a VM; `listed` as for [`check`].
+pub fn of_stranger(stranger: &Function, listed: &[PciId]) -> Option<String> {
+    let driver = stranger.driver.as_deref().filter(|driver| !matches!(*driver, VFIO_PCI | "pci-stub"))?;
+    let is_listed = listed.iter().any(|id| id.covers(stranger.address));
+    (!is_listed).then(|| {
+        format!(
+            "{} is in the same IOMMU group ({}) and {driver} has it: a group goes to a VM as a whole; move one of \
+             the two to another slot, or look in the firmware for ACS, which makes groups smaller",
+            stranger.address,
+            stranger.iommu_group.map_or_else(|| "?".to_string(), |g| g.to_string()),
+        )
+    })
 }
 
 /// A device that has fallen off the bus, and what may bring it back.
 pub fn gone(facts: &Facts) -> Option<String> {
-    let function = facts.functions().find(|function| function.is_gone)?;
-    Some(format!(
+    facts.functions().find_map(gone_function)
+}
+
+/// As [`gone`], of one function.
+pub fn gone_function(function: &Function) -> Option<String> {
+    function.is_gone.then(|| format!(
         "{} does not answer, it has fallen off the bus (its configuration space reads ff); power the host off and on \
          again; or, once nothing uses the card: echo 1 | tee /sys/bus/pci/devices/{}.*/remove, then: echo 1 > \
          /sys/bus/pci/rescan, and if it reads ff still, only a power cycle helps",

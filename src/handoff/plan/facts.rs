@@ -60,16 +60,9 @@ impl Facts {
         for slot in &mut slots {
             slot.read_slow_attributes(kernel)?;
         }
+        let strangers = strangers(kernel, &slots);
         let functions = || slots.iter().flat_map(|slot| &slot.functions);
         let is_ours = |address: Address| functions().any(|f| f.address == address);
-        let mut groups: Vec<u32> = functions().filter_map(|f| f.iommu_group).collect();
-        groups.sort_unstable();
-        groups.dedup();
-        let strangers = groups
-            .into_iter()
-            .flat_map(|group| inventory::group_members(kernel, group))
-            .filter(|f| !is_ours(f.address) && !f.is_harmless_bridge())
-            .collect();
         let mut gpu_drivers = BTreeMap::new();
         for gpu in functions().filter(|f| f.is_nvidia_gpu()) {
             let (Some(driver), Some(module)) = (&gpu.driver, &gpu.module) else { continue };
@@ -117,7 +110,19 @@ impl Facts {
     }
 }
 
-fn vfio_pci(kernel: &dyn Kernel) -> Availability {
+/// Who shares an IOMMU group with these slots.
+pub fn strangers(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<Function> {
+    let functions = || slots.iter().flat_map(|slot| &slot.functions);
+    let is_ours = |address: Address| functions().any(|f| f.address == address);
+    let mut groups: Vec<u32> = functions().filter_map(|f| f.iommu_group).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    let members = groups.into_iter().flat_map(|group| inventory::group_members(kernel, group));
+    members.filter(|f| !is_ours(f.address) && !f.is_harmless_bridge()).collect()
+}
+
+/// Whether this kernel has vfio-pci.
+pub fn vfio_pci(kernel: &dyn Kernel) -> Availability {
     if inventory::driver_exists(kernel, VFIO_PCI) {
         return Availability::Registered;
     }

@@ -165,7 +165,8 @@ pub fn key(kernel: &dyn Kernel) -> Option<Key> {
     (is_secure(kernel) && has_key(kernel)).then_some(KEY)
 }
 
-fn is_secure(kernel: &dyn Kernel) -> bool {
+/// Whether the firmware has Secure Boot on.
+pub fn is_secure(kernel: &dyn Kernel) -> bool {
     kernel.read(SECURE_BOOT).is_ok_and(|bytes| bytes.get(4) == Some(&1))
 }
 
@@ -237,7 +238,8 @@ pub fn has_headers(kernel: &dyn Kernel, release: &str) -> bool {
     kernel.exists(&format!("/lib/modules/{release}/build/Makefile"))
 }
 
-fn dkms(kernel: &dyn Kernel) -> Vec<String> {
+/// NVIDIA's modules in dkms, such as `nvidia/550.90.07`.
+pub fn dkms(kernel: &dyn Kernel) -> Vec<String> {
     let modules = kernel.list(DKMS_TREE);
     let nvidia = modules.iter().filter(|name| name.starts_with("nvidia"));
     let versions = nvidia.flat_map(|name| {

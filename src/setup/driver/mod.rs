@@ -6,10 +6,10 @@
 pub mod kernels;
 pub mod record;
 
-mod facts;
+pub mod facts;
 mod install;
 mod load;
-mod packages;
+pub mod packages;
 mod plan;
 pub mod services;
 mod why;
@@ -35,7 +35,8 @@ const APT: &str = "/usr/bin/apt-get";
 
 const PACKAGES: Duration = Duration::from_secs(3600);
 
-const NONE: &str =
+/// Where nobody knows which driver is meant.
+pub const NONE: &str =
     "no driver is named in driver.runfile or driver.runfile_url, and no NVIDIA-Linux-x86_64-VERSION.run is in";
 
 /// As [`setup`], and keeps in mind what was not done, if that is wished or was so before.
