@@ -4,7 +4,7 @@ use crate::sys::{ActError, Kernel, Running};
 use std::cell::{OnceCell, RefCell};
 use std::time::Duration;
 
-const SYSTEMCTL: &str = "/usr/bin/systemctl";
+pub const SYSTEMCTL: &str = "/usr/bin/systemctl";
 const SYSTEMD_RUN: &str = "/usr/bin/systemd-run";
 
 /// Of the unified hierarchy.

@@ -68,11 +68,12 @@ pub fn take_out(path: &str, first: usize, last: usize) -> String {
     }
 }
 
-/// How a word of a line is replaced by what is to stay of it, which may be nothing.
+/// How a word of a line is replaced by what is to stay of it, which may be nothing. Not where it is a part of another:
+/// `iommu=on` of `intel_iommu=on`.
 pub fn replace(path: &str, line: usize, old: &str, new: &str) -> String {
-    let escaped = |text: &str| text.replace('.', "\\.").replace('*', "\\*").replace('|', "\\|");
-    match new {
-        "" => format!("sed -i '{line}s|{}||' {path}", escaped(old)),
-        _ => format!("sed -i '{line}s|{}|{new}|' {path}", escaped(old)),
-    }
+    let escaped = old.replace('.', "\\.").replace('*', "\\*").replace('|', "\\|");
+    let is_letter = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
+    let begin = if is_letter(old.chars().next()) { "\\<" } else { "" };
+    let end = if is_letter(old.chars().next_back()) { "\\>" } else { "" };
+    format!("sed -i '{line}s|{begin}{escaped}{end}|{new}|' {path}")
 }

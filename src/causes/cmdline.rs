@@ -76,17 +76,20 @@ pub fn find(facts: &Facts) -> Vec<Cause> {
     }
     for word in booted.iter().filter(|word| !explained.contains(word)) {
         if let Some(meaning) = meaning(facts, word) {
-            let what = match meaning.rest.as_str() {
-                "" => "leave it out of".to_string(),
-                rest => format!("leave only {rest} of it in"),
-            };
-            let mend = format!(
-                "{what} what the boot loader has as the kernel's command line (GRUB: {GRUB}, then {UPDATE_GRUB}; systemd-boot: {CMDLINE}, then {BOOT_TOOL})"
-            );
+            let mend = by_hand(&meaning.rest);
             found.push(meaning.cause(BOOTED.to_string(), word, "", mend));
         }
     }
     found
+}
+
+/// What to do about a word of which it is not known where it comes from, so that only this is left of it.
+pub fn by_hand(rest: &str) -> String {
+    let what = if rest.is_empty() { "leave it out of".to_string() } else { format!("leave only {rest} of it in") };
+    format!(
+        "{what} what the boot loader has as the kernel's command line (GRUB: {GRUB}, then {UPDATE_GRUB}; systemd-boot: \
+         {CMDLINE}, then {BOOT_TOOL})"
+    )
 }
 
 struct Meaning {
@@ -184,10 +187,13 @@ mod tests {
         assert_eq!(causes[0].place, "/etc/default/grub:1");
         assert_eq!(
             causes[0].mend,
-            "sed -i '1s|modprobe\\.blacklist=nouveau,nvidia|modprobe.blacklist=nouveau|' /etc/default/grub && update-grub"
+            "sed -i '1s|\\<modprobe\\.blacklist=nouveau,nvidia\\>|modprobe.blacklist=nouveau|' /etc/default/grub && update-grub"
         );
         assert!(causes[1].does.ends_with("from the next boot on"), "{}", causes[1].does);
-        assert_eq!(causes[1].mend, "sed -i '1s|vfio-pci\\.ids=10de:2684||' /etc/default/grub.d/x.cfg && update-grub");
+        assert_eq!(
+            causes[1].mend,
+            "sed -i '1s|\\<vfio-pci\\.ids=10de:2684\\>||' /etc/default/grub.d/x.cfg && update-grub"
+        );
         assert_eq!(grub("# GRUB_CMDLINE_LINUX=x"), None);
         assert_eq!(grub("GRUB_CMDLINE_LINUX=\"x y\"").as_deref(), Some("\"x y\""));
     }

@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(mend("/usr/lib/modprobe.d/x.conf", "alias nvidia off"), "ln -s /dev/null /etc/modprobe.d/x.conf");
         assert_eq!(
             mend("/etc/modprobe.d/x.conf", "options vfio-pci ids=8086:1572,10de:2684,10de:22ba"),
-            "sed -i '1s|8086:1572,10de:2684,10de:22ba|8086:1572|' /etc/modprobe.d/x.conf"
+            "sed -i '1s|\\<8086:1572,10de:2684,10de:22ba\\>|8086:1572|' /etc/modprobe.d/x.conf"
         );
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::address::SlotId;
 use crate::containers::{Who, Wish};
+use crate::doctor;
 use crate::events::watch::After;
 use crate::handoff::way::reconcile::Scope;
 use crate::setup;
@@ -21,6 +22,7 @@ pub struct Asked {
 pub enum Call {
     Hook { id: u32, phase: String },
     Status { json: bool, check: bool },
+    Doctor(doctor::Wish),
     History { json: bool, vmid: Option<u32>, count: Option<usize> },
     ToVfio { slot: Option<SlotId> },
     ToNvidia { slot: Option<SlotId> },
@@ -62,6 +64,7 @@ impl Asked {
                 | Call::Enable { .. }
                 | Call::Disable { .. }
                 | Call::SetUp { .. }
+                | Call::Doctor(doctor::Wish { how: doctor::How::Fix, .. })
                 | Call::Udev
                 | Call::Settle
         );

@@ -3,6 +3,7 @@
 use super::call::Call;
 use crate::address::SlotId;
 use crate::containers::{Style, Who, Wish};
+use crate::doctor::{self, How};
 use crate::setup::{self, driver, vfio};
 use crate::stop::{Result, Stop};
 use std::collections::BTreeMap;
@@ -87,6 +88,29 @@ impl Given<'_> {
             Some(flag) => Err(usage(&format!("--undo takes all of it back: leave out --{flag}"))),
             None => Ok(Call::SetUp { what }),
         }
+    }
+
+    pub fn doctor(&mut self) -> Result<doctor::Wish> {
+        let guest = if self.words.is_empty() { None } else { Some(self.id("guest")?) };
+        let json = self.json()?;
+        let asked: Vec<&str> = ["explain", "fix", "report"].into_iter().filter(|flag| self.has(flag)).collect();
+        let others = [("--json", json), ("an ID", guest.is_some())].into_iter().filter(|(_, is)| *is);
+        let others: Vec<&str> = others.map(|(name, _)| name).collect();
+        let how = match asked.as_slice() {
+            [first, second, ..] => return Err(usage(&format!("--{first} and --{second} exclude each other"))),
+            ["explain"] if !others.is_empty() => return Err(usage("--explain stands alone")),
+            ["fix" | "report"] if json => return Err(usage(&format!("--{} and --json exclude each other", asked[0]))),
+            ["explain"] => How::Explain(self.value("explain").unwrap_or_default()),
+            ["fix"] => How::Fix,
+            ["report"] => How::Report { to: self.value("to") },
+            _ => How::Tell { json },
+        };
+        for (flag, with) in [("dry-run", "fix"), ("to", "report")] {
+            if self.has(flag) && asked != [with] {
+                return Err(usage(&format!("--{flag} of doctor goes with --{with}")));
+            }
+        }
+        Ok(doctor::Wish { guest, how })
     }
 
     pub fn who(&mut self) -> Result<Who> {

@@ -208,6 +208,7 @@ mod tests {
             calls,
             [
                 "--status",
+                "doctor [ID]",
                 "history [VMID] [-n NUMBER]",
                 "plan VMID",
                 "enable ID",

@@ -12,6 +12,7 @@ pub use parse::parse;
 use crate::App;
 use crate::config::{self, Config};
 use crate::containers;
+use crate::doctor;
 use crate::events::{hookscript, manual, settle, stray, udev, watch};
 use crate::handoff::kept::history::History;
 use crate::report::status::Status;
@@ -58,6 +59,7 @@ fn would(app: &App, call: &Call) -> Result<String> {
         Call::Enable { id, .. } => registration::plan_enable(app, *id)?,
         Call::Disable { id, .. } => registration::plan_disable(app, *id)?,
         Call::SetUp { what, .. } => setup::plan(app, what)?,
+        Call::Doctor(wish) => doctor::plan(app, wish)?,
         // The table of verbs has no such flag for any other.
         _ => return Err(given::usage("--dry-run goes with a verb that changes something")),
     })
@@ -96,6 +98,11 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
         Call::ConfigShow => print(&report::config::to_text(&config::effective(app.kernel).map_err(Stop::usage)?)),
         Call::Udev => udev::run(app),
         Call::Settle => settle::run(app),
+        Call::Doctor(wish) => {
+            let (text, outcome) = doctor::run(app, wish)?;
+            print(&text)?;
+            outcome
+        }
         Call::Status { json, check } => status(app, *json, *check),
         Call::History { json, vmid, count } => past(app, *json, *vmid, *count),
         Call::Help { topic } => print(&help::help(topic)),

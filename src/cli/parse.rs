@@ -162,6 +162,7 @@ mod tests {
     use super::*;
     use crate::address::SlotId;
     use crate::containers::{Style, Who, Wish};
+    use crate::doctor::{self, How};
     use crate::events::watch::After;
     use crate::handoff::way::reconcile::Scope;
     use crate::setup::{self, driver, vfio};
@@ -182,6 +183,19 @@ mod tests {
             assert_eq!(parsed(line), Ok(Call::Status { json: false, check: false }));
             assert_eq!(parsed(&format!("{line} --json")), Ok(Call::Status { json: true, check: false }));
             assert_eq!(parsed(&format!("{line} --check")), Ok(Call::Status { json: false, check: true }));
+        }
+        let doctor = |guest, how| Ok(Call::Doctor(doctor::Wish { guest, how }));
+        for (line, guest, how) in [
+            ("doctor", None, How::Tell { json: false }),
+            ("doctor 111 --json", Some(111), How::Tell { json: true }),
+            ("doctor --output-format json", None, How::Tell { json: true }),
+            ("doctor --explain iommu-off", None, How::Explain("iommu-off".to_string())),
+            ("doctor --fix", None, How::Fix),
+            ("doctor 101 --fix --dry-run", Some(101), How::Fix),
+            ("doctor --report", None, How::Report { to: None }),
+            ("doctor --report --to /root/x", None, How::Report { to: Some("/root/x".to_string()) }),
+        ] {
+            assert_eq!(parsed(line), doctor(guest, how), "{line}");
         }
         let history = |json, vmid, count| Ok(Call::History { json, vmid, count });
         assert_eq!(parsed("history"), history(false, None, None));
@@ -289,7 +303,7 @@ mod tests {
             ("to-home 01:00 --gpu 02:00", "01:00 is too much"),
             ("to-home --gpu -x", "-x is no slot"),
             ("--status now", "now is too much"),
-            ("to-vfio --json", "--json goes with --status, history and plan"),
+            ("to-vfio --json", "--json goes with --status, doctor, history and plan"),
             ("111 pre-start --dry-run", "--dry-run goes with a verb"),
             ("--status --dry-run", "--dry-run goes with a verb"),
             ("--status --unfinished", "--unfinished goes with reconcile"),
@@ -299,12 +313,21 @@ mod tests {
             ("history -n few", "-n few is no number"),
             ("plan 111 -n 5", "-n goes with history"),
             ("plan 111 --output-format yaml", "--output-format yaml is unknown: text or json"),
-            ("to-vfio --output-format json", "--output-format goes with --status, history and plan"),
+            ("to-vfio --output-format json", "--output-format goes with --status, doctor, history and plan"),
             ("111 pre-start --dry-run --quiet", "--dry-run goes with a verb"),
             ("--quiet 111 pre-start", "--quiet goes with a verb;"),
             ("history --dry-run", "--dry-run goes with a verb"),
             ("plan", "plan needs the id of a VM"),
             ("plan gpu", "gpu is no guest id"),
+            ("doctor gpu", "gpu is no guest id"),
+            ("doctor 111 112", "112 is too much"),
+            ("doctor --fix --report", "--fix and --report exclude each other"),
+            ("doctor --fix --json", "--fix and --json exclude each other"),
+            ("doctor --dry-run", "--dry-run of doctor goes with --fix"),
+            ("doctor --to x", "--to of doctor goes with --report"),
+            ("doctor 111 --explain x", "--explain stands alone"),
+            ("doctor --explain", "missing argument for option '--explain'"),
+            ("plan 111 --fix", "--fix goes with doctor"),
             ("watch", "watch needs the id of a VM"),
             ("watch 111 112", "112 is too much"),
             ("reconcile --reboot", "--reboot goes with watch"),

@@ -45,6 +45,10 @@ pub(super) const FLAGS: &[Flag] = &[
     flag("defer"),
     flag("undo"),
     flag("all"),
+    option("explain"),
+    flag("fix"),
+    flag("report"),
+    option("to"),
 ];
 
 /// Under which heading of `--help` a verb stands.
@@ -82,6 +86,17 @@ pub(super) const VERBS: &[Verb] = &[
                not done, a file that cannot be read.",
         example: "status",
         call: |given| Ok(Call::Status { json: given.json()?, check: given.has("check") }),
+    },
+    Verb {
+        names: &["doctor"],
+        kind: Kind::Everyday,
+        arguments: "[ID] [--json] [--explain FINDING] [--fix] [--dry-run] [--report] [--to FILE]",
+        about: "what is wrong with this host, its guests and containers, and how to put it right",
+        more: "With an ID of that guest alone. It ends with 1 when there is an error. --explain tells more of a finding, or with \
+               all lists them; --fix, with --dry-run first, makes missing nodes and takes away what is left over; --report has \
+               all that a helper would ask for, without addresses of the network, also in a file (--to).",
+        example: "doctor",
+        call: |given| Ok(Call::Doctor(given.doctor()?)),
     },
     Verb {
         names: &["history"],

@@ -150,7 +150,7 @@ fn named_gpu(kernel: &dyn Kernel, line: &Hostpci) -> Option<SlotId> {
 }
 
 /// Every address that the VM's configuration names, itself or by a mapping.
-fn listed(kernel: &dyn Kernel, vm: &VmConfig) -> Vec<PciId> {
+pub fn listed(kernel: &dyn Kernel, vm: &VmConfig) -> Vec<PciId> {
     let by_mapping = vm.hostpci.values().filter_map(|hostpci| hostpci.mapping.as_deref());
     let mut ids: Vec<PciId> = by_mapping.flat_map(|name| mapping::on_this_node(kernel, name)).collect();
     ids.extend(vm.hostpci.values().flat_map(Hostpci::addresses));

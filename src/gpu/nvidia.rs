@@ -35,6 +35,10 @@ impl FromStr for Version {
 }
 
 impl Version {
+    pub const fn of(first: u32, second: u32, third: u32) -> Version {
+        Version(first, second, third)
+    }
+
     /// Before 580.105.08, of 590 before 590.44.01, nvidia_drm looks for GPUs when it is loaded and never again. With
     /// modeset=1 it holds each of them until it is unloaded; a GPU that is unbound leaves its DRM device behind, and one
     /// that is bound later gets none.

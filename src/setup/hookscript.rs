@@ -191,7 +191,16 @@ pub fn may_enable(kernel: &dyn Kernel, id: u32) -> Result<()> {
 }
 
 /// What may surprise whoever enables a guest.
-pub fn surprises(kernel: &dyn Kernel, id: u32) -> Vec<String> {
+#[derive(Debug, Default)]
+pub struct Surprises {
+    /// HA manages it.
+    pub ha: Option<String>,
+    /// It may start on other nodes.
+    pub cluster: Option<String>,
+}
+
+/// None for a guest that is not here.
+pub fn surprises(kernel: &dyn Kernel, id: u32) -> Surprises {
     Guest::read(kernel, id).map(|guest| warnings(kernel, &guest)).unwrap_or_default()
 }
 
@@ -289,7 +298,8 @@ fn tell_of_start(app: &App, id: u32) {
 /// What may surprise whoever enables it, and what keeps the card from ever being the host's.
 fn warn(app: &App, guest: &Guest) {
     let config = Config::lenient(app.kernel).0;
-    for warning in warnings(app.kernel, guest).iter().chain(&conflicts::of_cards(app, &config, &guest.slots)) {
+    let Surprises { ha, cluster } = warnings(app.kernel, guest);
+    for warning in ha.iter().chain(&cluster).chain(&conflicts::of_cards(app, &config, &guest.slots)) {
         app.story.warn(warning);
     }
 }
@@ -374,21 +384,20 @@ pub fn link_is_missing(kernel: &dyn Kernel) -> Result<bool> {
 }
 
 /// What may surprise whoever enables it.
-fn warnings(kernel: &dyn Kernel, guest: &Guest) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if is_managed(&kernel.text(HA_RESOURCES).unwrap_or_default(), guest.kind, guest.id) {
-        warnings.push(format!(
+fn warnings(kernel: &dyn Kernel, guest: &Guest) -> Surprises {
+    let ha = is_managed(&kernel.text(HA_RESOURCES).unwrap_or_default(), guest.kind, guest.id).then(|| {
+        format!(
             "{guest} is managed by HA: when its start is refused because the GPU is in use, HA tries other nodes and \
              then puts it into the state error"
-        ));
-    }
-    if kernel.exists(CLUSTER) {
-        warnings.push(format!(
+        )
+    });
+    let cluster = kernel.exists(CLUSTER).then(|| {
+        format!(
             "this node is in a cluster: {guest} starts only on nodes that have gpu-handoff, so install it on all that \
              may start it"
-        ));
-    }
-    warnings
+        )
+    });
+    Surprises { ha, cluster }
 }
 
 /// `vm: 111` begins a section (PVE::HA::Resources).

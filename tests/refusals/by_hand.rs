@@ -12,7 +12,7 @@ fn bad_usage() {
         ("to-vfio 01:00 02:00", "02:00 is too much"),
         ("handoff", "handoff needs vfio or nvidia"),
         ("handoff nouveau", "handoff needs vfio or nvidia"),
-        ("to-nvidia --json", "--json goes with --status, history and plan"),
+        ("to-nvidia --json", "--json goes with --status, doctor, history and plan"),
         ("stauts", "stauts is unknown, did you mean --status?"),
         ("--status 01:00", "01:00 is too much"),
         ("plan", "plan needs the id of a VM"),

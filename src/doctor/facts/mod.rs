@@ -1,0 +1,110 @@
+//! What the checks go by. All of it is read here, once; whatever decides after that is pure.
+
+pub mod driver;
+pub mod guests;
+pub mod host;
+pub mod ours;
+
+use crate::App;
+use crate::address::{Address, SlotId};
+use crate::config::Config;
+use crate::gpu::inventory::nvidia_slots;
+use crate::gpu::{Function, Slot, behind};
+use crate::handoff::plan::{check, facts};
+use crate::proxmox::guest;
+use crate::proxmox::pci_id::PciId;
+use crate::sys::Kernel;
+
+pub struct Facts {
+    /// The guest that was asked about.
+    pub only: Option<u32>,
+    /// Who is not sees less.
+    pub is_root: bool,
+    pub is_proxmox: bool,
+    /// Proxmox is there, and its cluster file system is not.
+    pub is_down: bool,
+    pub config: Config,
+    /// Those with an NVIDIA GPU, and what was read of them slowly.
+    pub slots: Vec<Slot>,
+    /// By slot: who shares an IOMMU group with it.
+    pub strangers: Vec<(SlotId, Function)>,
+    /// What of the host is behind another function of a card, and in use.
+    pub behind: Vec<(Address, String)>,
+    pub host: host::Host,
+    pub driver: driver::Driver,
+    pub ours: ours::Ours,
+    pub guests: guests::Guests,
+}
+
+impl Facts {
+    pub fn read(app: &App, only: Option<u32>) -> Facts {
+        let kernel = app.kernel;
+        let (config, warnings) = Config::lenient(kernel);
+        let mistakes = Config::read(kernel).map_or_else(|problem| vec![problem], |(_, problems)| problems);
+        let mut slots = nvidia_slots(kernel);
+        for slot in &mut slots {
+            // Next to a call that hangs nothing of it can be read; what sleeps is left to sleep.
+            if !app.store.has_call(kernel, slot.id) {
+                let _ = slot.read_slow_attributes_asleep(kernel);
+            }
+        }
+        let functions = slots.iter().flat_map(|slot| &slot.functions);
+        let behind = functions.filter_map(|one| Some((one.address, behind::in_use(kernel, one)?))).collect();
+        let host = host::Host::read(app, &config, &slots);
+        let guests = guests::Guests::read(app, &config, &slots, only);
+        let is_proxmox = ["/usr/bin/pveversion", "/usr/share/perl5/PVE"].iter().any(|path| kernel.exists(path));
+        Facts {
+            only,
+            is_root: nix::unistd::geteuid().is_root() || !kernel.is_real(),
+            is_proxmox: is_proxmox || !guest::is_down(kernel),
+            is_down: is_proxmox && guest::is_down(kernel),
+            strangers: strangers(kernel, &slots),
+            behind,
+            driver: driver::Driver::read(app, &config, &slots),
+            ours: ours::Ours { mistakes, ..ours::Ours::read(app, &config, &warnings, &slots, &host, &guests) },
+            host,
+            guests,
+            slots,
+            config,
+        }
+    }
+
+    pub fn functions(&self) -> impl Iterator<Item = &Function> {
+        self.slots.iter().flat_map(|slot| &slot.functions)
+    }
+
+    /// Why who shares a group with a card keeps it from a VM. A VM that takes the card may list the other as well.
+    pub fn in_groups(&self) -> Vec<(&Function, String)> {
+        let one = |(slot, stranger): &'_ (SlotId, Function)| {
+            let takers = self.guests.vms.iter().filter(|vm| vm.slots.contains(slot));
+            let listed: Vec<PciId> = takers.flat_map(|vm| vm.listed.iter().cloned()).collect();
+            check::of_stranger(stranger, &listed)
+        };
+        let told = self.strangers.iter().filter_map(|pair| Some((&pair.1, one(pair)?)));
+        let mut found: Vec<(&Function, String)> = Vec::new();
+        for (function, text) in told {
+            if !found.iter().any(|(_, other)| *other == text) {
+                found.push((function, text));
+            }
+        }
+        found
+    }
+
+    /// What a start is refused for that has a finding of its own.
+    pub fn known_refusals(&self) -> Vec<String> {
+        let mut known: Vec<String> = self.functions().filter_map(check::of_function).collect();
+        known.extend(self.functions().filter_map(check::gone_function));
+        known.extend(self.in_groups().into_iter().map(|(_, text)| text));
+        known.extend(self.behind.iter().map(|(_, text)| text.clone()));
+        known.push(check::NO_VFIO_PCI.to_string());
+        known
+    }
+}
+
+fn strangers(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<(SlotId, Function)> {
+    let of = |slot: &Slot| {
+        let all = facts::strangers(kernel, std::slice::from_ref(slot)).into_iter();
+        all.map(|function| (slot.id, function)).collect::<Vec<_>>()
+    };
+    slots.iter().flat_map(of).collect()
+}

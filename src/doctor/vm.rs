@@ -1,0 +1,359 @@
+//! VMs: whether they take the card that they name, and give it back.
+
+use super::facts::Facts;
+use super::facts::guests::Vm;
+use super::finding::{Area, Check, Hit, Severity};
+use crate::address::SlotId;
+use crate::events::hookscript;
+use crate::proxmox::pci_id::PciId;
+use crate::proxmox::vm::Driver;
+
+pub const AREA: Area = Area {
+    title: "VMs and their card",
+    checks: &[
+        Check {
+            id: "vm-no-hook",
+            severity: Severity::Warning,
+            title: "a VM takes a card without the hookscript",
+            why: "Proxmox takes the card from the host whoever uses it, and it does not come home when the VM stops.",
+            more: "Not where the card's home is vfio-pci by configuration. A guest has one hookscript; two can be chained.",
+            find: no_hook,
+        },
+        Check {
+            id: "vm-hook-no-card",
+            severity: Severity::Warning,
+            title: "a VM has the hookscript and names no device",
+            why: "It gets no GPU.",
+            more: "hostpci is what names one.",
+            find: hook_no_card,
+        },
+        Check {
+            id: "vm-other-device",
+            severity: Severity::Error,
+            title: "a VM with the hookscript names a device that is no NVIDIA GPU any more",
+            why: "Addresses shift with what is in the host, and Proxmox takes whatever is there now from the host.",
+            more: "A warning where nothing says that a GPU was there before.",
+            find: other_device,
+        },
+        Check {
+            id: "vm-device-absent",
+            severity: Severity::Error,
+            title: "a VM names a device that is not there",
+            why: "Its start is refused.",
+            more: "After a card was moved to another slot, or fell off the bus.",
+            find: device_absent,
+        },
+        Check {
+            id: "vm-mapping",
+            severity: Severity::Error,
+            title: "a VM names its card by a mapping that is of no use here",
+            why: "Its start is refused: which device a mapping gives is decided after the hookscript ran.",
+            more: "Mappings of NVIDIA GPUs are not supported yet; one that does not have this node is no use to anybody.",
+            find: mapping,
+        },
+        Check {
+            id: "vm-line-not-understood",
+            severity: Severity::Warning,
+            title: "a hostpci line that Proxmox drops, or may understand otherwise",
+            why: "The VM starts without what the line was to give it, or with a card that nobody made ready.",
+            more: "Addresses are in lower case, with two digits for bus and device; options are those of qm's manual.",
+            find: line_not_understood,
+        },
+        Check {
+            id: "vm-args",
+            severity: Severity::Warning,
+            title: "a VM is given a card by args",
+            why: "Proxmox does not know of it, so it keeps no other VM from the same card.",
+            more: "args: -device vfio-pci,host=…. hostpci is Proxmox's own way.",
+            find: args,
+        },
+        Check {
+            id: "vm-one-function",
+            severity: Severity::Warning,
+            title: "a VM is given one function of several",
+            why: "All functions of a card leave the host together, and the VM gets only this one.",
+            more: "Without a function in the address the VM gets all of them, such as the card's audio.",
+            find: one_function,
+        },
+        Check {
+            id: "vm-keep",
+            severity: Severity::Warning,
+            title: "a VM's card has driver=keep",
+            why: "Neither Proxmox nor this program then makes it ready, so the VM starts only while vfio-pci has the card already.",
+            more: "An option of Proxmox VE 9.",
+            find: keep,
+        },
+        Check {
+            id: "vm-same-card-at-boot",
+            severity: Severity::Warning,
+            title: "two VMs that start at boot take the same card",
+            why: "Only the first of them starts.",
+            more: "onboot of all but one must be off.",
+            find: same_card,
+        },
+        Check {
+            id: "vm-ha",
+            severity: Severity::Warning,
+            title: "HA manages a VM that takes a card",
+            why: "When its start is refused HA tries other nodes, which need a card at the same address, and then gives up.",
+            more: "See the page on backups and high availability.",
+            find: ha,
+        },
+        Check {
+            id: "vm-not-on-all-nodes",
+            severity: Severity::Note,
+            title: "a guest with the hookscript is in a cluster",
+            why: "On a node without this program it does not start.",
+            more: "Install it on all nodes that may start the guest. Whether it is there cannot be seen from here.",
+            find: cluster,
+        },
+        Check {
+            id: "vm-would-not-start",
+            severity: Severity::Warning,
+            title: "as things are a VM would not start",
+            why: "Its start is refused before anything is touched.",
+            more: "Mostly because the card is in use, which a policy may change. What has a finding of its own is not told twice, \
+                   and only the first of several VMs with the same cards is asked about; with VMID that VM.",
+            find: would_not_start,
+        },
+    ],
+};
+
+/// Those that are asked about and take a card.
+fn takers(facts: &Facts) -> impl Iterator<Item = &Vm> {
+    facts.guests.vms.iter().filter(|vm| vm.takes_gpu())
+}
+
+fn first_hostpci(vm: &Vm) -> String {
+    let setting = vm.settings.iter().find(|setting| setting.key.starts_with("hostpci"));
+    super::facts::guests::place(&vm.path, setting)
+}
+
+/// Where it names its card.
+fn named_in(vm: &Vm) -> String {
+    if vm.config.hostpci.is_empty() && vm.config.doubtful.is_empty() { vm.place("args") } else { first_hostpci(vm) }
+}
+
+fn no_hook(facts: &Facts) -> Vec<Hit> {
+    let stays = |vm: &&Vm| {
+        let home =
+            |slot: &SlotId| facts.config.homes.get(slot) == Some(&crate::config::Home::Driver("vfio-pci".to_string()));
+        vm.slots.iter().all(home)
+    };
+    let hit = |vm: &Vm| {
+        let found = format!("VM {} takes {} and has no hookscript of gpu-handoff", vm.id, vm.slots_in_words());
+        match &vm.other_hook {
+            Some(why) => {
+                let (what, mend) = why.split_once("; ").unwrap_or((why, ""));
+                let what = what.split_once("its hookscript is ").map_or(what, |(_, what)| what);
+                Hit::at(vm.place("hookscript"), format!("{found}: it has {what}"), mend)
+            }
+            None => Hit::at(named_in(vm), found, format!("gpu-handoff enable {}", vm.id)),
+        }
+        .of(vm.id)
+    };
+    takers(facts).filter(|vm| !vm.has_hook && !stays(vm)).map(hit).collect()
+}
+
+fn hook_no_card(facts: &Facts) -> Vec<Hit> {
+    let hit = |vm: &Vm| {
+        let text = vm.nothing_named.as_ref()?;
+        let (what, mend) = text.split_once(": ").unwrap_or((text, ""));
+        Some(Hit::at(vm.place("hookscript"), what, vm.fit(mend)).of(vm.id))
+    };
+    facts.guests.vms.iter().filter_map(hit).collect()
+}
+
+fn other_device(facts: &Facts) -> Vec<Hit> {
+    let hit = |vm: &Vm| {
+        let (is_refused, text) = vm.remark.as_ref()?;
+        let text = text.replacen(" was not started: ", " would not be started: ", 1);
+        let (what, mend) = text.split_once("; ").unwrap_or((&text, ""));
+        let hit = Hit::at(first_hostpci(vm), what, vm.fit(mend)).of(vm.id);
+        Some(if *is_refused { hit } else { hit.only_a(Severity::Warning) })
+    };
+    facts.guests.vms.iter().filter_map(hit).collect()
+}
+
+/// A start that its own configuration forbids; by a line that has a mapping, or by another.
+fn unusable(facts: &Facts, is_mapping: bool) -> Vec<Hit> {
+    let hit = |vm: &Vm| {
+        let text = vm.unusable.as_ref()?;
+        let key =
+            text.split([' ', ':']).find(|word| word.starts_with("hostpci") || *word == "args").unwrap_or("hostpci0");
+        let index: Option<u32> = key.strip_prefix("hostpci").and_then(|digits| digits.parse().ok());
+        let line = index.and_then(|index| vm.config.hostpci.get(&index));
+        if line.is_some_and(|line| line.mapping.is_some()) != is_mapping {
+            return None;
+        }
+        let (what, mend) = match text.split_once("; ") {
+            Some(parts) => parts,
+            None => text.split_once(", which ").unwrap_or((text, "lspci -D shows what there is")),
+        };
+        Some(Hit::at(vm.place(key), what, vm.fit(mend)).of(vm.id))
+    };
+    facts.guests.vms.iter().filter_map(hit).collect()
+}
+
+fn device_absent(facts: &Facts) -> Vec<Hit> {
+    unusable(facts, false)
+}
+
+fn mapping(facts: &Facts) -> Vec<Hit> {
+    unusable(facts, true)
+}
+
+fn line_not_understood(facts: &Facts) -> Vec<Hit> {
+    let mut found = Vec::new();
+    for vm in &facts.guests.vms {
+        for text in &vm.dropped {
+            // `line 3 'hostpci0: …' is …`
+            let number: Option<usize> =
+                text.strip_prefix("line ").and_then(|rest| rest.split(' ').next()?.parse().ok());
+            let place = number.map_or_else(|| vm.path.clone(), |number| format!("{}:{number}", vm.path));
+            let (what, mend) = match text.split_once("; if it is a mistake: ") {
+                Some((what, mend)) => (what, vm.fit(mend)),
+                None => (text.as_str(), spelt_right(vm, number)),
+            };
+            found.push(Hit::at(place, what, mend).of(vm.id));
+        }
+    }
+    found
+}
+
+/// The same line as Proxmox would take it, if there is such a thing.
+fn spelt_right(vm: &Vm, line: Option<usize>) -> String {
+    let setting = vm.settings.iter().find(|setting| Some(setting.line) == line);
+    let right = setting.and_then(|setting| {
+        let (address, rest) = setting.value.split_once(',').map_or((setting.value.as_str(), ""), |(a, b)| (a, b));
+        let address = address.to_ascii_lowercase();
+        let parts: Vec<String> = address
+            .split(':')
+            .map(|part| {
+                let (digits, function) = part.split_once('.').map_or((part, ""), |(a, b)| (a, b));
+                let dot = if function.is_empty() { "" } else { "." };
+                format!("{digits:0>2}{dot}{function}")
+            })
+            .collect();
+        let address = parts.join(":");
+        let comma = if rest.is_empty() { "" } else { "," };
+        PciId::parse(&address)?;
+        let key = setting.key.to_ascii_lowercase();
+        let line = format!("{key}: {address}{comma}{rest}\n");
+        let is_read = !crate::proxmox::vm::parse(line.as_bytes()).hostpci.is_empty();
+        is_read.then(|| format!("qm set {} --{key} {address}{comma}{rest}", vm.id))
+    });
+    right.unwrap_or_else(|| format!("see that line: qm config {}; and how it is written: man qm", vm.id))
+}
+
+fn args(facts: &Facts) -> Vec<Hit> {
+    let mut found = Vec::new();
+    for vm in &facts.guests.vms {
+        if let Some(text) = &vm.by_args {
+            let (what, mend) = text.split_once("; better: ").unwrap_or((text, ""));
+            found.push(Hit::at(vm.place("args"), what, vm.fit(mend)).of(vm.id));
+        }
+        for unread in &vm.config.args.unread {
+            let text = hookscript::unread_args(vm.id, unread);
+            let slot = facts.slots.first().map_or_else(|| "SLOT".to_string(), |slot| slot.id.to_string());
+            let (what, mend) = text.split_once("; a GPU belongs into hostpci: ").unwrap_or((&text, ""));
+            found.push(Hit::at(vm.place("args"), what, vm.fit(&mend.replace("SLOT", &slot))).of(vm.id));
+        }
+    }
+    found
+}
+
+fn one_function(facts: &Facts) -> Vec<Hit> {
+    let mut found = Vec::new();
+    for vm in takers(facts) {
+        for slot in facts.slots.iter().filter(|slot| vm.slots.contains(&slot.id)) {
+            let missing: Vec<String> = slot
+                .functions
+                .iter()
+                .filter(|one| !one.is_virtual && !vm.listed.iter().any(|id| id.covers(one.address)))
+                .map(|one| one.address.to_string())
+                .collect();
+            let named = vm.config.hostpci.iter().find_map(|(index, line)| {
+                let id = line.ids.iter().find(|written| written.id.slot() == Some(slot.id))?;
+                Some((index, line, id))
+            });
+            let Some((index, line, id)) = named.filter(|_| !missing.is_empty()) else { continue };
+            let what = format!(
+                "hostpci{index} gives VM {} only {} of {}, without {}",
+                vm.id,
+                id.text,
+                slot.id,
+                missing.join(" ")
+            );
+            let mend =
+                format!("qm set {} --hostpci{index} {}", vm.id, line.raw.replacen(&id.text, &slot.id.to_string(), 1));
+            found.push(Hit::at(vm.place(&format!("hostpci{index}")), what, vm.fit(&mend)).of(vm.id));
+        }
+    }
+    found
+}
+
+fn keep(facts: &Facts) -> Vec<Hit> {
+    let mut found = Vec::new();
+    for vm in &facts.guests.vms {
+        for (index, line) in vm.config.hostpci.iter().filter(|(_, line)| line.driver == Driver::Keep) {
+            let is_gpus = line.addresses().any(|id| facts.slots.iter().any(|slot| id.slot() == Some(slot.id)));
+            if !is_gpus {
+                continue;
+            }
+            let raw: Vec<&str> = line.raw.split(',').filter(|part| *part != "driver=keep").collect();
+            let what = format!("hostpci{index} of VM {} has driver=keep", vm.id);
+            let mend = format!("qm set {} --hostpci{index} {}", vm.id, raw.join(","));
+            found.push(Hit::at(vm.place(&format!("hostpci{index}")), what, vm.fit(&mend)).of(vm.id));
+        }
+    }
+    found
+}
+
+fn same_card(facts: &Facts) -> Vec<Hit> {
+    let starts = |vm: &&Vm| vm.value("onboot").is_some_and(|value| matches!(value, "1" | "yes" | "on" | "true"));
+    let all: Vec<&Vm> = takers(facts).filter(starts).collect();
+    let mut found = Vec::new();
+    for (at, vm) in all.iter().enumerate() {
+        let other = all[..at].iter().find(|other| other.slots.iter().any(|slot| vm.slots.contains(slot)));
+        if let Some(other) = other {
+            let what = format!("VM {} and VM {} both take {} and start at boot", other.id, vm.id, vm.slots_in_words());
+            found.push(Hit::at(vm.place("onboot"), what, format!("qm set {} --onboot 0", vm.id)).of(vm.id));
+        }
+    }
+    found
+}
+
+fn ha(facts: &Facts) -> Vec<Hit> {
+    let hit = |vm: &Vm| {
+        let text = vm.surprises.ha.as_ref()?;
+        let mend =
+            format!("keep HA off it: ha-manager remove vm:{}; or give each node that may start it such a card", vm.id);
+        Some(Hit::at("/etc/pve/ha/resources.cfg", text, mend).of(vm.id))
+    };
+    takers(facts).filter_map(hit).collect()
+}
+
+fn cluster(facts: &Facts) -> Vec<Hit> {
+    let nodes = facts.guests.nodes.join(" and ");
+    let nodes = if nodes.is_empty() { "the others" } else { &nodes };
+    let hit = |vm: &Vm| {
+        let (what, _) = vm.surprises.cluster.as_ref()?.split_once(", so ")?;
+        let mend = format!("apt install ./gpu-handoff_*_amd64.deb, on {nodes}");
+        Some(Hit::at("/etc/pve/corosync.conf", what, mend).of(vm.id))
+    };
+    facts.guests.vms.iter().filter(|vm| vm.has_hook).filter_map(hit).collect()
+}
+
+fn would_not_start(facts: &Facts) -> Vec<Hit> {
+    let known = facts.known_refusals();
+    let hit = |vm: &Vm| {
+        let text = vm.refusal.as_ref()?;
+        let is_told = facts.only.is_none() && known.iter().any(|known| text.contains(known.as_str()));
+        let when = if vm.has_hook { "as things are it" } else { "with the hookscript it" };
+        let (what, mend) = text.split_once("; ").unwrap_or((text, ""));
+        let what = format!("VM {}: {when} would not start now: {what}", vm.id);
+        (!is_told).then(|| Hit::at(named_in(vm), what, vm.fit(mend)).of(vm.id))
+    };
+    facts.guests.vms.iter().filter_map(hit).collect()
+}
