@@ -98,7 +98,10 @@ mod tests {
     use crate::sys::Linux;
 
     fn function(class: u32) -> Function {
-        let root = std::env::temp_dir().join(format!("gpu-handoff-function-{}-{class:x}", std::process::id()));
+        // Tests of one process run side by side.
+        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("gpu-handoff-function-{}-{number}", std::process::id()));
         let directory = root.join("sys/bus/pci/devices/0000:01:00.0");
         std::fs::create_dir_all(&directory).unwrap();
         for (name, text) in [("vendor", "0x10de"), ("device", "0x2684"), ("class", &format!("0x{class:06x}"))] {
