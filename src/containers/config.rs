@@ -2,7 +2,7 @@
 
 use crate::App;
 use crate::proxmox::ct::CtConfig;
-use crate::proxmox::guest;
+use crate::proxmox::{guest, vm};
 use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, Lock, Share};
 use nix::libc;
@@ -33,10 +33,11 @@ pub fn read(kernel: &dyn Kernel, ctid: u32) -> Result<Vec<u8>> {
 }
 
 fn no_container(kernel: &dyn Kernel, ctid: u32) -> Stop {
-    if kernel.exists(&format!("/etc/pve/qemu-server/{ctid}.conf")) {
+    if let Ok(bytes) = kernel.read(&format!("/etc/pve/qemu-server/{ctid}.conf")) {
         return Stop::usage(format!(
-            "{ctid} is a VM, no container; a VM takes a GPU as a whole: qm set {ctid} --hostpci0 0000:01:00,pcie=1 \
-             --hookscript local:snippets/gpu-handoff"
+            "{ctid} is a VM, no container; a VM takes a GPU as a whole: qm set {ctid} --hostpci0 {} --hookscript \
+             local:snippets/gpu-handoff",
+            vm::parse(&bytes).hostpci_of(&"0000:01:00")
         ));
     }
     if let Some(node) = guest::node_of(kernel, ctid) {

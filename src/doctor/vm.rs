@@ -254,7 +254,7 @@ fn args(facts: &Facts) -> Vec<Hit> {
             found.push(Hit::at(vm.place("args"), what, vm.fit(mend)).of(vm.id));
         }
         for unread in &vm.config.args.unread {
-            let text = hookscript::unread_args(vm.id, unread);
+            let text = hookscript::unread_args(vm.id, &vm.config, unread);
             let slot = facts.slots.first().map_or_else(|| "SLOT".to_string(), |slot| slot.id.to_string());
             let (what, mend) = text.split_once("; a GPU belongs into hostpci: ").unwrap_or((&text, ""));
             found.push(Hit::at(vm.place("args"), what, vm.fit(&mend.replace("SLOT", &slot))).of(vm.id));

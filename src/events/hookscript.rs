@@ -110,7 +110,7 @@ fn warn_of_dropped_lines(app: &App, vmid: u32, vm: &VmConfig) {
         app.story.warn(&format!("VM {vmid}: {line}"));
     }
     for unread in &vm.args.unread {
-        app.story.warn(&format!("VM {vmid}: {}", unread_args(vmid, unread)));
+        app.story.warn(&format!("VM {vmid}: {}", unread_args(vmid, vm, unread)));
     }
 }
 
@@ -131,11 +131,11 @@ pub fn dropped_lines(kernel: &dyn Kernel, vmid: u32, vm: &VmConfig) -> Vec<Strin
 }
 
 /// What of `args` may name a device that nobody can tell.
-pub fn unread_args(vmid: u32, unread: &str) -> String {
+pub fn unread_args(vmid: u32, vm: &VmConfig, unread: &str) -> String {
     format!(
-        "args has {}, and which device that names cannot be read; a GPU belongs into hostpci: qm set {vmid} --hostpci0 \
-         SLOT,pcie=1",
-        unread.escape_debug()
+        "args has {}, and which device that names cannot be read; a GPU belongs into hostpci: qm set {vmid} --hostpci0 {}",
+        unread.escape_debug(),
+        vm.hostpci_of(&"SLOT")
     )
 }
 
@@ -267,7 +267,7 @@ pub fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result
             continue;
         }
         if let Some(name) = &hostpci.mapping {
-            refuse_nvidia_mapping(kernel, vmid, *index, name)?;
+            refuse_nvidia_mapping(kernel, vmid, config, *index, name)?;
             continue;
         }
         for id in hostpci.addresses() {
@@ -298,7 +298,7 @@ pub fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result
     for (index, doubtful) in &config.doubtful {
         let Some(gpu) = named_gpu(kernel, &doubtful.line) else { continue };
         if let Some(name) = &doubtful.line.mapping {
-            refuse_nvidia_mapping(kernel, vmid, *index, name)?;
+            refuse_nvidia_mapping(kernel, vmid, config, *index, name)?;
         }
         if !slots.contains(&gpu) {
             slots.push(gpu);
@@ -317,7 +317,7 @@ pub fn slots_of(app: &App, vmid: u32) -> Result<Vec<SlotId>> {
 }
 
 /// Which device a mapping gives is decided by Proxmox after pre-start, so a GPU behind one cannot be made ready yet.
-fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str) -> Result<()> {
+fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, vm: &VmConfig, index: u32, name: &str) -> Result<()> {
     let ids = mapping::on_this_node(kernel, name);
     if let Some(absent) = ids.iter().find(|id| slot_of(kernel, id).is_none()) {
         return Err(Stop::refused(format!(
@@ -332,8 +332,8 @@ fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, index: u32, name: &str)
     }
     let instead = match ids.iter().find(|id| !takes_none(id)) {
         Some(id) => format!(
-            "which is not supported yet for a GPU; name its slot instead: qm set {vmid} --hostpci{index} {},pcie=1",
-            id.slot_name()
+            "which is not supported yet for a GPU; name its slot instead: qm set {vmid} --hostpci{index} {}",
+            vm.hostpci_of(&id.slot_name())
         ),
         None => match mapping::not_understood(kernel, name) {
             Some((line, text)) => format!(
@@ -355,8 +355,9 @@ pub fn by_args(kernel: &dyn Kernel, vmid: u32) -> Option<String> {
     let id = vm.args.ids.iter().find(is_gpu)?;
     Some(format!(
         "VM {vmid} passes {0} by args, of which Proxmox itself does not know: it does not keep other VMs from it; better: qm set \
-         {vmid} --hostpci0 {0},pcie=1, and take it out of args",
-        id.slot_name()
+         {vmid} --hostpci0 {1}, and take it out of args",
+        id.slot_name(),
+        vm.hostpci_of(&id.slot_name())
     ))
 }
 

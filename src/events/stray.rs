@@ -108,7 +108,8 @@ pub fn nothing_named(app: &App, vmid: u32, vm: &VmConfig) -> Option<String> {
     let names_none = vm.hostpci.is_empty() && vm.doubtful.is_empty() && vm.args.ids.is_empty();
     let gpus = gpus(app);
     (names_none && !gpus.is_empty()).then(|| {
-        let each: Vec<String> = gpus.iter().map(|slot| format!("qm set {vmid} --hostpci0 {slot},pcie=1")).collect();
+        let each: Vec<String> =
+            gpus.iter().map(|slot| format!("qm set {vmid} --hostpci0 {}", vm.hostpci_of(slot))).collect();
         format!("VM {vmid} names no device yet (hostpci): {}", each.join(", or: "))
     })
 }
@@ -186,8 +187,9 @@ fn where_now(app: &App, vmid: u32, vm: &VmConfig, stray: &Stray) -> String {
     let line = |gpu: &SlotId| match stray.index {
         Some(index) => format!("qm set {vmid} --hostpci{index} {}", stray.raw.replacen(&stray.id, &gpu.to_string(), 1)),
         None => format!(
-            "qm set {vmid} --hostpci{} {gpu},pcie=1, and take {} out of args",
+            "qm set {vmid} --hostpci{} {}, and take {} out of args",
             free().unwrap_or_default(),
+            vm.hostpci_of(gpu),
             stray.id
         ),
     };

@@ -7,6 +7,7 @@ use super::property::{self, Key, Kind};
 use super::{guest, perl, perl::quoted};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// The settings of a VM that matter for handing it a GPU.
 #[derive(Debug, Default, PartialEq)]
@@ -17,6 +18,8 @@ pub struct VmConfig {
     pub lock: Option<String>,
     pub hookscript: Option<String>,
     pub template: bool,
+    /// Only this type of machine has PCI Express (`machine`).
+    pub is_q35: bool,
     /// Lines that look like one of the above but that Proxmox drops. Other complaints are left to it.
     pub warnings: Vec<Dropped>,
     /// Of those lines the ones that name devices all the same: a later Proxmox may take what this one's options do not
@@ -94,6 +97,9 @@ const HOSTPCI: &[Key] = &[
 pub fn parse(bytes: &[u8]) -> VmConfig {
     let mut config = VmConfig::default();
     for (number, line) in perl::lines(bytes).take_while(|(_, line)| !is_section_header(line)) {
+        if let Some(machine) = line.strip_prefix(b"machine:") {
+            config.is_q35 = perl::text(machine).contains("q35");
+        }
         if looks_like_ours(line)
             && let Err(reason) = config.read(line)
         {
@@ -106,6 +112,12 @@ pub fn parse(bytes: &[u8]) -> VmConfig {
 }
 
 impl VmConfig {
+    /// What to set a `hostpciN` to that is to name this device. With `pcie=1` Proxmox starts q35 machines only ("q35 machine
+    /// model is not enabled", `PVE::QemuServer::PCI`).
+    pub fn hostpci_of(&self, device: &dyn fmt::Display) -> String {
+        format!("{device}{}", if self.is_q35 { ",pcie=1" } else { "" })
+    }
+
     /// A line that is refused leaves an earlier one with the same key in force.
     fn read(&mut self, line: &[u8]) -> Result<()> {
         if guest::is_snapstate(line) {

@@ -421,7 +421,8 @@ fn a_card_that_is_away() {
 
 #[test]
 fn no_container_of_proxmox() {
-    let host = ready().file("var/lib/lxc/103/config", "").file("etc/pve/nodes/pve2/lxc/104.conf", BEFORE);
+    let host = ready().vm(111, "machine: q35\nhostpci0: 0000:01:00,pcie=1");
+    let host = host.file("var/lib/lxc/103/config", "").file("etc/pve/nodes/pve2/lxc/104.conf", BEFORE);
     for (id, message) in [
         ("102", "there is no container 102: /etc/pve/lxc/102.conf does not exist; pct list shows the containers"),
         (

@@ -166,7 +166,7 @@ fn what_qemu_itself_is_told_to_pass() {
 /// A card more, and the line names somebody else's device.
 #[test]
 fn an_address_that_has_shifted() {
-    const OURS: &str = "hookscript: local:snippets/gpu-handoff\n";
+    const OURS: &str = "machine: q35\nhookscript: local:snippets/gpu-handoff\n";
     let shifted = |lines: &str| {
         Host::new()
             .card("0000:02:00", "nvidia", "snd_hda_intel")
@@ -481,12 +481,15 @@ pub fn with_mappings(host: Host) -> Host {
 #[test]
 fn a_mapping_that_may_give_an_nvidia_gpu() {
     for name in ["gpu", "either", "both"] {
-        let host = with_mappings(host()).vm(111, &format!("hostpci3: mapping={name},pcie=1"));
-        let message = format!(
-            "VM 111: hostpci3 uses mapping={name}, which is not supported yet for a GPU; name its slot instead: qm \
-             set 111 --hostpci3 0000:01:00,pcie=1"
-        );
-        refuses(&host, "111 pre-start", 2, &message);
+        // Proxmox starts no other machine with pcie=1.
+        for (machine, pcie) in [("machine: pc-q35-9.2\n", ",pcie=1"), ("machine: pc\n", ""), ("", "")] {
+            let host = with_mappings(host()).vm(111, &format!("{machine}hostpci3: mapping={name}"));
+            let message = format!(
+                "VM 111: hostpci3 uses mapping={name}, which is not supported yet for a GPU; name its slot instead: qm \
+                 set 111 --hostpci3 0000:01:00{pcie}"
+            );
+            refuses(&host, "111 pre-start", 2, &message);
+        }
     }
 }
 

@@ -289,7 +289,7 @@ fn where_something_puts_it_there_it_is_at_home() {
 
 #[test]
 fn what_keeps_it_from_starting_is_told_when_it_is_enabled() {
-    let host = with_tools(super::host()).vm(112, "memory: 1").vm(113, "hostpci0: mapping=gpu");
+    let host = with_tools(super::host()).vm(112, "machine: q35").vm(113, "hostpci0: mapping=gpu");
     let told = host.run("enable 112").err;
     assert!(
         told.contains("warning: VM 112 names no device yet (hostpci): qm set 112 --hostpci0 0000:01:00,pcie=1\n"),

@@ -136,7 +136,8 @@ impl Handoff<'_> {
             // Whoever reads the task's log meanwhile.
             if !told && self.kernel.now() >= begin + PATIENCE {
                 told = true;
-                self.story.say(&format!("  waits for {what} to stop, for up to {} s", left.as_secs()));
+                let up_to = left.as_secs_f64().ceil();
+                self.story.say(&format!("  waits for {what} to stop, for up to {up_to} s"));
             }
             match what {
                 Stopped::Unit(unit) => {
