@@ -78,6 +78,7 @@ node=/dev/nvidia$(minor_of $slot1)
 lab-ct create 101 'lxc.cgroup2.devices.allow: c 195:* rwm' "lxc.mount.entry: $node ${node#/} none bind,optional,create=file"
 printf '#!/bin/sh\ntrap "" PWR TERM INT\nexec 3<%s\nwhile :; do sleep 1; done\n' "$node" >/var/lib/lab-ct/101/etc/rc.local
 chmod 755 /var/lib/lab-ct/101/etc/rc.local
+touch /var/lib/lab-ct/101/etc/ignores-shutdown
 pct start 101 >/dev/null 2>&1
 user_of() { pgrep -f '^/bin/sh /etc/rc.local' | head -n 1; }
 ok 'container 101 has the card' within 20 has_open "$(user_of)" "$node"
