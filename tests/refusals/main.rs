@@ -16,6 +16,7 @@
 mod tree;
 
 mod attach;
+mod attach_refused;
 mod by_hand;
 mod cards;
 mod doctor;
