@@ -10,7 +10,7 @@ build: ## the release binary, target/release/gpu-handoff
 deb: ## the Debian package, target/deb/gpu-handoff_VERSION_amd64.deb
 	@packaging/build
 
-test: ## every test: unit, vectors, refusals, linkage, shell scripts, manual page, package, lab
+test: ## every test: unit, vectors, trees, linkage, shell scripts, manual page, package, lab
 	@tests/all
 
 test-package: ## the package: its scripts, built twice, piuparts and autopkgtest on Debian 12 and 13; set-up of the driver, killed, in the lab

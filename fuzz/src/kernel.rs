@@ -3,7 +3,7 @@
 use crate::machine::Machine;
 use crate::{assert_one_line, parts};
 use gpu_handoff::cli::{self, Call};
-use gpu_handoff::gpu::holders::{Place, Reach, Watched};
+use gpu_handoff::gpu::holders::{Place, Reach, Devices};
 use gpu_handoff::gpu::inventory::{Function, Slot};
 use gpu_handoff::gpu::{nodes, nvidia, static_ids as ids};
 use gpu_handoff::proxmox::running;
@@ -119,7 +119,7 @@ pub fn holders(data: &[u8]) {
     machine = machine.open(7, DeviceNumber { major: 195, minor: 255 }, false);
     let slots: Vec<Slot> = Slot::read(&machine, "0000:01:00".parse().expect("a slot")).into_iter().collect();
     assert!(slots[0].functions.iter().all(Function::is_nvidia_gpu));
-    let found = Watched::of_slots(&machine, &slots, Reach::Unbinding).holders(&machine, Duration::MAX).unwrap();
+    let found = Devices::of_slots(&machine, &slots, Reach::Unbinding).holders(&machine, Duration::MAX).unwrap();
     assert_eq!(found.len(), 1);
     assert_one_line(&found[0].to_string());
     assert!(found[0].remedy().bytes().all(|b| b.is_ascii_alphanumeric() || b" :,-_.\\@".contains(&b)));

@@ -32,12 +32,12 @@ pub enum Call {
     Watch { vmid: u32, after: After },
     Attach { ctid: u32, wish: Wish },
     Detach { ctid: u32 },
-    Setup { ctid: u32, wish: Wish, driver_only: bool },
+    ContainerSetup { ctid: u32, wish: Wish, driver_only: bool },
     Check { who: Who },
     Sync { who: Who },
     Enable { id: u32 },
     Disable { id: u32 },
-    SetUp { what: setup::What },
+    HostSetup { what: setup::What },
     ConfigCheck,
     ConfigShow,
     Udev,
@@ -59,11 +59,11 @@ impl Asked {
                 | Call::Watch { .. }
                 | Call::Attach { .. }
                 | Call::Detach { .. }
-                | Call::Setup { .. }
+                | Call::ContainerSetup { .. }
                 | Call::Sync { .. }
                 | Call::Enable { .. }
                 | Call::Disable { .. }
-                | Call::SetUp { .. }
+                | Call::HostSetup { .. }
                 | Call::Doctor(doctor::Wish { how: doctor::How::Fix, .. })
                 | Call::Udev
                 | Call::Settle

@@ -86,7 +86,7 @@ impl Given<'_> {
         match ["cmdline", "install-deps", "purge", "defer"].into_iter().find(|flag| self.has("undo") && self.has(flag))
         {
             Some(flag) => Err(usage(&format!("--undo takes all of it back: leave out --{flag}"))),
-            None => Ok(Call::SetUp { what }),
+            None => Ok(Call::HostSetup { what }),
         }
     }
 

@@ -54,11 +54,13 @@ fn would(app: &App, call: &Call) -> Result<String> {
         Call::Reconcile { scope, .. } => manual::plan_reconcile(app, *scope)?,
         Call::Attach { ctid, wish, .. } => containers::attach::plan(app, *ctid, wish)?,
         Call::Detach { ctid, .. } => containers::attach::plan_detach(app, *ctid)?,
-        Call::Setup { ctid, wish, driver_only, .. } => containers::setup::plan(app, *ctid, wish, *driver_only)?,
+        Call::ContainerSetup { ctid, wish, driver_only, .. } => {
+            containers::setup::plan(app, *ctid, wish, *driver_only)?
+        }
         Call::Sync { who, .. } => containers::sync::plan_sync(app, *who)?,
         Call::Enable { id, .. } => registration::plan_enable(app, *id)?,
         Call::Disable { id, .. } => registration::plan_disable(app, *id)?,
-        Call::SetUp { what, .. } => setup::plan(app, what)?,
+        Call::HostSetup { what, .. } => setup::plan(app, what)?,
         Call::Doctor(wish) => doctor::plan(app, wish)?,
         // The table of verbs has no such flag for any other.
         _ => return Err(given::usage("--dry-run goes with a verb that changes something")),
@@ -84,7 +86,9 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
         Call::Watch { vmid, after } => watch::run(app, *vmid, *after),
         Call::Attach { ctid, wish, .. } => containers::attach::attach(app, *ctid, wish),
         Call::Detach { ctid, .. } => containers::attach::detach(app, *ctid),
-        Call::Setup { ctid, wish, driver_only, .. } => containers::setup::setup(app, *ctid, wish, *driver_only),
+        Call::ContainerSetup { ctid, wish, driver_only, .. } => {
+            containers::setup::setup(app, *ctid, wish, *driver_only)
+        }
         Call::Check { who } => {
             let (report, done) = containers::check::check(app, *who)?;
             print(&report)?;
@@ -93,7 +97,7 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
         Call::Sync { who, .. } => containers::sync::sync(app, *who),
         Call::Enable { id, .. } => registration::enable(app, *id),
         Call::Disable { id, .. } => registration::disable(app, *id),
-        Call::SetUp { what, .. } => setup::run(app, what),
+        Call::HostSetup { what, .. } => setup::run(app, what),
         Call::ConfigCheck => check_config(app),
         Call::ConfigShow => print(&report::config::to_text(&config::effective(app.kernel).map_err(Stop::usage)?)),
         Call::Udev => udev::run(app),

@@ -253,11 +253,11 @@ mod tests {
         assert_eq!(parsed("container detach 101 --dry-run"), Ok(Call::Detach { ctid: 101 }));
         assert_eq!(parsed("container check --all"), Ok(Call::Check { who: Who::All }));
         let kernel = setup::What::Kernel("6.8.12-4-pve".to_string());
-        assert_eq!(parsed("setup driver --kernel 6.8.12-4-pve"), Ok(Call::SetUp { what: kernel }));
+        assert_eq!(parsed("setup driver --kernel 6.8.12-4-pve"), Ok(Call::HostSetup { what: kernel }));
         let vfio = vfio::Wish { cmdline: true, ..vfio::Wish::default() };
         let driver = driver::Wish { purge: true, ..driver::Wish::default() };
         let all = setup::What::All(vfio, driver);
-        assert_eq!(parsed("setup all --cmdline --purge --dry-run"), Ok(Call::SetUp { what: all }));
+        assert_eq!(parsed("setup all --cmdline --purge --dry-run"), Ok(Call::HostSetup { what: all }));
         assert_eq!(parsed("container sync 101"), Ok(Call::Sync { who: Who::One(101) }));
     }
 

@@ -184,7 +184,7 @@ pub(super) const VERBS: &[Verb] = &[
         example: "container setup 101 --driver-only",
         call: |given| {
             let (ctid, driver_only) = (given.id("container")?, given.has("driver-only"));
-            Ok(Call::Setup { ctid, wish: given.wish()?, driver_only })
+            Ok(Call::ContainerSetup { ctid, wish: given.wish()?, driver_only })
         },
     },
     Verb {

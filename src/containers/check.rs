@@ -289,7 +289,7 @@ impl Look<'_> {
             None => Toolkit::Best,
         };
         let wanted = Wanted { driver: host.to_string(), cuda: best, repo: self.config.cuda.repo.clone() };
-        let works = wanted.settled(self.ctid, seen).and_then(|wanted| {
+        let works = wanted.with_toolkit(self.ctid, seen).and_then(|wanted| {
             stages::check_toolkit(&wanted).map_err(|unfit| unfit.to_string())?;
             let todo: Vec<Stage> = stages::stages(seen, &wanted);
             stages::check(self.ctid, seen, &wanted, &todo)?;

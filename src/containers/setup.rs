@@ -175,7 +175,7 @@ fn possible(
     let wanted = match seen.has_musl {
         // That is what is told then.
         true => Wanted { cuda: Toolkit::None, ..wanted.clone() },
-        false => wanted.settled(ctid, seen).map_err(refuse)?,
+        false => wanted.with_toolkit(ctid, seen).map_err(refuse)?,
     };
     let todo = stages::stages(seen, &wanted);
     stages::check(ctid, seen, &wanted, &todo).map_err(refuse)?;

@@ -38,7 +38,7 @@ impl Wanted {
     ///
     /// # Errors
     /// Why there is none.
-    pub fn settled(&self, ctid: u32, seen: &Seen) -> Result<Wanted, String> {
+    pub fn with_toolkit(&self, ctid: u32, seen: &Seen) -> Result<Wanted, String> {
         if self.cuda != Toolkit::Best {
             return Ok(self.clone());
         }
@@ -400,7 +400,7 @@ mod tests {
     fn the_toolkit_that_is_meant() {
         let best = |driver: &str, text: &str| {
             let wanted = Wanted { driver: driver.into(), cuda: Toolkit::Best, repo: None };
-            wanted.settled(101, &Seen::parse(text)).map(|wanted| wanted.package().unwrap_or_default().to_string())
+            wanted.with_toolkit(101, &Seen::parse(text)).map(|wanted| wanted.package().unwrap_or_default().to_string())
         };
         let debian12 = FRESH.replace("os_version=13", "os_version=12");
         assert_eq!(best("580.95.05", FRESH).unwrap(), "cuda-toolkit-13-0");

@@ -1,7 +1,7 @@
 //! Who has a GPU open, and how each lets go of it.
 
+pub use super::devices::{Devices, Reach};
 pub use super::place::{Ends, Place, is_service};
-pub use super::watched::{Reach, Watched};
 use crate::story::printable;
 use crate::sys::{DeviceNumber, Hidden, How, Kernel, Process, Sight, Sought, User};
 use std::collections::BTreeMap;
@@ -89,7 +89,7 @@ pub struct Found {
     pub hidden: Vec<Hidden>,
 }
 
-impl Watched {
+impl Devices {
     /// Who has any of them open, this process excepted; by PID, one entry each.
     ///
     /// # Errors
@@ -98,15 +98,15 @@ impl Watched {
         Ok(self.find(kernel, limit)?.holders)
     }
 
-    /// As [`Watched::holders`], and what else there was to see.
+    /// As [`Devices::holders`], and what else there was to see.
     ///
     /// # Errors
-    /// As [`Watched::holders`].
+    /// As [`Devices::holders`].
     pub fn find(&self, kernel: &dyn Kernel, limit: Duration) -> Result<Found, String> {
         if self.is_idle(kernel) {
             return Ok(Found::default());
         }
-        self.look(kernel, &Watched::sought([self]), limit)
+        self.look(kernel, &Devices::sought([self]), limit)
     }
 
     fn look(&self, kernel: &dyn Kernel, sought: &Sought, limit: Duration) -> Result<Found, String> {
@@ -131,11 +131,11 @@ impl Watched {
         others.filter_map(|user| Some(Holder::of(kernel, user, self.reason(user)?))).collect()
     }
 
-    /// As [`Watched::find`], once those have let go that would in a moment: udev's workers, and programs that only just
+    /// As [`Devices::find`], once those have let go that would in a moment: udev's workers, and programs that only just
     /// began, when there is nobody else. `counts`: who is meant at all.
     ///
     /// # Errors
-    /// As [`Watched::holders`].
+    /// As [`Devices::holders`].
     pub fn find_lasting(
         &self,
         kernel: &dyn Kernel,
@@ -160,7 +160,7 @@ impl Watched {
             kernel.await_any(&processes, &self.paths(), LOOK_AGAIN_LATER.min(patience - waited));
             // Only they are asked until they are through: there may be very many others.
             let among = processes.iter().map(|process| process.pid).collect();
-            let sought = Sought { among, ..Watched::sought([self]) };
+            let sought = Sought { among, ..Devices::sought([self]) };
             let now = self.look(kernel, &sought, left())?;
             if now.holders.iter().any(|holder| processes.contains(&holder.process)) {
                 continue;
@@ -169,12 +169,12 @@ impl Watched {
         }
     }
 
-    /// As [`Watched::holders`], once nobody comes or goes any more: two looks in a row saw the same, or `limit` is over.
+    /// As [`Devices::holders`], once nobody comes or goes any more: two looks in a row saw the same, or `limit` is over.
     /// For when somebody was stopped: what ends has its children and helpers end after it, or start anew.
     ///
     /// # Errors
-    /// As [`Watched::holders`].
-    pub fn holders_settled(&self, kernel: &dyn Kernel, limit: Duration) -> Result<Vec<Holder>, String> {
+    /// As [`Devices::holders`].
+    pub fn lasting_holders(&self, kernel: &dyn Kernel, limit: Duration) -> Result<Vec<Holder>, String> {
         let end = kernel.now() + limit;
         let left = || end.saturating_sub(kernel.now());
         let mut before = self.holders(kernel, left())?;

@@ -4,6 +4,7 @@ pub mod behind;
 pub mod choice;
 pub mod console;
 pub mod containers;
+pub mod devices;
 pub mod dri;
 pub mod foreign;
 pub mod holders;
@@ -15,7 +16,6 @@ pub mod power;
 pub mod started;
 pub mod static_ids;
 pub mod usage;
-pub mod watched;
 pub mod would_take;
 
 pub use inventory::{Function, Slot};

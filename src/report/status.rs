@@ -5,7 +5,7 @@ use crate::address::SlotId;
 use crate::config::{Config, Home};
 use crate::gpu::dri;
 use crate::gpu::foreign::Foreign;
-use crate::gpu::holders::{Holder, Place, Reach, Watched, hidden};
+use crate::gpu::holders::{Devices, Holder, Place, Reach, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI, nvidia_slots};
 use crate::handoff::kept::owed::{self, Owed};
 use crate::handoff::kept::record::is_with;
@@ -230,9 +230,9 @@ impl Gpu {
         {
             problems.push(format!("{}: reading its driver_override {error}", slot.id));
         }
-        let watched = Watched::of_slots(kernel, std::slice::from_ref(&slot), Reach::Slots);
-        let is_blind = watched.is_blind;
-        let users = open.filter(|_| !is_blind).map(|open| watched.holders_among(kernel, open));
+        let devices = Devices::of_slots(kernel, std::slice::from_ref(&slot), Reach::Slots);
+        let is_blind = devices.is_blind;
+        let users = open.filter(|_| !is_blind).map(|open| devices.holders_among(kernel, open));
         let foreign = Foreign::find(kernel, &slot, || is_wedged || store.has_call(kernel, slot.id));
         let has =
             if is_wedged || foreign.is_some() { Has::Wedged(vmid(&ours)) } else { who_has(kernel, &slot, &ours, open) };
@@ -357,11 +357,11 @@ impl Gpu {
 
 /// Who has something of any slot open; none when that cannot be told in time.
 fn look(kernel: &dyn Kernel, config: &Config, slots: &[Slot], problems: &mut Vec<String>) -> Option<Vec<User>> {
-    let watched = [Watched::of_slots(kernel, slots, Reach::Slots), Watched::vfio_of_slots(kernel, slots)];
-    if watched.iter().all(|watched| watched.is_idle(kernel)) {
+    let devices = [Devices::of_slots(kernel, slots, Reach::Slots), Devices::vfio_of_slots(kernel, slots)];
+    if devices.iter().all(|devices| devices.is_idle(kernel)) {
         return Some(Vec::new());
     }
-    match kernel.look(&Watched::sought(&watched), config.handoff / 2) {
+    match kernel.look(&Devices::sought(&devices), config.handoff / 2) {
         Ok(sight) => {
             if !sight.hidden.is_empty() {
                 problems.push(format!("not seen is what these have open: {}", hidden(&sight.hidden)));
@@ -395,8 +395,8 @@ fn who_has(kernel: &dyn Kernel, slot: &Slot, records: &[&Record], open: Option<&
         return Has::Moving(vmid);
     }
     // A VM that has a node of the host's driver open, to draw on it, is a user, not the owner.
-    let watched = Watched::vfio_of_slots(kernel, std::slice::from_ref(slot));
-    let holders = watched.holders_among(kernel, open.unwrap_or_default());
+    let devices = Devices::vfio_of_slots(kernel, std::slice::from_ref(slot));
+    let holders = devices.holders_among(kernel, open.unwrap_or_default());
     if let Some(id) = holders.iter().find_map(|h| if let Place::Vm(id) = h.place { Some(id) } else { None }) {
         return Has::Vm(id);
     }

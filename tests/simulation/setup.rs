@@ -34,7 +34,7 @@ pub enum Way {
     Reconcile,
     /// The VM was given both cards and now names one of them only.
     OneOfTwo,
-    /// As `Reconcile`, and somebody watched over it.
+    /// As `Reconcile`, and somebody devices over it.
     GivenUp,
 }
 

@@ -5,7 +5,7 @@
 
 use super::{Handoff, LOOK_AGAIN};
 use crate::gpu::containers;
-use crate::gpu::holders::{Holder, Watched};
+use crate::gpu::holders::{Devices, Holder};
 use crate::handoff::kept::record::{Record, Stopped};
 use crate::handoff::kept::store::Locked;
 use crate::handoff::plan::policy::Halt;
@@ -49,7 +49,7 @@ impl Handoff<'_> {
         locked: &Locked,
         record: &mut Record,
         mut halts: Vec<Halt>,
-        watched: &Watched,
+        devices: &Devices,
         decide: Decide,
     ) -> Way {
         if halts.is_empty() {
@@ -61,7 +61,7 @@ impl Handoff<'_> {
         let mut rounds = || -> Result<(), String> {
             for _ in 0..ROUNDS {
                 self.halt_all(locked, record, &halts, end, &mut done)?;
-                halts = self.who_is_left(watched, end, decide)?;
+                halts = self.who_is_left(devices, end, decide)?;
                 if halts.is_empty() {
                     return Ok(());
                 }
@@ -75,9 +75,9 @@ impl Handoff<'_> {
         Way { took: Some(took), problem }
     }
 
-    fn who_is_left(&self, watched: &Watched, end: Duration, decide: Decide) -> Result<Vec<Halt>, String> {
+    fn who_is_left(&self, devices: &Devices, end: Duration, decide: Decide) -> Result<Vec<Halt>, String> {
         let limit = end.saturating_sub(self.kernel.now());
-        decide(&watched.holders_settled(self.kernel, limit)?).map_err(|keepers| {
+        decide(&devices.lasting_holders(self.kernel, limit)?).map_err(|keepers| {
             let who: Vec<String> = keepers.iter().map(ToString::to_string).collect();
             format!("meanwhile {}", who.join(", "))
         })

@@ -3,7 +3,7 @@
 use super::{Handoff, LOOK_AGAIN};
 use crate::address::{Address, SlotId, list};
 use crate::gpu::containers;
-use crate::gpu::holders::Watched;
+use crate::gpu::holders::Devices;
 use crate::gpu::inventory::{READ_LIMIT, Slot, VFIO_PCI};
 use crate::handoff::kept::record::{Owner, Progress, Record, Stopped};
 use crate::handoff::kept::store::{Locked, Stack};
@@ -125,8 +125,8 @@ impl Handoff<'_> {
                 "{slot} was not touched: VM {id} has it; stop that VM and it comes home by itself: qm stop {id}"
             )));
         }
-        let watched = Watched::vfio_of_slots(self.kernel, &self.slots_of(record));
-        let holders = watched.holders(self.kernel, self.config.handoff / 3);
+        let devices = Devices::vfio_of_slots(self.kernel, &self.slots_of(record));
+        let holders = devices.holders(self.kernel, self.config.handoff / 3);
         let holders = holders.map_err(|problem| Stop::refused(format!("{slot} was not touched: {problem}")))?;
         match holders.first() {
             Some(holder) => Err(Stop::refused(format!(
@@ -418,7 +418,7 @@ impl Handoff<'_> {
         let limit = end.saturating_sub(self.kernel.now()) / 2;
         // The groups' word is enough to bring a card home: what has the newer nodes open has a group as well, or is a
         // program of somebody's own, and then unbinding waits for it in the worker.
-        Ok(Watched::vfio_of_slots(self.kernel, &slots).holders(self.kernel, limit).is_ok_and(|found| !found.is_empty()))
+        Ok(Devices::vfio_of_slots(self.kernel, &slots).holders(self.kernel, limit).is_ok_and(|found| !found.is_empty()))
     }
 
     /// How long it took until nobody had it open.
@@ -431,8 +431,8 @@ impl Handoff<'_> {
             let waited = self.kernel.now().saturating_sub(begin);
             let asked = self.kernel.is_asked_to_end();
             if asked || self.kernel.now() >= end {
-                let watched = Watched::vfio_of_slots(self.kernel, &self.slots_of(record));
-                let holders = watched.holders(self.kernel, self.config.handoff / 10).unwrap_or_default();
+                let devices = Devices::vfio_of_slots(self.kernel, &self.slots_of(record));
+                let holders = devices.holders(self.kernel, self.config.handoff / 10).unwrap_or_default();
                 let who = holders.first().map_or_else(|| "a VM is still closing it".to_string(), ToString::to_string);
                 let why = if asked { "asked to end".to_string() } else { format!("after {} s", waited.as_secs()) };
                 let message = format!(

@@ -6,7 +6,7 @@
 //! yet. So what was seen is compared with the driver's own count.
 
 use crate::address::Address;
-use crate::gpu::holders::{self, Found, Holder, Reach, Watched};
+use crate::gpu::holders::{self, Devices, Found, Holder, Reach};
 use crate::gpu::inventory::{self, Function, Slot};
 use crate::gpu::nodes::{MODESET_MINOR, NVIDIA_MAJOR};
 use crate::gpu::{behind, nodes, nvidia, usage};
@@ -28,19 +28,19 @@ pub fn of_unbinding(kernel: &dyn Kernel, address: Address, driver: &str, limit: 
     if let Some(behind) = behind::in_use(kernel, &function) {
         return Some(format!("meanwhile {behind}"));
     }
-    let watched = match driver {
-        "nvidia" => Watched::of_slots(kernel, std::slice::from_ref(&slot), Reach::Unbinding),
+    let devices = match driver {
+        "nvidia" => Devices::of_slots(kernel, std::slice::from_ref(&slot), Reach::Unbinding),
         inventory::VFIO_PCI => return None,
-        _ => Watched::of_function(kernel, &function),
+        _ => Devices::of_function(kernel, &function),
     };
-    if watched.is_blind {
+    if devices.is_blind {
         return Some(format!("meanwhile {}", nvidia::busy(kernel)));
     }
-    match watched.find_lasting(kernel, limit, &|_| true) {
+    match devices.find_lasting(kernel, limit, &|_| true) {
         Err(problem) => Some(problem),
         Ok(found) => match found.holders.first() {
             Some(holder) => Some(format!("meanwhile {holder}")),
-            None => unseen(kernel, &function, &watched, found, limit),
+            None => unseen(kernel, &function, &devices, found, limit),
         },
     }
 }
@@ -56,29 +56,29 @@ pub fn of_unloading(kernel: &dyn Kernel, modules: &[&str], limit: Duration) -> O
         slot.gpu().is_some_and(|gpu| gpu.driver.as_deref().is_some_and(|driver| driver != inventory::VFIO_PCI))
     };
     let slots: Vec<Slot> = slots.into_iter().filter(is_on).collect();
-    let mut watched = match modules {
+    let mut devices = match modules {
         // Only that goes, and whoever uses another node does not matter to it.
-        ["nvidia_drm"] => Watched::default(),
+        ["nvidia_drm"] => Devices::default(),
         modules => {
             let reach = if modules.contains(&"nvidia") { Reach::Unloading } else { Reach::Slots };
-            Watched::of_slots(kernel, &slots, reach)
+            Devices::of_slots(kernel, &slots, reach)
         }
     };
-    watched.add_all_drm(kernel, &nodes::gpus_of_nvidia_drm(kernel));
-    watched.find_lasting(kernel, limit, &|_| true).ok()?.holders.into_iter().next()
+    devices.add_all_drm(kernel, &nodes::gpus_of_nvidia_drm(kernel));
+    devices.find_lasting(kernel, limit, &|_| true).ok()?.holders.into_iter().next()
 }
 
 /// Why a function cannot be unbound although nobody is seen that has it open; none when it can.
 pub fn unseen(
     kernel: &dyn Kernel,
     function: &Function,
-    watched: &Watched,
+    devices: &Devices,
     mut found: Found,
     limit: Duration,
 ) -> Option<String> {
     let driver = function.driver.as_deref().filter(|driver| *driver != inventory::VFIO_PCI)?;
     // What nobody could have open needs no count; and who is blind counts nothing.
-    if watched.paths().is_empty() || failpoints::is_blind() {
+    if devices.paths().is_empty() || failpoints::is_blind() {
         return None;
     }
     let module = function.module.as_deref()?;
@@ -105,7 +105,7 @@ pub fn unseen(
             return Some(in_words(function, driver, count.map(|count| count.saturating_sub(explained)), &found));
         }
         kernel.sleep(LOOK_AGAIN);
-        found = match watched.find(kernel, limit) {
+        found = match devices.find(kernel, limit) {
             Ok(found) => found,
             Err(problem) => return Some(problem),
         };
@@ -139,7 +139,7 @@ fn explained(kernel: &dyn Kernel, driver: &str, found: &Found, of_each: u64) -> 
 fn nodes_of(kernel: &dyn Kernel, driver: &str) -> Vec<DeviceNumber> {
     let functions = inventory::functions_of_driver(kernel, driver);
     let functions = functions.into_iter().filter_map(|address| Function::read(kernel, address));
-    functions.flat_map(|function| Watched::of_function(kernel, &function).numbers()).collect()
+    functions.flat_map(|function| Devices::of_function(kernel, &function).numbers()).collect()
 }
 
 fn in_words(function: &Function, driver: &str, more: Option<u64>, found: &Found) -> String {

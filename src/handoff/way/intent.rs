@@ -3,7 +3,7 @@
 use super::{Handoff, again, in_the_way};
 use crate::address::{Address, SlotId, list};
 use crate::config::{ForContainer, Home};
-use crate::gpu::holders::{Ends, Found, Holder, Place, Reach, Watched, hidden};
+use crate::gpu::holders::{Devices, Ends, Found, Holder, Place, Reach, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI};
 use crate::gpu::power::Power;
 use crate::gpu::{behind, containers, nodes, nvidia, started};
@@ -33,7 +33,7 @@ pub struct Intent {
     pub(super) facts: Facts,
     /// Who is stopped before.
     pub(super) halts: Vec<Halt>,
-    pub(super) watched: Watched,
+    pub(super) devices: Devices,
     pub plan: Plan,
 }
 
@@ -85,8 +85,8 @@ impl Handoff<'_> {
         let needed = facts.functions().find_map(|function| behind::in_use(self.kernel, function));
         needed.map_or(Ok(()), |what| Err(refuse(format!("{what}; then {}", again(owner)))))?;
         let plan = plan::to_vfio(&facts, &record).map_err(refuse)?;
-        let watched = self.watched(&facts, &plan);
-        if watched.is_blind {
+        let devices = self.devices(&facts, &plan);
+        if devices.is_blind {
             let busy = nvidia::busy(self.kernel);
             return Err(refuse(format!(
                 "{busy}, so who uses the card is not known; when that is over, {}",
@@ -95,7 +95,7 @@ impl Handoff<'_> {
         }
         // What is left of the time is for the steps, and for going back.
         let limit = self.config.handoff / 3;
-        let found = watched.find_lasting(self.kernel, limit, &|holder| {
+        let found = devices.find_lasting(self.kernel, limit, &|holder| {
             !is_own(owner, holder) && !policy::stops(&self.config.policy, holder)
         });
         let found = found.map_err(|problem| refuse(format!("{problem}; then {}", again(owner))))?;
@@ -106,12 +106,12 @@ impl Handoff<'_> {
             self.story.warn(&format!("not seen is what these have in memory: {}", hidden(&found.hidden)));
         }
         if halts.is_empty() {
-            let unseen = self.unseen(&facts, &plan, &watched, &found);
+            let unseen = self.unseen(&facts, &plan, &devices, &found);
             unseen.map_or(Ok(()), |what| Err(refuse(format!("{what}; then {}", again(owner)))))?;
         }
         add_missing(&mut record.frozen, self.to_freeze(&facts, &halts));
         let plan = if record.frozen.is_empty() { plan } else { plan::to_vfio(&facts, &record).map_err(refuse)? };
-        Ok(Intent { record, abandoned, facts, halts, watched, plan })
+        Ok(Intent { record, abandoned, facts, halts, devices, plan })
     }
 
     /// Who must go, by the policy; the error is who keeps the GPU.
@@ -132,18 +132,18 @@ impl Handoff<'_> {
     }
 
     /// Why a function that is unbound alone might make that hang, although nobody was seen that has it open.
-    fn unseen(&self, facts: &Facts, plan: &Plan, watched: &Watched, found: &Found) -> Option<String> {
+    fn unseen(&self, facts: &Facts, plan: &Plan, devices: &Devices, found: &Found) -> Option<String> {
         let is_unbound = |function: &&Function| {
             plan.iter().any(|(_, step)| matches!(step, Step::Unbind { address, .. } if *address == function.address))
         };
         facts.functions().filter(is_unbound).find_map(|function| {
-            let own = Watched::of_function(self.kernel, function);
+            let own = Devices::of_function(self.kernel, function);
             let on_nvidia = function.is_on("nvidia");
-            let watched = if on_nvidia { watched } else { &own };
+            let devices = if on_nvidia { devices } else { &own };
             if !on_nvidia && own.is_idle(self.kernel) {
                 return None;
             }
-            in_the_way::unseen(self.kernel, function, watched, found.clone(), self.config.handoff / 6)
+            in_the_way::unseen(self.kernel, function, devices, found.clone(), self.config.handoff / 6)
         })
     }
 
@@ -285,15 +285,15 @@ impl Handoff<'_> {
         order
     }
 
-    fn watched(&self, facts: &Facts, plan: &Plan) -> Watched {
+    fn devices(&self, facts: &Facts, plan: &Plan) -> Devices {
         let unloads =
             |name: &str| plan.iter().any(|(_, step)| matches!(step, Step::Unload { module } if module == name));
         let reach = if unloads("nvidia") { Reach::Unloading } else { Reach::Unbinding };
-        let mut watched = Watched::of_slots(self.kernel, &facts.slots, reach);
+        let mut devices = Devices::of_slots(self.kernel, &facts.slots, reach);
         if unloads("nvidia_drm") {
-            watched.add_all_drm(self.kernel, &nodes::gpus_of_nvidia_drm(self.kernel));
+            devices.add_all_drm(self.kernel, &nodes::gpus_of_nvidia_drm(self.kernel));
         }
-        watched
+        devices
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Handoff, again};
 use crate::address::{Address, SlotId, list};
-use crate::gpu::holders::{Holder, Watched};
+use crate::gpu::holders::{Devices, Holder};
 use crate::gpu::inventory::VFIO_PCI;
 use crate::handoff::kept::record::{Owner, Progress, Record, Stopped};
 use crate::handoff::kept::store::{Locked, Stack};
@@ -26,7 +26,7 @@ const WAY_THERE: (u32, u32) = (2, 3);
 /// Who must be stopped, and what was seen when that was decided.
 struct Halts<'a> {
     halts: Vec<Halt>,
-    watched: Watched,
+    devices: Devices,
     facts: &'a Facts,
 }
 
@@ -57,13 +57,13 @@ impl Handoff<'_> {
         })?;
         let begin = attempt.begin;
         let found = intent.found();
-        let Intent { mut record, abandoned, mut facts, halts, watched, mut plan } = intent;
+        let Intent { mut record, abandoned, mut facts, halts, devices, mut plan } = intent;
         let title = list(slots);
         let to_start = self.to_start_for(slots);
         add_missing(&mut record.stopped, to_start.iter().cloned());
         if plan.is_empty() && halts.is_empty() {
             (departure.on_ready)();
-            self.put_on_record(locked, &settled(&record), departure, &to_start, &abandoned)?;
+            self.put_on_record(locked, &with_its_owner(&record), departure, &to_start, &abandoned)?;
             self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do"));
             return Ok(());
         }
@@ -81,7 +81,7 @@ impl Handoff<'_> {
         if !halts.is_empty() {
             // What is stopped may take its time, and others have cards of their own.
             drop(stack);
-            let halts = Halts { halts, watched, facts: &facts };
+            let halts = Halts { halts, devices, facts: &facts };
             match self.halt(locked, attempt, &mut record, halts, departure, &mut begin_of_steps) {
                 Ok(now) => (stack, facts, plan) = now,
                 Err(problem) => {
@@ -98,7 +98,7 @@ impl Handoff<'_> {
             return Err(self.go_back(locked, attempt, &mut record, &outcome, time, Some(stack)));
         }
         (departure.on_ready)();
-        locked.save(&settled(&record))?;
+        locked.save(&with_its_owner(&record))?;
         drop(stack);
         self.tell_dri();
         self.start_what_serves_others(&record, &facts);
@@ -128,12 +128,12 @@ impl Handoff<'_> {
         locked: &Locked,
         attempt: &mut Attempt,
         record: &mut Record,
-        Halts { halts, watched, facts }: Halts,
+        Halts { halts, devices, facts }: Halts,
         departure: &Departure,
         begin_of_steps: &mut Duration,
     ) -> std::result::Result<(Stack, Facts, Plan), String> {
         let decide = |holders: &[Holder]| self.decide(&departure.owner, facts, holders);
-        let way: Way = self.make_way(locked, record, halts, &watched, &decide);
+        let way: Way = self.make_way(locked, record, halts, &devices, &decide);
         if let Some(took) = way.took {
             attempt.phase(halt::PHASE, took);
             *begin_of_steps += took;
@@ -265,7 +265,7 @@ impl Handoff<'_> {
 }
 
 /// The GPU is with its owner.
-fn settled(record: &Record) -> Record {
+fn with_its_owner(record: &Record) -> Record {
     Record { progress: Progress::Away, frozen: Vec::new(), ..record.clone() }
 }
 

@@ -58,7 +58,7 @@ impl Handoff<'_> {
             let had = wanted.len();
             self.add_neighbours(&mut wanted);
             if wanted.len() == had {
-                self.settle_journals(&locked)?;
+                self.close_journals(&locked)?;
                 self.clear_ended_wedges(&locked)?;
                 return Ok(locked);
             }
@@ -115,7 +115,7 @@ impl Handoff<'_> {
 
     /// A journal without a lock holder was left by a handoff that was killed. What it had done is in the record; but
     /// its last call may still be in the kernel.
-    fn settle_journals(&self, locked: &Locked) -> Result<()> {
+    fn close_journals(&self, locked: &Locked) -> Result<()> {
         for (name, journal) in self.store.journals() {
             let journal = match journal {
                 Ok(journal) if journal.slots.iter().any(|slot| locked.has(*slot)) => journal,

@@ -4,7 +4,7 @@ use super::{Handoff, WORKER_GRACE};
 use crate::address::SlotId;
 use crate::gpu::Slot;
 use crate::gpu::foreign::Foreign;
-use crate::gpu::holders::{Reach, Watched};
+use crate::gpu::holders::{Devices, Reach};
 use crate::gpu::nvidia;
 use crate::handoff::kept::wedge::Wedge;
 use crate::stop::{Result, Stop};
@@ -47,8 +47,8 @@ impl Handoff<'_> {
     /// Who uses a card, and what to type to end that.
     pub(super) fn holder_of(&self, slot: SlotId) -> Option<String> {
         let slots: Vec<Slot> = Slot::read(self.kernel, slot).into_iter().collect();
-        let watched = Watched::of_slots(self.kernel, &slots, Reach::Slots);
-        let holders = watched.holders(self.kernel, self.config.handoff / 6).unwrap_or_default();
+        let devices = Devices::of_slots(self.kernel, &slots, Reach::Slots);
+        let holders = devices.holders(self.kernel, self.config.handoff / 6).unwrap_or_default();
         holders.first().map(|holder| format!("{holder}; end it ({})", holder.remedy()))
     }
 

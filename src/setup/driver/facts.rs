@@ -8,7 +8,7 @@ use crate::driver::flags::Key;
 use crate::driver::installed::{self, Installed};
 use crate::driver::rival::{self, Rival};
 use crate::events::notes::handoff_is_under_way;
-use crate::gpu::holders::{Holder, Place, Reach, Watched};
+use crate::gpu::holders::{Devices, Holder, Place, Reach};
 use crate::gpu::inventory::{Slot, nvidia_slots};
 use crate::gpu::nvidia;
 use crate::handoff::plan::policy::nvidia_services;
@@ -213,7 +213,7 @@ fn holders(kernel: &dyn Kernel, slots: &[Slot]) -> Result<Vec<Holder>> {
     if at_home.is_empty() {
         return Ok(Vec::new());
     }
-    let holders = Watched::of_slots(kernel, &at_home, Reach::Unloading).holders(kernel, LOOK);
+    let holders = Devices::of_slots(kernel, &at_home, Reach::Unloading).holders(kernel, LOOK);
     holders.map_err(|problem| Stop::refused(format!("the driver was not touched: {problem}")))
 }
 

@@ -7,7 +7,7 @@ const LOCK: &str = "var/lock/qemu-server/lock-111.conf";
 
 /// One of the programs beside this file, where the program looks for it.
 pub fn with_program(host: Host, path: &str, name: &str) -> Host {
-    let program = format!("{}/tests/refusals/programs/{name}", env!("CARGO_MANIFEST_DIR"));
+    let program = format!("{}/tests/trees/programs/{name}", env!("CARGO_MANIFEST_DIR"));
     let path = host.path(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::os::unix::fs::symlink(program, path).unwrap();

@@ -85,7 +85,7 @@ fn a_post_stop_that_was_never_fired() {
         ("ended", recorded(false), true),
         ("runs", recorded(false).running(111, PID), false),
         ("is being started", recorded(false).flock("var/lock/qemu-server/lock-111.conf"), false),
-        ("is watched", recorded(false).flock("run/gpu-handoff/lock-watch-111"), false),
+        ("is devices", recorded(false).flock("run/gpu-handoff/lock-watch-111"), false),
         ("by hand", recorded(true), false),
     ] {
         let run = host.run("reconcile --owed");

@@ -39,7 +39,7 @@ pub enum Reach {
 
 /// The device numbers whose being open means that a slot is in use.
 #[derive(Debug, Default)]
-pub struct Watched {
+pub struct Devices {
     /// Open: the slot is in use.
     pub(super) held: BTreeMap<DeviceNumber, String>,
     /// Open in a process that has no GPU's own node open: nobody can tell which GPU it uses, so the slot is in use.
@@ -63,52 +63,52 @@ fn may_be_attached(kernel: &dyn Kernel, slots: &[Slot]) -> bool {
         || gpus.into_iter().any(|gpu| started::may_be(kernel, gpu.address))
 }
 
-impl Watched {
-    pub fn of_slots(kernel: &dyn Kernel, slots: &[Slot], reach: Reach) -> Watched {
-        let mut watched = Watched { modules: Some(Vec::new()), ..Watched::default() };
+impl Devices {
+    pub fn of_slots(kernel: &dyn Kernel, slots: &[Slot], reach: Reach) -> Devices {
+        let mut devices = Devices { modules: Some(Vec::new()), ..Devices::default() };
         let mut on_nvidia = false;
         for function in slots.iter().flat_map(|slot| &slot.functions) {
-            let before = watched.held.len();
-            watched.add_function(kernel, function.address);
+            let before = devices.held.len();
+            devices.add_function(kernel, function.address);
             // Without a node there is nothing to have open; what NVIDIA's driver has is added below.
-            if watched.held.len() > before || function.is_on(VFIO_PCI) {
-                watched.add_modules(function);
+            if devices.held.len() > before || function.is_on(VFIO_PCI) {
+                devices.add_modules(function);
             }
             if let Some(group) = function.iommu_group {
-                watched.add_attribute(kernel, &format!("/sys/class/vfio/{group}/dev"), &format!("/dev/vfio/{group}"));
+                devices.add_attribute(kernel, &format!("/sys/class/vfio/{group}/dev"), &format!("/dev/vfio/{group}"));
             }
             // While unbinding hangs the driver link is gone, but the driver still has the GPU.
             let known = kernel.exists(&format!("/proc/driver/nvidia/gpus/{}", function.address));
             on_nvidia |= known || function.is_on("nvidia");
         }
         if !on_nvidia {
-            return watched;
+            return devices;
         }
         // Where the others' users keep the counts up, a count tells nothing of these.
         let stack = nvidia::unload_order(kernel, "nvidia").ok().filter(|_| reach == Reach::Unloading);
-        watched.modules = watched.modules.zip(stack).map(|(known, stack)| [known, stack].concat());
-        watched.buffers = Some(reach != Reach::Slots);
+        devices.modules = devices.modules.zip(stack).map(|(known, stack)| [known, stack].concat());
+        devices.buffers = Some(reach != Reach::Slots);
         let minors = Minors::read(kernel);
-        watched.is_blind = minors.is_busy;
+        devices.is_blind = minors.is_busy;
         for (address, minor) in minors.each() {
             let number = DeviceNumber { major: NVIDIA_MAJOR, minor };
             let moves = slots.iter().flat_map(|slot| &slot.functions).any(|f| f.address == address);
             if moves || reach == Reach::Unloading {
-                watched.held.insert(number, format!("/dev/nvidia{minor}"));
+                devices.held.insert(number, format!("/dev/nvidia{minor}"));
             } else {
-                watched.elsewhere.push(number);
+                devices.elsewhere.push(number);
             }
         }
         let mut unused = BTreeMap::new();
         let into = match reach {
-            Reach::Slots => &mut watched.shared,
+            Reach::Slots => &mut devices.shared,
             Reach::Unbinding if !may_be_attached(kernel, slots) => &mut unused,
-            Reach::Unbinding | Reach::Unloading => &mut watched.held,
+            Reach::Unbinding | Reach::Unloading => &mut devices.held,
         };
         for (minor, path) in [(CONTROL_MINOR, "/dev/nvidiactl"), (MODESET_MINOR, "/dev/nvidia-modeset")] {
             into.insert(DeviceNumber { major: NVIDIA_MAJOR, minor }, path.to_string());
         }
-        let into = if reach == Reach::Unloading { &mut watched.held } else { &mut watched.shared };
+        let into = if reach == Reach::Unloading { &mut devices.held } else { &mut devices.shared };
         for (name, minor, path) in SHARED {
             if let Some(major) = nvidia::major(kernel, name) {
                 into.insert(DeviceNumber { major, minor }, path.to_string());
@@ -116,22 +116,22 @@ impl Watched {
         }
         for (name, path) in FAMILIES {
             let major = nvidia::major(kernel, name);
-            watched.families.extend(major.map(|major| (major, path, reach == Reach::Unloading)));
+            devices.families.extend(major.map(|major| (major, path, reach == Reach::Unloading)));
         }
-        watched
+        devices
     }
 
     /// Only the vfio devices of these slots: what a VM that has them holds.
-    pub fn vfio_of_slots(kernel: &dyn Kernel, slots: &[Slot]) -> Watched {
-        let mut watched = Watched { modules: Some(Vec::new()), ..Watched::default() };
+    pub fn vfio_of_slots(kernel: &dyn Kernel, slots: &[Slot]) -> Devices {
+        let mut devices = Devices { modules: Some(Vec::new()), ..Devices::default() };
         for function in slots.iter().flat_map(|slot| &slot.functions).filter(|f| f.is_on(VFIO_PCI)) {
-            watched.add_modules(function);
-            watched.add_vfio_device(kernel, function.address);
+            devices.add_modules(function);
+            devices.add_vfio_device(kernel, function.address);
             if let Some(group) = function.iommu_group {
-                watched.add_attribute(kernel, &format!("/sys/class/vfio/{group}/dev"), &format!("/dev/vfio/{group}"));
+                devices.add_attribute(kernel, &format!("/sys/class/vfio/{group}/dev"), &format!("/dev/vfio/{group}"));
             }
         }
-        watched
+        devices
     }
 
     /// The DRM nodes of every GPU that the NVIDIA driver has: unloading nvidia_drm needs them closed.
@@ -142,11 +142,11 @@ impl Watched {
     }
 
     /// What a function that is unbound alone would wait for: its own nodes, but for a GPU's on nvidia.
-    pub fn of_function(kernel: &dyn Kernel, function: &Function) -> Watched {
-        let mut watched = Watched { modules: Some(Vec::new()), ..Watched::default() };
-        watched.add_modules(function);
-        watched.add_function(kernel, function.address);
-        watched
+    pub fn of_function(kernel: &dyn Kernel, function: &Function) -> Devices {
+        let mut devices = Devices { modules: Some(Vec::new()), ..Devices::default() };
+        devices.add_modules(function);
+        devices.add_function(kernel, function.address);
+        devices
     }
 
     fn add_modules(&mut self, function: &Function) {
@@ -165,12 +165,12 @@ impl Watched {
     }
 
     /// What to look for.
-    pub fn sought<'a>(all: impl IntoIterator<Item = &'a Watched>) -> Sought {
+    pub fn sought<'a>(all: impl IntoIterator<Item = &'a Devices>) -> Sought {
         let mut majors = BTreeSet::new();
-        for watched in all {
-            let numbers = watched.held.keys().chain(watched.shared.keys()).chain(&watched.elsewhere);
+        for devices in all {
+            let numbers = devices.held.keys().chain(devices.shared.keys()).chain(&devices.elsewhere);
             majors.extend(numbers.map(|number| number.major));
-            majors.extend(watched.families.iter().map(|(major, ..)| *major));
+            majors.extend(devices.families.iter().map(|(major, ..)| *major));
         }
         Sought { majors: majors.into_iter().collect(), among: Vec::new() }
     }
