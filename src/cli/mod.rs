@@ -53,7 +53,7 @@ fn would(app: &App, call: &Call) -> Result<String> {
         Call::ToNvidia { slot, .. } => manual::plan_to_nvidia(app, *slot)?,
         Call::Reconcile { scope, .. } => manual::plan_reconcile(app, *scope)?,
         Call::Attach { ctid, wish, .. } => containers::attach::plan(app, *ctid, wish)?,
-        Call::Detach { ctid, .. } => containers::attach::plan_detach(app, *ctid)?,
+        Call::Detach { ctid, .. } => containers::detach::plan(app, *ctid)?,
         Call::ContainerSetup { ctid, wish, driver_only, .. } => {
             containers::setup::plan(app, *ctid, wish, *driver_only)?
         }
@@ -85,7 +85,7 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
         Call::Resume => manual::resume(app),
         Call::Watch { vmid, after } => watch::run(app, *vmid, *after),
         Call::Attach { ctid, wish, .. } => containers::attach::attach(app, *ctid, wish),
-        Call::Detach { ctid, .. } => containers::attach::detach(app, *ctid),
+        Call::Detach { ctid, .. } => containers::detach::detach(app, *ctid),
         Call::ContainerSetup { ctid, wish, driver_only, .. } => {
             containers::setup::setup(app, *ctid, wish, *driver_only)
         }

@@ -1,13 +1,14 @@
 //! Whether a container's driver, nodes and rules fit those of the host. Changes nothing.
 
-use super::cuda::{self};
+use super::attaching::Attaching;
+use super::cuda;
 use super::host;
 use super::judge::{dev_keys, docker, nodes, rules, toolkit, twice, write_report};
 use super::seen::Seen;
 use super::stages::{self, Stage, Toolkit, Wanted};
 use super::stale::stale;
 use super::theirs::{self, Theirs};
-use super::{Who, Wish, attach, inside};
+use super::{Who, Wish, attach, inside, wanted};
 use crate::App;
 use crate::address::SlotId;
 use crate::config::Config;
@@ -132,8 +133,8 @@ impl Look<'_> {
         let (app, ctid) = (self.app, self.ctid);
         let gpus = self.gpus(theirs);
         let wish = Wish { gpus: gpus.clone(), style: None, dri: false };
-        match attach::would(app, ctid, &wish) {
-            Ok(()) => {
+        match Attaching::read(app, ctid, &wish) {
+            Ok(_) => {
                 let flags: String = gpus.iter().map(|slot| format!(" --gpu {slot}")).collect();
                 format!("gpu-handoff container {verb} {ctid}{flags}")
             }
@@ -185,7 +186,7 @@ impl Look<'_> {
         let mut facts = Vec::new();
         let is_ours = |path: &str| path.starts_with("/dev/nvidia") || is_at_or_below(path, "/dev/dri");
         for given in theirs.given.iter().filter(|given| is_ours(&given.host)) {
-            if let Some(problem) = attach::will_not_do(ctid, &theirs.config, given) {
+            if let Some(problem) = wanted::will_not_do(ctid, &theirs.config, given) {
                 let (what, mend) = problem.rsplit_once(": ").unwrap_or((&problem, ""));
                 facts.push(Fact::off("lines", what, mend));
             }
@@ -198,7 +199,7 @@ impl Look<'_> {
             let what = format!("LXC ignores lxc.mount.entry: {entry}, because its target is absolute");
             facts.push(Fact::off("lines", what, self.attach(theirs)));
         }
-        if let Some(why) = attach::refuses_dev(&theirs.config) {
+        if let Some(why) = wanted::refuses_dev(&theirs.config) {
             let devs = dev_keys(theirs);
             if !devs.is_empty() {
                 facts.push(Fact::off(

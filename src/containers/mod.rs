@@ -7,6 +7,7 @@
 pub mod attach;
 pub mod check;
 mod config;
+pub mod detach;
 pub mod edit;
 pub mod line;
 pub mod record;
@@ -16,6 +17,7 @@ pub mod stale;
 pub mod sync;
 pub mod theirs;
 
+mod attaching;
 mod cuda;
 mod host;
 mod index;
@@ -24,6 +26,7 @@ mod judge;
 mod seen;
 mod stages;
 mod there;
+mod wanted;
 
 use crate::address::SlotId;
 

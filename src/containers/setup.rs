@@ -3,12 +3,13 @@
 //! What there is to do is found by looking, each time: so a second run finds nothing, and one after an interruption
 //! goes on where that came. Nothing is changed in a container before it is known that it can be set up.
 
+use super::attaching::Attaching;
 use super::index::{Index, Room};
 use super::inside::{self, Inside, PCT};
 use super::seen::Seen;
 use super::stages::{self, Stage, Toolkit, Wanted};
 use super::theirs::Theirs;
-use super::{Wish, attach, cuda};
+use super::{Wish, cuda};
 use crate::App;
 use crate::config::Config;
 use crate::driver::{self, Installer, Source};
@@ -32,13 +33,22 @@ const READY: Duration = Duration::from_secs(60);
 /// Where `/var/tmp/gpu-handoff` is in a container: see `scripts/clean.sh`.
 const ROOM: &str = "/var/tmp/gpu-handoff";
 
+/// One thing to do; a dry run prints the list, a run carries it out.
+enum Task {
+    Start,
+    Attach(Attaching),
+    /// So that it gets the device nodes.
+    Restart,
+    Install(Stage),
+}
+
 /// # Errors
 /// What did not work; the next call goes on from there.
 pub fn setup(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<()> {
     begin(app);
     let config = app.config_for_verb()?;
     // Whatever refuses comes first.
-    attach::would(app, ctid, wish)?;
+    Attaching::read(app, ctid, wish)?;
     let wanted = wanted(app, &config, !driver_only)?;
     let source = driver::source(app, &config.driver, &wanted.driver);
     let _turn = take_turn(app, ctid)?;
@@ -58,9 +68,10 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<()>
             inside.teller.say(&format!("takes up to {sizes}"));
         }
         let fetched = fetch(&inside, &config, &wanted, &source, &todo)?;
-        Ok((wanted, todo, fetched))
+        let tasks = tasks(app, ctid, Attaching::read(app, ctid, wish)?, &seen, todo)?;
+        Ok((wanted, tasks, fetched))
     });
-    let (wanted, todo, fetched) = match checked {
+    let (wanted, tasks, fetched) = match checked {
         Ok(checked) => checked,
         Err(stop) if !was_running => {
             // As it was found.
@@ -71,17 +82,13 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<()>
         }
         Err(stop) => return Err(stop),
     };
-    attach::attach(app, ctid, wish)?;
-    let nodes = nodes(app, ctid)?;
-    // Again: only now is nvidia-uvm certainly loaded.
-    let seen = look(app, ctid, &wanted)?;
-    if nodes.iter().any(|node| !seen.has_node(node)) {
-        inside.restart("so that it gets the device nodes")?;
-        await_nodes(app, ctid, &wanted, &nodes)?;
+    let is_done = !tasks.iter().any(|task| matches!(task, Task::Install(_)));
+    for task in tasks {
+        task.carry_out(&inside, &wanted, &fetched)?;
     }
-    carry_out(&inside, &wanted, &fetched, &todo)?;
+    fetched.forget(app);
     verify(app, ctid, &wanted)?;
-    let nothing = if todo.is_empty() { "; nothing was to be done" } else { "" };
+    let nothing = if is_done { "; nothing was to be done" } else { "" };
     inside.teller.say(&format!("has driver {}{}{nothing}", wanted.driver, and_cuda(&wanted)));
     Ok(())
 }
@@ -92,24 +99,23 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<()>
 /// Why it would refuse.
 pub fn plan(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<String> {
     let config = app.config_for_verb()?;
-    let attach::Planned { text: attaching, adds_node } = attach::planned(app, ctid, wish)?;
+    let attaching = Attaching::read(app, ctid, wish)?;
+    attaching.warn(app);
+    let title = attaching.title();
     let wanted = wanted(app, &config, !driver_only)?;
     let source = driver::source(app, &config.driver, &wanted.driver);
-    let mut lines = Vec::new();
+    let mut text = String::new();
     if containers::runs(app.kernel, ctid) {
         let seen = look(app, ctid, &wanted)?;
         let (_, todo) = possible(app, ctid, &seen, &wanted, &source)?;
         has_room(ctid, &seen, &todo, None)?;
-        let lacks = nodes(app, ctid)?.iter().any(|node| !seen.has_node(node));
-        if lacks || adds_node {
-            lines.push(format!("{:<9} container {ctid}, so that it gets the device nodes", "restart"));
-        }
-        lines.extend(todo.iter().map(Stage::to_string));
-        lines.extend(stages::sizes(&seen, &todo, None).map(|sizes| format!("{:<9} {sizes}", "take")));
+        let sizes = stages::sizes(&seen, &todo, None).map(|sizes| format!("  {:<9} {sizes}\n", "take"));
+        text.extend(tasks(app, ctid, attaching, &seen, todo)?.iter().map(|task| task.to_text(ctid)));
+        text.extend(sizes);
     } else {
-        lines.push(format!("{:<9} container {ctid}, and again with the device nodes", "start"));
+        text.extend([Task::Attach(attaching), Task::Start].map(|task| task.to_text(ctid)));
         if let Err(Stop { message, .. }) = source {
-            lines.push(format!("{:<9} if it has no driver {}: {message}", "refuse", wanted.driver));
+            text.push_str(&format!("  {:<9} if it has no driver {}: {message}\n", "refuse", wanted.driver));
         }
         // Which one is known when it can be looked into.
         let cuda = match &wanted.cuda {
@@ -117,17 +123,46 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<Stri
             known => known.clone(),
         };
         let all = stages::stages(&Seen::default(), &Wanted { cuda, ..wanted.clone() });
-        lines.extend(all.iter().map(|stage| format!("{stage}, if it is not there")));
+        text.extend(all.iter().map(|stage| format!("  {stage}, if it is not there\n")));
     }
-    let nothing = "  nothing to do\n";
-    let mut text = attaching.strip_suffix(nothing).map_or_else(|| attaching.clone(), str::to_string);
-    for line in &lines {
-        text.push_str(&format!("  {line}\n"));
+    Ok(title + if text.is_empty() { "  nothing to do\n" } else { &text })
+}
+
+/// For a container that runs.
+fn tasks(app: &App, ctid: u32, attaching: Attaching, seen: &Seen, todo: Vec<Stage>) -> Result<Vec<Task>> {
+    let lacks = nodes(app, ctid)?.iter().any(|node| !seen.has_node(node));
+    let restart = (lacks || attaching.adds_node()).then_some(Task::Restart);
+    let install = todo.into_iter().map(Task::Install);
+    Ok([Task::Attach(attaching)].into_iter().chain(restart).chain(install).collect())
+}
+
+impl Task {
+    fn to_text(&self, ctid: u32) -> String {
+        match self {
+            Task::Start => format!("  {:<9} container {ctid}, and again with the device nodes\n", "start"),
+            Task::Attach(attaching) => attaching.lines(),
+            Task::Restart => format!("  {:<9} container {ctid}, so that it gets the device nodes\n", "restart"),
+            Task::Install(stage) => format!("  {stage}\n"),
+        }
     }
-    if lines.is_empty() {
-        text = attaching;
+
+    fn carry_out(self, inside: &Inside, wanted: &Wanted, fetched: &Fetched) -> Result<()> {
+        match self {
+            Task::Start => inside.start(),
+            Task::Attach(attaching) => attaching.carry_out(inside.teller.app),
+            Task::Restart => {
+                let (app, ctid) = (inside.teller.app, inside.ctid);
+                let (seen, nodes) = (look(app, ctid, wanted)?, nodes(app, ctid)?);
+                // What was made meanwhile may be another GPU's.
+                if nodes.iter().all(|node| seen.has_node(node)) {
+                    return Ok(());
+                }
+                inside.restart("so that it gets the device nodes")?;
+                await_nodes(app, ctid, wanted, &nodes)
+            }
+            Task::Install(stage) => install(inside, wanted, fetched, &stage),
+        }
     }
-    Ok(text)
 }
 
 pub(super) fn begin(app: &App) {
@@ -298,22 +333,27 @@ pub(super) fn fetch(
     Ok(fetched)
 }
 
-pub(super) fn carry_out(inside: &Inside, wanted: &Wanted, fetched: &Fetched, todo: &[Stage]) -> Result<()> {
-    for stage in todo {
-        do_stage(inside, fetched, stage)?;
-        let seen = look(inside.teller.app, inside.ctid, wanted)?;
-        if !stage.is_done(&seen) {
-            let log = &inside.teller.log_path;
-            return Err(Stop::failed(format!(
-                "container {}: every command for it succeeded, but this is not done: {stage} (log: {log})",
-                inside.ctid
-            )));
+impl Fetched {
+    /// What the next call would have to fetch anew anyway.
+    pub(super) fn forget(&self, app: &App) {
+        if let Some(keyring) = &self.keyring {
+            let _ = app.kernel.remove_file(keyring);
         }
     }
-    if let Some(keyring) = &fetched.keyring {
-        let _ = inside.teller.app.kernel.remove_file(keyring);
+}
+
+/// And a look whether it is so.
+pub(super) fn install(inside: &Inside, wanted: &Wanted, fetched: &Fetched, stage: &Stage) -> Result<()> {
+    do_stage(inside, fetched, stage)?;
+    let seen = look(inside.teller.app, inside.ctid, wanted)?;
+    if stage.is_done(&seen) {
+        return Ok(());
     }
-    Ok(())
+    let log = &inside.teller.log_path;
+    Err(Stop::failed(format!(
+        "container {}: every command for it succeeded, but this is not done: {stage} (log: {log})",
+        inside.ctid
+    )))
 }
 
 fn do_stage(inside: &Inside, fetched: &Fetched, stage: &Stage) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use super::inside::Inside;
 use super::seen::Seen;
-use super::setup::{begin, carry_out, fetch, hook, look, take_turn, verify, wanted};
+use super::setup::{begin, fetch, hook, install, look, take_turn, verify, wanted};
 use super::stages::{self, Stage, Wanted};
 use super::{Who, attach, cuda};
 use crate::App;
@@ -120,7 +120,8 @@ pub(super) fn sync_one(
     }
     let inside = Inside::new(app, ctid)?;
     let fetched = fetch(&inside, config, wanted, source, &todo)?;
-    carry_out(&inside, wanted, &fetched, &todo)?;
+    todo.iter().try_for_each(|stage| install(&inside, wanted, &fetched, stage))?;
+    fetched.forget(app);
     verify(app, ctid, wanted)?;
     Ok(format!("has driver {}", wanted.driver))
 }
