@@ -70,6 +70,9 @@ pub fn mapping(data: &[u8]) {
                 if let Some(group) = entry.iommugroup {
                     let _ = write!(text, ",iommugroup={group}");
                 }
+                if let Some(id) = &entry.subsystem_id {
+                    let _ = write!(text, ",subsystem-id={id}");
+                }
                 text.push('\n');
                 mdev = entry.mdev;
             }

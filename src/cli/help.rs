@@ -24,8 +24,8 @@ Exit codes:
   0  done, or nothing to do
   1  failed: towards a VM the GPU is back where it was, towards home it is
      stranded
-  2  bad usage, unknown guest, mistake in the configuration, mapping=, no SLOT
-     with several GPUs
+  2  bad usage, unknown guest, mistake in the configuration, no SLOT with
+     several GPUs
   3  refused, nothing was touched
   4  the time box was overrun, or the slot is wedged
   5  another handoff, or what Proxmox does with the container, did not end in

@@ -47,8 +47,8 @@ pub const AREA: Area = Area {
             id: "vm-mapping",
             severity: Severity::Error,
             title: "a VM names its card by a mapping that is of no use here",
-            why: "Its start is refused: which device a mapping gives is decided after the hookscript ran.",
-            more: "Mappings of NVIDIA GPUs are not supported yet; one that does not have this node is no use to anybody.",
+            why: "Its start is refused: Proxmox would not start it either.",
+            more: "The mapping does not have this node, or what it says of the device is no longer so: every alternative counts.",
             find: mapping,
         },
         Check {

@@ -4,6 +4,7 @@
 //! costs one read of its configuration.
 
 use super::container;
+use super::mapped::{self, Named, slot_of, takes_gpu, takes_part};
 use super::stray;
 use super::watch::{self, After};
 use crate::App;
@@ -47,7 +48,7 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
     let Some(vm) = read_config(app.kernel, vmid)? else { return container::pre_start(app, vmid) };
     warn_of_dropped_lines(app, vmid, &vm);
-    let slots = nvidia_slots(app.kernel, vmid, &vm).inspect_err(|stop| {
+    let Taken { slots, named } = taken(app, vmid, &vm).inspect_err(|stop| {
         app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], stop);
     })?;
     if slots.is_empty() {
@@ -62,16 +63,17 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
             app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], stop);
         });
     }
-    let listed = listed(app.kernel, &vm);
+    let listed = listed_by(&named, &vm);
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots).inspect_err(|stop| {
         app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &slots, stop);
     })?;
     let handoff = app.handoff(&config);
     let watcher = OnceCell::new();
     let on_ready = || drop(watcher.set(watch::begin(app, vmid, After::Start)));
-    let departure = Departure { owner: owner.clone(), slots: slots.clone(), listed, on_ready: &on_ready };
-    handoff.leave(&departure).map_err(|stop| in_backup(stop, vmid, &vm))?;
-    if let Err(stop) = handoff.come_home_but(&owner, &slots) {
+    let by = named.in_brackets();
+    let departure = Departure { owner: owner.clone(), slots: slots.clone(), by, listed, on_ready: &on_ready };
+    handoff.leave(&departure).map_err(|stop| in_backup(named.refused(stop), vmid, &vm))?;
+    if let Err(stop) = handoff.come_home_but(&owner, &slots, "its configuration names it no longer") {
         // It has what it wants, and the rest comes home when it stops.
         app.story.warn(&stop.message);
     }
@@ -86,7 +88,7 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
     let owner = Owner::Vm(vmid);
     let vm = read_config(app.kernel, vmid)?.unwrap_or_default();
     warn_of_dropped_lines(app, vmid, &vm);
-    let slots = nvidia_slots(app.kernel, vmid, &vm)?;
+    let Taken { slots, named } = taken(app, vmid, &vm)?;
     if slots.is_empty() {
         stray::look(app, vmid, &vm)?;
         if stray::has_hook(&vm) {
@@ -96,11 +98,11 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
         let title = format!("guest {vmid} takes no NVIDIA GPU: nothing to do{stale}");
         return Ok(Outline { title, slots, steps: Vec::new() });
     }
-    let listed = listed(app.kernel, &vm);
+    let (listed, by) = (listed_by(&named, &vm), named.in_brackets());
     // As the hook has it: what is told here is what a start does.
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots)?;
-    let plan = app.handoff(&config).plan_leave(&Departure { listed, ..Departure::of(owner, slots) });
-    plan.map_err(|stop| in_backup(stop, vmid, &vm))
+    let plan = app.handoff(&config).plan_leave(&Departure { by, listed, ..Departure::of(owner, slots) });
+    plan.map_err(|stop| in_backup(named.refused(stop), vmid, &vm))
 }
 
 /// Proxmox drops a line that it cannot read, and starts the VM without what the line was to give it. But a later one may
@@ -150,9 +152,12 @@ fn named_gpu(kernel: &dyn Kernel, line: &Hostpci) -> Option<SlotId> {
 }
 
 /// Every address that the VM's configuration names, itself or by a mapping.
-pub fn listed(kernel: &dyn Kernel, vm: &VmConfig) -> Vec<PciId> {
-    let by_mapping = vm.hostpci.values().filter_map(|hostpci| hostpci.mapping.as_deref());
-    let mut ids: Vec<PciId> = by_mapping.flat_map(|name| mapping::on_this_node(kernel, name)).collect();
+pub fn listed(app: &App, vmid: u32, vm: &VmConfig) -> Vec<PciId> {
+    mapped::resolve(app, vmid, vm).map(|named| listed_by(&named, vm)).unwrap_or_default()
+}
+
+fn listed_by(named: &Named, vm: &VmConfig) -> Vec<PciId> {
+    let mut ids: Vec<PciId> = named.ids.values().flatten().cloned().collect();
     ids.extend(vm.hostpci.values().flat_map(Hostpci::addresses));
     ids.extend(vm.doubtful.values().flat_map(|doubtful| doubtful.line.addresses()));
     ids.extend(vm.args.ids.iter().cloned());
@@ -255,22 +260,32 @@ fn read_config(kernel: &dyn Kernel, id: u32) -> Result<Option<VmConfig>> {
     }
 }
 
+/// What a VM takes.
+struct Taken {
+    slots: Vec<SlotId>,
+    named: Named,
+}
+
 /// The NVIDIA slots that this VM takes. What Proxmox handles by itself is left to it: `driver=keep`, mediated devices,
 /// SR-IOV virtual functions, and every device that is no NVIDIA GPU.
 ///
 /// # Errors
 /// As for the VM's start.
-pub fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result<Vec<SlotId>> {
+pub fn nvidia_slots(app: &App, vmid: u32, config: &VmConfig) -> Result<Vec<SlotId>> {
+    Ok(taken(app, vmid, config)?.slots)
+}
+
+fn taken(app: &App, vmid: u32, config: &VmConfig) -> Result<Taken> {
+    let kernel = app.kernel;
     let mut slots: Vec<SlotId> = Vec::new();
-    for (index, hostpci) in &config.hostpci {
-        if hostpci.driver == Driver::Keep || hostpci.mdev.is_some() {
-            continue;
+    let mut add = |slot: SlotId| {
+        if !slots.contains(&slot) {
+            slots.push(slot);
         }
-        if let Some(name) = &hostpci.mapping {
-            refuse_nvidia_mapping(kernel, vmid, config, *index, name)?;
-            continue;
-        }
-        for id in hostpci.addresses() {
+    };
+    let named = mapped::resolve(app, vmid, config)?;
+    for (index, hostpci) in config.hostpci.iter().filter(|(_, hostpci)| hostpci.driver != Driver::Keep) {
+        for id in named.ids.get(index).into_iter().flatten() {
             let absent = || {
                 let written = if hostpci.ids.len() == 1 { &hostpci.ids[0].text } else { &hostpci.raw };
                 Stop::refused(format!(
@@ -278,9 +293,9 @@ pub fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result
                     stray::instead_of_nothing(kernel, vmid, *index, config, written)
                 ))
             };
-            let slot = slot_of(kernel, &id).filter(|slot| is_there(slot, &id)).ok_or_else(absent)?;
-            if takes_part(&slot, &id) && !slots.contains(&slot.id) {
-                slots.push(slot.id);
+            let slot = slot_of(kernel, id).filter(|slot| is_there(slot, id)).ok_or_else(absent)?;
+            if takes_part(&slot, id) {
+                add(slot.id);
             }
         }
     }
@@ -291,20 +306,23 @@ pub fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result
                 "VM {vmid}: args names {id}, but there is no such device; lspci -D shows what there is"
             ))
         })?;
-        if takes_part(&slot, id) && !slots.contains(&slot.id) {
-            slots.push(slot.id);
+        if takes_part(&slot, id) {
+            add(slot.id);
         }
     }
     for (index, doubtful) in &config.doubtful {
         let Some(gpu) = named_gpu(kernel, &doubtful.line) else { continue };
-        if let Some(name) = &doubtful.line.mapping {
-            refuse_nvidia_mapping(kernel, vmid, config, *index, name)?;
-        }
-        if !slots.contains(&gpu) {
-            slots.push(gpu);
+        match doubtful.line.mapping {
+            Some(_) => {
+                let ids = mapped::resolve_one(app, vmid, *index, &doubtful.line)?;
+                ids.iter()
+                    .filter_map(|id| slot_of(kernel, id).filter(|slot| takes_part(slot, id)))
+                    .for_each(|slot| add(slot.id));
+            }
+            None => add(gpu),
         }
     }
-    Ok(slots)
+    Ok(Taken { slots, named })
 }
 
 /// The NVIDIA slots that a VM takes as its configuration is now; none of a container.
@@ -313,39 +331,7 @@ pub fn nvidia_slots(kernel: &dyn Kernel, vmid: u32, config: &VmConfig) -> Result
 /// As for its start.
 pub fn slots_of(app: &App, vmid: u32) -> Result<Vec<SlotId>> {
     let Some(vm) = read_config(app.kernel, vmid)? else { return Ok(Vec::new()) };
-    nvidia_slots(app.kernel, vmid, &vm)
-}
-
-/// Which device a mapping gives is decided by Proxmox after pre-start, so a GPU behind one cannot be made ready yet.
-fn refuse_nvidia_mapping(kernel: &dyn Kernel, vmid: u32, vm: &VmConfig, index: u32, name: &str) -> Result<()> {
-    let ids = mapping::on_this_node(kernel, name);
-    if let Some(absent) = ids.iter().find(|id| slot_of(kernel, id).is_none()) {
-        return Err(Stop::refused(format!(
-            "VM {vmid}: hostpci{index} uses mapping={name}, which stands for {}, but there is no such device; lspci -D \
-             shows what there is",
-            absent.slot_name()
-        )));
-    }
-    let takes_none = |id: &PciId| slot_of(kernel, id).is_some_and(|slot| !takes_gpu(&slot, id));
-    if !ids.is_empty() && ids.iter().all(takes_none) {
-        return Ok(());
-    }
-    let instead = match ids.iter().find(|id| !takes_none(id)) {
-        Some(id) => format!(
-            "which is not supported yet for a GPU; name its slot instead: qm set {vmid} --hostpci{index} {}",
-            vm.hostpci_of(&id.slot_name())
-        ),
-        None => match mapping::not_understood(kernel, name) {
-            Some((line, text)) => format!(
-                "whose entry for this node is not understood ({}:{line}: map {}), so which device it gives is not known; \
-                 see: pvesh get /cluster/mapping/pci",
-                mapping::PATH,
-                text.escape_debug()
-            ),
-            None => format!("which {} does not have for this node; see: pvesh get /cluster/mapping/pci", mapping::PATH),
-        },
-    };
-    Err(Stop::usage(format!("VM {vmid}: hostpci{index} uses mapping={name}, {instead}")))
+    nvidia_slots(app, vmid, &vm)
 }
 
 /// GPUs that a VM is given by `args` work, but Proxmox does not know of them.
@@ -361,21 +347,6 @@ pub fn by_args(kernel: &dyn Kernel, vmid: u32) -> Option<String> {
     ))
 }
 
-/// What is there where an id names something.
-fn slot_of(kernel: &dyn Kernel, id: &PciId) -> Option<Slot> {
-    Slot::read(kernel, id.slot()?)
-}
-
 fn is_there(slot: &Slot, id: &PciId) -> bool {
     slot.functions.iter().any(|f| id.covers(f.address))
-}
-
-/// A GPU, or an NVSwitch, which needs NVIDIA's driver to come home as well.
-fn takes_part(slot: &Slot, id: &PciId) -> bool {
-    takes_gpu(slot, id) || slot.functions.iter().any(|f| f.is_nvswitch() && !f.is_virtual && id.covers(f.address))
-}
-
-/// Whether an id takes an NVIDIA GPU, and not only virtual functions of one.
-fn takes_gpu(slot: &Slot, id: &PciId) -> bool {
-    slot.is_nvidia_gpu() && slot.functions.iter().any(|f| !f.is_virtual && id.covers(f.address))
 }

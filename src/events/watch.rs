@@ -6,8 +6,11 @@
 //! is killed is a QEMU in the foreground, and the one behind it goes on, for a moment or for good
 //! (PVE::QemuServer::vm_start_nolock, PVE::QemuServer::RunState).
 //!
+//! Where Proxmox has chosen the card, by a mapping, it also looks whether that is the one that was made ready.
+//!
 //! As long as Proxmox has the lock it only looks. Starting it goes on beside the start, which does not wait for it.
 
+use super::mapped;
 use crate::App;
 use crate::handoff::Handoff;
 use crate::handoff::kept::record::Owner;
@@ -210,6 +213,7 @@ pub fn watch(handoff: &Handoff, vmid: u32, mut after: After) -> Result<()> {
             after = After::Reboot;
         }
         match next(after, sight, ran, now - was_busy, now - was_unlocked) {
+            Next::Done if sight.runs && sight.has_record => return mapped::look_again(handoff, vmid),
             Next::Done => return Ok(()),
             Next::Look => kernel.sleep(LOOK_AGAIN),
             Next::AwaitQemu => match qemu {

@@ -4,6 +4,7 @@
 use super::pci_id::{PciId, is_hex, slot_len};
 use super::perl;
 use super::property::{self, Key, Kind, is_config_id};
+use crate::address::SlotId;
 use crate::sys::Kernel;
 use std::collections::BTreeMap;
 
@@ -20,6 +21,8 @@ pub struct Entry {
     pub path: String,
     /// Vendor and device id that the device must have.
     pub id: String,
+    /// The same of the board that the chip is on.
+    pub subsystem_id: Option<String>,
     pub iommugroup: Option<i64>,
     /// Whether the mapping (not only this entry) is for mediated devices.
     pub mdev: bool,
@@ -34,11 +37,31 @@ const MAP: &[Key] = &[
     Key::new("description", Kind::Text(|value| value.len() <= 4096)),
 ];
 
+/// What a mapping may stand for on this node, in the file's order.
+pub fn alternatives(kernel: &dyn Kernel, name: &str) -> Vec<Entry> {
+    let mut mappings = kernel.read(PATH).map(|bytes| parse(&bytes)).unwrap_or_default();
+    mappings.get_mut(name).and_then(|nodes| nodes.remove(&node(kernel))).unwrap_or_default()
+}
+
 /// The addresses that a mapping may stand for on this node.
 pub fn on_this_node(kernel: &dyn Kernel, name: &str) -> Vec<PciId> {
+    alternatives(kernel, name).iter().flat_map(Entry::ids).collect()
+}
+
+/// The mappings that may stand for something in this slot, on this node.
+pub fn names_of(kernel: &dyn Kernel, slot: SlotId) -> Vec<String> {
     let mappings = kernel.read(PATH).map(|bytes| parse(&bytes)).unwrap_or_default();
-    let entries = mappings.get(name).and_then(|nodes| nodes.get(&node(kernel))).map(Vec::as_slice).unwrap_or_default();
-    entries.iter().flat_map(|entry| entry.path.split(';')).filter_map(PciId::parse).collect()
+    let node = node(kernel);
+    let is_it = |entry: &Entry| entry.ids().any(|id| id.slot() == Some(slot));
+    let names = mappings.into_iter().filter(|(_, nodes)| nodes.get(&node).is_some_and(|all| all.iter().any(is_it)));
+    names.map(|(name, _)| name).collect()
+}
+
+impl Entry {
+    /// What cannot be an address is none.
+    pub fn ids(&self) -> impl Iterator<Item = PciId> {
+        self.path.split(';').filter_map(PciId::parse)
+    }
 }
 
 /// The first line of a mapping for this node that cannot be read, with its number.
@@ -116,8 +139,13 @@ fn entry(value: &[u8]) -> Option<(String, Entry)> {
         return None;
     }
     let map = property::parse(MAP, value).ok()?;
-    let entry =
-        Entry { path: map.text("path")?, id: map.text("id")?, iommugroup: map.integer("iommugroup"), mdev: false };
+    let entry = Entry {
+        path: map.text("path")?,
+        id: map.text("id")?,
+        subsystem_id: map.text("subsystem-id"),
+        iommugroup: map.integer("iommugroup"),
+        mdev: false,
+    };
     Some((map.text("node")?, entry))
 }
 

@@ -7,6 +7,7 @@ pub mod ct;
 pub mod mapping;
 pub mod pci_id;
 pub mod property;
+pub mod reservations;
 pub mod running;
 pub mod vm;
 

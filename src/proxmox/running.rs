@@ -1,5 +1,7 @@
 //! Whether a VM runs, or Proxmox is busy with a guest, read from what Proxmox leaves in `/run`.
 
+use super::pci_id::PciId;
+use super::vm::Passed;
 use crate::sys::{ActError, Kernel, flock_is_held};
 use std::time::Duration;
 
@@ -8,6 +10,9 @@ const LIMIT: Duration = Duration::from_secs(1);
 
 /// The options that are looked for come first, before the devices.
 const COMMAND_LINE: usize = 4096;
+
+/// That of a QEMU with all devices that Proxmox can give it is shorter.
+const WHOLE_COMMAND_LINE: usize = 32 * 1024;
 
 /// The PID of a VM's QEMU. A pid file can outlive its process, so the command line must name that pid file
 /// (PVE::QemuServer::Helpers::vm_running_locally).
@@ -25,6 +30,17 @@ pub fn qemu_pid(kernel: &dyn Kernel, vmid: u32) -> Option<i32> {
         argument == file || argument == format!("/var{file}")
     });
     names_it.then_some(pid)
+}
+
+/// The devices that a VM's QEMU was given; none when that cannot be seen.
+pub fn devices(kernel: &dyn Kernel, vmid: u32) -> Option<Vec<PciId>> {
+    let pid = qemu_pid(kernel, vmid)?;
+    let command_line = kernel.peek(&format!("/proc/{pid}/cmdline"), WHOLE_COMMAND_LINE, LIMIT).ok()?;
+    if command_line.len() == WHOLE_COMMAND_LINE {
+        return None;
+    }
+    let words = command_line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+    Some(Passed::of(words).ids)
 }
 
 /// Whether Proxmox has noted that this VM's start is through: then it fires post-stop when the VM ends, and not

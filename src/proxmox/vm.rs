@@ -203,8 +203,13 @@ fn is_known_option(part: &str) -> bool {
 impl Passed {
     /// `-device vfio-pci,host=01:00.0,multifunction=on`, or as QEMU's JSON, in quotes or not.
     fn parse(text: &str) -> Passed {
+        Passed::of(words(text))
+    }
+
+    /// Of QEMU's arguments, each as QEMU has it.
+    pub fn of(words: impl IntoIterator<Item = String>) -> Passed {
         let mut passed = Passed::default();
-        for word in words(text) {
+        for word in words {
             // A file of such options, and a device's option that is set from elsewhere.
             if word.contains("readconfig") || sets_host(&word) {
                 passed.unread.push(word);

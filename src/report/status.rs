@@ -14,6 +14,7 @@ use crate::handoff::kept::store::Store;
 use crate::handoff::kept::under_way;
 use crate::handoff::kept::wedge::Wedge;
 use crate::handoff::way::elsewhere;
+use crate::proxmox::mapping;
 use crate::setup::kept::pending::Pending;
 use crate::sys::{How, Kernel, User};
 use serde_json::{Value, json};
@@ -109,6 +110,8 @@ struct Gpu {
     dri: Option<String>,
     /// What acts at boot and keeps it from its home, with what to type.
     causes: Vec<String>,
+    /// Resource mappings that may stand for it on this node.
+    mappings: Vec<String>,
     last: Option<Value>,
 }
 
@@ -247,7 +250,8 @@ impl Gpu {
             _ => Vec::new(),
         };
         let causes = causes.iter().map(ToString::to_string).collect();
-        Gpu { has, homes, users, is_blind, owed, dri, causes, last, wedged, foreign, slot }
+        let mappings = mapping::names_of(kernel, slot.id);
+        Gpu { has, homes, users, is_blind, owed, dri, causes, mappings, last, wedged, foreign, slot }
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -291,6 +295,7 @@ impl Gpu {
             "owed": self.owed.iter().map(Owed::to_json).collect::<Vec<_>>(),
             "dri": self.dri,
             "causes": self.causes,
+            "mappings": self.mappings,
             "last": self.last,
         })
     }
@@ -318,6 +323,9 @@ impl Gpu {
                 group
             );
             let _ = writeln!(text, "{}", line.trim_end());
+        }
+        if !self.mappings.is_empty() {
+            let _ = writeln!(text, "  mapping  {}", self.mappings.join(", "));
         }
         match &self.users {
             Some(users) => {

@@ -22,8 +22,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// More than this of a file's beginning nobody asks for.
-const MOST_OF_HEAD: usize = 4096;
+/// More than this of a file's beginning nobody asks for; what a pipe holds, and less.
+const MOST_OF_HEAD: usize = 32 * 1024;
 
 /// The errno that stands for a program's own words.
 const IN_WORDS: i32 = -1;

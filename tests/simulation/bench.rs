@@ -198,7 +198,7 @@ impl Bench {
             Wish::Reconcile => handoff.reconcile(Scope::All),
             Wish::Unfinished => handoff.reconcile(Scope::Unfinished),
             Wish::Owed => handoff.reconcile(Scope::Owed),
-            Wish::Keep(owner, kept) => handoff.come_home_but(owner, kept),
+            Wish::Keep(owner, kept) => handoff.come_home_but(owner, kept, "its configuration names it no longer"),
             Wish::Watch(id) => handoff.come_home(&Owner::Vm(*id), Asker::Watcher),
         }));
         let end = match done {

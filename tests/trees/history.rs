@@ -98,7 +98,7 @@ fn what_was_refused_is_in_the_history() {
 /// Which slots it would have been about is not known then.
 #[test]
 fn what_was_refused_without_a_slot_is_in_the_history() {
-    for (config, exit) in [("hostpci0: 0000:09:00", 3), ("hostpci0: mapping=gpu", 2)] {
+    for (config, exit) in [("hostpci0: 0000:09:00", 3), ("hostpci0: mapping=gpu", 3)] {
         let host = host().vm(111, config);
         let run = host.run("111 pre-start");
         assert_eq!(run.code, Some(exit.into()), "{}", run.err);

@@ -64,6 +64,7 @@ fn status_has_every_key() {
             "owed": [],
             "dri": null,
             "causes": [],
+            "mappings": [],
             "last": {"direction": "home", "vmid": 111, "exit": 0, "ms": 84, "phases": [{"name": "wait", "ms": 10}]},
         },
         {
@@ -78,6 +79,7 @@ fn status_has_every_key() {
             "owed": [],
             "dri": null,
             "causes": [],
+            "mappings": [],
             "last": null,
         },
         {
@@ -92,6 +94,7 @@ fn status_has_every_key() {
             "owed": [],
             "dri": null,
             "causes": [],
+            "mappings": [],
             "last": null,
         },
     ], "setup": {"reboot_required": true, "error": null}, "problems": []});
@@ -406,4 +409,13 @@ fn a_root_that_is_relative() {
     let mut command = host.command("--status --json");
     let output = command.current_dir(root.parent().unwrap()).env("GPU_HANDOFF_ROOT", relative).output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), host.run("--status --json").out);
+}
+
+#[test]
+fn a_card_that_mappings_stand_for() {
+    let cfg = "gpu\n\tmap id=10de:2684,iommugroup=1,node=pve,path=0000:01:00\n\nany\n\tmap id=10de:2684,node=pve,path=0000:01:00.0\n\n\
+               other\n\tmap id=10de:2684,node=pve2,path=0000:01:00\n";
+    let host = host().file("etc/pve/mapping/pci.cfg", cfg);
+    assert_eq!(status(&host)["gpus"][0]["mappings"], json!(["any", "gpu"]));
+    assert!(host.run("--status").out.contains("\n  mapping  any, gpu\n"));
 }

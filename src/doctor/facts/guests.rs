@@ -173,7 +173,7 @@ impl Vm {
         let config = vm::parse(&bytes);
         let has_hook = stray::has_hook(&config);
         let names_any = !(config.hostpci.is_empty() && config.doubtful.is_empty() && config.args.ids.is_empty());
-        let found = if names_any { hookscript::nvidia_slots(kernel, id, &config) } else { Ok(Vec::new()) };
+        let found = if names_any { hookscript::nvidia_slots(app, id, &config) } else { Ok(Vec::new()) };
         let (slots, unusable) = match found {
             Ok(slots) => (slots, None),
             Err(stop) => (Vec::new(), Some(stop.message)),
@@ -183,7 +183,7 @@ impl Vm {
         let takes_part = has_hook || !slots.is_empty();
         Some(Vm {
             has_hook,
-            listed: if names_any { hookscript::listed(kernel, &config) } else { Vec::new() },
+            listed: if names_any { hookscript::listed(app, id, &config) } else { Vec::new() },
             remark: remark.map(|remark| match remark {
                 stray::Remark::Refused(text) => (true, text),
                 stray::Remark::Told(text) => (false, text),

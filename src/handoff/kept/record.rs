@@ -20,7 +20,7 @@ const SCHEMA: u64 = 1;
 pub(super) const MANUAL: &str = "manual-";
 
 /// Who a record gives its slots to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
     Vm(u32),
     /// A person, who named one slot.

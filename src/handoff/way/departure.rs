@@ -8,6 +8,8 @@ use crate::proxmox::pci_id::PciId;
 pub struct Departure<'a> {
     pub owner: Owner,
     pub slots: Vec<SlotId>,
+    /// By what the owner comes to them, told behind them: ` (mapping=gpu)`.
+    pub by: String,
     /// What the owner's own configuration names, beside these slots: it may be in their IOMMU groups.
     pub listed: Vec<PciId>,
     /// Called when nothing can go wrong any more but the record does not say so yet: whatever is killed before, what is
@@ -18,6 +20,6 @@ pub struct Departure<'a> {
 impl Departure<'_> {
     /// Slots that nobody but their owner has to do with.
     pub fn of(owner: Owner, slots: Vec<SlotId>) -> Departure<'static> {
-        Departure { owner, slots, listed: Vec::new(), on_ready: &|| {} }
+        Departure { owner, slots, by: String::new(), listed: Vec::new(), on_ready: &|| {} }
     }
 }

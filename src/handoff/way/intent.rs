@@ -61,8 +61,8 @@ impl Handoff<'_> {
     /// Why it would refuse.
     pub fn plan_leave(&self, departure: &Departure) -> Result<Outline> {
         let steps = self.intend(departure)?.steps();
-        let Departure { owner, slots, .. } = departure;
-        Ok(Outline { title: format!("{} host -> {owner}", list(slots)), slots: slots.clone(), steps })
+        let Departure { owner, slots, by, .. } = departure;
+        Ok(Outline { title: format!("{}{by} host -> {owner}", list(slots)), slots: slots.clone(), steps })
     }
 
     /// Everything that can say no says so here. Reads only.

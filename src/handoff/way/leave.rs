@@ -64,10 +64,10 @@ impl Handoff<'_> {
         if plan.is_empty() && halts.is_empty() {
             (departure.on_ready)();
             self.put_on_record(locked, &with_its_owner(&record), departure, &to_start, &abandoned)?;
-            self.story.say(&format!("{title} is already on {VFIO_PCI}: nothing to do"));
+            self.story.say(&format!("{title}{} is already on {VFIO_PCI}: nothing to do", departure.by));
             return Ok(());
         }
-        self.story.say(&format!("{title} host -> {owner}"));
+        self.story.say(&format!("{title}{} host -> {owner}", departure.by));
         let checked = self.kernel.now().saturating_sub(begin);
         self.story.phase("check", checked, &found);
         self.tell_of_firmware(&facts);

@@ -3,6 +3,7 @@
 pub mod attempt;
 pub mod departure;
 pub mod elsewhere;
+pub mod given;
 pub mod halt;
 pub mod home;
 pub mod in_the_way;

@@ -9,11 +9,11 @@ use crate::handoff::way::attempt::{Attempt, Direction};
 use crate::stop::{Result, Stop};
 
 impl Handoff<'_> {
-    /// Brings home what a VM's record names beside `kept`: what its configuration no longer names.
+    /// Brings home what a VM's record names beside `kept`, and tells why.
     ///
     /// # Errors
     /// When something could not be brought home: then the record still has it.
-    pub fn come_home_but(&self, owner: &Owner, kept: &[SlotId]) -> Result<()> {
+    pub fn come_home_but(&self, owner: &Owner, kept: &[SlotId], why: &str) -> Result<()> {
         let has_more = |record: &Record| record.without(kept).is_some();
         if !self.store.record(owner)?.is_some_and(|record| has_more(&record)) {
             return Ok(());
@@ -23,12 +23,19 @@ impl Handoff<'_> {
         let Some(record) = self.store.record(owner)? else { return Ok(()) };
         let Some(part) = record.without(kept) else { return Ok(()) };
         let mut attempt = Attempt::new(Direction::Home, owner, &part.slots(), self.kernel.now());
-        let done = self.bring_part(&locked, &mut attempt, &record, &part);
+        let done = self.bring_part(&locked, &mut attempt, &record, &part, why);
         self.note(Some(&locked), attempt, done.as_ref().err());
         done
     }
 
-    fn bring_part(&self, locked: &Locked, attempt: &mut Attempt, record: &Record, part: &Record) -> Result<()> {
+    fn bring_part(
+        &self,
+        locked: &Locked,
+        attempt: &mut Attempt,
+        record: &Record,
+        part: &Record,
+        why: &str,
+    ) -> Result<()> {
         let owner = &record.owner;
         let title = list(part.slots());
         let gone = part.slots();
@@ -43,7 +50,7 @@ impl Handoff<'_> {
         self.refuse_wedged(&part.slots())?;
         let end = attempt.begin + self.config.handoff / 2;
         let waited = self.wait_until_free(part, end)?;
-        self.story.say(&format!("{title} {owner} -> host: its configuration names it no longer"));
+        self.story.say(&format!("{title} {owner} -> host: {why}"));
         self.story.phase("wait", waited, "nobody has it open any more");
         self.kernel.worker();
         // Killed meanwhile, all of it comes home: its start is over then, too.

@@ -28,9 +28,9 @@ guest 113 '0000:09:00,pcie=1'
 hook_ 113
 refuses 'absent device' 3 'VM 113' hostpci0 0000:09:00
 guest 113 'mapping=gpu,pcie=1'
-printf 'gpu\n\tmap id=10de:2684,iommugroup=6,node=pve1,path=0000:01:00\n' >/etc/pve/mapping/pci.cfg
+printf 'gpu\n\tmap id=10de:2204,iommugroup=6,node=pve1,path=0000:01:00\n' >/etc/pve/mapping/pci.cfg
 hook_ 113
-refuses 'mapping' 2 'VM 113' hostpci0 mapping=gpu
+refuses 'mapping' 3 'VM 113' hostpci0 mapping=gpu 'does not match'
 for line in '0000:01:00,driver=keep' '0000:01:00,mdev=nvidia-63'; do
     guest 113 "$line"
     for phase in pre-start post-start pre-stop post-stop; do

@@ -1,0 +1,316 @@
+//! Which devices `mapping=NAME` gives to a VM: those that Proxmox will take (PVE::QemuServer::PCI).
+//!
+//! Proxmox chooses after pre-start: of several alternatives the first, in the file's order, that nobody else has reserved.
+//! So the same choice is made here; beside Proxmox's reservations those VMs count that are still on the way to theirs. Where
+//! two starts overlap Proxmox may choose otherwise all the same: what QEMU has in the end is looked at by the watcher.
+
+use crate::App;
+use crate::address::{Address, SlotId};
+use crate::gpu::Slot;
+use crate::handoff::Handoff;
+use crate::handoff::kept::record::{Owner, is_with};
+use crate::proxmox::mapping::{self, Entry};
+use crate::proxmox::pci_id::PciId;
+use crate::proxmox::vm::{self, Driver, Hostpci, VmConfig};
+use crate::proxmox::{reservations, running};
+use crate::stop::{Result, Stop};
+use crate::sys::Kernel;
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+
+/// What the lines of a VM name, those with a mapping resolved.
+#[derive(Debug, Default)]
+pub struct Named {
+    /// By the number of the `hostpciN` line.
+    pub ids: BTreeMap<u32, Vec<PciId>>,
+    /// The mappings that give it an NVIDIA GPU, as they are told.
+    pub by: Vec<String>,
+}
+
+impl Named {
+    /// ` (mapping=gpu)`, to go behind the slots; nothing without a mapping.
+    pub fn in_brackets(&self) -> String {
+        if self.by.is_empty() { String::new() } else { format!(" ({})", self.by.join(", ")) }
+    }
+
+    /// What is refused is told with the mapping that it comes by.
+    pub fn refused(&self, stop: Stop) -> Stop {
+        if self.by.is_empty() {
+            return stop;
+        }
+        Stop { message: format!("{}: {}", self.by.join(", "), stop.message), ..stop }
+    }
+}
+
+/// Whose a device is that this VM cannot have.
+type Taken = BTreeMap<Address, u32>;
+
+/// What Proxmox handles by itself is not resolved: mediated devices.
+///
+/// # Errors
+/// Why Proxmox would not start the VM.
+pub fn resolve(app: &App, vmid: u32, vm: &VmConfig) -> Result<Named> {
+    let mut named = Named::default();
+    let mut used: Vec<Address> = Vec::new();
+    let taken = OnceCell::new();
+    let has_mapping = vm.hostpci.values().any(|hostpci| hostpci.mapping.is_some());
+    for (index, hostpci) in vm.hostpci.iter().filter(|(_, hostpci)| hostpci.mdev.is_none()) {
+        let is_taken =
+            |address| used.contains(&address) || taken.get_or_init(|| taken_from(app, vmid)).contains_key(&address);
+        let (ids, by) = match &hostpci.mapping {
+            Some(name) => match one(app, vmid, (*index, hostpci), name, &is_taken) {
+                // Proxmox says so itself.
+                Err(_) if hostpci.driver == Driver::Keep => (Vec::new(), None),
+                given => given?,
+            },
+            None => (hostpci.addresses().collect(), None),
+        };
+        if has_mapping {
+            used.extend(ids.iter().flat_map(|id| functions(app.kernel, id)));
+        }
+        named.by.extend(by);
+        named.ids.insert(*index, ids);
+    }
+    Ok(named)
+}
+
+/// Now that the VM runs: whether it has what was made ready for it, and if not that is put right.
+///
+/// # Errors
+/// When a record cannot be written, or what was made ready in vain could not be brought home.
+pub fn look_again(handoff: &Handoff, vmid: u32) -> Result<()> {
+    let kernel = handoff.kernel;
+    let Ok(bytes) = kernel.read(&format!("/etc/pve/qemu-server/{vmid}.conf")) else { return Ok(()) };
+    if !vm::parse(&bytes).hostpci.values().any(|hostpci| hostpci.mapping.is_some()) {
+        return Ok(());
+    }
+    let Some(ids) = running::devices(kernel, vmid) else { return Ok(()) };
+    let is_ours = |id: &PciId| slot_of(kernel, id).filter(|slot| takes_part(slot, id)).map(|slot| slot.id);
+    let mut has: Vec<SlotId> = ids.iter().filter_map(is_ours).collect();
+    has.sort_unstable();
+    has.dedup();
+    handoff.has_been_given(&Owner::Vm(vmid), &has)
+}
+
+/// Of a line that is not understood; as if it were alone.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_one(app: &App, vmid: u32, index: u32, hostpci: &Hostpci) -> Result<Vec<PciId>> {
+    match &hostpci.mapping {
+        Some(name) => {
+            let taken = taken_from(app, vmid);
+            Ok(one(app, vmid, (index, hostpci), name, &|address| taken.contains_key(&address))?.0)
+        }
+        None => Ok(hostpci.addresses().collect()),
+    }
+}
+
+/// What one mapping gives, and how that is told if it is an NVIDIA GPU.
+fn one(
+    app: &App,
+    vmid: u32,
+    (index, hostpci): (u32, &Hostpci),
+    name: &str,
+    is_taken: &dyn Fn(Address) -> bool,
+) -> Result<(Vec<PciId>, Option<String>)> {
+    let kernel = app.kernel;
+    let entries = mapping::alternatives(kernel, name);
+    let refused = |why: String| Err(Stop::refused(format!("VM {vmid}: hostpci{index} uses mapping={name}, {why}")));
+    if entries.is_empty() {
+        let see = "see: pvesh get /cluster/mapping/pci";
+        return refused(match mapping::not_understood(kernel, name) {
+            Some((line, text)) => format!(
+                "whose entry for this node is not understood ({}:{line}: map {}), so which device it gives is not known; {see}",
+                mapping::PATH,
+                text.escape_debug()
+            ),
+            None => format!("which {} does not have for this node; {see}", mapping::PATH),
+        });
+    }
+    let absent = entries
+        .iter()
+        .flat_map(|entry| entry.path.split(';'))
+        .find(|path| PciId::parse(path).is_none_or(|id| functions(kernel, &id).is_empty()));
+    if let Some(absent) = absent {
+        return refused(format!(
+            "which stands for {absent}, but there is no such device; lspci -D shows what there is"
+        ));
+    }
+    // What has nothing to do with NVIDIA is Proxmox's own business.
+    let is_ours = |entry: &Entry| entry.ids().any(|id| slot_of(kernel, &id).is_some_and(|slot| takes_part(&slot, &id)));
+    if !entries.iter().any(is_ours) || hostpci.driver == Driver::Keep {
+        return Ok((entries[pick(kernel, &entries, &[], is_taken).unwrap_or(0)].ids().collect(), None));
+    }
+    // One that is wrong keeps Proxmox from all the others.
+    for entry in &entries {
+        if let Some(why) = invalid(name, entry, &|address| Seen::read(kernel, address)) {
+            return refused(format!(
+                "which Proxmox refuses: PCI device mapping invalid (hardware probably changed): {why}; mend it in Datacenter, \
+                 Resource Mappings; what it says now: pvesh get /cluster/mapping/pci/{name}"
+            ));
+        }
+    }
+    let owner = Owner::Vm(vmid);
+    let has = match running::qemu_pid(kernel, vmid) {
+        Some(_) => app.store.record(&owner).ok().flatten().map(|record| record.slots()).unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let picked = pick(kernel, &entries, &has, is_taken);
+    let entry = &entries[picked.unwrap_or(0)];
+    let none_free = if picked.is_none() { ", of which none is free" } else { "" };
+    Ok((entry.ids().collect(), is_ours(entry).then(|| format!("mapping={name}{none_free}"))))
+}
+
+/// A single alternative is it, free or not. A running VM has what it `has`.
+fn pick(kernel: &dyn Kernel, entries: &[Entry], has: &[SlotId], is_taken: &dyn Fn(Address) -> bool) -> Option<usize> {
+    let is_had = |entry: &Entry| entry.ids().all(|id| id.slot().is_some_and(|slot| has.contains(&slot)));
+    let is_free = |entry: &Entry| !entry.ids().flat_map(|id| functions(kernel, &id)).any(is_taken);
+    match entries {
+        [_] => Some(0),
+        _ => entries.iter().position(is_had).or_else(|| entries.iter().position(is_free)),
+    }
+}
+
+/// What others have reserved, or are about to.
+fn taken_from(app: &App, vmid: u32) -> Taken {
+    let mut taken = reservations::read(app.kernel);
+    taken.retain(|_, other| *other != vmid);
+    for record in app.store.each_record().into_iter().flatten() {
+        let other = record.owner.vmid().filter(|id| *id != vmid && is_with(app.kernel, &record, *id));
+        if let Some(other) = other {
+            taken.extend(record.functions.iter().map(|function| (function.address, other)));
+        }
+    }
+    taken
+}
+
+/// What `id` names of what is there.
+fn functions(kernel: &dyn Kernel, id: &PciId) -> Vec<Address> {
+    let slot = slot_of(kernel, id);
+    let functions = slot.iter().flat_map(|slot| &slot.functions).map(|function| function.address);
+    functions.filter(|address| id.covers(*address)).collect()
+}
+
+/// What is there where an id names something.
+pub(super) fn slot_of(kernel: &dyn Kernel, id: &PciId) -> Option<Slot> {
+    Slot::read(kernel, id.slot()?)
+}
+
+/// A GPU, or an NVSwitch, which needs NVIDIA's driver to come home as well.
+pub(super) fn takes_part(slot: &Slot, id: &PciId) -> bool {
+    takes_gpu(slot, id) || slot.functions.iter().any(|f| f.is_nvswitch() && !f.is_virtual && id.covers(f.address))
+}
+
+/// Whether an id takes an NVIDIA GPU, and not only virtual functions of one.
+pub(super) fn takes_gpu(slot: &Slot, id: &PciId) -> bool {
+    slot.is_nvidia_gpu() && slot.functions.iter().any(|f| !f.is_virtual && id.covers(f.address))
+}
+
+/// What Proxmox compares with a mapping's entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    id: String,
+    subsystem_id: Option<String>,
+    iommugroup: Option<i64>,
+}
+
+impl Seen {
+    fn read(kernel: &dyn Kernel, address: Address) -> Option<Seen> {
+        let attribute = |name: &str| {
+            let text = kernel.text(&address.attribute(name))?;
+            Some(text.lines().next()?.trim_start_matches("0x").to_string())
+        };
+        let subsystem = attribute("subsystem_vendor").zip(attribute("subsystem_device"));
+        let group = kernel.link_name(&address.attribute("iommu_group")).ok();
+        Some(Seen {
+            id: format!("{}:{}", attribute("vendor")?, attribute("device")?),
+            subsystem_id: subsystem.map(|(vendor, device)| format!("{vendor}:{device}")),
+            iommugroup: group.and_then(|group| group.parse().ok()),
+        })
+    }
+}
+
+/// Why Proxmox does not take an entry, in its words (`PVE::Mapping::PCI::assert_valid`).
+fn invalid(name: &str, entry: &Entry, seen: &dyn Fn(Address) -> Option<Seen>) -> Option<String> {
+    entry.ids().enumerate().find_map(|(at, id)| {
+        // Of a whole device the first function counts.
+        let address = id.slot()?.function(id.function.unwrap_or(0));
+        let Some(seen) = seen(address) else { return Some(format!("pci device '{address}' not found")) };
+        let group = |group: Option<i64>| group.map(|group| group.to_string());
+        let mdev = |mdev: bool| Some(u8::from(mdev).to_string());
+        let properties = [
+            ("id", Some(seen.id), Some(entry.id.clone())),
+            ("iommugroup", group(seen.iommugroup), group(entry.iommugroup)),
+            // A device that a VM is given whole has none when Proxmox looks: it is on vfio-pci by then.
+            ("mdev", mdev(false), mdev(entry.mdev)),
+            ("subsystem-id", seen.subsystem_id, entry.subsystem_id.clone()),
+        ];
+        let counts = properties.into_iter().filter(|(property, ..)| at == 0 || *property != "iommugroup");
+        counts.into_iter().find_map(|(property, expected, configured)| match (expected, configured) {
+            (Some(_), None) => Some(format!("missing expected property '{property}' for device '{address}'")),
+            (None, Some(_)) => Some(format!("unexpected property '{property}' configured for device '{address}'")),
+            (Some(expected), Some(configured)) if expected != configured.replace("0x", "") => {
+                Some(format!("'{property}' does not match for '{name}' ({expected} != {configured})"))
+            }
+            _ => None,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(path: &str) -> Entry {
+        Entry {
+            path: path.to_string(),
+            id: "10de:2684".to_string(),
+            subsystem_id: Some("1043:889a".to_string()),
+            iommugroup: Some(1),
+            mdev: false,
+        }
+    }
+
+    fn seen(address: Address) -> Option<Seen> {
+        (address.function == 0).then(|| Seen {
+            id: "10de:2684".to_string(),
+            subsystem_id: Some("1043:889a".to_string()),
+            iommugroup: Some(1),
+        })
+    }
+
+    #[test]
+    fn what_proxmox_does_not_take() {
+        let why = |entry: &Entry| invalid("gpu", entry, &seen);
+        assert_eq!(why(&entry("0000:01:00")), None);
+        assert_eq!(why(&entry("0000:01:00.0")), None);
+        assert_eq!(why(&entry("0000:01:00.1")).unwrap(), "pci device '0000:01:00.1' not found");
+        let other = Entry { id: "10de:2204".to_string(), ..entry("0000:01:00") };
+        assert_eq!(why(&other).unwrap(), "'id' does not match for 'gpu' (10de:2684 != 10de:2204)");
+        // Letters count, as they do in Perl.
+        assert!(why(&Entry { id: "10DE:2684".to_string(), ..entry("0000:01:00") }).is_some());
+        let other = Entry { iommugroup: Some(2), ..entry("0000:01:00") };
+        assert_eq!(why(&other).unwrap(), "'iommugroup' does not match for 'gpu' (1 != 2)");
+        let other = Entry { iommugroup: None, ..entry("0000:01:00") };
+        assert_eq!(why(&other).unwrap(), "missing expected property 'iommugroup' for device '0000:01:00.0'");
+        let other = Entry { mdev: true, ..entry("0000:01:00") };
+        assert_eq!(why(&other).unwrap(), "'mdev' does not match for 'gpu' (0 != 1)");
+        let other = Entry { subsystem_id: Some("1043:0000".to_string()), ..entry("0000:01:00") };
+        assert_eq!(why(&other).unwrap(), "'subsystem-id' does not match for 'gpu' (1043:889a != 1043:0000)");
+        let bare = |address| seen(address).map(|seen| Seen { subsystem_id: None, iommugroup: None, ..seen });
+        let none = Entry { subsystem_id: None, iommugroup: None, ..entry("0000:01:00") };
+        assert_eq!(invalid("gpu", &none, &bare), None);
+        let why = invalid("gpu", &Entry { iommugroup: None, ..entry("0000:01:00") }, &bare).unwrap();
+        assert_eq!(why, "unexpected property 'subsystem-id' configured for device '0000:01:00.0'");
+    }
+
+    #[test]
+    fn of_several_devices_together_the_group_of_the_first_counts() {
+        let group = |address: Address| {
+            Some(Seen { iommugroup: Some(1 + i64::from(address.function)), ..seen(address.slot.function(0))? })
+        };
+        assert_eq!(invalid("gpu", &entry("0000:01:00.0;0000:01:00.1"), &group), None);
+        assert!(invalid("gpu", &entry("0000:01:00.1;0000:01:00.0"), &group).is_some());
+    }
+}
