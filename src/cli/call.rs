@@ -27,6 +27,7 @@ pub enum Call {
     ToVfio { slot: Option<SlotId> },
     ToNvidia { slot: Option<SlotId> },
     Plan { vmid: u32, json: bool },
+    Switch { vmid: u32 },
     Reconcile { scope: Scope },
     Resume,
     Watch { vmid: u32, after: After },
@@ -54,6 +55,7 @@ impl Asked {
             self.call,
             Call::ToVfio { .. }
                 | Call::ToNvidia { .. }
+                | Call::Switch { .. }
                 | Call::Reconcile { .. }
                 | Call::Resume
                 | Call::Watch { .. }

@@ -211,6 +211,7 @@ mod tests {
                 "doctor [ID]",
                 "history [VMID] [-n NUMBER]",
                 "plan VMID",
+                "switch VMID",
                 "enable ID",
                 "disable ID",
                 "to-vfio [SLOT|--gpu SLOT]",

@@ -13,7 +13,7 @@ use crate::App;
 use crate::config::{self, Config};
 use crate::containers;
 use crate::doctor;
-use crate::events::{hookscript, manual, settle, stray, udev, watch};
+use crate::events::{hookscript, manual, settle, stray, switch, udev, watch};
 use crate::handoff::kept::history::History;
 use crate::report::status::Status;
 use crate::report::zone::Zone;
@@ -51,6 +51,7 @@ fn would(app: &App, call: &Call) -> Result<String> {
     Ok(match call {
         Call::ToVfio { slot, .. } => manual::plan_to_vfio(app, *slot)?,
         Call::ToNvidia { slot, .. } => manual::plan_to_nvidia(app, *slot)?,
+        Call::Switch { vmid } => switch::plan(app, *vmid)?,
         Call::Reconcile { scope, .. } => manual::plan_reconcile(app, *scope)?,
         Call::Attach { ctid, wish, .. } => containers::attach::plan(app, *ctid, wish)?,
         Call::Detach { ctid, .. } => containers::detach::plan(app, *ctid)?,
@@ -78,6 +79,7 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
             print(&format!("{}\n", report::plan::to_json(*vmid, &planned)))?;
             planned.map(|_| ())
         }
+        Call::Switch { vmid } => switch::switch(app, *vmid),
         Call::Reconcile { scope, .. } => {
             driver::services::start_forgotten(app);
             manual::reconcile(app, *scope)

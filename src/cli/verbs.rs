@@ -122,6 +122,16 @@ pub(super) const VERBS: &[Verb] = &[
         call: |given| Ok(Call::Plan { vmid: given.id("VM")?, json: given.json()? }),
     },
     Verb {
+        names: &["switch"],
+        kind: Kind::Everyday,
+        arguments: "VMID [--dry-run]",
+        about: "shut down the VM that has this one's GPU, and start this one",
+        more: "Whatever policy.vm says; hard only where that is stop. The GPU stays with vfio-pci in between. Refused where the \
+               other VM is locked, managed by HA, or does not shut down within time.stop_s.",
+        example: "switch 112",
+        call: |given| Ok(Call::Switch { vmid: given.id("VM")? }),
+    },
+    Verb {
         names: &["enable"],
         kind: Kind::Everyday,
         arguments: "ID [--dry-run]",

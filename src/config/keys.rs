@@ -25,7 +25,7 @@ impl Kind {
     }
 }
 
-/// Every key there is. `*` stands for a slot or a CTID.
+/// Every key there is. `*` stands for a slot, a CTID or a VMID.
 const KEYS: &[(&str, Kind)] = &[
     ("gpus.*.home", Kind::Word(&["auto", "nvidia", "nouveau", "vfio-pci", "none"])),
     // With less an ordinary modprobe, which gets two thirds of it, would look stuck.
@@ -37,6 +37,8 @@ const KEYS: &[(&str, Kind)] = &[
     ("policy.nvidia_services", Kind::Word(&["stop", "refuse"])),
     ("policy.container", Kind::Word(&["refuse", "stop", "leave"])),
     ("policy.containers.*", Kind::Word(&["refuse", "stop", "leave"])),
+    ("policy.vm", Kind::Word(&["refuse", "shutdown", "stop"])),
+    ("policy.vms.*", Kind::Word(&["refuse", "shutdown", "stop"])),
     ("policy.backup", Kind::Word(&["idle", "refuse", "policy"])),
     ("policy.ct_without_gpu", Kind::Word(&["start", "refuse"])),
     ("driver.runfile", Kind::TextOrNull),

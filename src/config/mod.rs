@@ -75,6 +75,8 @@ pub struct Policy {
     pub stop_nvidia_services: bool,
     container: ForContainer,
     containers: BTreeMap<u32, ForContainer>,
+    vm: ForVm,
+    vms: BTreeMap<u32, ForVm>,
     /// `policy.ct_without_gpu` is `refuse`: a container whose GPU a VM has does not start.
     pub refuse_ct_without_gpu: bool,
 }
@@ -90,6 +92,11 @@ impl Policy {
     pub fn for_container(&self, ctid: u32) -> ForContainer {
         self.containers.get(&ctid).copied().unwrap_or(self.container)
     }
+
+    /// `policy.vms.VMID`, else `policy.vm`.
+    pub fn for_vm(&self, vmid: u32) -> ForVm {
+        self.vms.get(&vmid).copied().unwrap_or(self.vm)
+    }
 }
 
 impl Default for Policy {
@@ -100,6 +107,8 @@ impl Default for Policy {
             stop_nvidia_services: true,
             container: ForContainer::Refuse,
             containers: BTreeMap::new(),
+            vm: ForVm::Refuse,
+            vms: BTreeMap::new(),
             refuse_ct_without_gpu: false,
         }
     }
@@ -114,6 +123,17 @@ pub enum ForContainer {
     Stop,
     /// As `Refuse`, but never frozen.
     Leave,
+}
+
+/// What becomes of a VM that has the GPU when another VM starts that takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForVm {
+    /// It keeps the GPU.
+    Refuse,
+    /// It is shut down, and keeps the GPU if it does not do so in time.
+    Shutdown,
+    /// It is shut down, and stopped hard if it does not do so in time.
+    Stop,
 }
 
 /// `policy.backup`: whether a VM that is started only to be backed up is given its GPU.
@@ -260,7 +280,9 @@ fn policy(document: &Value) -> Policy {
     let defaults = Policy::default();
     let word = |key: &str| document.pointer(&format!("/policy/{key}")).and_then(Value::as_str);
     let is = |key: &str, wanted: &str, default: bool| word(key).map_or(default, |word| word == wanted);
-    let containers = document.pointer("/policy/containers").and_then(Value::as_object).into_iter().flatten();
+    let each = |key: &str| document.pointer(key).and_then(Value::as_object).into_iter().flatten();
+    let containers = each("/policy/containers");
+    let vms = each("/policy/vms");
     Policy {
         kill_processes: is("process", "kill", defaults.kill_processes),
         stop_units: is("unit", "stop", defaults.stop_units),
@@ -269,7 +291,18 @@ fn policy(document: &Value) -> Policy {
         containers: containers
             .filter_map(|(id, word)| Some((id.parse().ok()?, for_container(word.as_str()?)?)))
             .collect(),
+        vm: word("vm").and_then(for_vm).unwrap_or(defaults.vm),
+        vms: vms.filter_map(|(id, word)| Some((id.parse().ok()?, for_vm(word.as_str()?)?))).collect(),
         refuse_ct_without_gpu: is("ct_without_gpu", "refuse", defaults.refuse_ct_without_gpu),
+    }
+}
+
+fn for_vm(word: &str) -> Option<ForVm> {
+    match word {
+        "refuse" => Some(ForVm::Refuse),
+        "shutdown" => Some(ForVm::Shutdown),
+        "stop" => Some(ForVm::Stop),
+        _ => None,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::App;
 use crate::address::{SlotId, list};
 use crate::config::{self, Backup, Config};
 use crate::gpu::Slot;
+use crate::handoff::Handoff;
 use crate::handoff::kept::record::{Owner, Progress};
 use crate::handoff::plan::Outline;
 use crate::handoff::way::attempt::Direction;
@@ -20,7 +21,7 @@ use crate::proxmox::pci_id::PciId;
 use crate::proxmox::vm::{self, Driver, Hostpci, VmConfig};
 use crate::proxmox::{guest, mapping, running};
 use crate::stop::{Result, Stop};
-use crate::sys::Kernel;
+use crate::sys::{Kernel, Lock};
 use crate::systemd::Shutdown;
 use std::cell::OnceCell;
 use std::io::ErrorKind;
@@ -72,12 +73,53 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
     let on_ready = || drop(watcher.set(watch::begin(app, vmid, After::Start)));
     let by = named.in_brackets();
     let departure = Departure { owner: owner.clone(), slots: slots.clone(), by, listed, on_ready: &on_ready };
-    handoff.leave(&departure).map_err(|stop| in_backup(named.refused(stop), vmid, &vm))?;
+    let taken_over = make_vms_way(&handoff, &departure);
+    let done = taken_over.and_then(|_locks| handoff.leave(&departure));
+    done.map_err(|stop| in_backup(named.refused(stop), vmid, &vm))?;
     if let Err(stop) = handoff.come_home_but(&owner, &slots, "its configuration names it no longer") {
         // It has what it wants, and the rest comes home when it stops.
         app.story.warn(&stop.message);
     }
     Ok(())
+}
+
+/// What a start of this VM would take.
+///
+/// # Errors
+/// As for its start; and when that is nothing, or its start would not come here.
+pub(super) fn departure(app: &App, vmid: u32) -> Result<Departure<'static>> {
+    let vm = read_config(app.kernel, vmid)?.unwrap_or_default();
+    let Taken { slots, named } = taken(app, vmid, &vm)?;
+    if slots.is_empty() {
+        return Err(Stop::refused(format!("guest {vmid} takes no NVIDIA GPU; see gpu-handoff plan {vmid}")));
+    }
+    // It would take the card, and nobody would know whose it is.
+    if vm.hookscript.is_none() {
+        return Err(Stop::refused(format!("VM {vmid} has no hookscript yet: gpu-handoff enable {vmid}")));
+    }
+    let (listed, by) = (listed_by(&named, &vm), named.in_brackets());
+    Ok(Departure { by, listed, ..Departure::of(Owner::Vm(vmid), slots) })
+}
+
+/// VMs that have the slots are shut down, where the policy says so. Refused with nothing touched, or when one stays.
+fn make_vms_way(handoff: &Handoff, departure: &Departure) -> Result<Vec<Lock>> {
+    let refused = |stop: &Stop| {
+        handoff.note_refused(Direction::Vfio, &departure.owner, &departure.slots, stop);
+    };
+    let making_way = handoff.who_makes_way(departure, false).inspect_err(refused)?;
+    handoff.take_over(&departure.owner, &making_way).inspect_err(refused)
+}
+
+/// As [`plan`]; the slots stay on vfio-pci where another VM makes way.
+pub(super) fn plan_after_others(handoff: &Handoff, departure: &Departure, is_asking: bool) -> Result<Outline> {
+    let making_way = handoff.who_makes_way(departure, is_asking)?;
+    if making_way.is_empty() {
+        return handoff.plan_leave(departure);
+    }
+    let Departure { owner, slots, by, .. } = departure;
+    let title = format!("{}{by} other VM -> {owner}", list(slots));
+    let steps = making_way.iter().map(|one| ("stop", one.to_string())).collect();
+    Ok(Outline { title, slots: slots.clone(), steps })
 }
 
 /// What pre-start would do now, a line each.
@@ -101,8 +143,9 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
     let (listed, by) = (listed_by(&named, &vm), named.in_brackets());
     // As the hook has it: what is told here is what a start does.
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots)?;
-    let plan = app.handoff(&config).plan_leave(&Departure { by, listed, ..Departure::of(owner, slots) });
-    plan.map_err(|stop| in_backup(named.refused(stop), vmid, &vm))
+    let departure = Departure { by, listed, ..Departure::of(owner, slots) };
+    plan_after_others(&app.handoff(&config), &departure, false)
+        .map_err(|stop| in_backup(named.refused(stop), vmid, &vm))
 }
 
 /// Proxmox drops a line that it cannot read, and starts the VM without what the line was to give it. But a later one may
@@ -208,6 +251,12 @@ fn post_stop(app: &App, vmid: u32) -> Result<()> {
     let slots = list(record.slots());
     if running::is_rebooting(app.kernel, vmid) && watch::begin(app, vmid, After::Reboot).has_begun() {
         app.story.say(&format!("{slots} stays on vfio-pci: VM {vmid} reboots"));
+        return Ok(());
+    }
+    if let Some(next) = app.store.next_after(app.kernel, vmid)
+        && watch::begin(app, vmid, After::Reboot).has_begun()
+    {
+        app.story.say(&format!("{slots} stays on vfio-pci: VM {next} takes it over"));
         return Ok(());
     }
     let _watcher = watch::outlive_qmeventd(app, vmid);

@@ -8,5 +8,6 @@ mod mapped;
 pub mod notes;
 pub mod settle;
 pub mod stray;
+pub mod switch;
 pub mod udev;
 pub mod watch;

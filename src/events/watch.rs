@@ -203,7 +203,8 @@ pub fn watch(handoff: &Handoff, vmid: u32, mut after: After) -> Result<()> {
         let now = kernel.now();
         let sight = Sight::of(kernel, handoff.store, vmid, &mut qemu);
         ran |= sight.runs;
-        if sight.is_locked || sight.runs {
+        // Who takes over comes for it soon.
+        if sight.is_locked || sight.runs || handoff.store.next_after(kernel, vmid).is_some() {
             was_busy = now;
         }
         if !sight.is_locked {

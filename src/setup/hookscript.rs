@@ -22,7 +22,6 @@ use std::time::Duration;
 const VOLUME: &str = "local:snippets/gpu-handoff";
 pub const LINK: &str = "/var/lib/vz/snippets/gpu-handoff";
 pub const PROGRAM: &str = "/usr/sbin/gpu-handoff";
-const HA_RESOURCES: &str = "/etc/pve/ha/resources.cfg";
 const CLUSTER: &str = "/etc/pve/corosync.conf";
 
 /// Proxmox waits 10 s for a guest's lock before it gives up.
@@ -385,7 +384,7 @@ pub fn link_is_missing(kernel: &dyn Kernel) -> Result<bool> {
 
 /// What may surprise whoever enables it.
 fn warnings(kernel: &dyn Kernel, guest: &Guest) -> Surprises {
-    let ha = is_managed(&kernel.text(HA_RESOURCES).unwrap_or_default(), guest.kind, guest.id).then(|| {
+    let ha = guest::is_managed_by_ha(kernel, guest.kind.resource(), guest.id).then(|| {
         format!(
             "{guest} is managed by HA: when its start is refused because the GPU is in use, HA tries other nodes and \
              then puts it into the state error"
@@ -398,14 +397,6 @@ fn warnings(kernel: &dyn Kernel, guest: &Guest) -> Surprises {
         )
     });
     Surprises { ha, cluster }
-}
-
-/// `vm: 111` begins a section (PVE::HA::Resources).
-fn is_managed(resources: &str, kind: Kind, id: u32) -> bool {
-    resources.lines().any(|line| {
-        let named = line.split_once(':').map(|(kind, id)| (kind, id.trim()));
-        named == Some((kind.resource(), id.to_string().as_str()))
-    })
 }
 
 #[cfg(test)]
@@ -426,12 +417,5 @@ mod tests {
             assert!(refused.message.contains(volume), "{}", refused.message);
         }
         assert_eq!(guest(None).enable(), Ok(Todo::Set(&["--hookscript", VOLUME])));
-    }
-
-    #[test]
-    fn ha_names_its_guests() {
-        let resources = "vm: 111\n\tstate started\n\nct: 101\n\tgroup a\n";
-        assert!(is_managed(resources, Kind::Vm, 111) && is_managed(resources, Kind::Container, 101));
-        assert!(!is_managed(resources, Kind::Container, 111) && !is_managed(resources, Kind::Vm, 11));
     }
 }

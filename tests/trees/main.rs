@@ -48,6 +48,7 @@ mod setup_kernels;
 mod setup_vfio;
 mod starts;
 mod status;
+mod switch;
 
 use guests::*;
 use holders::*;

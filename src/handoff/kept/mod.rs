@@ -3,6 +3,7 @@
 
 pub mod history;
 pub mod journal;
+pub mod next;
 pub mod owed;
 pub mod record;
 pub mod store;

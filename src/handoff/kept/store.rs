@@ -132,7 +132,7 @@ impl Store {
         self.take(&watch_file(vmid), Share::Together, Duration::ZERO)
     }
 
-    fn take(&self, name: &str, share: Share, limit: Duration) -> Result<Option<Lock>> {
+    pub(super) fn take(&self, name: &str, share: Share, limit: Duration) -> Result<Option<Lock>> {
         files::make_folder(&self.directory).with_context(|| self.directory.display().to_string())?;
         let path = self.directory.join(name);
         Lock::take_as(&path, share, limit).with_context(|| path.display().to_string())
@@ -272,7 +272,7 @@ impl Store {
         names
     }
 
-    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+    pub(super) fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.directory.join(name);
         match fs::read(&path) {
             Ok(bytes) => Ok(Some(bytes)),
@@ -282,7 +282,7 @@ impl Store {
     }
 
     /// Root acts on what stands in these files: nobody else writes them.
-    fn write(&self, name: &str, text: &str) -> Result<()> {
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<()> {
         let path = self.directory.join(name);
         files::write(&path, text.as_bytes(), 0o644).with_context(|| path.display().to_string())
     }

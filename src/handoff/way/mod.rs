@@ -17,6 +17,7 @@ pub mod reconcile;
 pub mod resume;
 pub mod run;
 pub mod stuck;
+pub mod takeover;
 
 use crate::address::{SlotId, list};
 use crate::config::Config;

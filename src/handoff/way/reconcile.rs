@@ -277,7 +277,10 @@ impl Handoff<'_> {
                 let is_ours = match scope {
                     Scope::Unfinished => false,
                     // Whoever called the hook by hand sees to the rest, and a watcher to a start.
-                    Scope::Owed => !record.by_hand && !under_way::is_watched(self.kernel, *id),
+                    Scope::Owed => {
+                        let is_awaited = self.store.next_after(self.kernel, *id).is_some();
+                        !record.by_hand && !under_way::is_watched(self.kernel, *id) && !is_awaited
+                    }
                     Scope::All => true,
                 };
                 is_ours && !is_alive(self.kernel, *id)

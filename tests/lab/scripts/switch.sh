@@ -1,0 +1,81 @@
+#!/bin/bash
+# One VM after another: VM 113 takes over the card of VM 111.
+# lab: --timeout 900
+# shellcheck source-path=SCRIPTDIR source=handoff.sh
+. "${0%/*}/handoff.sh"
+
+remember_home
+at_home=$(snapshot)
+guest 113 $slot1
+mkdir -p "${config%/*}"
+echo '{"time":{"stop_s":20},"policy":{"vm":"shutdown"}}' >$config
+
+# ---- twenty times, there and back ----
+works 'qm start' qm start 111
+from=111 to=113
+for trip in {1..20}; do
+    works "trip $trip: qm start $to" qm start "$to"
+    in_vm "trip $trip" $slot1 "$to"
+    is "trip $trip: VM $from" 'status: stopped' "$(qm status "$from")"
+    ok "trip $trip: no record of VM $from" test ! -e "$records/vm-$from"
+    is "trip $trip: the driver was not loaded meanwhile" '' "$(modules | grep nvidia)"
+    read -r from to <<<"$to $from"
+done
+works 'qm stop' qm stop "$from"
+is_home 'after the trips'
+untouched 'after the trips' "$at_home"
+
+# ---- by hand ----
+echo '{"time":{"stop_s":20}}' >$config
+works 'switch: qm start' qm start 111
+call qm start 113
+says 'refused' 'VM 111 has it'
+works 'switch' gpu-handoff switch 113
+in_vm 'switch' $slot1 113
+works 'switch: qm stop' qm stop 113
+is_home 'switch'
+
+# ---- locked ----
+echo '{"time":{"stop_s":20},"policy":{"vm":"shutdown"}}' >$config
+works 'locked: qm start' qm start 111
+echo 'lock: backup' >>$guests/111.conf
+call qm start 113
+says 'locked' 'VM 111 has it and is locked (backup)' 'qm unlock 111'
+works 'locked: qm unlock' qm unlock 111
+in_vm 'locked' $slot1 111
+
+# ---- dies meanwhile ----
+(sleep 1 && kill -9 "$(</run/qemu-server/111.pid)") &
+works 'dies: qm start' qm start 113
+in_vm 'dies' $slot1 113
+
+# ---- the start is killed in between: the card comes home ----
+qm start 111 </dev/null >/dev/null 2>&1 &
+start=$!
+ok 'killed: VM 113 makes way' within 20 test -e "$records/next-113"
+kill -9 $start
+pkill -9 -f 'gpu-handoff 111 pre-start'
+ok 'killed: VM 113 ends' within 60 test ! -e /run/qemu-server/113.pid
+ok 'killed: home' within 90 test ! -e "$records/vm-113"
+qm stop 111 >/dev/null 2>&1
+is_home 'killed'
+
+# ---- two at once ----
+guest 114 $slot1
+works 'at once: qm start' qm start 111
+qm start 113 </dev/null >/run/at-once.1 2>&1 &
+first=$!
+qm start 114 </dev/null >/run/at-once.2 2>&1 &
+second=$!
+wait $first
+one=$?
+wait $second
+two=$?
+is 'at once: exit codes' '0 255' "$(printf '%s\n' $one $two | sort -n | xargs)"
+if [ $one = 0 ]; then winner=113 n=2; else winner=114 n=1; fi
+in_vm 'at once, the winner' $slot1 $winner
+ok 'at once, the loser is told who' grep -q "VM $winner \(takes it over\|has it\)" /run/at-once.$n
+works 'at once: qm stop' qm stop $winner
+is_home 'at once'
+untouched 'at once' "$at_home"
+finish
