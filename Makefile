@@ -1,7 +1,7 @@
 # What this needs beside Rust and make is installed on the way, see tests/install-missing.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: build deb test test-package test-genuine demo soak fuzz mutants lint structure clean help
+.PHONY: build deb test test-package test-genuine demo soak fuzz mutants lint structure generate clean help
 
 build: ## the release binary, target/release/gpu-handoff
 	@tests/install-missing build
@@ -36,16 +36,20 @@ fuzz: ## every parser of what others wrote, SECONDS=600 of processor time each
 mutants: ## one mistake after the other in handoff, sys and gpu, and whether a test notices; hours; wants cargo-mutants
 	@tests/mutants
 
-lint: structure ## formatting, clippy, the house, shell scripts, manual page, docs
+lint: structure ## formatting, clippy, the house, shell scripts, manual page, completions, docs
 	@tests/install-missing build lint
-	cargo fmt --check
-	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	tests/shellcheck
 	tests/manual
+	tests/completion
 	tests/docs
 
 structure: ## whether every file uses only what stands below it in ARCHITECTURE.md
 	cargo test --locked --quiet --test structure
+
+generate: ## the completions, and what the manual page has of the table of verbs
+	cargo run --locked --quiet --package gpu-handoff-generate
 
 clean: ## remove target, with the lab's image
 	cargo clean

@@ -1,5 +1,6 @@
 //! What `--help`, `VERB --help` and a call without a verb print, and which verb somebody meant: all from the one table.
 
+use super::flags::Argument;
 use super::verbs::{Kind, VERBS, Verb};
 
 const WIDTH: usize = 80;
@@ -60,16 +61,18 @@ impl Verb {
             .any(|name| name.strip_prefix(topic).is_some_and(|rest| rest.is_empty() || rest.starts_with(' ')))
     }
 
-    /// The arguments without what is optional and begins with a flag.
-    fn positional(&self) -> &str {
-        self.arguments.split("[--").next().unwrap_or_default()
+    /// The arguments without those that are a long flag.
+    fn positional(&self) -> String {
+        let usages = self.arguments.iter().map(Argument::usage);
+        let short: Vec<String> = usages.filter(|usage| !usage.starts_with("[--")).collect();
+        short.join(" ")
     }
 }
 
 fn list(kind: Kind) -> String {
     let mut text = String::new();
     for verb in VERBS.iter().filter(|verb| verb.kind == kind) {
-        wrap(&mut text, "  gpu-handoff ", &[verb.names[0], verb.positional()].join(" "));
+        wrap(&mut text, "  gpu-handoff ", &format!("{} {}", verb.names[0], verb.positional()));
         wrap(&mut text, "      ", verb.about);
     }
     text
@@ -77,7 +80,7 @@ fn list(kind: Kind) -> String {
 
 fn one(verb: &Verb) -> String {
     let mut text = "Usage:\n".to_string();
-    wrap(&mut text, "  gpu-handoff ", &[verb.names[0], verb.arguments].join(" "));
+    wrap(&mut text, "  gpu-handoff ", &format!("{} {}", verb.names[0], verb.usage()));
     if verb.names.len() > 1 {
         wrap(&mut text, "  also: ", &verb.names[1..].join(", "));
     }
@@ -156,8 +159,9 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::super::call::Call;
+    use super::super::flags::{Flag, Term, Value};
     use super::super::parse::parsed;
-    use super::super::verbs::FLAGS;
+    use super::super::verbs::flags;
     use super::*;
 
     #[test]
@@ -188,6 +192,41 @@ mod tests {
         );
         assert_eq!(help("container").matches("Usage:").count(), 5);
         assert_eq!(help("contain"), "");
+    }
+
+    /// With a word for each value, the usage line is understood with each flag; of a choice with each of its values.
+    #[test]
+    fn every_flag_is_understood_with_its_verb() {
+        let word = |value: Value| match value {
+            Value::OneOf(values) => values.to_vec(),
+            Value::Slot => vec!["01:00"],
+            Value::Verb => vec!["plan"],
+            Value::Vmid | Value::Ctid | Value::Id | Value::Number => vec!["5"],
+            Value::Kernel | Value::Finding | Value::File => vec!["x"],
+        };
+        for verb in VERBS.iter().filter(|verb| !verb.names.contains(&"help")) {
+            let needed = verb.arguments.iter().filter_map(|argument| match argument {
+                Argument::Needs([Term::Value(value), ..]) => Some(word(*value)[0]),
+                _ => None,
+            });
+            let call = needed.fold(verb.names[0].to_string(), |call, word| format!("{call} {word}"));
+            parsed(&call).unwrap_or_else(|problem| panic!("{call}: {problem}"));
+            for flag in verb.all_flags() {
+                let flagged = match (flag.name, flag.value) {
+                    // Alone they say too little, or too much.
+                    ("all", _) => vec![format!("{} --all", verb.names[0])],
+                    ("dry-run", _) if verb.names[0] == "doctor" => vec!["doctor --fix --dry-run".to_string()],
+                    ("to", _) => vec!["doctor --report --to x".to_string()],
+                    (_, None) => vec![format!("{call} {}", flag.spelled())],
+                    (_, Some(value)) => {
+                        word(value).iter().map(|word| format!("{call} {} {word}", flag.spelled())).collect()
+                    }
+                };
+                for call in flagged {
+                    parsed(&call).unwrap_or_else(|problem| panic!("{call}: {problem}"));
+                }
+            }
+        }
     }
 
     #[test]
@@ -234,8 +273,7 @@ mod tests {
             ("attach", "container attach"),
             ("--dryrun", "--dry-run"),
         ] {
-            let flags = FLAGS.iter().map(|flag| format!("--{}", flag.name));
-            assert_eq!(meant(typed, flags).as_deref(), Some(name), "{typed}");
+            assert_eq!(meant(typed, flags().map(Flag::spelled)).as_deref(), Some(name), "{typed}");
         }
         // Internal ones are suggested to nobody, and a guess that is none is worse than none.
         for typed in ["udef", "frobnicate", "list", "-x", "", "x", "on"] {

@@ -1,13 +1,16 @@
 //! The command line: one table of verbs makes the parser and all help.
 
 mod call;
+mod flags;
 mod given;
 mod help;
 mod parse;
 mod verbs;
 
 pub use call::{Asked, Call};
+pub use flags::{Argument, Flag, OUTPUT_FORMAT, QUIET, Term, Value};
 pub use parse::parse;
+pub use verbs::{Kind, VERBS, Verb};
 
 use crate::App;
 use crate::config::{self, Config};

@@ -1,9 +1,10 @@
 //! From the words of a command line to what they ask for.
 
 use super::call::{Asked, Call};
+use super::flags::Flag;
 use super::given::{Flags, Given, guest_id, usage};
 use super::help;
-use super::verbs::{FLAGS, VERBS, Verb};
+use super::verbs::{self, VERBS, Verb};
 use crate::stop::{Result, Stop};
 use lexopt::Arg;
 use std::ffi::OsString;
@@ -24,15 +25,18 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked> {
     while let Some(argument) = parser.next().map_err(|e| usage(&e.to_string()))? {
         match argument {
             Arg::Value(word) => words.push(word.to_string_lossy().into_owned()),
-            Arg::Short(name) if name != 'n' => words.push(format!("-{name}")),
             Arg::Short(_) | Arg::Long(_) => {
-                let name = if let Arg::Long(name) = argument { name } else { "n" };
-                let Some(flag) = FLAGS.iter().find(|flag| flag.name == name) else {
-                    words.push(format!("--{name}"));
+                let spelled = match argument {
+                    Arg::Short(name) => format!("-{name}"),
+                    Arg::Long(name) => format!("--{name}"),
+                    Arg::Value(_) => continue,
+                };
+                let Some(flag) = verbs::flags().find(|flag| flag.spelled() == spelled) else {
+                    words.push(spelled);
                     continue;
                 };
                 let values = flags.entry(flag.name).or_default();
-                if flag.has_value {
+                if flag.value.is_some() {
                     let value = parser.value().map_err(|e| usage(&e.to_string()))?;
                     values.push(value.to_string_lossy().into_owned());
                 }
@@ -79,7 +83,7 @@ fn call(words: &[&str], flags: &Flags) -> Result<Call> {
     if first.bytes().all(|b| b.is_ascii_digit()) {
         let id = guest_id(first)?;
         let phase = rest.first().ok_or_else(|| usage(&format!("guest {id} needs a phase, such as pre-start")))?;
-        refuse_other_flags(flags, "")?;
+        refuse_other_flags(flags, |_| false)?;
         return Ok(Call::Hook { id, phase: (*phase).to_string() });
     }
     let (verb, rest) = find(words)?;
@@ -90,7 +94,7 @@ fn call(words: &[&str], flags: &Flags) -> Result<Call> {
         Some(more) => return Err(usage(&format!("{more} is too much"))),
         None => {}
     }
-    refuse_other_flags(flags, &[verb.arguments, " --quiet"].concat())?;
+    refuse_other_flags(flags, |flag| verb.takes(flag))?;
     Ok(call)
 }
 
@@ -123,32 +127,29 @@ fn listed(words: &[&str], last: &str) -> String {
     }
 }
 
-fn refuse_other_flags(flags: &Flags, arguments: &str) -> Result<()> {
-    match flags.keys().find(|flag| !takes(arguments, flag)) {
+fn refuse_other_flags(flags: &Flags, takes: impl Fn(&str) -> bool) -> Result<()> {
+    match flags.keys().find(|flag| !takes(flag)) {
         Some(flag) => Err(misplaced(flag)),
         None => Ok(()),
     }
 }
 
-fn takes(arguments: &str, flag: &str) -> bool {
-    let flag = if flag == "output-format" { "json" } else { flag };
-    arguments.split([' ', '[', ']', '|']).any(|word| word.starts_with('-') && word.trim_start_matches('-') == flag)
-}
-
 /// A flag where it does not belong.
 fn misplaced(flag: &str) -> Stop {
-    let verbs: Vec<&str> = VERBS.iter().filter(|verb| takes(verb.arguments, flag)).map(|verb| verb.names[0]).collect();
+    let verbs: Vec<&str> = VERBS.iter().filter(|verb| verb.takes(flag)).map(|verb| verb.names[0]).collect();
     usage(&match flag {
         "quiet" => "--quiet goes with a verb".to_string(),
-        "n" => "-n goes with history".to_string(),
         "dry-run" => "--dry-run goes with a verb that changes something, and plan VMID is that of a start".to_string(),
-        _ => format!("--{flag} goes with {}", listed(&verbs, " and ")),
+        _ => {
+            let spelled = verbs::flags().find(|known| known.name == flag).map(Flag::spelled);
+            format!("{} goes with {}", spelled.unwrap_or_default(), listed(&verbs, " and "))
+        }
     })
 }
 
 fn unknown(word: &str) -> Stop {
-    let flags = FLAGS.iter().map(|flag| format!("--{}", flag.name));
-    let meant = help::meant(word, flags).map_or_else(String::new, |name| format!(", did you mean {name}?"));
+    let meant = help::meant(word, verbs::flags().map(Flag::spelled))
+        .map_or_else(String::new, |name| format!(", did you mean {name}?"));
     usage(&format!("{word} is unknown{meant}"))
 }
 

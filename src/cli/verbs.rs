@@ -1,6 +1,12 @@
-//! The table of verbs and flags.
+//! The table of verbs: parser, help, manual page and completions are made of it.
 
 use super::call::Call;
+use super::flags::Argument::{May, Needs, Several};
+use super::flags::{
+    ALL, Argument, CHECK, CMDLINE, CTID, DEFER, DRI, DRIVER_ONLY, DRY_RUN, EXPLAIN, FIX, Flag, GPU, ID,
+};
+use super::flags::{INSTALL_DEPS, JSON, KERNEL, NUMBER, OUTPUT_FORMAT, OWED, PURGE, QUIET, REBOOT, REPORT, SLOT, STOP};
+use super::flags::{STYLE, TO, Term, UNDO, UNFINISHED, VERB, VMID};
 use super::given::{Given, usage};
 use crate::events::settle;
 use crate::events::watch::After;
@@ -9,51 +15,9 @@ use crate::handoff::way::resume;
 use crate::setup::{self, driver};
 use crate::stop::Result;
 
-/// `--NAME`, or `--NAME VALUE`. Which verbs it goes with stands in their arguments.
-pub(super) struct Flag {
-    pub name: &'static str,
-    pub has_value: bool,
-}
-
-const fn flag(name: &'static str) -> Flag {
-    Flag { name, has_value: false }
-}
-
-const fn option(name: &'static str) -> Flag {
-    Flag { name, has_value: true }
-}
-
-pub(super) const FLAGS: &[Flag] = &[
-    flag("json"),
-    option("output-format"),
-    option("n"),
-    flag("check"),
-    flag("quiet"),
-    flag("dry-run"),
-    flag("unfinished"),
-    flag("owed"),
-    flag("reboot"),
-    flag("stop"),
-    option("gpu"),
-    option("style"),
-    flag("dri"),
-    flag("driver-only"),
-    flag("cmdline"),
-    flag("install-deps"),
-    flag("purge"),
-    option("kernel"),
-    flag("defer"),
-    flag("undo"),
-    flag("all"),
-    option("explain"),
-    flag("fix"),
-    flag("report"),
-    option("to"),
-];
-
 /// Under which heading of `--help` a verb stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     Everyday,
     Container,
     Host,
@@ -61,25 +25,53 @@ pub(super) enum Kind {
     Internal,
 }
 
-pub(super) struct Verb {
+pub struct Verb {
     /// The first is the one to use; the others are older spellings. Some are of two words.
     pub names: &'static [&'static str],
     pub kind: Kind,
     /// Flags are in here too: what is not, does not go with this verb.
-    pub arguments: &'static str,
+    pub arguments: &'static [Argument],
     pub about: &'static str,
     /// What the list of verbs has no room for.
     pub more: &'static str,
     /// A call with this verb, without the program's name.
     pub example: &'static str,
-    pub call: fn(&mut Given) -> Result<Call>,
+    pub(super) call: fn(&mut Given) -> Result<Call>,
 }
 
-pub(super) const VERBS: &[Verb] = &[
+impl Verb {
+    /// Of its own.
+    pub fn flags(&self) -> impl Iterator<Item = &'static Flag> {
+        self.arguments.iter().flat_map(Argument::terms).filter_map(Term::flag)
+    }
+
+    /// With those that go with more than one verb.
+    pub fn all_flags(&self) -> impl Iterator<Item = &'static Flag> {
+        let has_json = self.flags().any(|flag| flag.name == "json");
+        self.flags().chain(has_json.then_some(&OUTPUT_FORMAT)).chain([&QUIET])
+    }
+
+    pub(super) fn takes(&self, flag: &str) -> bool {
+        self.all_flags().any(|own| own.name == flag)
+    }
+
+    /// What may follow it.
+    pub fn usage(&self) -> String {
+        let arguments: Vec<String> = self.arguments.iter().map(Argument::usage).collect();
+        arguments.join(" ")
+    }
+}
+
+/// Every flag that there is, as often as it stands in the table.
+pub(super) fn flags() -> impl Iterator<Item = &'static Flag> {
+    VERBS.iter().flat_map(Verb::all_flags)
+}
+
+pub const VERBS: &[Verb] = &[
     Verb {
         names: &["--status", "status"],
         kind: Kind::Everyday,
-        arguments: "[--json] [--check]",
+        arguments: &[May(&[JSON]), May(&[CHECK])],
         about: "every NVIDIA GPU: functions, drivers, owner, users, last handoff",
         more: "Ask as root: others are not shown who uses a GPU. With --check it ends with 1 when something is not as it \
                should be, which it names: a GPU that is stranded or wedged or has not all that is its own, a set-up that is \
@@ -90,7 +82,15 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["doctor"],
         kind: Kind::Everyday,
-        arguments: "[ID] [--json] [--explain FINDING] [--fix] [--dry-run] [--report] [--to FILE]",
+        arguments: &[
+            May(&[ID]),
+            May(&[JSON]),
+            May(&[EXPLAIN]),
+            May(&[FIX]),
+            May(&[DRY_RUN]),
+            May(&[REPORT]),
+            May(&[TO]),
+        ],
         about: "what is wrong with this host, its guests and containers, and how to put it right",
         more: "With an ID of that guest alone. It ends with 1 when there is an error. --explain tells more of a finding, or with \
                all lists them; --fix, with --dry-run first, makes missing nodes and takes away what is left over; --report has \
@@ -101,7 +101,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["history"],
         kind: Kind::Everyday,
-        arguments: "[VMID] [-n NUMBER] [--json]",
+        arguments: &[May(&[VMID]), May(&[NUMBER]), May(&[JSON])],
         about: "past handoffs and refusals, the newest last",
         more: "Each with when it ended (local time; UTC with --json), which way it went, how long it took, its result and \
                the error; with -n the newest only.",
@@ -115,7 +115,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["plan"],
         kind: Kind::Everyday,
-        arguments: "VMID [--json]",
+        arguments: &[Needs(&[VMID]), May(&[JSON])],
         about: "the steps that starting this VM would take now, or why it would be refused",
         more: "",
         example: "plan 111",
@@ -124,7 +124,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["switch"],
         kind: Kind::Everyday,
-        arguments: "VMID [--dry-run]",
+        arguments: &[Needs(&[VMID]), May(&[DRY_RUN])],
         about: "shut down the VM that has this one's GPU, and start this one",
         more: "Whatever policy.vm says; hard only where that is stop. The GPU stays with vfio-pci in between. Refused where the \
                other VM is locked, managed by HA, or does not shut down within time.stop_s.",
@@ -134,7 +134,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["enable"],
         kind: Kind::Everyday,
-        arguments: "ID [--dry-run]",
+        arguments: &[Needs(&[ID]), May(&[DRY_RUN])],
         about: "make this the hookscript of a VM or container; never in the place of another",
         more: "What the next start of a VM would be refused for is told.",
         example: "enable 111",
@@ -143,7 +143,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["disable"],
         kind: Kind::Everyday,
-        arguments: "ID [--dry-run]",
+        arguments: &[Needs(&[ID]), May(&[DRY_RUN])],
         about: "remove this hookscript from a VM or container, and no other",
         more: "",
         example: "disable 111",
@@ -152,7 +152,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["to-vfio", "to_vfio", "handoff vfio"],
         kind: Kind::Everyday,
-        arguments: "[SLOT|--gpu SLOT] [--dry-run]",
+        arguments: &[May(&[SLOT, GPU]), May(&[DRY_RUN])],
         about: "give a GPU to vfio-pci by hand, until to-home or a reboot",
         more: "",
         example: "to-vfio 01:00",
@@ -161,7 +161,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["to-home", "to-nvidia", "to_nvidia", "handoff nvidia"],
         kind: Kind::Everyday,
-        arguments: "[SLOT|--gpu SLOT] [--dry-run]",
+        arguments: &[May(&[SLOT, GPU]), May(&[DRY_RUN])],
         about: "bring a GPU home by hand, whatever its home is",
         more: "",
         example: "to-home 01:00",
@@ -170,7 +170,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["container attach"],
         kind: Kind::Container,
-        arguments: "CTID [SLOT ...] [--gpu SLOT] [--style mount|dev] [--dri] [--dry-run]",
+        arguments: &[Needs(&[CTID]), Several(&[SLOT]), May(&[GPU]), May(&[STYLE]), May(&[DRI]), May(&[DRY_RUN])],
         about: "let a container use the GPU: device rules and nodes in its configuration",
         more: "It starts without the GPU too; with --style dev only while the nodes are there. --dri adds the DRM nodes.",
         example: "container attach 101",
@@ -179,7 +179,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["container detach"],
         kind: Kind::Container,
-        arguments: "CTID [--dry-run]",
+        arguments: &[Needs(&[CTID]), May(&[DRY_RUN])],
         about: "take out of its configuration what attach put in, and nothing else",
         more: "",
         example: "container detach 101",
@@ -188,7 +188,15 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["container setup"],
         kind: Kind::Container,
-        arguments: "CTID [SLOT ...] [--driver-only] [--gpu SLOT] [--style mount|dev] [--dri] [--dry-run]",
+        arguments: &[
+            Needs(&[CTID]),
+            Several(&[SLOT]),
+            May(&[DRIVER_ONLY]),
+            May(&[GPU]),
+            May(&[STYLE]),
+            May(&[DRI]),
+            May(&[DRY_RUN]),
+        ],
         about: "attach, then install the host's version of the driver and CUDA in the container, and verify",
         more: "After a failure the same call goes on.",
         example: "container setup 101 --driver-only",
@@ -200,7 +208,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["container check"],
         kind: Kind::Container,
-        arguments: "CTID|--all",
+        arguments: &[Needs(&[CTID, ALL])],
         about: "whether driver, device nodes and rules of a container fit those of the host",
         more: "",
         example: "container check --all",
@@ -209,7 +217,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["container sync"],
         kind: Kind::Container,
-        arguments: "CTID|--all [--dry-run]",
+        arguments: &[Needs(&[CTID, ALL]), May(&[DRY_RUN])],
         about: "bring containers to the host's version of the driver, and their rules up to date",
         more: "",
         example: "container sync --all",
@@ -218,7 +226,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["setup vfio"],
         kind: Kind::Host,
-        arguments: "[--cmdline] [--undo] [--defer] [--dry-run]",
+        arguments: &[May(&[CMDLINE]), May(&[UNDO]), May(&[DEFER]), May(&[DRY_RUN])],
         about: "prepare the host: vfio-pci at boot, and no driver that takes the card first",
         more: "--cmdline turns the IOMMU on in the kernel's command line; --undo takes it all back; --defer keeps what fails for setup pending.",
         example: "setup vfio --cmdline",
@@ -227,7 +235,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["setup driver"],
         kind: Kind::Host,
-        arguments: "[--install-deps] [--purge] [--kernel KERNEL] [--undo] [--defer] [--dry-run]",
+        arguments: &[May(&[INSTALL_DEPS]), May(&[PURGE]), May(&[KERNEL]), May(&[UNDO]), May(&[DEFER]), May(&[DRY_RUN])],
         about: "install NVIDIA's driver on the host from its own installer",
         more: "--kernel builds only its modules for that kernel; --install-deps has apt install what that takes; --purge has apt purge a driver from packages; --undo takes it back.",
         example: "setup driver --dry-run",
@@ -242,7 +250,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["setup all"],
         kind: Kind::Host,
-        arguments: "[--cmdline] [--install-deps] [--purge] [--undo] [--dry-run]",
+        arguments: &[May(&[CMDLINE]), May(&[INSTALL_DEPS]), May(&[PURGE]), May(&[UNDO]), May(&[DRY_RUN])],
         about: "setup vfio, and setup driver where one is configured",
         more: "",
         example: "setup all --undo",
@@ -251,7 +259,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["setup pending"],
         kind: Kind::Host,
-        arguments: "[--dry-run]",
+        arguments: &[May(&[DRY_RUN])],
         about: "what set-up could not do when it was due; runs by itself at boot",
         more: "",
         example: "setup pending --dry-run",
@@ -260,7 +268,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["config check"],
         kind: Kind::Host,
-        arguments: "",
+        arguments: &[],
         about: "what is wrong with the configuration, a line for each mistake",
         more: "A hook goes on without a key that is wrong.",
         example: "config check",
@@ -269,7 +277,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["config show"],
         kind: Kind::Host,
-        arguments: "",
+        arguments: &[],
         about: "every key with the value that holds, and where it comes from",
         more: "",
         example: "config show",
@@ -278,7 +286,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["reconcile"],
         kind: Kind::Host,
-        arguments: "[--unfinished|--owed] [--dry-run]",
+        arguments: &[May(&[UNFINISHED, OWED]), May(&[DRY_RUN])],
         about: "bring home what a VM that does not run left behind; make missing device nodes",
         more: "Runs at boot. --unfinished: only what a killed handoff left behind; --owed is what the keeper runs by itself.",
         example: "reconcile --dry-run",
@@ -295,7 +303,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["udev"],
         kind: Kind::Internal,
-        arguments: "",
+        arguments: &[],
         about: "what a device event calls for, read from the environment; udev runs it",
         more: "",
         example: "udev",
@@ -304,7 +312,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &[settle::VERB],
         kind: Kind::Internal,
-        arguments: "",
+        arguments: &[],
         about: "after device events: make missing device nodes, see to containers whose nodes went stale",
         more: "",
         example: "settle",
@@ -313,7 +321,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &[resume::VERB],
         kind: Kind::Internal,
-        arguments: "",
+        arguments: &[],
         about: "start again what was stopped for a handoff that is over",
         more: "",
         example: "resume",
@@ -322,7 +330,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["watch"],
         kind: Kind::Internal,
-        arguments: "VMID [--reboot|--stop]",
+        arguments: &[Needs(&[VMID]), May(&[REBOOT, STOP])],
         about: "what a hook leaves behind: wait until Proxmox is through with the VM, or its GPU must come home",
         more: "",
         example: "watch 111",
@@ -338,7 +346,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["--help", "-h", "help"],
         kind: Kind::Host,
-        arguments: "[VERB]",
+        arguments: &[May(&[VERB])],
         about: "what there is, or one verb with an example",
         more: "",
         example: "help plan",
@@ -347,7 +355,7 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         names: &["--version", "-V"],
         kind: Kind::Host,
-        arguments: "",
+        arguments: &[],
         about: "the version",
         more: "",
         example: "--version",
