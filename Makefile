@@ -36,13 +36,14 @@ fuzz: ## every parser of what others wrote, SECONDS=600 of processor time each
 mutants: ## one mistake after the other in handoff, sys and gpu, and whether a test notices; hours; wants cargo-mutants
 	@tests/mutants
 
-lint: structure ## formatting, clippy, the house, shell scripts, manual page, completions, docs
+lint: structure ## formatting, clippy, the house, shell scripts, manual page, completions, schemas, docs
 	@tests/install-missing build lint
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	tests/shellcheck
 	tests/manual
 	tests/completion
+	tests/schemas
 	tests/docs
 
 structure: ## whether every file uses only what stands below it in ARCHITECTURE.md

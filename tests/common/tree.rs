@@ -2,6 +2,8 @@
 //!
 //! Writes land in plain files there and nothing reacts: a run goes as far as the first that must have an effect.
 
+pub mod schema;
+
 use nix::sys::stat::{major, minor};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -281,7 +283,9 @@ impl Host {
     pub fn run(&self, call: &str) -> Run {
         let Output { status, stdout, stderr } = self.command(call).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        Run { code: status.code(), out: text(stdout), err: text(stderr) }
+        let out = text(stdout);
+        has_schema(call, &out);
+        Run { code: status.code(), out, err: text(stderr) }
     }
 
     /// Everything below the root: directories, targets of links, contents of files.
@@ -299,6 +303,24 @@ impl Drop for Host {
             let _ = fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
         }
         let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+/// Whoever asks for JSON gets it as its schema says.
+#[track_caller]
+fn has_schema(call: &str, out: &str) {
+    if !call.contains("json") {
+        return;
+    }
+    let verb = call.split(' ').find_map(|word| match word {
+        "--status" | "status" => Some("status"),
+        "history" | "plan" | "doctor" => Some(word),
+        _ => None,
+    });
+    for line in out.lines() {
+        let value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{call}: {error}: {line}"));
+        let mistakes = schema::mistakes(verb.unwrap(), &value);
+        assert!(mistakes.is_empty(), "{call}:\n{}", mistakes.join("\n"));
     }
 }
 

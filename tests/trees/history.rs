@@ -165,7 +165,7 @@ fn history_for_people() {
 fn of_one_vm_and_the_newest() {
     let entry = |hour: u8, vmid: u32| {
         let time = format!("2026-11-20T{hour:02}:00:00Z");
-        json!({"schema": 1, "time": time, "direction": "home", "vmid": vmid, "slots": [], "exit": 0, "ms": 1})
+        json!({"schema": 1, "time": time, "direction": "home", "vmid": vmid, "slots": [], "exit": 0, "ms": 1, "phases": [], "reason": null})
             .to_string()
             + "\n"
     };

@@ -40,6 +40,7 @@ mod policy;
 mod refresh;
 mod registration;
 mod runs;
+mod schemas;
 mod setup;
 mod setup_causes;
 mod setup_driver;

@@ -29,6 +29,8 @@ pub fn user(pid: u32, command: &str, via: &str, known: &str, what: Value) -> Val
 
 #[test]
 fn status_has_every_key() {
+    let last = json!({"schema": 1, "time": "2026-11-20T12:00:00Z", "direction": "home", "vmid": 111, "slots": ["0000:01:00"],
+        "exit": 0, "ms": 84, "phases": [{"name": "wait", "ms": 10}], "reason": null});
     let host = with_drm_node(host())
         .function("0000:41:00.0", "030200", "10de:2330", "vfio-pci", 65)
         .function("0000:21:00.0", "030000", "10de:2204", "", 33)
@@ -40,10 +42,7 @@ fn status_has_every_key() {
         .process(PID + 2, "sleep", "/", &[NULL])
         .file(&format!("{}/vfio-dev/vfio0/dev", device("0000:41:00.0")), "1:5\n")
         .process(PID + 3, "kvm", "/qemu.slice/112.scope", &["/dev/zero"])
-        .file(
-            "run/gpu-handoff/last-0000:01:00",
-            r#"{"direction":"home","vmid":111,"exit":0,"ms":84,"phases":[{"name":"wait","ms":10}]}"#,
-        )
+        .file("run/gpu-handoff/last-0000:01:00", &last.to_string())
         .file("run/reboot-required.pkgs", "linux-base\ngpu-handoff\n");
     let expected = json!({"schema": 1, "gpus": [
         {
@@ -65,7 +64,7 @@ fn status_has_every_key() {
             "dri": null,
             "causes": [],
             "mappings": [],
-            "last": {"direction": "home", "vmid": 111, "exit": 0, "ms": 84, "phases": [{"name": "wait", "ms": 10}]},
+            "last": last,
         },
         {
             "slot": "0000:21:00",
