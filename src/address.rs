@@ -45,6 +45,11 @@ impl SlotId {
 }
 
 impl Address {
+    /// `.0` below a title that names this slot and no other.
+    pub fn below(self, only: Option<SlotId>) -> String {
+        if only == Some(self.slot) { format!(".{:x}", self.function) } else { self.to_string() }
+    }
+
     /// Where sysfs has this of the function.
     pub fn attribute(self, name: &str) -> String {
         format!("{DEVICES}/{self}/{name}")
@@ -112,6 +117,11 @@ impl Display for NoAddress {
 }
 
 impl std::error::Error for NoAddress {}
+
+/// The slot of a title that names only one.
+pub fn only(slots: &[SlotId]) -> Option<SlotId> {
+    if let [slot] = slots { Some(*slot) } else { None }
+}
 
 /// `0000:01:00 0000:02:00`
 pub fn list<T: Display>(all: impl IntoIterator<Item = T>) -> String {

@@ -113,6 +113,11 @@ impl Severity {
     }
 }
 
+/// What would be done: a title, and below it a line for each thing.
+pub fn titled(title: &str, lines: &str) -> String {
+    lines.lines().fold(format!("{title}\n"), |text, line| text + "  " + line + "\n")
+}
+
 /// Only a person who looks at a terminal that has colours, and does not mind (no-color.org).
 fn wants_colour(is_terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
     let is_set = |name: &str| variable(name).is_some_and(|value| !value.is_empty());
@@ -162,6 +167,11 @@ mod tests {
             let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into());
             assert_eq!(wants_colour(is_terminal, variable), wanted, "{is_terminal} {variables:?}");
         }
+    }
+
+    #[test]
+    fn below_a_title() {
+        assert_eq!(titled("setup vfio", "write     x\nrun       y\n"), "setup vfio\n  write     x\n  run       y\n");
     }
 
     #[test]

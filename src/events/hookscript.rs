@@ -118,8 +118,8 @@ pub(super) fn plan_after_others(handoff: &Handoff, departure: &Departure, is_ask
     }
     let Departure { owner, slots, by, .. } = departure;
     let title = format!("{}{by} other VM -> {owner}", list(slots));
-    let steps = making_way.iter().map(|one| ("stop", one.to_string())).collect();
-    Ok(Outline { title, slots: slots.clone(), steps })
+    let steps: Vec<_> = making_way.iter().map(|one| ("stop", one.to_string())).collect();
+    Ok(Outline { title, slots: slots.clone(), lines: steps.clone(), steps })
 }
 
 /// What pre-start would do now, a line each.
@@ -138,7 +138,7 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
         }
         let stale = if app.store.has_record(&owner) { ", but its record's slots would come home" } else { "" };
         let title = format!("guest {vmid} takes no NVIDIA GPU: nothing to do{stale}");
-        return Ok(Outline { title, slots, steps: Vec::new() });
+        return Ok(Outline { title, slots, steps: Vec::new(), lines: Vec::new() });
     }
     let (listed, by) = (listed_by(&named, &vm), named.in_brackets());
     // As the hook has it: what is told here is what a start does.

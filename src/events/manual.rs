@@ -151,7 +151,8 @@ pub fn plan_reconcile(app: &App, scope: Scope) -> Result<String> {
 }
 
 fn home_to_text(record: &Record, plan: &Plan) -> String {
-    plan::to_text(&format!("{} {} -> host", list(record.slots()), record.owner), plan)
+    let slots = record.slots();
+    plan::to_text(&format!("{} {} -> host", list(&slots), record.owner), &slots, plan)
 }
 
 /// The records that name this slot.

@@ -2,7 +2,6 @@
 
 use super::hookscript;
 use crate::App;
-use crate::handoff::plan::Outline;
 use crate::handoff::way::takeover::QM;
 use crate::proxmox::running;
 use crate::stop::{Result, Stop};
@@ -37,10 +36,9 @@ pub fn switch(app: &App, vmid: u32) -> Result<()> {
 pub fn plan(app: &App, vmid: u32) -> Result<String> {
     refuse_running(app, vmid)?;
     let config = app.config_for_verb()?;
-    let planned = hookscript::plan_after_others(&app.handoff(&config), &hookscript::departure(app, vmid)?, true)?;
-    let mut steps = planned.steps;
-    steps.push(("start", format!("{QM} start {vmid}")));
-    Ok(Outline { steps, ..planned }.to_text())
+    let mut planned = hookscript::plan_after_others(&app.handoff(&config), &hookscript::departure(app, vmid)?, true)?;
+    planned.lines.push(("start", format!("{QM} start {vmid}")));
+    Ok(planned.to_text())
 }
 
 fn refuse_running(app: &App, vmid: u32) -> Result<()> {

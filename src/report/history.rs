@@ -46,7 +46,8 @@ fn row(entry: &Value, zone: &Zone) -> [String; 6] {
         .map(|cell| one_line(&cell))
 }
 
-fn result(entry: &Value) -> &'static str {
+/// In one word, here and in the status.
+pub fn result(entry: &Value) -> &'static str {
     match entry.get("exit").and_then(Value::as_u64) {
         Some(0) => "done",
         Some(1) => "failed",

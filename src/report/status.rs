@@ -1,6 +1,6 @@
 //! `gpu-handoff --status`: every NVIDIA slot, who has it, who uses it, how its last handoff went. Reads only.
 
-use super::history::way;
+use super::history::{result, way};
 use crate::address::SlotId;
 use crate::config::{Config, Home};
 use crate::gpu::dri;
@@ -442,19 +442,18 @@ fn user_to_json(user: &Holder) -> Value {
     json!({"pid": user.process.pid, "command": user.command, "via": user.via, "mapped": user.how == How::Mapped, "ctid": ctid, "vmid": vmid, "unit": unit})
 }
 
-/// `VM 111 -> host in 84 ms (wait 10, release 20, bind 54)`
+/// `host -> VM 111 in 84 ms (check 10, release 20; back: clear 54), failed`
 fn describe_last(last: &Value) -> String {
     let number = |value: &Value, name: &str| value.get(name).and_then(Value::as_u64).unwrap_or(0);
-    let phases: Vec<String> = last
-        .get("phases")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .map(|phase| format!("{} {}", phase.get("name").and_then(Value::as_str).unwrap_or("?"), number(phase, "ms")))
-        .collect();
-    let end = match number(last, "exit") {
-        0 => String::new(),
-        exit => format!(", failed with exit code {exit}"),
+    let word = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).unwrap_or("?").to_string();
+    let phases = last.get("phases").and_then(Value::as_array).into_iter().flatten();
+    let (back, there): (Vec<_>, Vec<_>) = phases.partition(|phase| word(phase, "way") == "back");
+    let listed = |phases: Vec<&Value>| {
+        let each: Vec<String> =
+            phases.iter().map(|one| format!("{} {}", word(one, "name"), number(one, "ms"))).collect();
+        each.join(", ")
     };
-    format!("{} in {} ms ({}){end}", way(last), number(last, "ms"), phases.join(", "))
+    let back = if back.is_empty() { String::new() } else { format!("; back: {}", listed(back)) };
+    let end = if number(last, "exit") == 0 { String::new() } else { format!(", {}", result(last)) };
+    format!("{} in {} ms ({}{back}){end}", way(last), number(last, "ms"), listed(there))
 }

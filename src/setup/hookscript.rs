@@ -355,7 +355,9 @@ fn plan_put_right(app: &App, guest: &Guest) -> String {
         return format!("{title} is on record for {guest}; when that stops, {}\n", homes_of(&record));
     }
     let title = format!("{title} vfio-pci -> host, where Proxmox left it");
-    handoff.plan_home(&record).map_or_else(|stop| format!("{}\n", stop.message), |plan| plan::to_text(&title, &plan))
+    handoff
+        .plan_home(&record)
+        .map_or_else(|stop| format!("{}\n", stop.message), |plan| plan::to_text(&title, &record.slots(), &plan))
 }
 
 /// What [`disable`] would do now, a line each.

@@ -15,6 +15,7 @@ use self::kept::pending;
 use crate::App;
 use crate::driver as installer;
 use crate::stop::Result;
+use crate::story::titled;
 
 /// What to set up on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,23 +47,25 @@ pub fn run(app: &App, what: &What) -> Result<()> {
     }
 }
 
-/// What [`run`] would do now, a line each.
+/// What [`run`] would do now: a title, and a line each.
 ///
 /// # Errors
 /// Why it would refuse.
 pub fn plan(app: &App, what: &What) -> Result<String> {
+    let of_vfio = |wish| Ok(titled("setup vfio", &vfio::plan(app, wish)?));
+    let of_driver = |wish| Ok(titled("setup driver", &driver::plan(app, wish)?));
     match what {
-        What::Vfio(wish) => vfio::plan(app, *wish),
-        What::Driver(wish) => driver::plan(app, wish),
-        What::Kernel(release) => driver::kernels::plan(app, release),
+        What::Vfio(wish) => of_vfio(*wish),
+        What::Driver(wish) => of_driver(wish),
+        What::Kernel(release) => Ok(titled("setup driver", &driver::kernels::plan(app, release)?)),
         What::All(vfio, driver) => {
-            let mut text = vfio::plan(app, *vfio)?;
+            let mut text = of_vfio(*vfio)?;
             if driver.undo || has_driver(app)? {
-                text.push_str(&driver::plan(app, driver)?);
+                text.push_str(&of_driver(driver)?);
             }
             Ok(text)
         }
-        What::Pending => pending::plan(app),
+        What::Pending => Ok(titled("setup pending", &pending::plan(app)?)),
     }
 }
 

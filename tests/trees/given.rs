@@ -29,7 +29,8 @@ fn who_has_only_another_card_is_not_frozen() {
     let host = host.file("etc/lxc/gpu.conf", "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind\n");
     let frozen = |host: &Host| -> Vec<u32> {
         let out = host.run("plan 111").out;
-        out.lines().filter_map(|line| line.split_once("freeze container ")?.1.parse().ok()).collect()
+        let frozen = out.split_once("freeze container ").unwrap().1.split(',').next().unwrap();
+        frozen.split(' ').map(|ctid| ctid.parse().unwrap()).collect()
     };
     assert_eq!(frozen(&host), [203, 204, 205, 206]);
     // The numbers of the cards are those of now.

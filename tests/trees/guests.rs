@@ -252,14 +252,14 @@ fn switches_go_with_the_gpus_and_come_home() {
         lines,
         [
             "0000:01:00 0000:05:00 host -> VM 111",
-            "  prepare   driver_override=vfio-pci 0000:05:00.0",
-            "  bind      bind to vfio-pci 0000:05:00.0"
+            "  prepare   driver_override=vfio-pci 0000:01:00.0 0000:01:00.1 0000:05:00.0",
+            "  bind      bind to vfio-pci 0000:01:00.0 0000:01:00.1 0000:05:00.0"
         ]
     );
-    assert!(out.contains("  release   unload nvidia\n"), "{out}");
+    assert!(out.contains("  release   unload nvidia, unbind from snd_hda_intel 0000:01:00.1\n"), "{out}");
     // A VM that takes only these, and one that Proxmox left on vfio-pci.
     let out = host.vm(111, "hostpci0: 05:00.0").run("plan 111").out;
-    assert!(out.contains("  release   unbind from nvidia-nvswitch 0000:05:00.0\n"), "{out}");
+    assert!(out.contains("  release   unbind from nvidia-nvswitch .0\n"), "{out}");
     let left = switch(settled(), "vfio-pci").driver("nvidia-nvswitch").vm(111, "hostpci0: 01:00\nhostpci1: 05:00");
     left.run("111 pre-start");
     let record = left.own_file("vm-111");

@@ -190,12 +190,9 @@ fn a_card_that_was_left_on_vfio_pci_comes_home() {
     let plan = host.run("enable 111 --dry-run").out;
     for line in [
         "0000:01:00 vfio-pci -> host, where Proxmox left it",
-        "  release   remove_id 10de:2684",
-        "  release   remove_id 10de:22ba",
-        "  release   driver_override=nvidia 0000:01:00.0",
-        "  release   driver_override=snd_hda_intel 0000:01:00.1",
-        "  bind      bind to nvidia 0000:01:00.0",
-        "  bind      bind to snd_hda_intel 0000:01:00.1",
+        "  release   remove_id 10de:22ba 10de:2684, driver_override=nvidia .0, driver_override=snd_hda_intel .1, unbind \
+         from vfio-pci .0 .1",
+        "  bind      bind to nvidia .0, bind to snd_hda_intel .1",
     ] {
         assert!(plan.lines().any(|other| other == line), "{line}: {plan}");
     }
@@ -209,7 +206,7 @@ fn a_card_that_was_left_on_vfio_pci_comes_home() {
     assert!(removed.starts_with("10de "), "{removed}");
     // By hand it is the same.
     let plan = left_on_vfio().run("to-nvidia --dry-run").out;
-    assert!(plan.contains("  bind      bind to nvidia 0000:01:00.0\n"), "{plan}");
+    assert!(plan.contains("  bind      bind to nvidia .0, bind to snd_hda_intel .1\n"), "{plan}");
 }
 
 /// While the VM runs nothing moves, and then it comes home with the rest.

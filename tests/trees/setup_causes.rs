@@ -21,7 +21,7 @@ fn on(driver: &str) -> Host {
 fn found(host: &Host) -> Vec<String> {
     let run = host.run("setup vfio --dry-run");
     assert_eq!((run.code, run.err.as_str()), (Some(0), ""));
-    run.out.lines().filter_map(|line| line.strip_prefix("found     ")).map(str::to_string).collect()
+    run.out.lines().filter_map(|line| line.strip_prefix("  found     ")).map(str::to_string).collect()
 }
 
 /// The same words are told by the real run; and each piece of advice, followed, ends what it is about.

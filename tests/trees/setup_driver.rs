@@ -118,7 +118,7 @@ pub fn says_no(host: &Host, call: &str, code: i32, words: &str) {
 #[test]
 fn the_first_driver_and_then_nothing() {
     let host = with_installer(ready(), "580.95.05");
-    let plan = "install   driver 580.95.05, open modules; load it and ask nvidia-smi\n";
+    let plan = "setup driver\n  install   driver 580.95.05, open modules; load it and ask nvidia-smi\n";
     assert_eq!(host.run("setup driver --dry-run").out, plan);
     assert!(calls(&host).is_empty());
     works(&host, "setup driver");
@@ -468,7 +468,7 @@ fn it_is_taken_back_as_it_came() {
     let host = executable(host, "usr/bin/nvidia-uninstall", uninstaller).file(module, "");
     // Nobody unloads modules on a tree.
     fs::remove_dir_all(host.path("sys/module")).unwrap();
-    assert_eq!(host.run("setup driver --undo --dry-run").out, "remove    driver 570.86.16\n");
+    assert_eq!(host.run("setup driver --undo --dry-run").out, "setup driver\n  remove    driver 570.86.16\n");
     let away = host.record("vm-111", "0000:01:00", "away", "nvidia");
     says_no(&away, "setup driver --undo", 3, "the GPU is with VM 111");
     fs::remove_file(away.path("run/gpu-handoff/vm-111")).unwrap();
@@ -492,7 +492,7 @@ fn files_of_ours_that_nobody_understands_are_named() {
 fn all_is_vfio_and_then_the_driver() {
     let host = with_program(with_installer(ready(), "580.95.05"), "usr/sbin/update-initramfs", "prepare");
     let plan = host.run("setup all --dry-run").out;
-    assert!(plan.contains("write     /etc/modules-load.d/gpu-handoff.conf\n"), "{plan}");
+    assert!(plan.starts_with("setup vfio\n  write     /etc/modules-load.d/gpu-handoff.conf\n"), "{plan}");
     assert!(plan.ends_with("; load it and ask nvidia-smi\n"), "{plan}");
     works(&host, "setup all");
     assert_eq!(there(&host), has("580.95.05"));

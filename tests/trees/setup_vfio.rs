@@ -57,8 +57,8 @@ fn traces(host: &Host, before: &tree::Snapshot) -> Vec<String> {
 fn there_once_and_back() {
     let host = host();
     let before = host.snapshot();
-    let plan = "write     /etc/modules-load.d/gpu-handoff.conf\nwrite     /etc/modprobe.d/gpu-handoff.conf\n\
-                run       /usr/sbin/update-initramfs -u -k all\n";
+    let plan = "setup vfio\n  write     /etc/modules-load.d/gpu-handoff.conf\n  write     \
+                /etc/modprobe.d/gpu-handoff.conf\n  run       /usr/sbin/update-initramfs -u -k all\n";
     assert_eq!(host.run("setup vfio --dry-run").out, plan);
     assert_eq!(host.snapshot().changes_since(&before), NOTHING);
     let told = works(&host, "setup vfio");
@@ -84,12 +84,22 @@ fn nouveau_is_kept_away_once_there_is_an_nvidia_driver() {
     works(&host, "setup vfio");
     assert!(!read(&host, MODPROBE).contains("nouveau"));
     let configured = host.config(r#"{"driver":{"runfile":"/root/NVIDIA-Linux-x86_64-580.95.05.run"}}"#);
-    assert!(configured.run("setup vfio --dry-run").out.starts_with("write     /etc/modprobe.d/gpu-handoff.conf\n"));
+    assert!(
+        configured
+            .run("setup vfio --dry-run")
+            .out
+            .starts_with("setup vfio\n  write     /etc/modprobe.d/gpu-handoff.conf\n")
+    );
     let plain = configured.without("etc/gpu-handoff/config.json");
-    assert!(plain.run("setup vfio --dry-run").out.starts_with("nothing to do"));
+    assert!(plain.run("setup vfio --dry-run").out.starts_with("setup vfio\n  nothing to do"));
     // As Debian's packages call it, and as NVIDIA's installer does.
     let debians = plain.file(dep, "updates/dkms/nvidia-current-open.ko.xz: x\n");
-    assert!(debians.run("setup vfio --dry-run").out.starts_with("write     /etc/modprobe.d/gpu-handoff.conf\n"));
+    assert!(
+        debians
+            .run("setup vfio --dry-run")
+            .out
+            .starts_with("setup vfio\n  write     /etc/modprobe.d/gpu-handoff.conf\n")
+    );
     let host = debians.file(dep, "updates/dkms/nvidia.ko.zst:\n");
     works(&host, "setup vfio");
     assert!(read(&host, MODPROBE).contains("\nblacklist nouveau\n"));
@@ -148,8 +158,8 @@ fn systemd_boot_in_its_own_line() {
     let host = with_systemd_boot(host());
     let before = host.snapshot();
     let plan = host.run("setup vfio --cmdline --dry-run").out;
-    assert!(plan.contains("edit      /etc/kernel/cmdline: add intel_iommu=on iommu=pt\n"), "{plan}");
-    assert!(plan.ends_with("run       /usr/sbin/proxmox-boot-tool refresh\n"), "{plan}");
+    assert!(plan.contains("\n  edit      /etc/kernel/cmdline: add intel_iommu=on iommu=pt\n"), "{plan}");
+    assert!(plan.ends_with("\n  run       /usr/sbin/proxmox-boot-tool refresh\n"), "{plan}");
     let told = works(&host, "setup vfio --cmdline");
     assert!(told.contains("gpu-handoff: run       /usr/sbin/proxmox-boot-tool refresh\n"), "{told}");
     assert_eq!(read(&host, CMDLINE), "root=ZFS=rpool/ROOT/pve-1 boot=zfs intel_iommu=on iommu=pt\n");

@@ -307,7 +307,7 @@ fn status_for_people() {
          {}  \
            wedged   unbind from nvidia 0000:41:00.0 has not come back since 2026-11-20T12:00:00Z (PID 5000001)\n  \
            owed     look again\n  \
-           last     vfio-pci -> host in 7 ms (wait 7), failed with exit code 1\n\
+           last     vfio-pci -> host in 7 ms (wait 7), failed\n\
          reboot required: the host preparation takes effect with the next boot\n",
         user[0], user[1]
     );

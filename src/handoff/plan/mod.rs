@@ -8,12 +8,13 @@ pub mod facts;
 pub mod policy;
 pub mod step;
 
-use crate::address::{Address, SlotId};
+use crate::address::{Address, SlotId, only};
 use crate::gpu::inventory::{Function, VFIO_PCI};
 use crate::gpu::power::Power;
 use crate::handoff::kept::record::{HomeOf, Record};
 use crate::handoff::plan::facts::{Availability, Facts, GpuDriver};
 use crate::handoff::plan::step::Step;
+use crate::story;
 use crate::sys::Share;
 use std::collections::BTreeSet;
 
@@ -141,32 +142,64 @@ pub fn share(plan: &Plan) -> Share {
     if plan.iter().any(|(_, step)| changes(step)) { Share::Alone } else { Share::Together }
 }
 
-/// What somebody is told who asks beforehand: the steps, under the phases that a run would log.
+/// What somebody is told who asks beforehand, under the phases that a run would log.
 pub struct Outline {
     pub title: String,
     /// None when there is nothing to plan, and the title says why.
     pub slots: Vec<SlotId>,
+    /// Each by itself, for programs.
     pub steps: Vec<(&'static str, String)>,
+    /// The lines of the log, but for the times.
+    pub lines: Vec<(&'static str, String)>,
 }
 
 impl Outline {
     pub fn to_text(&self) -> String {
-        if self.slots.is_empty() { format!("{}\n", self.title) } else { lines(&self.title, &self.steps) }
+        if self.slots.is_empty() { format!("{}\n", self.title) } else { titled(&self.title, &self.lines) }
     }
 }
 
-/// A plan for people: a line per step.
-pub fn to_text(title: &str, plan: &Plan) -> String {
-    let steps: Vec<_> = plan.iter().map(|(phase, step)| (phase.name(), step.to_string())).collect();
-    lines(title, &steps)
+/// A plan for people: a line per phase.
+pub fn to_text(title: &str, slots: &[SlotId], plan: &Plan) -> String {
+    titled(title, &lines(slots, plan))
 }
 
-fn lines(title: &str, steps: &[(&'static str, String)]) -> String {
-    let mut text: String = steps.iter().map(|(phase, step)| format!("  {phase:<9} {step}\n")).collect();
-    if text.is_empty() {
-        text.push_str("  nothing to do\n");
+/// What the log of a run has, but for the times.
+pub fn lines(slots: &[SlotId], plan: &Plan) -> Vec<(&'static str, String)> {
+    by_phase(plan)
+        .map(|(phase, steps)| (phase.name(), in_one_go(steps.iter().map(|(_, step)| step), only(slots))))
+        .collect()
+}
+
+/// The steps of each phase, in the order of the plan.
+pub fn by_phase(plan: &Plan) -> impl Iterator<Item = (Phase, &[(Phase, Step)])> {
+    plan.chunk_by(|(one, _), (other, _)| one == other).map(|steps| (steps[0].0, steps))
+}
+
+/// `unload nvidia_uvm nvidia, unbind from snd_hda_intel .1`; `only` is the slot that the title names.
+pub fn in_one_go<'a>(steps: impl IntoIterator<Item = &'a Step>, only: Option<SlotId>) -> String {
+    let mut text = String::new();
+    let mut verb = String::new();
+    for step in steps {
+        if step.verb() != verb {
+            verb = step.verb();
+            if !text.is_empty() {
+                text.push_str(", ");
+            }
+            text.push_str(&verb);
+        }
+        let object = step.object(only);
+        if !object.is_empty() {
+            text.push(' ');
+            text.push_str(&object);
+        }
     }
-    format!("{title}\n{text}")
+    text
+}
+
+fn titled(title: &str, lines: &[(&'static str, String)]) -> String {
+    let lines: Vec<String> = lines.iter().map(|(phase, what)| format!("{phase:<9} {what}")).collect();
+    story::titled(title, &if lines.is_empty() { "nothing to do".to_string() } else { lines.join("\n") })
 }
 
 /// How a GPU leaves its driver.
@@ -350,5 +383,20 @@ mod tests {
         let plan = to_vfio(&facts, &Record::new(Owner::Vm(111))).expect("nothing refuses");
         let steps: Vec<String> = plan.iter().map(|(_, step)| step.to_string()).collect();
         assert_eq!(steps, ["unload nvidia_uvm", "unload nvidia"]);
+    }
+
+    #[test]
+    fn a_line_for_each_phase() {
+        let slots: [SlotId; 2] = ["0000:01:00", "0000:02:00"].map(|slot| slot.parse().unwrap());
+        let unload = |module: &str| (Phase::Release, Step::Unload { module: module.to_string() });
+        let bind = |function| (Phase::Bind, probe(slots[0].function(function), VFIO_PCI));
+        let plan = vec![(Phase::Prepare, load(&["vfio_pci"])), unload("a"), unload("b"), bind(0), bind(1)];
+        let told = |slots: &[SlotId]| lines(slots, &plan).into_iter().map(|(name, what)| format!("{name}: {what}"));
+        let one: Vec<String> = told(&slots[..1]).collect();
+        assert_eq!(one, ["prepare: load vfio_pci", "release: unload a b", "bind: bind to vfio-pci .0 .1"]);
+        // Of which of two slots they are must be said.
+        assert_eq!(told(&slots).next_back().unwrap(), "bind: bind to vfio-pci 0000:01:00.0 0000:01:00.1");
+        assert_eq!(told(&slots[1..]).next_back().unwrap(), "bind: bind to vfio-pci 0000:01:00.0 0000:01:00.1");
+        assert_eq!(to_text("a title", &slots, &Plan::new()), "a title\n  nothing to do\n");
     }
 }

@@ -177,15 +177,15 @@ impl Step {
         }
     }
 
-    /// What the verb is about; nothing when the verb says it all.
-    pub fn object(&self) -> String {
+    /// What the verb is about; nothing when the verb says it all. `only` is the slot that the title names.
+    pub fn object(&self, only: Option<SlotId>) -> String {
         match self {
             Step::Load { modules } => modules.join(" "),
             Step::Unload { module } => module.clone(),
             Step::Override { address, .. }
             | Step::Unbind { address, .. }
             | Step::Probe { address, .. }
-            | Step::Power { address, .. } => address.to_string(),
+            | Step::Power { address, .. } => address.below(only),
             Step::RemoveId { vendor, device } => format!("{vendor:04x}:{device:04x}"),
             Step::MakeNodes | Step::Console { .. } => String::new(),
             Step::Freeze { ctid } | Step::Thaw { ctid } => ctid.to_string(),
@@ -201,7 +201,7 @@ fn is_live(kernel: &dyn Kernel, module: &str) -> bool {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let (verb, object) = (self.verb(), self.object());
+        let (verb, object) = (self.verb(), self.object(None));
         if object.is_empty() { f.write_str(&verb) } else { write!(f, "{verb} {object}") }
     }
 }

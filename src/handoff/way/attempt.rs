@@ -25,15 +25,15 @@ pub struct Attempt {
     /// A time of [`crate::sys::Kernel::now`].
     pub begin: Duration,
     took: Option<Duration>,
-    phases: Vec<(&'static str, Duration)>,
+    there: Vec<(&'static str, Duration)>,
+    /// The way back of one that failed.
+    back: Vec<(&'static str, Duration)>,
 }
 
 impl Attempt {
     pub fn new(direction: Direction, owner: &Owner, slots: &[SlotId], begin: Duration) -> Attempt {
         let vmid = owner.vmid();
-        let mut attempt = Attempt { direction, vmid, slots: Vec::new(), begin, took: None, phases: Vec::new() };
-        attempt.is_about(slots);
-        attempt
+        Attempt { direction, vmid, slots: slots.to_vec(), begin, took: None, there: Vec::new(), back: Vec::new() }
     }
 
     pub fn is_about(&mut self, slots: &[SlotId]) {
@@ -41,11 +41,15 @@ impl Attempt {
     }
 
     pub fn phase(&mut self, name: &'static str, took: Duration) {
-        self.phases.push((name, took));
+        self.there.push((name, took));
     }
 
     pub fn add(&mut self, outcome: &Outcome) {
-        self.phases.extend(&outcome.phases);
+        self.there.extend(&outcome.phases);
+    }
+
+    pub fn add_back(&mut self, outcome: &Outcome) {
+        self.back.extend(&outcome.phases);
     }
 
     /// What all of it took; the first to ask decides when it was over.
@@ -55,12 +59,15 @@ impl Attempt {
 
     /// Not refused, and there was something to do.
     fn has_begun(&self) -> bool {
-        !self.phases.is_empty()
+        !self.there.is_empty()
     }
 
     fn to_json(&self, time: &str, took: Duration, stop: Option<&Stop>) -> Value {
+        let ways = [("there", &self.there), ("back", &self.back)];
+        let phase =
+            |way, (name, took): &(&str, Duration)| json!({"name": name, "ms": took.as_millis() as u64, "way": way});
         let phases: Vec<Value> =
-            self.phases.iter().map(|(name, took)| json!({"name": name, "ms": took.as_millis() as u64})).collect();
+            ways.iter().flat_map(|(way, phases)| phases.iter().map(|one| phase(*way, one))).collect();
         json!({
             "schema": history::SCHEMA,
             "time": time,
@@ -116,7 +123,7 @@ mod tests {
         assert_eq!(attempt.took(Duration::from_secs(9)), Duration::from_millis(84));
         let time = "2026-11-20T12:00:00Z";
         let expected = json!({"schema": 1, "time": time, "direction": "vfio", "vmid": 111, "slots": ["0000:01:00"],
-            "exit": 0, "ms": 84, "phases": [{"name": "check", "ms": 7}], "reason": null});
+            "exit": 0, "ms": 84, "phases": [{"name": "check", "ms": 7, "way": "there"}], "reason": null});
         assert_eq!(attempt.to_json(time, Duration::from_millis(84), None), expected);
         let by_hand = Owner::Manual(slot);
         let attempt = Attempt::new(Direction::Home, &by_hand, &[slot], Duration::ZERO);

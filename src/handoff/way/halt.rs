@@ -69,7 +69,8 @@ impl Handoff<'_> {
             Err("others take the place of who was stopped".to_string())
         };
         let problem = rounds().err();
-        done.extend(problem.as_ref().map(|problem| format!("FAILED {problem}")));
+        // Why, the error says.
+        done.extend(problem.as_ref().map(|_| "FAILED".to_string()));
         let took = self.kernel.now().saturating_sub(begin);
         self.story.phase(PHASE, took, &done.join(", "));
         Way { took: Some(took), problem }
@@ -98,7 +99,7 @@ impl Handoff<'_> {
                         Stopped::Unit(unit) => systemd::stopped_along(self.kernel, unit),
                         Stopped::Container(_) => Vec::new(),
                     };
-                    done.extend(along.iter().cloned());
+                    done.extend(along.iter().map(|unit| format!("stop {unit}")));
                     for what in along.into_iter().map(Stopped::Unit).chain([what.clone()]) {
                         if !record.stopped.contains(&what) {
                             record.stopped.push(what);
@@ -106,11 +107,11 @@ impl Handoff<'_> {
                     }
                     locked.save(record).map_err(|error| format!("{error:#}"))?;
                     self.stop(what, end)?;
-                    done.push(what.to_string());
+                    done.push(halt.to_string());
                 }
                 Halt::Kill { process, command } => {
                     self.kill(*process, command, end)?;
-                    done.push(format!("PID {} ({command})", process.pid));
+                    done.push(halt.to_string());
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! What giving slots away means before anything is touched: who refuses it, who must go first, the record and the plan.
 
 use super::{Handoff, again, in_the_way};
-use crate::address::{Address, SlotId, list};
+use crate::address::{Address, SlotId, list, only};
 use crate::config::{ForContainer, Home};
 use crate::gpu::holders::{Devices, Ends, Found, Holder, Place, Reach, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI};
@@ -39,15 +39,21 @@ pub struct Intent {
 
 impl Intent {
     /// Who is stopped, and the steps.
-    fn steps(&self) -> Vec<(&'static str, String)> {
-        let halts = self.halts.iter().map(|halt| (halt::PHASE, halt.to_string()));
+    fn outline(&self, title: String, slots: &[SlotId]) -> Outline {
+        let halts: Vec<String> = self.halts.iter().map(ToString::to_string).collect();
+        let mut lines = plan::lines(slots, &self.plan);
+        if !halts.is_empty() {
+            lines.insert(0, (halt::PHASE, halts.join(", ")));
+        }
         let steps = self.plan.iter().map(|(phase, step)| (phase.name(), step.to_string()));
-        halts.chain(steps).collect()
+        let steps = halts.into_iter().map(|halt| (halt::PHASE, halt)).chain(steps).collect();
+        Outline { title, slots: slots.to_vec(), steps, lines }
     }
 
-    /// `0000:01:00.0 nvidia, 0000:01:00.1 snd_hda_intel; not in use`
-    pub(super) fn found(&self) -> String {
-        let driver = |f: &Function| format!("{} {}", f.address, f.driver.as_deref().unwrap_or("no driver"));
+    /// `.0 nvidia, .1 snd_hda_intel; not in use`
+    pub(super) fn found(&self, slots: &[SlotId]) -> String {
+        let driver =
+            |f: &Function| format!("{} {}", f.address.below(only(slots)), f.driver.as_deref().unwrap_or("no driver"));
         let functions: Vec<String> = self.facts.functions().map(driver).collect();
         let used = if self.halts.is_empty() { "not in use" } else { "in use" };
         format!("{}; {used}", functions.join(", "))
@@ -60,9 +66,8 @@ impl Handoff<'_> {
     /// # Errors
     /// Why it would refuse.
     pub fn plan_leave(&self, departure: &Departure) -> Result<Outline> {
-        let steps = self.intend(departure)?.steps();
         let Departure { owner, slots, by, .. } = departure;
-        Ok(Outline { title: format!("{}{by} host -> {owner}", list(slots)), slots: slots.clone(), steps })
+        Ok(self.intend(departure)?.outline(format!("{}{by} host -> {owner}", list(slots)), slots))
     }
 
     /// Everything that can say no says so here. Reads only.

@@ -56,7 +56,7 @@ impl Handoff<'_> {
             Ok((intent, share))
         })?;
         let begin = attempt.begin;
-        let found = intent.found();
+        let found = intent.found(slots);
         let Intent { mut record, abandoned, mut facts, halts, devices, mut plan } = intent;
         let title = list(slots);
         let to_start = self.to_start_for(slots);
@@ -221,10 +221,10 @@ impl Handoff<'_> {
                 self.refuse_wedged(&slots).err()
             }
             Some(rest) => {
-                self.story.warn(&format!("{}; going back", failed.problem()));
+                self.story.say(&format!("{} goes back", list(rest.slots())));
                 match self.go_home(locked, &rest, time, stack) {
                     Ok(back) => {
-                        attempt.add(&back);
+                        attempt.add_back(&back);
                         self.after_going_back(locked, record, (failed, &back), &wedged, time).err()
                     }
                     Err(stop) => Some(stop),

@@ -1,14 +1,14 @@
 //! Carries a plan out, step by step, within its time box.
 
 use super::Handoff;
-use crate::address::SlotId;
+use crate::address::{self, SlotId};
 use crate::gpu::containers;
 use crate::handoff::kept::journal::Journal;
 use crate::handoff::kept::record::{Owner, Record};
 use crate::handoff::kept::store::{Locked, Stack};
 use crate::handoff::kept::wedge;
 use crate::handoff::plan::step::Step;
-use crate::handoff::plan::{Phase, Plan};
+use crate::handoff::plan::{self, Phase, Plan};
 use crate::handoff::way::in_the_way;
 use crate::story::Story;
 use crate::sys::failpoints::{self, Point};
@@ -58,19 +58,19 @@ impl Outcome {
         !self.stuck.is_empty() && self.failures.is_empty() && !self.out_of_time && !self.interrupted
     }
 
-    /// The first thing that went wrong, in words.
+    /// The first thing that went wrong, in words: the log's lines say where that was, this says why.
     pub fn problem(&self) -> String {
         if let Some(problem) = &self.prevented {
             return problem.clone();
         }
-        if let Some((step, process)) = self.stuck.first() {
-            return format!("{step} does not come back (PID {} is stuck in it)", process.pid);
-        }
-        match self.failures.first() {
-            Some((step, reason)) => format!("{step}: {reason}"),
-            None if self.interrupted => "asked to end".to_string(),
-            None if self.out_of_time => "out of time".to_string(),
-            None => "nothing".to_string(),
+        let stuck = self.stuck.first();
+        let stuck = stuck.map(|(step, who)| format!("{step} does not come back (PID {} is stuck in it)", who.pid));
+        let failure = self.failures.first().map(|(step, reason)| format!("{step}: {reason}"));
+        match [stuck, failure].into_iter().flatten().collect::<Vec<_>>().as_slice() {
+            [] if self.interrupted => "asked to end".to_string(),
+            [] if self.out_of_time => "out of time".to_string(),
+            [] => "nothing".to_string(),
+            problems => problems.join(", "),
         }
     }
 }
@@ -91,6 +91,8 @@ pub struct Run<'a> {
     pub kernel: &'a dyn Kernel,
     pub story: &'a Story,
     pub on_failure: OnFailure,
+    /// The slot that the title above the lines names, if there is but one.
+    pub only: Option<SlotId>,
     /// The end of the time box, a time of [`Kernel::now`].
     pub end: Duration,
     /// What the whole handoff may take: each step gets its share of it.
@@ -102,11 +104,8 @@ pub struct Run<'a> {
 impl Run<'_> {
     pub fn carry_out(&self, plan: &Plan) -> Outcome {
         let mut outcome = Outcome::default();
-        let mut rest = plan.as_slice();
-        while let Some((phase, _)) = rest.first() {
-            let (now, later) = rest.split_at(rest.iter().take_while(|(p, _)| p == phase).count());
-            rest = later;
-            if !self.phase(*phase, now, plan, &mut outcome) {
+        for (phase, steps) in plan::by_phase(plan) {
+            if !self.phase(phase, steps, plan, &mut outcome) {
                 break;
             }
         }
@@ -120,10 +119,19 @@ impl Run<'_> {
         let failed_before = outcome.failures.len();
         let go_on = steps.iter().all(|(_, step)| self.attempt(step, plan, &mut done, outcome));
         let took = self.kernel.now().saturating_sub(begin);
-        let mut told: Vec<String> = Some(tell(&done)).filter(|told| !told.is_empty()).into_iter().collect();
-        told.extend(outcome.failures[failed_before..].iter().map(|(step, reason)| format!("FAILED {step}: {reason}")));
+        let mut told: Vec<String> = Vec::new();
+        if !done.is_empty() {
+            told.push(plan::in_one_go(done, self.only));
+        }
+        let failed = |step: &Step| format!("FAILED {}", plan::in_one_go([step], self.only));
+        // Why the first failed is what the error says at the end, see Outcome::problem; of the others nobody else does.
+        let failures = outcome.failures.iter().enumerate().skip(failed_before);
+        told.extend(failures.map(|(n, (step, reason))| match n {
+            0 => failed(step),
+            _ => format!("{}: {reason}", failed(step)),
+        }));
         if !go_on && outcome.failures.len() == failed_before {
-            told.push(format!("FAILED {}", outcome.problem()));
+            told.push(outcome.stuck.last().map_or_else(|| "FAILED".to_string(), |(step, _)| failed(step)));
         }
         if !told.is_empty() {
             self.story.phase(phase.name(), took, &told.join(", "));
@@ -277,27 +285,6 @@ enum Failure {
     Stuck(Process),
 }
 
-/// `unload nvidia_uvm nvidia, unbind from snd_hda_intel 0000:01:00.1`
-pub fn tell(steps: &[&Step]) -> String {
-    let mut text = String::new();
-    let mut verb = String::new();
-    for step in steps {
-        if step.verb() != verb {
-            verb = step.verb();
-            if !text.is_empty() {
-                text.push_str(", ");
-            }
-            text.push_str(&verb);
-        }
-        let object = step.object();
-        if !object.is_empty() {
-            text.push(' ');
-            text.push_str(&object);
-        }
-    }
-    text
-}
-
 impl Handoff<'_> {
     pub(super) fn run(
         &self,
@@ -315,6 +302,7 @@ impl Handoff<'_> {
             kernel: self.kernel,
             story: self.story,
             on_failure,
+            only: address::only(&slots),
             end,
             handoff: self.config.handoff,
             journal: &journal,
@@ -344,6 +332,25 @@ fn journal_of(owner: &Owner, slots: &[SlotId], step: &Step, worker: Process) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_went_wrong_first() {
+        let step = |module: &str| Step::Unload { module: module.to_string() };
+        let failures = vec![(step("a"), "busy".to_string()), (step("b"), "too".to_string())];
+        let stuck = vec![(step("c"), Process { pid: 7, start: 99 })];
+        let hangs = "unload c does not come back (PID 7 is stuck in it)";
+        let of = |failures: &[(Step, String)], stuck: &[(Step, Process)], out_of_time| {
+            let outcome = Outcome { failures: failures.to_vec(), stuck: stuck.to_vec(), ..Outcome::default() };
+            Outcome { out_of_time, ..outcome }.problem()
+        };
+        assert_eq!(of(&failures, &[], true), "unload a: busy");
+        assert_eq!(of(&[], &stuck, true), hangs);
+        // The line of the log leaves it to this why the first one failed.
+        assert_eq!(of(&failures, &stuck, false), format!("{hangs}, unload a: busy"));
+        assert_eq!(of(&[], &[], true), "out of time");
+        assert_eq!(Outcome { interrupted: true, ..Outcome::default() }.problem(), "asked to end");
+        assert_eq!(Outcome::prevented("no".to_string()).problem(), "no");
+    }
 
     #[test]
     fn the_journal_names_the_slots_that_the_step_is_about() {

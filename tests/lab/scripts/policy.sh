@@ -46,7 +46,7 @@ service needs-persistenced /dev/null
 sed -i '1i[Unit]\nRequires=nvidia-persistenced.service\nAfter=nvidia-persistenced.service' /run/systemd/system/needs-persistenced.service
 begin needs-persistenced /dev/null
 works 'services: plan' gpu-handoff plan 111
-ok 'the plan says so' grep -q 'stop  *stop nvidia-persistenced.service' /run/call.out
+ok 'the plan says so' grep -q 'stop  .*stop nvidia-persistenced.service' /run/call.out
 policy '{"nvidia_services":"refuse"}'
 call $hook 111 pre-start
 exits 'services refused' 3
