@@ -68,12 +68,7 @@ impl Devices {
         let mut devices = Devices { modules: Some(Vec::new()), ..Devices::default() };
         let mut on_nvidia = false;
         for function in slots.iter().flat_map(|slot| &slot.functions) {
-            let before = devices.held.len();
-            devices.add_function(kernel, function.address);
-            // Without a node there is nothing to have open; what NVIDIA's driver has is added below.
-            if devices.held.len() > before || function.is_on(VFIO_PCI) {
-                devices.add_modules(function);
-            }
+            devices.add_function(kernel, function);
             if let Some(group) = function.iommu_group {
                 devices.add_attribute(kernel, &format!("/sys/class/vfio/{group}/dev"), &format!("/dev/vfio/{group}"));
             }
@@ -84,8 +79,8 @@ impl Devices {
         if !on_nvidia {
             return devices;
         }
-        // Where the others' users keep the counts up, a count tells nothing of these.
-        let stack = nvidia::unload_order(kernel, "nvidia").ok().filter(|_| reach == Reach::Unloading);
+        // Before an unbinding, which could wait for ever, the processes are looked at whatever the counts say.
+        let stack = nvidia::unload_order(kernel, "nvidia").ok().filter(|_| reach != Reach::Unbinding);
         devices.modules = devices.modules.zip(stack).map(|(known, stack)| [known, stack].concat());
         devices.buffers = Some(reach != Reach::Slots);
         let minors = Minors::read(kernel);
@@ -144,8 +139,7 @@ impl Devices {
     /// What a function that is unbound alone would wait for: its own nodes, but for a GPU's on nvidia.
     pub fn of_function(kernel: &dyn Kernel, function: &Function) -> Devices {
         let mut devices = Devices { modules: Some(Vec::new()), ..Devices::default() };
-        devices.add_modules(function);
-        devices.add_function(kernel, function.address);
+        devices.add_function(kernel, function);
         devices
     }
 
@@ -208,7 +202,8 @@ impl Devices {
         Some(format!("{path}{minor}"))
     }
 
-    fn add_function(&mut self, kernel: &dyn Kernel, address: Address) {
+    fn add_function(&mut self, kernel: &dyn Kernel, function: &Function) {
+        let (address, before) = (function.address, self.held.len());
         self.add_drm(kernel, address);
         let sound = format!("/sys/bus/pci/devices/{address}/sound");
         for card in kernel.list(&sound) {
@@ -225,6 +220,10 @@ impl Devices {
             }
         }
         self.add_vfio_device(kernel, address);
+        // Without a node there is nothing to have open; what NVIDIA's driver has besides is added for all of its cards.
+        if self.held.len() > before || function.is_on(VFIO_PCI) {
+            self.add_modules(function);
+        }
     }
 
     fn add_drm(&mut self, kernel: &dyn Kernel, address: Address) {

@@ -105,6 +105,7 @@ impl State {
             return None;
         }
         match rest {
+            ["refcnt"] if self.counts_nothing => Some(format!("{}\n", self.holders(module).len())),
             ["refcnt"] => Some(format!("{}\n", self.references(module))),
             ["parameters", "modeset"] => Some(if self.modeset { "Y\n" } else { "N\n" }.to_string()),
             _ => None,

@@ -21,6 +21,7 @@ mod bench;
 mod beside;
 mod cases;
 mod check;
+mod counts;
 mod faults;
 mod files;
 mod hosted;
@@ -111,6 +112,10 @@ fn main() -> ExitCode {
     match beside::play(&mut bench) {
         Ok(text) => println!("simulation: {text}"),
         Err(problem) => tally.fail(&problem, format!("a watcher beside Proxmox: {problem}")),
+    }
+    match counts::play(&mut bench) {
+        Ok(text) => println!("simulation: {text}"),
+        Err(problem) => tally.fail(&problem, problem.clone()),
     }
     for sabotage in sabotage::Sabotage::ALL {
         match sabotage::caught(&mut bench, sabotage) {

@@ -47,6 +47,8 @@ pub struct State {
     /// A process that is inside open() of the first GPU's node until then: it has no descriptor yet, counts for the
     /// module and for the GPU, and the driver's lock is taken.
     pub opening_until: Duration,
+    /// Broken on purpose: modules' reference counts tell of no open file.
+    pub counts_nothing: bool,
     /// VMs of which Proxmox has said that their start is through.
     pub noted: BTreeSet<u32>,
     pub hung: Vec<Hung>,
@@ -167,6 +169,7 @@ impl State {
             locked_guests: BTreeSet::new(),
             pid_files: BTreeMap::new(),
             opening_until: Duration::ZERO,
+            counts_nothing: false,
             noted: BTreeSet::new(),
             hung: Vec::new(),
             outlived: Vec::new(),

@@ -452,6 +452,26 @@ fn nobody_is_looked_for_when_nothing_is_open() {
     }
 }
 
+/// Who uses what is not looked for either when it is only told: one process that nobody could look at shows it.
+#[test]
+fn status_looks_for_nobody_when_nothing_is_open() {
+    let two = |references: &str| {
+        let host = with_drm_node(host()).card("0000:02:00", "nvidia", "snd_hda_intel");
+        host.file("sys/module/nvidia/refcnt", references).process(PID, "cuda", "/job.scope", &[NULL])
+    };
+    assert_eq!(status(&two("0\n"))["gpus"][0]["users"], json!([]));
+    assert_eq!(status(&two("1\n"))["gpus"][0]["users"][0]["pid"], json!(PID));
+}
+
+/// A function that has no node is nobody's to have open, whatever its driver counts.
+#[test]
+fn nobody_is_looked_for_where_there_is_no_node() {
+    let host = Host::new().card("0000:01:00", "", "snd_hda_intel").vm(111, "hostpci0: 0000:01:00,pcie=1");
+    let run = host.file("sys/module/snd_hda_intel/refcnt", "3\n").without("proc").run("111 pre-start");
+    let unbind = "unbind from snd_hda_intel 0000:01:00.1: the kernel reported success, but nothing changed";
+    assert!(run.err.contains(unbind), "nobody can look without /proc, and it was not needed: {}", run.err);
+}
+
 // What hangs on the card's other functions
 
 /// A card with a USB function, and a disk behind that.
