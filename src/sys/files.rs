@@ -7,7 +7,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use nix::unistd::{AccessFlags, UnlinkatFlags, access, fsync, unlinkat};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -22,6 +22,11 @@ fn open_folder(path: &Path) -> io::Result<(Dir, &OsStr)> {
     };
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     Ok((Dir::open(folder, flags, Mode::empty())?, name))
+}
+
+/// Whether there is something, all links followed. std's asks for more than that, and once more where there is nothing.
+pub fn exists(path: &Path) -> bool {
+    access(path, AccessFlags::F_OK).is_ok()
 }
 
 /// Writes a file beside it and renames that. Beside it, because nothing is renamed from one file system to another; by

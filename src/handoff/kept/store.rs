@@ -139,7 +139,7 @@ impl Store {
     }
 
     pub fn has_record(&self, owner: &Owner) -> bool {
-        self.directory.join(owner.file_name()).exists()
+        files::exists(&self.directory.join(owner.file_name()))
     }
 
     /// # Errors
