@@ -6,7 +6,10 @@ use crate::handoff::kept::history::{self, History};
 use crate::handoff::kept::store::{self, Store};
 use crate::stop::{Result, Stop};
 use crate::story::Story;
-use crate::sys::{Kernel, forget_callers_signals, heed_termination};
+use crate::sys::{Kernel, forget_callers_signals, heed_termination, trace};
+
+/// As long as it is there each handoff tells where its time goes, whoever calls.
+const TRACE: &str = "/run/gpu-handoff/trace";
 
 pub struct App<'a> {
     pub kernel: &'a dyn Kernel,
@@ -38,6 +41,9 @@ impl<'a> App<'a> {
 
     pub fn handoff<'h>(&'h self, config: &'h Config) -> Handoff<'h> {
         heed_termination();
+        if self.kernel.exists(TRACE) {
+            trace::begin(self.kernel.now());
+        }
         Handoff { kernel: self.kernel, store: &self.store, config, story: &self.story }
     }
 }

@@ -8,13 +8,14 @@
 //! `gpu-handoff reconcile --unfinished` as its last act, so that a handoff cut short and a call that came back late are put right by themselves.
 
 use super::action::{ActError, Action, Node};
-use super::{failpoints, program, terminate};
+use super::{failpoints, program, terminate, trace};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{self, SigSet, Signal};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pipe2, setsid};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -44,6 +45,22 @@ pub enum Request {
     TryClaim(String),
     /// The number of the device node that a process finds at a path.
     Inside(i32, String),
+}
+
+/// For the trace.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Request::Act(Action::Write { path, data }) => write!(f, "write {} to {path}", data.trim_end()),
+            Request::Act(Action::Load { modules }) => write!(f, "modprobe -a {}", modules.join(" ")),
+            Request::Act(Action::Unload { module }) => write!(f, "unload {module}"),
+            Request::Act(Action::MakeNode(node)) => write!(f, "make {}", node.path),
+            Request::Read(path) | Request::ReadHead(path, _) => write!(f, "read {path}"),
+            Request::TryOpen(path) | Request::TryClaim(path) => write!(f, "open {path}"),
+            Request::Weigh(node, counter) => write!(f, "weigh {node} by {counter}"),
+            Request::Inside(pid, path) => write!(f, "look at {path} of process {pid}"),
+        }
+    }
 }
 
 /// What a worker does when its parent is gone without a goodbye.
@@ -95,6 +112,10 @@ impl Worker {
     /// What the kernel or a program said; [`ActError::Stuck`] when `limit` passed first: then this worker must be given
     /// up by [`Worker::abandon`]; [`ActError::Died`]: then it must be taken away by [`Worker::dismiss`].
     pub fn ask(&mut self, request: &Request, limit: Duration) -> Result<Vec<u8>, ActError> {
+        trace::timed(|| request.to_string(), || self.ask_and_wait(request, limit))
+    }
+
+    fn ask_and_wait(&mut self, request: &Request, limit: Duration) -> Result<Vec<u8>, ActError> {
         let died = |_| ActError::Died { pid: self.pid.as_raw() };
         write_block(&mut self.commands, &encode(request)).map_err(died)?;
         if !readable(&self.answers, limit) {

@@ -3,6 +3,7 @@
 //! What is replaced or removed is reached through its folder's descriptor, and its name is not followed if it is a symbolic
 //! link.
 
+use super::trace;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
@@ -36,6 +37,10 @@ pub fn exists(path: &Path) -> bool {
 /// # Errors
 /// When it could not be written: the old one is whole, and nothing is left beside it.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    trace::timed(|| format!("write {}", path.display()), || replace(path, bytes, mode))
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let (folder, name) = open_folder(path)?;
     let mut beside = OsString::from(".");
     beside.push(name);

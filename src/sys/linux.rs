@@ -7,7 +7,7 @@ use super::kernel::{Act, Clock, Files, Kernel, Programs, Read};
 use super::process::{End, Process, Sight, Sought};
 use super::program::{Running, Talking};
 use super::work::carry_out;
-use super::{failpoints, files, look, program, terminate, tree, wait};
+use super::{failpoints, files, look, program, terminate, trace, tree, wait};
 use nix::libc;
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -35,6 +35,9 @@ pub struct Linux {
 impl Linux {
     /// `/`, or the tree that `GPU_HANDOFF_ROOT` names.
     pub fn from_environment() -> Linux {
+        if std::env::var_os("GPU_HANDOFF_TRACE").is_some_and(|value| value == "1") {
+            trace::begin(Duration::ZERO);
+        }
         match std::env::var_os("GPU_HANDOFF_ROOT") {
             // The worker has another working directory, so a relative path would be another place to it.
             Some(root) if !root.is_empty() => {
@@ -195,7 +198,7 @@ impl Read for Linux {
         if failpoints::is_blind() {
             return Ok(Sight::default());
         }
-        look::look(&self.root, sought, limit)
+        trace::timed(|| "look at every process".to_string(), || look::look(&self.root, sought, limit))
     }
 
     fn weigh_open(&self, node: &str, counter: &str, limit: Duration) -> Option<u64> {
@@ -320,7 +323,7 @@ impl Clock for Linux {
     }
 
     fn sleep(&self, time: Duration) {
-        std::thread::sleep(time);
+        trace::timed(|| "sleep".to_string(), || std::thread::sleep(time));
     }
 }
 

@@ -1,6 +1,6 @@
 //! A lock that one process has alone, or several have together.
 
-use super::terminate;
+use super::{terminate, trace};
 use fs2::FileExt;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -39,6 +39,10 @@ impl Lock {
     /// # Errors
     /// As [`Lock::take`].
     pub fn take_as(path: &Path, share: Share, limit: Duration) -> io::Result<Option<Lock>> {
+        trace::timed(|| format!("lock {}", path.display()), || Lock::wait_for(path, share, limit))
+    }
+
+    fn wait_for(path: &Path, share: Share, limit: Duration) -> io::Result<Option<Lock>> {
         // Only for root: whoever can open it could lock it, and so keep every handoff waiting.
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let end = Instant::now() + limit;

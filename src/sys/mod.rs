@@ -25,6 +25,7 @@ mod progress;
 mod scan;
 mod tables;
 mod terminate;
+pub mod trace;
 mod tree;
 mod wait;
 mod work;

@@ -1,6 +1,7 @@
 //! Programs of the host that do what is theirs to do: modprobe, systemctl, systemd-run.
 
 use super::action::ActError;
+use super::trace;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -59,10 +60,9 @@ pub(super) fn with_signals(command: &mut Command) {
 /// # Errors
 /// When it could not be started.
 pub fn start(path: &Path, arguments: &[&str]) -> Result<Running, ActError> {
-    let mut child = command(path, arguments)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
+    let mut command = command(path, arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = trace::timed(|| format!("start {} {}", path.display(), arguments.join(" ")), || command.spawn())
         .map_err(|error| ActError::Program(format!("{}: {error}", path.display())))?;
     let (output, complaint) = (Output::of(child.stdout.take()), Output::of(child.stderr.take()));
     Ok(Running { path: path.to_path_buf(), child, output, complaint })
@@ -91,7 +91,12 @@ impl Running {
     ///
     /// # Errors
     /// As [`run`].
-    pub fn finish(mut self, limit: Option<Duration>) -> Result<String, ActError> {
+    pub fn finish(self, limit: Option<Duration>) -> Result<String, ActError> {
+        let path = self.path.clone();
+        trace::timed(|| format!("wait for {}", path.display()), || self.wait_for_end(limit))
+    }
+
+    fn wait_for_end(mut self, limit: Option<Duration>) -> Result<String, ActError> {
         let end = limit.map(|limit| Instant::now() + limit);
         loop {
             if let Some(output) = self.outcome()? {
@@ -147,7 +152,7 @@ pub fn wait_for(pidfd: &OwnedFd, limit: Duration) -> bool {
     let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     // Rounded up, as above.
     let limit = PollTimeout::try_from(limit + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
-    matches!(poll(&mut ended, limit), Ok(1..))
+    trace::timed(|| "wait for a process to end".to_string(), || matches!(poll(&mut ended, limit), Ok(1..)))
 }
 
 /// How a program ended.

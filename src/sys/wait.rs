@@ -1,7 +1,7 @@
 //! Waiting for what the kernel tells of by itself: a process that ends, a node that somebody closes.
 
 use super::process::Process;
-use super::program;
+use super::{program, trace};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::ffi::CString;
@@ -23,7 +23,7 @@ pub fn any(processes: &[Process], nodes: &[PathBuf], limit: Duration) {
     let mut events: Vec<PollFd> = events.iter().map(|event| PollFd::new(event.as_fd(), PollFlags::POLLIN)).collect();
     let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
     // A signal ends the wait as well.
-    let _ = poll(&mut events, limit);
+    let _ = trace::timed(|| "wait for processes to end or nodes to be closed".to_string(), || poll(&mut events, limit));
 }
 
 fn closings(nodes: &[PathBuf]) -> Option<OwnedFd> {

@@ -50,6 +50,7 @@ mod setup_vfio;
 mod starts;
 mod status;
 mod switch;
+mod trace;
 
 use guests::*;
 use holders::*;
