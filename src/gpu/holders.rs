@@ -9,7 +9,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// How long to wait before looking once more whether anything changes.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// At the latest after so long whoever is waited for is looked at again: not everything makes itself heard.
 const LOOK_AGAIN_LATER: Duration = Duration::from_millis(100);

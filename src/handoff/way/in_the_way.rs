@@ -19,7 +19,7 @@ const COUNTED: [&str; 2] = ["nvidia", "snd_hda_intel"];
 /// An open that is not done yet is done after this time, or has failed.
 const IN_BETWEEN: Duration = Duration::from_secs(3);
 
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Before a function is unbound from a driver, whoever has it open by now, in words.
 pub fn of_unbinding(kernel: &dyn Kernel, address: Address, driver: &str, limit: Duration) -> Option<String> {

@@ -32,7 +32,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How often to look again while waiting for something to end.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A worker whose parent was killed is given this long to end before its call counts as stuck.
 const WORKER_GRACE: Duration = Duration::from_secs(2);
