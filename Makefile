@@ -1,7 +1,7 @@
 # What this needs beside Rust and make is installed on the way, see tests/install-missing.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: build deb test test-package test-genuine demo soak fuzz mutants lint structure generate clean help
+.PHONY: build deb test test-package test-genuine demo bench soak fuzz mutants lint structure generate clean help
 
 build: ## the release binary, target/release/gpu-handoff
 	@tests/install-missing build
@@ -26,6 +26,9 @@ test-genuine: ## all that makes sense on NVIDIA's own driver, in the lab
 
 demo: ## a VM takes the GPU and gives it back, in the lab; DRIVER=genuine: on NVIDIA's own driver
 	@tests/lab/run --driver $(or $(DRIVER),stub) tests/lab/scripts/demo.sh
+
+bench: ## how fast a handoff is, against the kernel's own part of it and others, in the lab; BENCHMARKS.md
+	@tests/bench $(or $(ROUNDS),15)
 
 soak: ## 200 random handoffs on two cards with random kills, in the lab; SEED=N repeats one
 	@tests/lab/run --gpus 2 --timeout 14400 tests/lab/scripts/soak.sh 200 $(or $(SEED),$$(shuf -i 1-32767 -n 1))

@@ -73,6 +73,7 @@ case $script in
     "$LAB_SRC"/*) cp -rL "${script%/*}/." opt/lab/scripts/ ;;
     *) cp -L "$script" opt/lab/scripts/ ;;
 esac
+[ -z "${LAB_WITH-}" ] || cp -rL "$LAB_WITH/." opt/lab/scripts/
 target=/opt/lab/scripts/${script##*/}
 chmod 755 ".$target"
 command=("$target" "$@")

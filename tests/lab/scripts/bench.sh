@@ -1,99 +1,77 @@
 #!/bin/bash
-# What a handoff costs above the kernel's own work: both directions against the
-# bare writes, in turns, in one boot. Prints a table; the numbers prove nothing, so
-# `make test` leaves it out: tests/lab/run --timeout 1200 tests/lab/scripts/bench.sh
+# What a handoff costs above the kernel's own work: this program in both directions against the bare writes (bare.c), and
+# against driverctl and another hookscript where tests/bench has brought them (LAB_WITH), in turns, in one boot. Each line of
+# what comes out that begins with "bench" is a result, tab-separated: round, way, contender, phase, milliseconds; a contender's
+# phase "all" is timed from outside, its start included. The numbers prove nothing, so `make test` leaves it out.
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
-rounds=${1:-5} calls=20
-declare -A took=()
+rounds=${1:-15}
+folder=${0%/*}
+# Of ours and of another hookscript.
+there=(111 pre-start) back=(111 post-stop)
 
-# Nothing but the writes and system calls that the kernel needs, timed without
-# perl's own start: 228 is clock_gettime, 176 delete_module, 313 finit_module.
-# "modprobe": modules are loaded by that program, as an administrator wants it.
-bare() { # bare there | bare back finit|modprobe: milliseconds
-    perl -e '
-        my ($way, $loader, $dir) = @ARGV;
-        my @fn = ("0000:01:00.0", "0000:01:00.1");
-        my $pci = "/sys/bus/pci";
-        sub now { my $t = pack "q2", 0, 0; syscall 228, 1, $t; my ($s, $n) = unpack "q2", $t; $s * 1e3 + $n / 1e6 }
-        sub put {
-            my ($path, $data) = @_;
-            sysopen my $f, $path, 1 or die "$path: $!\n";
-            defined syswrite $f, $data or die "$path: $data: $!\n";
-        }
-        sub unload { my ($name) = @_; syscall(176, $name, 2048) == 0 or die "$name: $!\n" }
-        sub load {
-            my ($name) = @_;
-            if ($loader eq "modprobe") { system("/usr/sbin/modprobe", $name) == 0 or die "modprobe $name\n"; return }
-            my $file = "$dir/" . $name =~ tr/_/-/r . ".ko";
-            sysopen my $f, $file, 0 or die "$file: $!\n";
-            syscall(313, fileno $f, my $options = "", 0) == 0 or die "$name: $!\n";
-        }
-        my $begin = now();
-        if ($way eq "there") {
-            put("$pci/devices/$_/driver_override", "vfio-pci") for @fn;
-            unload($_) for "nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia";
-            put("$pci/drivers/snd_hda_intel/unbind", $fn[1]);
-            put("$pci/drivers_probe", $_) for @fn;
-        } else {
-            put("$pci/devices/$fn[0]/driver_override", "nvidia");
-            put("$pci/devices/$fn[1]/driver_override", "snd_hda_intel");
-            put("$pci/drivers/vfio-pci/unbind", $_) for @fn;
-            load("nvidia");
-            put("$pci/drivers_probe", $fn[1]);
-            load($_) for "nvidia_modeset", "nvidia_drm", "nvidia_uvm";
-            put("$pci/devices/$_/driver_override", "\n") for @fn;
-        }
-        printf "%.1f\n", now() - $begin' "$@" "/lib/modules/$(uname -r)/updates/lab"
-}
-note() { # note NAME MILLISECONDS
-    took[$1]+="$2 "
-    [ -n "$2" ] || failures=$((failures + 1))
-}
-timed() { # timed NAME COMMAND…: from outside, start of the program included
-    local name=$1 begin=${EPOCHREALTIME/./} end
-    shift
-    "$@" </dev/null >/dev/null 2>"${words:-/dev/null}" || { echo "FAIL: $*" && failures=$((failures + 1)); }
+result() { printf 'bench\t%s\t%s\t%s\t%s\t%s\n' "$@"; }
+# timed ROUND WAY CONTENDER COMMAND…
+timed() {
+    local round=$1 way=$2 contender=$3 begin=${EPOCHREALTIME/./} end code=0
+    shift 3
+    "$@" </dev/null >/run/bench.out 2>/run/bench.err || code=$?
     end=${EPOCHREALTIME/./}
-    note "$name" "$(((end - begin) / 1000)).$(((end - begin) / 100 % 10))"
+    is "round $round, $contender, $way: exit code" 0 "$code"
+    [ "$code" = 0 ] || sed 's/^/    | /' /run/bench.err
+    result "$round" "$way" "$contender" all "$(((end - begin) / 1000)).$(((end - begin) / 100 % 10))"
 }
-row() { # row NAME
-    # shellcheck disable=SC2086 # a list
-    printf '%s\n' ${took[$1]} | sort -n | awk -v name="$1" \
-        '{ v[NR] = $1 } END { printf "%-52s %8.1f %8.1f\n", name, v[1], v[int((NR + 1) / 2)] }'
+# What is told of each phase: by bare.c a line for each, by ours as in "  bind  43 ms  …".
+bare_phases() { while read -r phase took; do result "$1" "$2" bare "$phase" "$took"; done </run/bench.out; }
+our_phases() {
+    while read -r phase took; do result "$1" "$2" ours "$phase" "$took"; done \
+        < <(sed -nE 's/^gpu-handoff:   ([a-z]+) +([0-9]+) ms .*/\1 \2/p' /run/bench.err)
 }
+with_driverctl() { # with_driverctl there|back: what it can; the driver's modules stay
+    local address
+    for address in 0000:01:00.0 0000:01:00.1; do
+        if [ "$1" = there ]; then
+            "$folder/driverctl" --nosave set-override $address vfio-pci || return
+        else
+            "$folder/driverctl" --nosave unset-override $address || return
+        fi
+    done
+}
+away() { in_no_vm "round $1, $2" $slot1; }
+home() { same "round $1, $2: home" "$home_drivers$home_modules" "$(all_of driver_of)$(modules)"; }
 
+gcc -O2 -static -o /run/bare "$folder/bare.c"
 remember_home
-bare there >/dev/null
-bare back modprobe >/dev/null
-for ((i = 0; i < rounds; i++)); do
-    note 'to vfio: bare writes' "$(bare there)"
-    in_no_vm "round $i, bare" $slot1
-    note 'home: bare writes, modules by finit_module' "$(bare back finit)"
-    same "round $i, bare" "$home_drivers$home_modules" "$(all_of driver_of)$(modules)"
-    bare there >/dev/null
-    note 'home: bare writes, modules by modprobe' "$(bare back modprobe)"
-    words=/run/there timed 'to vfio: gpu-handoff 111 pre-start' $hook 111 pre-start
-    in_no_vm "round $i" $slot1
-    words=/run/back timed 'home: gpu-handoff 111 post-stop' $hook 111 post-stop
-    same "round $i" "$home_drivers$home_modules" "$(all_of driver_of)$(modules)"
-done
-for ((i = 0; i < calls; i++)); do
-    timed 'no GPU: gpu-handoff 100 pre-start' $hook 100 pre-start
-    timed 'no GPU: /bin/true' /bin/true
-    timed 'gpu-handoff --status --json' gpu-handoff --status --json
+# Everything once before anything counts: what is read from the disk for the first time takes longer.
+for round in $(seq 0 "$rounds"); do
+    timed "$round" there bare /run/bare there && bare_phases "$round" there
+    away "$round" bare
+    timed "$round" back bare /run/bare back && bare_phases "$round" back
+    home "$round" bare
+    timed "$round" there ours $hook "${there[@]}" && our_phases "$round" there
+    away "$round" ours
+    timed "$round" back ours $hook "${back[@]}" && our_phases "$round" back
+    home "$round" ours
+    if [ -x "$folder/driverctl" ]; then
+        timed "$round" there driverctl with_driverctl there
+        away "$round" driverctl
+        timed "$round" back driverctl with_driverctl back
+        home "$round" driverctl
+    fi
+    if [ -x "$folder/other-hookscript" ]; then
+        timed "$round" there script "$folder/other-hookscript" "${there[@]}"
+        timed "$round" back script "$folder/other-hookscript" "${back[@]}"
+        home "$round" script
+    fi
+    timed "$round" none ours $hook 100 pre-start
+    timed "$round" none true /bin/true
+    timed "$round" none status gpu-handoff --status
 done
 is_home 'in the end'
-
-printf '\n%-52s %8s %8s\n' milliseconds min median
-for name in 'to vfio: bare writes' 'to vfio: gpu-handoff 111 pre-start' \
-    'home: bare writes, modules by finit_module' 'home: bare writes, modules by modprobe' \
-    'home: gpu-handoff 111 post-stop' 'no GPU: /bin/true' 'no GPU: gpu-handoff 100 pre-start' \
-    'gpu-handoff --status --json'; do
-    row "$name"
-done
-
-printf '\nThe last round in its own words:\n'
-cat /run/there /run/back
+echo 'Where the time goes, once:'
+GPU_HANDOFF_TRACE=1 $hook "${there[@]}" 2>&1
+GPU_HANDOFF_TRACE=1 $hook "${back[@]}" 2>&1
+is_home 'after the trace'
+printf 'bench\tmachine\tkernel %s, %s processors, driver %s (%s)\n' "$(uname -r)" "$(nproc)" "$LAB_DRIVER" "$LAB_STACK"
 finish
