@@ -79,13 +79,20 @@ pub struct Policy {
     vms: BTreeMap<u32, ForVm>,
     /// `policy.ct_without_gpu` is `refuse`: a container whose GPU a VM has does not start.
     pub refuse_ct_without_gpu: bool,
+    /// Of [`Policy::for_idle`]: what else is configured does not count.
+    pub is_for_idle: bool,
 }
 
 impl Policy {
     /// As it is for one who takes the GPU only if nobody uses it; NVIDIA's services do not count as use.
     #[must_use]
     pub fn for_idle(&self) -> Policy {
-        Policy { stop_nvidia_services: self.stop_nvidia_services, ..Policy::default() }
+        Policy { stop_nvidia_services: self.stop_nvidia_services, is_for_idle: true, ..Policy::default() }
+    }
+
+    /// Whether `policy.containers` has it by itself.
+    pub fn names_container(&self, ctid: u32) -> bool {
+        self.containers.contains_key(&ctid)
     }
 
     /// `policy.containers.CTID`, else `policy.container`.
@@ -110,6 +117,7 @@ impl Default for Policy {
             vm: ForVm::Refuse,
             vms: BTreeMap::new(),
             refuse_ct_without_gpu: false,
+            is_for_idle: false,
         }
     }
 }
@@ -294,6 +302,7 @@ fn policy(document: &Value) -> Policy {
         vm: word("vm").and_then(for_vm).unwrap_or(defaults.vm),
         vms: vms.filter_map(|(id, word)| Some((id.parse().ok()?, for_vm(word.as_str()?)?))).collect(),
         refuse_ct_without_gpu: is("ct_without_gpu", "refuse", defaults.refuse_ct_without_gpu),
+        is_for_idle: false,
     }
 }
 

@@ -61,12 +61,10 @@ impl Holder {
     /// What to type to make it let go.
     pub fn remedy(&self) -> String {
         match &self.ends {
-            Ends::Container(id) => format!("pct stop {id}"),
-            Ends::Vm(id) => format!("qm stop {id}"),
-            Ends::Service(name) => format!("systemctl stop {name}"),
             Ends::Passes => "it ends by itself: udevadm settle".to_string(),
+            Ends::Typed(command, why) if !why.is_empty() => format!("{command}: {why}"),
             Ends::Told(how) => how.clone(),
-            Ends::Kill => format!("kill {}", self.process.pid),
+            ends => ends.command(self.process.pid).unwrap_or_default(),
         }
     }
 

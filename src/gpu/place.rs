@@ -21,7 +21,9 @@ pub enum Ends {
     Service(String),
     /// It ends by itself, in a moment: udev's.
     Passes,
-    /// Something that only a person may do, in words or as a command.
+    /// A command that only a person may type, and what of that does not show in it; often nothing.
+    Typed(String, String),
+    /// Something that only a person can do, in words.
     Told(String),
     /// Nobody starts it again.
     Kill,
@@ -97,14 +99,17 @@ impl Ends {
             Place::Unknown => "",
         };
         if user.process.pid == 1 || unit == LOGIND {
-            return Ends::Told(end_of_session(kernel, number));
+            return end_of_session(kernel, number);
         }
         if unit == UDEV {
             return Ends::Passes;
         }
         let parts = parts(&user.cgroup);
-        if let Some(told) = of_runtime(&parts).or_else(|| of_user(&parts)) {
-            return Ends::Told(told);
+        if parts.iter().any(|part| part.starts_with("kubepods")) {
+            return Ends::Told("delete its pod: kubectl get pods --all-namespaces tells which there are".to_string());
+        }
+        if let Some(command) = of_runtime(&parts).or_else(|| of_user(&parts)) {
+            return Ends::typed(command);
         }
         if is_service(unit) {
             return Ends::Service(unit.to_string());
@@ -119,13 +124,30 @@ impl Ends {
         let session = unit.strip_prefix("session-").and_then(|rest| rest.strip_suffix(".scope"));
         let manager = session.and_then(|id| Session::read(kernel, id)).is_some_and(|session| session.has_manager());
         if manager && matches!(user.command.as_str(), "X" | "Xorg") {
-            return Ends::Told(STOP_MANAGER.to_string());
+            return Ends::typed(STOP_MANAGER.to_string());
         }
         Ends::Kill
     }
+
+    /// What to type; none where words must do. Guests are asked to shut down, as the policy asks them.
+    pub fn command(&self, pid: i32) -> Option<String> {
+        Some(match self {
+            Ends::Container(id) => format!("pct shutdown {id}"),
+            Ends::Vm(id) => format!("qm shutdown {id}"),
+            Ends::Service(name) => format!("systemctl stop {name}"),
+            Ends::Passes => "udevadm settle".to_string(),
+            Ends::Typed(command, _) => command.clone(),
+            Ends::Told(_) => return None,
+            Ends::Kill => format!("kill {pid}"),
+        })
+    }
+
+    fn typed(command: String) -> Ends {
+        Ends::Typed(command, String::new())
+    }
 }
 
-/// Docker, Podman, Kubernetes and LXC without Proxmox keep what they run running. Only where root put them: below a unit,
+/// Docker, Podman and LXC without Proxmox keep what they run running. Only where root put them: below a unit,
 /// whoever was given it names what he likes.
 fn of_runtime(parts: &[&str]) -> Option<String> {
     let own = parts.iter().find(|part| !part.ends_with(".slice"))?;
@@ -134,9 +156,6 @@ fn of_runtime(parts: &[&str]) -> Option<String> {
         let id = name.strip_prefix(begin)?;
         (id.len() >= 12 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id[..12].to_string())
     };
-    if parts.iter().any(|part| part.starts_with("kubepods")) {
-        return Some("delete its pod: kubectl get pods --all-namespaces tells which there are".to_string());
-    }
     let below = |first: &str| parts.first() == Some(&first) && parts.len() > 1;
     if let Some(id) = id("docker-") {
         return Some(format!("docker stop {id}"));
@@ -196,19 +215,23 @@ impl Session {
 }
 
 /// How to end the session for which logind, or PID 1 in its place, has a device open.
-fn end_of_session(kernel: &dyn Kernel, number: DeviceNumber) -> String {
+fn end_of_session(kernel: &dyn Kernel, number: DeviceNumber) -> Ends {
     let names = kernel.list(SESSIONS);
     let sessions = names.iter().filter(|name| !name.ends_with(".ref")).filter_map(|id| Session::read(kernel, id));
     match sessions.into_iter().find(|session| session.devices.contains(&number)) {
-        Some(session) if session.has_manager() => {
-            format!("{STOP_MANAGER}: it holds the screen for session {} of user {}", session.id, session.user)
-        }
-        Some(session) => {
-            format!("loginctl terminate-session {}: it holds the screen for user {}", session.id, session.user)
-        }
-        None => "log out of the session that it holds the screen for: loginctl list-sessions shows it, loginctl \
-                 terminate-session ID ends it"
-            .to_string(),
+        Some(session) if session.has_manager() => Ends::Typed(
+            STOP_MANAGER.to_string(),
+            format!("it holds the screen for session {} of user {}", session.id, session.user),
+        ),
+        Some(session) => Ends::Typed(
+            format!("loginctl terminate-session {}", session.id),
+            format!("it holds the screen for user {}", session.user),
+        ),
+        None => Ends::Told(
+            "log out of the session that it holds the screen for: loginctl list-sessions shows it, loginctl \
+             terminate-session ID ends it"
+                .to_string(),
+        ),
     }
 }
 
@@ -254,14 +277,18 @@ mod tests {
             (format!("/system.slice/docker-{id}.scope"), "docker stop 0123456789ab"),
             (format!("/docker/{id}"), "docker stop 0123456789ab"),
             (format!("/machine.slice/libpod-{id}.scope/container"), "podman stop 0123456789ab"),
-            (format!("/kubepods.slice/kubepods-pod1.slice/cri-containerd-{id}.scope"), "delete its pod"),
             ("/lxc.payload.web/system.slice/x.service".to_string(), "lxc-stop --name web"),
             (format!("{user}/app.slice/ollama.service"), "systemctl --user --machine=1000@.host stop ollama.service"),
             (format!("{user}/init.scope"), "loginctl terminate-user 1000"),
         ] {
-            let Ends::Told(how) = ends(&nothing, 7, "x", &cgroup, true) else { panic!("{cgroup}") };
-            assert!(how.starts_with(told), "{cgroup}: {how}");
+            match ends(&nothing, 7, "x", &cgroup, true) {
+                Ends::Typed(command, why) => assert_eq!((command.as_str(), why.as_str()), (told, ""), "{cgroup}"),
+                other => panic!("{cgroup}: {other:?}"),
+            }
         }
+        let pod = format!("/kubepods.slice/kubepods-pod1.slice/cri-containerd-{id}.scope");
+        let ends_of = |cgroup: &str| ends(&nothing, 7, "x", cgroup, true);
+        assert!(matches!(ends_of(&pod), Ends::Told(how) if how.starts_with("delete its pod")));
         // What somebody calls a cgroup that he was given says nothing of others' containers.
         for cgroup in
             [format!("{user}/app.slice/docker-{id}.scope"), format!("/system.slice/x.service/docker-{id}.scope")]
@@ -293,14 +320,14 @@ mod tests {
         assert!(matches!(logind(), Ends::Told(how) if how.starts_with("log out of the session")));
         session("1", "USER=root\nSERVICE=sshd\nCLASS=user\n");
         session("2", "USER=alice\nSERVICE=login\nCLASS=user\nDEVICES=13:64 226:1 \n");
-        let terminate = Ends::Told("loginctl terminate-session 2: it holds the screen for user alice".to_string());
+        let typed = |command: &str, why: &str| Ends::Typed(command.to_string(), why.to_string());
+        let terminate = typed("loginctl terminate-session 2", "it holds the screen for user alice");
         assert_eq!(logind(), terminate);
         assert_eq!(ends(&root, 1, "systemd", "/init.scope", false), terminate);
         session("2", "USER=alice\nSERVICE=gdm-password\nCLASS=user\nDEVICES=226:1\n");
-        let stop = format!("{STOP_MANAGER}: it holds the screen for session 2 of user alice");
-        assert_eq!(logind(), Ends::Told(stop));
+        assert_eq!(logind(), typed(STOP_MANAGER, "it holds the screen for session 2 of user alice"));
         let session = "/user.slice/user-1000.slice/session-2.scope";
-        assert_eq!(ends(&root, 9, "Xorg", session, false), Ends::Told(STOP_MANAGER.to_string()));
+        assert_eq!(ends(&root, 9, "Xorg", session, false), typed(STOP_MANAGER, ""));
         assert_eq!(ends(&root, 9, "game", session, false), Ends::Kill);
         std::fs::remove_dir_all(path).unwrap();
     }

@@ -147,7 +147,7 @@ fn a_vm_that_never_lets_go() {
         .process(PID, "kvm", "/qemu.slice/111.scope", &[NULL]);
     let who = "0000:01:00 was not touched: PID 5000001 (kvm, VM 111) has /dev/vfio/devices/vfio0 open";
     // A person would rather be told than wait.
-    let message = format!("{who}; end it (qm stop 111), then: gpu-handoff to-nvidia 0000:01:00");
+    let message = format!("{who}; end it (qm shutdown 111), then: gpu-handoff to-nvidia 0000:01:00");
     refuses_now(&host, "to-nvidia", 3, &message);
     let Run { code, out, err } = host.run("111 post-stop");
     assert_eq!((code, out.as_str()), (Some(4), ""), "{err}");

@@ -68,8 +68,9 @@ fn somebody_uses_the_ucsi_controller() {
         &[NULL],
     );
     let message = format!(
-        "0000:01:00 was not touched, it is in use: PID {PID} (i2cdump, session-3.scope) has /dev/i2c-7 open; end it \
-         (kill {PID}), then start VM 111 again: qm start 111"
+        "0000:01:00 was not touched, it is in use: PID {PID} (i2cdump, session-3.scope) has /dev/i2c-7 open; {}type: \
+         kill {PID}; qm start 111",
+        would("policy.process \"kill\"")
     );
     refuses(&host, "111 pre-start", 3, &message);
 }

@@ -108,8 +108,11 @@ fn a_node_that_a_card_left_behind() {
         &host,
         "111 pre-start",
         3,
-        "0000:01:00 was not touched, it is in use: PID 5000001 (ffmpeg, container 101) has /dev/dri/card1 open; end it (pct \
-         stop 101), then start VM 111 again: qm start 111",
+        &format!(
+            "0000:01:00 was not touched, it is in use: PID 5000001 (ffmpeg, container 101) has /dev/dri/card1 open; {}type: \
+             pct shutdown 101; qm start 111",
+            would("policy.container \"stop\"")
+        ),
     );
     assert_eq!(status(&host)["gpus"][0]["users"], users(json!([])));
 }

@@ -339,7 +339,7 @@ fn a_wedged_slot_told_beforehand() {
 fn what_to_do_about_a_wedged_slot() {
     let wedged = || with_drm_node(host()).wedged("0000:01:00", PID).alive(PID);
     let held = |host: Host| host.process(PID + 1, "ffmpeg", "/lxc/101/ns", &[NULL]);
-    let holder = "PID 5000002 (ffmpeg, container 101) has /dev/dri/card0 open; end it (pct stop 101)";
+    let holder = "PID 5000002 (ffmpeg, container 101) has /dev/dri/card0 open; end it (pct shutdown 101)";
     refuses(&held(wedged()), "111 pre-start", 4, &format!("{WEDGED}; {holder}; {COMES_HOME}"));
     let driver = |version: &str| {
         let line = format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  Wed Nov 19 00:00:00 UTC 2026\n");

@@ -22,21 +22,37 @@ pub fn with_drm_node(host: Host) -> Host {
 
 #[test]
 fn somebody_uses_the_gpu() {
-    for (command, cgroup, who, remedy) in [
-        ("ffmpeg", "/lxc/101/ns/system.slice/jellyfin.service", "ffmpeg, container 101", "pct stop 101"),
-        ("kvm", "/qemu.slice/112.scope", "kvm, VM 112", "qm stop 112"),
-        ("ollama", "/system.slice/ollama.service", "ollama, ollama.service", "systemctl stop ollama.service"),
-        ("python3", "/user.slice/user-0.slice/session-3.scope", "python3, session-3.scope", "kill 5000001"),
-        ("X", "/", "X", "kill 5000001"),
+    let container = would("policy.container \"stop\"");
+    let unit = would("policy.unit \"stop\"");
+    for (command, cgroup, who, policy, remedy) in [
+        (
+            "ffmpeg",
+            "/lxc/101/ns/system.slice/jellyfin.service",
+            "ffmpeg, container 101",
+            &container,
+            "pct shutdown 101",
+        ),
+        ("kvm", "/qemu.slice/112.scope", "kvm, VM 112", &String::new(), "qm shutdown 112"),
+        ("ollama", "/system.slice/ollama.service", "ollama, ollama.service", &unit, "systemctl stop ollama.service"),
+        ("python3", "/user.slice/user-0.slice/session-3.scope", "python3, session-3.scope", &kill(), "kill 5000001"),
+        ("X", "/", "X", &kill(), "kill 5000001"),
     ] {
         let host = with_drm_node(host()).process(PID, command, cgroup, &["/dev/zero", NULL]);
         let busy = format!(
-            "0000:01:00 was not touched, it is in use: PID 5000001 ({who}) has /dev/dri/card0 open; end it ({remedy}), \
-             then"
+            "0000:01:00 was not touched, it is in use: PID 5000001 ({who}) has /dev/dri/card0 open; {policy}type: {remedy};"
         );
-        refuses(&host, "111 pre-start", 3, &format!("{busy} start VM 111 again: qm start 111"));
-        refuses(&host, "to-vfio", 3, &format!("{busy} try again: gpu-handoff to-vfio 0000:01:00"));
+        refuses(&host, "111 pre-start", 3, &format!("{busy} qm start 111"));
+        refuses(&host, "to-vfio", 3, &format!("{busy} gpu-handoff to-vfio 0000:01:00"));
     }
+}
+
+/// What a refusal says of the policy that would do by itself what must be typed.
+pub fn would(keys: &str) -> String {
+    format!("{keys} in /etc/gpu-handoff/config.json would end that by itself; ")
+}
+
+fn kill() -> String {
+    would("policy.process \"kill\"")
 }
 
 #[test]
@@ -48,18 +64,20 @@ fn many_users_are_counted() {
     let who: Vec<String> =
         (PID..PID + 5).map(|pid| format!("PID {pid} (cuda, container 101) has /dev/dri/card0 open")).collect();
     let message = format!(
-        "0000:01:00 was not touched, it is in use: {}, 2 more; end it (pct stop 101), then start VM 111 again: qm \
-         start 111",
-        who.join(", ")
+        "0000:01:00 was not touched, it is in use: {}, 2 more; {}type: pct shutdown 101; qm start 111",
+        who.join(", "),
+        would("policy.container \"stop\"")
     );
     refuses(&host, "111 pre-start", 3, &message);
 }
 
 /// One line for somebody who uses the card in a way of his own.
 fn busy(how: &str) -> String {
+    let more = if how.contains("PID 5000002") { " 5000002" } else { "" };
     format!(
-        "0000:01:00 was not touched, it is in use: PID 5000001 (cuda, job.scope) has {how}; end it (kill 5000001), then \
-         start VM 111 again: qm start 111"
+        "0000:01:00 was not touched, it is in use: PID 5000001 (cuda, job.scope) has {how}; {}type: kill 5000001{more}; qm \
+         start 111",
+        kill()
     )
 }
 
@@ -290,26 +308,29 @@ const EVERYTHING: &str = r#"{"policy":{"process":"kill","unit":"stop","container
 fn who_is_started_again_is_not_killed() {
     let user = "/user.slice/user-1000.slice/user@1000.service";
     let id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-    for (pid, command, cgroup, who, remedy) in [
+    for (pid, command, cgroup, who, why, remedy) in [
         (
             1,
             "systemd",
             "/init.scope".to_string(),
             "systemd, init.scope",
-            "loginctl terminate-session 2: it holds the screen for user alice",
+            ": it holds the screen for user alice",
+            "loginctl terminate-session 2",
         ),
         (
             700,
             "systemd-logind",
             "/system.slice/systemd-logind.service".to_string(),
             "systemd-logind, systemd-logind.service",
-            "loginctl terminate-session 2: it holds the screen for user alice",
+            ": it holds the screen for user alice",
+            "loginctl terminate-session 2",
         ),
         (
             PID,
             "gnome-shell",
             format!("{user}/session.slice/org.gnome.Shell@wayland.service"),
             "gnome-shell, user@1000.service",
+            "",
             "systemctl --user --machine=1000@.host stop org.gnome.Shell@wayland.service",
         ),
         (
@@ -317,6 +338,7 @@ fn who_is_started_again_is_not_killed() {
             "ollama",
             format!("/system.slice/docker-{id}.scope"),
             &format!("ollama, docker-{id}.scope"),
+            "",
             "docker stop 0123456789ab",
         ),
         (
@@ -324,22 +346,23 @@ fn who_is_started_again_is_not_killed() {
             "(udev-worker)",
             "/system.slice/systemd-udevd.service/udev".to_string(),
             "(udev-worker), systemd-udevd.service",
-            "it ends by itself: udevadm settle",
+            ": it ends by itself",
+            "udevadm settle",
         ),
     ] {
         for config in ["{}", EVERYTHING] {
             let host = with_session(host(), "SERVICE=login\n").config(config).process(pid, command, &cgroup, &[NULL]);
             let host = host.config(&config.replacen('{', r#"{"time":{"handoff_s":1},"#, 1).replace(",}", "}"));
             let message = format!(
-                "0000:01:00 was not touched, it is in use: PID {pid} ({who}) has /dev/dri/card0 open; end it ({remedy}), then \
-                 start VM 111 again: qm start 111"
+                "0000:01:00 was not touched, it is in use: PID {pid} ({who}) has /dev/dri/card0 open{why}; type: {remedy}; qm \
+                 start 111"
             );
             refuses(&host, "111 pre-start", 3, &message);
         }
     }
     let graphical = with_session(host(), "SERVICE=gdm-password\n").process(1, "systemd", "/init.scope", &[NULL]);
     let run = graphical.run("plan 111");
-    assert!(run.err.contains("(systemctl stop display-manager.service: it holds"), "{}", run.err);
+    assert!(run.err.ends_with("; type: systemctl stop display-manager.service; qm start 111\n"), "{}", run.err);
 }
 
 /// Whoever was given a cgroup names those below it as he likes: that must not have a container stopped.
@@ -348,9 +371,12 @@ fn a_cgroup_that_is_called_like_a_containers() {
     let cgroup = "/user.slice/user-1000.slice/user@1000.service/app.slice/lxc.payload.101";
     let host = with_drm_node(host()).config(r#"{"policy":{"containers":{"101":"stop"}}}"#);
     let host = host.process(PID, "evil", cgroup, &[NULL]);
-    let message = "0000:01:00 was not touched, it is in use: PID 5000001 (evil, user@1000.service) has /dev/dri/card0 \
-                   open; end it (kill 5000001), then start VM 111 again: qm start 111";
-    refuses(&host, "111 pre-start", 3, message);
+    let message = format!(
+        "0000:01:00 was not touched, it is in use: PID 5000001 (evil, user@1000.service) has /dev/dri/card0 open; {}type: \
+         kill 5000001; qm start 111",
+        kill()
+    );
+    refuses(&host, "111 pre-start", 3, &message);
 }
 
 // What a look takes

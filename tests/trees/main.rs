@@ -15,6 +15,7 @@
 #[path = "../common/tree.rs"]
 mod tree;
 
+mod advice;
 mod attach;
 mod attach_refused;
 mod by_hand;

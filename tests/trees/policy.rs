@@ -1,4 +1,3 @@
-use super::holders::with_drm_node;
 use super::*;
 use std::os::unix::fs::PermissionsExt;
 
@@ -30,9 +29,12 @@ fn one_that_keeps_the_gpu_keeps_everybody_running() {
         "/lxc/102/ns",
         &[NULL],
     );
-    let message = "0000:01:00 was not touched, it is in use: PID 5000002 (ffmpeg, container 102) has /dev/dri/card0 \
-                   open; end it (pct stop 102), then start VM 111 again: qm start 111";
-    refuses(&host, "111 pre-start", 3, message);
+    let message = format!(
+        "0000:01:00 was not touched, it is in use: PID 5000002 (ffmpeg, container 102) has /dev/dri/card0 open; {}type: pct \
+         shutdown 102; qm start 111",
+        would("policy.containers.102 \"stop\"")
+    );
+    refuses(&host, "111 pre-start", 3, &message);
 }
 
 #[test]

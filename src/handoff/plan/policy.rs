@@ -4,6 +4,7 @@ use crate::config::{ForContainer, Policy};
 use crate::gpu::holders::{Ends, Holder};
 use crate::handoff::kept::record::Stopped;
 use crate::sys::Process;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// One that must go.
@@ -81,7 +82,7 @@ pub fn stops(policy: &Policy, holder: &Holder) -> bool {
 fn halt(policy: &Policy, holder: &Holder) -> Option<Halt> {
     match &holder.ends {
         // Killed, it would be started again, or take others with it.
-        Ends::Vm(_) | Ends::Passes | Ends::Told(_) => None,
+        Ends::Vm(_) | Ends::Passes | Ends::Typed(..) | Ends::Told(_) => None,
         Ends::Container(id) => {
             (policy.for_container(*id) == ForContainer::Stop).then_some(Halt::Stop(Stopped::Container(*id)))
         }
@@ -94,6 +95,41 @@ fn halt(policy: &Policy, holder: &Holder) -> Option<Halt> {
             policy.kill_processes.then_some(kill)
         }
     }
+}
+
+/// The keys, with their values, that have everybody stopped who keeps the GPU: empty where no policy would.
+pub fn that_would_do(policy: &Policy, keepers: &[Holder]) -> Vec<String> {
+    let key = |holder: &Holder| match &holder.ends {
+        Ends::Container(id) if policy.names_container(*id) => Some(format!("policy.containers.{id} \"stop\"")),
+        Ends::Container(_) => Some("policy.container \"stop\"".to_string()),
+        Ends::Service(unit) if is_nvidia_service(unit) => Some("policy.nvidia_services \"stop\"".to_string()),
+        Ends::Service(_) => Some("policy.unit \"stop\"".to_string()),
+        Ends::Kill => Some("policy.process \"kill\"".to_string()),
+        Ends::Vm(_) | Ends::Passes | Ends::Typed(..) | Ends::Told(_) => None,
+    };
+    let keys: Option<BTreeSet<String>> = keepers.iter().map(key).collect();
+    keys.filter(|_| !policy.is_for_idle).unwrap_or_default().into_iter().collect()
+}
+
+/// What to type to end them all, in the order in which the policy stops, each once.
+pub fn commands(keepers: &[Holder]) -> Vec<String> {
+    let rank = |holder: &Holder| match &holder.ends {
+        Ends::Container(_) | Ends::Vm(_) => 0,
+        Ends::Kill => 1,
+        Ends::Service(unit) if is_nvidia_service(unit) => 4,
+        Ends::Service(_) => 3,
+        Ends::Typed(..) | Ends::Told(_) | Ends::Passes => 2,
+    };
+    let mut ordered: Vec<&Holder> = keepers.iter().collect();
+    ordered.sort_by_key(|holder| rank(holder));
+    let pids = ordered.iter().filter(|one| one.ends == Ends::Kill).map(|one| one.process.pid.to_string());
+    let kill = format!("kill {}", pids.collect::<Vec<_>>().join(" "));
+    let mut commands: Vec<String> = Vec::new();
+    for holder in ordered {
+        let command = if holder.ends == Ends::Kill { Some(kill.clone()) } else { holder.ends.command(0) };
+        commands.extend(command.filter(|command| !commands.contains(command)));
+    }
+    commands
 }
 
 fn rank(halt: &Halt) -> usize {
@@ -122,6 +158,10 @@ mod tests {
         let (command, via) = ("x".to_string(), "/dev/nvidia0".to_string());
         let number = DeviceNumber { major: 195, minor: 0 };
         Holder { process: process(pid), command, number, via, how: How::Open, place: Place::Unknown, ends }
+    }
+
+    fn docker() -> Ends {
+        Ends::Typed("docker stop 0123456789ab".to_string(), String::new())
     }
 
     fn unit(name: &str) -> Ends {
@@ -175,12 +215,58 @@ mod tests {
     #[test]
     fn what_would_come_back_or_take_others_along_is_not_ended() {
         let all = policy(r#"{"process":"kill","unit":"stop","container":"stop"}"#);
-        for ends in [Ends::Vm(111), Ends::Passes, Ends::Told("docker stop 0123456789ab".to_string())] {
+        for ends in [Ends::Vm(111), Ends::Passes, Ends::Told("delete its pod".to_string()), docker()] {
             let keeper = holder(7, ends);
             assert_eq!(decide(&all, std::slice::from_ref(&keeper), &[]), Err(vec![keeper]));
         }
         let units = policy(r#"{"unit":"stop"}"#);
         let mere = holder(7, Ends::Kill);
         assert_eq!(decide(&units, std::slice::from_ref(&mere), &[]), Err(vec![mere]));
+    }
+
+    #[test]
+    fn all_that_must_be_typed_once_and_in_order() {
+        let holders = [
+            holder(3, unit("nvidia-persistenced.service")),
+            holder(4, unit("ollama.service")),
+            holder(5, Ends::Kill),
+            holder(6, unit("ollama.service")),
+            holder(7, docker()),
+            holder(8, Ends::Container(101)),
+            holder(9, Ends::Kill),
+            holder(10, Ends::Container(101)),
+            holder(11, Ends::Vm(112)),
+            holder(12, Ends::Told("delete its pod".to_string())),
+        ];
+        let expected = [
+            "pct shutdown 101",
+            "qm shutdown 112",
+            "kill 5 9",
+            "docker stop 0123456789ab",
+            "systemctl stop ollama.service",
+            "systemctl stop nvidia-persistenced.service",
+        ];
+        assert_eq!(commands(&holders), expected);
+    }
+
+    #[test]
+    fn a_policy_is_named_where_it_would_do() {
+        let keys = |policy: &Policy, ends: &[Ends]| {
+            let holders: Vec<Holder> = ends.iter().map(|ends| holder(7, ends.clone())).collect();
+            that_would_do(policy, &holders).join(" ")
+        };
+        let container = Ends::Container(101);
+        let defaults = Policy::default();
+        let all = [unit("a.service"), container.clone(), Ends::Kill, unit("b.service"), unit("dcgm.service")];
+        let expected =
+            "policy.container \"stop\" policy.nvidia_services \"stop\" policy.process \"kill\" policy.unit \"stop\"";
+        assert_eq!(keys(&defaults, &all), expected);
+        // One that is named by itself is not told by the rule for all.
+        let named = policy(r#"{"container":"stop","containers":{"101":"leave"}}"#);
+        assert_eq!(keys(&named, std::slice::from_ref(&container)), "policy.containers.101 \"stop\"");
+        for ends in [Ends::Vm(112), docker(), Ends::Told("log out".to_string()), Ends::Passes] {
+            assert_eq!(keys(&defaults, &[container.clone(), ends]), "");
+        }
+        assert_eq!(keys(&defaults.for_idle(), &[container]), "");
     }
 }

@@ -1,8 +1,8 @@
 //! What giving slots away means before anything is touched: who refuses it, who must go first, the record and the plan.
 
-use super::{Handoff, again, in_the_way};
+use super::{Handoff, again, command, in_the_way};
 use crate::address::{Address, SlotId, list, only};
-use crate::config::{ForContainer, Home};
+use crate::config::{self, ForContainer, Home, Policy};
 use crate::gpu::holders::{Devices, Ends, Found, Holder, Place, Reach, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI};
 use crate::gpu::power::Power;
@@ -104,9 +104,9 @@ impl Handoff<'_> {
             !is_own(owner, holder) && !policy::stops(&self.config.policy, holder)
         });
         let found = found.map_err(|problem| refuse(format!("{problem}; then {}", again(owner))))?;
-        let halts = self
-            .decide(owner, &facts, &found.holders)
-            .map_err(|keepers| busy(owner, names, &keepers, self.of_all_cards(&facts, &keepers)))?;
+        let halts = self.decide(owner, &facts, &found.holders).map_err(|keepers| {
+            busy(owner, names, &self.config.policy, &keepers, self.of_all_cards(&facts, &keepers))
+        })?;
         if !found.hidden.is_empty() {
             self.story.warn(&format!("not seen is what these have in memory: {}", hidden(&found.hidden)));
         }
@@ -323,19 +323,37 @@ fn is_own(owner: &Owner, holder: &Holder) -> bool {
     owner.vmid().is_some_and(|id| holder.place == Place::Vm(id))
 }
 
-fn busy(owner: &Owner, slots: &[SlotId], keepers: &[Holder], why: &str) -> Stop {
-    let mut who: Vec<String> = keepers.iter().take(NAMED_HOLDERS).map(ToString::to_string).collect();
+/// Who keeps the GPU, the policy that would stop them, and all that must be typed, in one line.
+fn busy(owner: &Owner, slots: &[SlotId], policy: &Policy, keepers: &[Holder], why: &str) -> Stop {
+    let mut who: Vec<String> = keepers.iter().take(NAMED_HOLDERS).map(in_words).collect();
     if keepers.len() > NAMED_HOLDERS {
         who.push(format!("{} more", keepers.len() - NAMED_HOLDERS));
     }
-    let lasts = keepers.iter().find(|keeper| keeper.ends != Ends::Passes);
-    let remedy = lasts.or(keepers.first()).map(Holder::remedy).unwrap_or_default();
-    Stop::refused(format!(
-        "{} was not touched, it is in use: {}{why}; end it ({remedy}), then {}",
-        list(slots),
-        who.join(", "),
-        again(owner)
-    ))
+    let mut parts = vec![format!("{} was not touched, it is in use: {}{why}", list(slots), who.join(", "))];
+    let keys = policy::that_would_do(policy, keepers);
+    if !keys.is_empty() {
+        parts.push(format!("{} in {} would end that by itself", keys.join(", "), config::PATH));
+    }
+    let mut told: Vec<String> = Vec::new();
+    for holder in keepers {
+        if let Ends::Told(how) = &holder.ends {
+            add_missing(&mut told, [how.clone()]);
+        }
+    }
+    let then = if told.is_empty() { "" } else { "then " };
+    parts.extend(told);
+    let commands = policy::commands(keepers).into_iter().chain([command(owner)]);
+    parts.push(format!("{then}type: {}", commands.collect::<Vec<_>>().join("; ")));
+    Stop::refused(parts.join("; "))
+}
+
+/// With what of it would not be understood from the command that ends it.
+fn in_words(holder: &Holder) -> String {
+    match &holder.ends {
+        Ends::Typed(_, why) if !why.is_empty() => format!("{holder}: {why}"),
+        Ends::Passes => format!("{holder}: it ends by itself"),
+        _ => holder.to_string(),
+    }
 }
 
 pub(super) fn add_missing<T: PartialEq>(list: &mut Vec<T>, more: impl IntoIterator<Item = T>) {

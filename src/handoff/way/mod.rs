@@ -167,8 +167,17 @@ impl Handoff<'_> {
 
 /// What to type to try a handoff to this owner again.
 fn again(owner: &Owner) -> String {
+    let command = command(owner);
     match owner {
-        Owner::Vm(id) => format!("start VM {id} again: qm start {id}"),
-        Owner::Manual(slot) => format!("try again: gpu-handoff to-vfio {slot}"),
+        Owner::Vm(id) => format!("start VM {id} again: {command}"),
+        Owner::Manual(_) => format!("try again: {command}"),
+    }
+}
+
+/// The mere command of [`again`].
+fn command(owner: &Owner) -> String {
+    match owner {
+        Owner::Vm(id) => format!("qm start {id}"),
+        Owner::Manual(slot) => format!("gpu-handoff to-vfio {slot}"),
     }
 }

@@ -84,7 +84,7 @@ END
 works 'lxc-start' timeout 60 lxc-start -n 101
 init=$(lxc-info -n 101 -p -H)
 ok 'the container has the card' within 10 has_open "$init" /dev/nvidia0
-refused /dev/nvidia0 "$init" busybox 'container 101' 'pct stop 101'
+refused /dev/nvidia0 "$init" busybox 'container 101' 'pct shutdown 101'
 is 'container in the status' 101 "$(status $slot1 users.0.ctid)"
 lxc-stop -n 101 -k
 

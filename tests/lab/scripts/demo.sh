@@ -105,7 +105,7 @@ must 'the process is gone' [ -e "/proc/$job" ]
 at_home
 
 tell 'The message says what to type.'
-remedy=$(sed -n 's/.*end it (\([^)]*\)).*/\1/p' "$said")
+remedy=$(sed -n 's/.*type: \([^;]*\);.*/\1/p' "$said")
 must 'the refusal does not say what to type' [ "$remedy" = "kill $job" ]
 typed "$remedy"
 wait "$job" 2>/dev/null

@@ -69,7 +69,7 @@ END
 works 'lxc-start' timeout 60 lxc-start -n 101
 init=$(lxc-info -n 101 -p -H)
 ok 'the container has the card mapped' within 20 test -e $root/run/held
-in_use /dev/nvidia0 mapped "$init" perl 'container 101' 'pct stop 101'
+in_use /dev/nvidia0 mapped "$init" perl 'container 101' 'pct shutdown 101'
 is 'container in the status' 101 "$(status $slot1 users.0.ctid)"
 lxc-stop -n 101 -k
 

@@ -45,7 +45,7 @@ sleep 3 # or it would be waited for, as one that has only just begun
 call $hook 111 pre-start
 exits 'refused' 3
 quick 'refused' 2000
-says 'refused' "PID $(user_of 101) (sleep, container 101) has /dev/nvidia0 open" 'pct stop 101'
+says 'refused' "PID $(user_of 101) (sleep, container 101) has /dev/nvidia0 open" 'pct shutdown 101'
 untouched 'refused' "$at_home"
 policy '{"container":"stop","containers":{"101":"leave"}}'
 call $hook 111 pre-start
