@@ -16,6 +16,7 @@ function __gpu_handoff_list
         ID) set -- "$root"/etc/pve/qemu-server/*.conf "$root"/etc/pve/lxc/*.conf ;;
         KERNEL) set -- "$root"/lib/modules/* ;;
         FINDING) gpu-handoff doctor --explain all 2>/dev/null | sed -n "s/^\\([a-z0-9-]*\\)  .*/\\1/p" ;;
+        STORAGE) sed -n "s/^[a-z]*: *//p" "$root"/etc/pve/storage.cfg 2>/dev/null ;;
     esac
     # What has been printed already leaves only its word, which is no number.
     for file in "$@"; do
@@ -33,7 +34,7 @@ function __gpu_handoff_words
             continue
         end
         switch $word
-            case --explain --gpu --kernel -n --output-format --style --to
+            case --explain --gpu --kernel -n --output-format --storage --style --to
                 set is_value yes
             case --status --help -h --version -V
                 echo $word
@@ -123,6 +124,7 @@ complete -c gpu-handoff -n '__gpu_handoff_in 0 "switch"' -a '(__gpu_handoff_list
 complete -c gpu-handoff -n '__gpu_handoff_in all "switch"' -l dry-run -d 'print what would be done, and change nothing'
 complete -c gpu-handoff -n '__gpu_handoff_in all "switch"' -l quiet -d 'only warnings and errors'
 complete -c gpu-handoff -n '__gpu_handoff_in 0 "enable"' -a '(__gpu_handoff_list ID)'
+complete -c gpu-handoff -n '__gpu_handoff_in all "enable"' -l storage -x -a '(__gpu_handoff_list STORAGE)' -d 'have the hookscript on this shared storage'
 complete -c gpu-handoff -n '__gpu_handoff_in all "enable"' -l dry-run -d 'print what would be done, and change nothing'
 complete -c gpu-handoff -n '__gpu_handoff_in all "enable"' -l quiet -d 'only warnings and errors'
 complete -c gpu-handoff -n '__gpu_handoff_in 0 "disable"' -a '(__gpu_handoff_list ID)'

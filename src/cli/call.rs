@@ -36,7 +36,7 @@ pub enum Call {
     ContainerSetup { ctid: u32, wish: Wish, driver_only: bool },
     Check { who: Who },
     Sync { who: Who },
-    Enable { id: u32 },
+    Enable { id: u32, storage: Option<String> },
     Disable { id: u32 },
     HostSetup { what: setup::What },
     ConfigCheck,

@@ -21,6 +21,7 @@ pub enum Value {
     Kernel,
     Finding,
     File,
+    Storage,
     Verb,
     OneOf(&'static [&'static str]),
 }
@@ -77,6 +78,7 @@ pub const UNDO: Term = flag("undo", "take all of it back");
 pub const EXPLAIN: Term = option("explain", Value::Finding, "tell more of a finding; all lists them");
 pub const FIX: Term = flag("fix", "make missing nodes, take away what is left over");
 pub const REPORT: Term = flag("report", "all that a helper would ask for");
+pub const STORAGE: Term = option("storage", Value::Storage, "have the hookscript on this shared storage");
 pub const TO: Term = option("to", Value::File, "a new file for the report");
 
 const fn flag(name: &'static str, about: &'static str) -> Term {
@@ -107,6 +109,7 @@ impl Value {
             Value::Kernel => "KERNEL".to_string(),
             Value::Finding => "FINDING".to_string(),
             Value::File => "FILE".to_string(),
+            Value::Storage => "STORAGE".to_string(),
             Value::Verb => "VERB".to_string(),
             Value::OneOf(values) => values.join("|"),
         }

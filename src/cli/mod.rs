@@ -62,7 +62,7 @@ fn would(app: &App, call: &Call) -> Result<String> {
             containers::setup::plan(app, *ctid, wish, *driver_only)?
         }
         Call::Sync { who, .. } => containers::sync::plan_sync(app, *who)?,
-        Call::Enable { id, .. } => registration::plan_enable(app, *id)?,
+        Call::Enable { id, storage } => registration::plan_enable(app, *id, storage.as_deref())?,
         Call::Disable { id, .. } => registration::plan_disable(app, *id)?,
         Call::HostSetup { what, .. } => setup::plan(app, what)?,
         Call::Doctor(wish) => doctor::plan(app, wish)?,
@@ -100,7 +100,7 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
             done
         }
         Call::Sync { who, .. } => containers::sync::sync(app, *who),
-        Call::Enable { id, .. } => registration::enable(app, *id),
+        Call::Enable { id, storage } => registration::enable(app, *id, storage.as_deref()),
         Call::Disable { id, .. } => registration::disable(app, *id),
         Call::HostSetup { what, .. } => setup::run(app, what),
         Call::ConfigCheck => check_config(app),

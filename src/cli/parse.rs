@@ -223,6 +223,9 @@ mod tests {
             assert_eq!(is_dry(&format!("{line} --dry-run")), Ok(true), "{line}");
         }
         assert_eq!(parsed("plan 111"), Ok(Call::Plan { vmid: 111, json: false }));
+        let storage = |storage: Option<&str>| Ok(Call::Enable { id: 111, storage: storage.map(str::to_string) });
+        assert_eq!(parsed("enable 111"), storage(None));
+        assert_eq!(parsed("enable 111 --storage nas"), storage(Some("nas")));
         assert_eq!(parsed("reconcile --dry-run"), Ok(Call::Reconcile { scope: Scope::All }));
         assert_eq!(parsed("reconcile --unfinished"), Ok(Call::Reconcile { scope: Scope::Unfinished }));
         assert_eq!(parsed("reconcile --owed"), Ok(Call::Reconcile { scope: Scope::Owed }));

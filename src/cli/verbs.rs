@@ -6,7 +6,7 @@ use super::flags::{
     ALL, Argument, CHECK, CMDLINE, CTID, DEFER, DRI, DRIVER_ONLY, DRY_RUN, EXPLAIN, FIX, Flag, GPU, ID,
 };
 use super::flags::{INSTALL_DEPS, JSON, KERNEL, NUMBER, OUTPUT_FORMAT, OWED, PURGE, QUIET, REBOOT, REPORT, SLOT, STOP};
-use super::flags::{STYLE, TO, Term, UNDO, UNFINISHED, VERB, VMID};
+use super::flags::{STORAGE, STYLE, TO, Term, UNDO, UNFINISHED, VERB, VMID};
 use super::given::{Given, usage};
 use crate::events::settle;
 use crate::events::watch::After;
@@ -134,11 +134,12 @@ pub const VERBS: &[Verb] = &[
     Verb {
         names: &["enable"],
         kind: Kind::Everyday,
-        arguments: &[Needs(&[ID]), May(&[DRY_RUN])],
+        arguments: &[Needs(&[ID]), May(&[STORAGE]), May(&[DRY_RUN])],
         about: "make this the hookscript of a VM or container; never in the place of another",
-        more: "What the next start of a VM would be refused for is told.",
+        more: "What the next start of a VM would be refused for is told. With --storage the hookscript is a small script on that \
+               shared storage, with which the guest also starts on a node without gpu-handoff.",
         example: "enable 111",
-        call: |given| Ok(Call::Enable { id: given.id("guest")? }),
+        call: |given| Ok(Call::Enable { storage: given.value("storage"), id: given.id("guest")? }),
     },
     Verb {
         names: &["disable"],

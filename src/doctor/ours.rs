@@ -1,13 +1,14 @@
 //! What is left over, owed or broken of this program's own, and of Proxmox's means that it relies on.
 
 use super::facts::Facts;
-use super::facts::guests::{Storage, Vm};
+use super::facts::guests::Vm;
 use super::facts::ours::Link;
 use super::finding::{Area, Check, Hit, REMOVE_ID, Repair, Severity};
 use crate::address::Address;
 use crate::config;
 use crate::gpu::nodes;
 use crate::proxmox::guest;
+use crate::proxmox::storage::{self, Storage};
 use crate::report::status::Kind;
 use crate::setup::hookscript::{LINK, PROGRAM};
 use crate::setup::kept::pending;
@@ -322,22 +323,16 @@ fn link(facts: &Facts) -> Vec<Hit> {
     vec![hit]
 }
 
-/// The storage and the file of `nas:snippets/x`.
-fn in_storage<'a>(facts: &'a Facts, volume: &'a str) -> Option<(&'a Storage, &'a str)> {
-    let (name, rest) = volume.split_once(':')?;
-    let storage = facts.guests.storages.iter().find(|storage| storage.name == name)?;
-    Some((storage, rest.strip_prefix("snippets/")?))
-}
-
 fn hook_file(facts: &Facts) -> Vec<Hit> {
     let mut found = Vec::new();
     for (id, volume, place) in hooks(facts).into_iter().filter(|(_, volume, _)| volume != OURS) {
-        let Some((storage, file)) = in_storage(facts, &volume) else { continue };
-        let Some(path) = storage.path.as_ref().filter(|_| !storage.snippets.iter().any(|name| name == file)) else {
+        let folder = storage::of_volume(&facts.guests.storages, &volume).and_then(Storage::folder);
+        let Some((folder, (_, file))) = folder.zip(volume.split_once(":snippets/")) else { continue };
+        if facts.guests.snippets.contains(&volume) {
             continue;
-        };
+        }
         let tool = if facts.guests.vms.iter().any(|vm| vm.id == id) { "qm" } else { "pct" };
-        let what = format!("guest {id} has the hookscript {volume}, and {path}/snippets/{file} is not there");
+        let what = format!("guest {id} has the hookscript {volume}, and {folder}/{file} is not there");
         let mend = format!("put it there; or: {tool} set {id} --delete hookscript, then gpu-handoff enable {id}");
         found.push(Hit::at(place, what, mend).of(id));
     }
@@ -347,12 +342,9 @@ fn hook_file(facts: &Facts) -> Vec<Hit> {
 fn storage(facts: &Facts) -> Vec<Hit> {
     let mut found: Vec<Hit> = Vec::new();
     for (_, volume, _) in hooks(facts) {
-        let Some((storage, _)) = in_storage(facts, &volume) else { continue };
-        let Some(content) = storage.content.as_ref().filter(|content| !content.iter().any(|one| one == "snippets"))
-        else {
-            continue;
-        };
-        let place = format!("/etc/pve/storage.cfg:{}", storage.line);
+        let Some(storage) = storage::of_volume(&facts.guests.storages, &volume) else { continue };
+        let Some(content) = storage.content.as_ref().filter(|_| !storage.has_snippets()) else { continue };
+        let place = format!("{}:{}", storage::PATH, storage.line);
         if found.iter().any(|hit| hit.place == place) {
             continue;
         }

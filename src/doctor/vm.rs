@@ -103,8 +103,9 @@ pub const AREA: Area = Area {
             id: "vm-not-on-all-nodes",
             severity: Severity::Note,
             title: "a guest with the hookscript is in a cluster",
-            why: "On a node without this program it does not start.",
-            more: "Install it on all nodes that may start the guest. Whether it is there cannot be seen from here.",
+            why: "On a node without this program it does not start, or keeps its card from that host.",
+            more: "Install it on all nodes that may start the guest; enable ID --storage STORAGE has it start on the others, \
+                   too. Whether the program is there cannot be seen from here.",
             find: cluster,
         },
         Check {

@@ -9,6 +9,7 @@ pub mod pci_id;
 pub mod property;
 pub mod reservations;
 pub mod running;
+pub mod storage;
 pub mod vm;
 
 pub mod guest;

@@ -4,6 +4,8 @@
 //! configuration, under its lock.
 
 use super::conflicts;
+use super::snippet::{self, Place, VOLUME};
+pub use super::snippet::{LINK, PROGRAM, link_is_missing};
 use crate::App;
 use crate::address::{SlotId, list};
 use crate::config::Config;
@@ -12,16 +14,12 @@ use crate::handoff::kept::record::{HomeOf, Owner, Record};
 use crate::handoff::plan;
 use crate::handoff::way::home::Asker;
 use crate::proxmox::running::is_alive;
-use crate::proxmox::{ct, guest, vm};
+use crate::proxmox::{ct, guest, storage, vm};
 use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use std::fmt;
 use std::time::Duration;
 
-/// Storage `local` is /var/lib/vz on every Proxmox host (PVE::Storage::Plugin).
-const VOLUME: &str = "local:snippets/gpu-handoff";
-pub const LINK: &str = "/var/lib/vz/snippets/gpu-handoff";
-pub const PROGRAM: &str = "/usr/sbin/gpu-handoff";
 const CLUSTER: &str = "/etc/pve/corosync.conf";
 
 /// Proxmox waits 10 s for a guest's lock before it gives up.
@@ -80,7 +78,11 @@ impl fmt::Display for Guest {
 enum Todo {
     Nothing,
     /// The arguments of `qm` or `pct`.
-    Set(&'static [&'static str]),
+    Set(Vec<String>),
+}
+
+fn to_set(arguments: &[&str]) -> Todo {
+    Todo::Set(arguments.iter().map(ToString::to_string).collect())
 }
 
 impl Guest {
@@ -117,10 +119,12 @@ impl Guest {
         self.hookscript.as_deref().is_some_and(|volume| volume.ends_with(":snippets/gpu-handoff"))
     }
 
-    fn enable(&self) -> Result<Todo> {
+    /// `volume`: where the hookscript shall be; of one that has it anywhere nobody may ask that.
+    fn enable(&self, volume: Option<&str>) -> Result<Todo> {
         match &self.hookscript {
-            _ if self.has_ours() => Ok(Todo::Nothing),
-            None => Ok(Todo::Set(&["--hookscript", VOLUME])),
+            Some(own) if self.has_ours() && volume.is_none_or(|volume| volume == own) => Ok(Todo::Nothing),
+            None => Ok(to_set(&["--hookscript", volume.unwrap_or(VOLUME)])),
+            Some(_) if self.has_ours() => Ok(to_set(&["--hookscript", volume.unwrap_or(VOLUME)])),
             Some(other) => Err(Stop::refused(format!(
                 "{self} was not changed: its hookscript is {other}, and a guest has only one; to have both, let one \
                  call the other as in /usr/share/doc/gpu-handoff/examples/chain-hookscript"
@@ -139,23 +143,23 @@ impl Guest {
                 "{self} was not changed: it has a GPU, which comes home by the hookscript; stop it first: qm stop {}",
                 self.id
             ))),
-            Some(_) => Ok(Todo::Set(&["--delete", "hookscript"])),
+            Some(_) => Ok(to_set(&["--delete", "hookscript"])),
         }
     }
 
-    fn call(&self, arguments: &[&str]) -> String {
+    fn call(&self, arguments: &[String]) -> String {
         format!("{} set {} {}", self.kind.tool(), self.id, arguments.join(" "))
     }
 
     /// How the guest is afterwards. That counts, whatever the program said: one that took too long may have done it.
-    fn set(&self, app: &App, arguments: &[&str], is_done: &dyn Fn(&Guest) -> bool) -> Result<Guest> {
+    fn set(&self, app: &App, arguments: &[String], is_done: &dyn Fn(&Guest) -> bool) -> Result<Guest> {
         if let Ok(false) = app.kernel.is_writable("/etc/pve/local") {
             return Err(Stop::refused(format!(
                 "{self} was not changed: /etc/pve is read-only, the cluster has no quorum; see: pvecm status"
             )));
         }
         let id = self.id.to_string();
-        let line = [&["set", &id], arguments].concat();
+        let line: Vec<&str> = ["set", &id].into_iter().chain(arguments.iter().map(String::as_str)).collect();
         let call = self.call(arguments);
         let said = app.kernel.program(self.kind.tool(), &line, ANSWER);
         let Err(error) = said else { return Guest::read(app.kernel, self.id) };
@@ -186,7 +190,7 @@ pub fn find(kernel: &dyn Kernel, id: u32) -> Result<()> {
 /// # Errors
 /// As [`find`]; or what it has instead, and what to do.
 pub fn may_enable(kernel: &dyn Kernel, id: u32) -> Result<()> {
-    Guest::read(kernel, id)?.enable().map(drop)
+    Guest::read(kernel, id)?.enable(None).map(drop)
 }
 
 /// What may surprise whoever enables a guest.
@@ -204,24 +208,25 @@ pub fn surprises(kernel: &dyn Kernel, id: u32) -> Surprises {
 }
 
 /// # Errors
-/// When the guest has another hookscript, or Proxmox does not set this one.
-pub fn enable(app: &App, id: u32) -> Result<()> {
-    let guest = Guest::read(app.kernel, id)?;
-    let todo = guest.enable()?;
+/// When the guest has another hookscript, Proxmox does not set this one, or the storage would not do.
+pub fn enable(app: &App, id: u32, storage: Option<&str>) -> Result<()> {
+    let mut guest = Guest::read(app.kernel, id)?;
+    let place = Place::of(app.kernel, storage)?;
+    let todo = guest.enable(place.asked())?;
     // Without it the guest does not start.
-    if link_is_missing(app.kernel)? {
-        app.kernel.link(LINK, PROGRAM).map_err(|error| Stop::failed(format!("{LINK}: {error}")))?;
-    }
+    place.fill(app.kernel)?;
     match todo {
         Todo::Nothing => app.story.say(&format!("{guest} has the hookscript already: nothing to do")),
         Todo::Set(arguments) => {
-            if !guest.set(app, arguments, &Guest::has_ours)?.has_ours() {
+            let is_done = |guest: &Guest| guest.enable(place.asked()) == Ok(Todo::Nothing);
+            guest = guest.set(app, &arguments, &is_done)?;
+            if !is_done(&guest) {
                 return Err(Stop::failed(format!(
                     "{guest} has no hookscript although Proxmox set it; look at it: {} config {id}",
                     guest.kind.tool()
                 )));
             }
-            app.story.say(&format!("{guest} has the hookscript {VOLUME} from its next start on"));
+            app.story.say(&format!("{guest} has the hookscript {} from its next start on", place.volume()));
         }
     }
     if guest.kind == Kind::Container {
@@ -310,7 +315,7 @@ pub fn disable(app: &App, id: u32) -> Result<()> {
     match guest.disable(app)? {
         Todo::Nothing => app.story.say(&format!("{guest} has no hookscript: nothing to do")),
         Todo::Set(arguments) => {
-            if guest.set(app, arguments, &|guest| !guest.has_ours())?.has_ours() {
+            if guest.set(app, &arguments, &|guest| !guest.has_ours())?.has_ours() {
                 return Err(Stop::failed(format!("{guest} still has the hookscript although Proxmox removed it")));
             }
             app.story.say(&format!("{guest} has no hookscript any more"));
@@ -323,10 +328,11 @@ pub fn disable(app: &App, id: u32) -> Result<()> {
 ///
 /// # Errors
 /// Why it would refuse.
-pub fn plan_enable(app: &App, id: u32) -> Result<String> {
+pub fn plan_enable(app: &App, id: u32, storage: Option<&str>) -> Result<String> {
     let guest = Guest::read(app.kernel, id)?;
-    let todo = guest.enable()?;
-    let link = if link_is_missing(app.kernel)? { format!("ln -s {PROGRAM} {LINK}\n") } else { String::new() };
+    let place = Place::of(app.kernel, storage)?;
+    let todo = guest.enable(place.asked())?;
+    let link = place.plan(app.kernel)?;
     let Todo::Set(arguments) = todo else {
         let right = plan_put_right(app, &guest);
         return Ok(match link.is_empty() && right.is_empty() {
@@ -334,12 +340,13 @@ pub fn plan_enable(app: &App, id: u32) -> Result<String> {
             false => format!("{link}{right}"),
         });
     };
+    let guest = Guest { hookscript: Some(place.volume().to_string()), ..guest };
     warn(app, &guest);
     let right = plan_put_right(app, &guest);
     if guest.kind == Kind::Vm {
         tell_of_start(app, id);
     }
-    Ok(format!("{link}{}\n{right}", guest.call(arguments)))
+    Ok(format!("{link}{}\n{right}", guest.call(&arguments)))
 }
 
 fn plan_put_right(app: &App, guest: &Guest) -> String {
@@ -368,20 +375,8 @@ pub fn plan_disable(app: &App, id: u32) -> Result<String> {
     let guest = Guest::read(app.kernel, id)?;
     Ok(match guest.disable(app)? {
         Todo::Nothing => format!("{guest} has no hookscript: nothing to do\n"),
-        Todo::Set(arguments) => format!("{}\n", guest.call(arguments)),
+        Todo::Set(arguments) => format!("{}\n", guest.call(&arguments)),
     })
-}
-
-/// The package makes the link; without the package, whoever enables the first guest.
-///
-/// # Errors
-/// When something else is there.
-pub fn link_is_missing(kernel: &dyn Kernel) -> Result<bool> {
-    match kernel.link_name(LINK) {
-        Ok(name) if name == "gpu-handoff" => Ok(false),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        _ => Err(Stop::refused(format!("{LINK} is no link to {PROGRAM}; move it away, then try again"))),
-    }
 }
 
 /// What may surprise whoever enables it.
@@ -392,13 +387,25 @@ fn warnings(kernel: &dyn Kernel, guest: &Guest) -> Surprises {
              then puts it into the state error"
         )
     });
-    let cluster = kernel.exists(CLUSTER).then(|| {
-        format!(
-            "this node is in a cluster: {guest} starts only on nodes that have gpu-handoff, so install it on all that \
-             may start it"
-        )
-    });
+    let cluster = kernel.exists(CLUSTER).then(|| of_cluster(kernel, guest));
     Surprises { ha, cluster }
+}
+
+fn of_cluster(kernel: &dyn Kernel, guest: &Guest) -> String {
+    let storages = storage::all(kernel);
+    let volume = guest.hookscript.as_deref().unwrap_or(VOLUME);
+    if storage::of_volume(&storages, volume).is_some_and(|storage| storage.is_shared) {
+        return format!(
+            "this node is in a cluster: on nodes without gpu-handoff {guest} starts all the same and its card stays on \
+             vfio-pci, so install it on all that may start it"
+        );
+    }
+    format!(
+        "this node is in a cluster: {guest} starts only on nodes that have gpu-handoff, so install it on all that may start \
+         it, or have its hookscript on a shared storage: gpu-handoff enable {} --storage {}",
+        guest.id,
+        snippet::candidate(&storages)
+    )
 }
 
 #[cfg(test)]
@@ -412,12 +419,14 @@ mod tests {
     #[test]
     fn only_ours_counts_as_ours() {
         for volume in [VOLUME, "nas:snippets/gpu-handoff"] {
-            assert_eq!(guest(Some(volume)).enable(), Ok(Todo::Nothing), "{volume}");
+            assert_eq!(guest(Some(volume)).enable(None), Ok(Todo::Nothing), "{volume}");
+            let other = guest(Some(volume)).enable(Some("other:snippets/gpu-handoff"));
+            assert_eq!(other, Ok(to_set(&["--hookscript", "other:snippets/gpu-handoff"])), "{volume}");
         }
         for volume in ["local:snippets/gpu-handoff.sh", "local:snippets/my-gpu-handoff", "local:snippets/a"] {
-            let refused = guest(Some(volume)).enable().unwrap_err();
+            let refused = guest(Some(volume)).enable(None).unwrap_err();
             assert!(refused.message.contains(volume), "{}", refused.message);
         }
-        assert_eq!(guest(None).enable(), Ok(Todo::Set(&["--hookscript", VOLUME])));
+        assert_eq!(guest(None).enable(None), Ok(to_set(&["--hookscript", VOLUME])));
     }
 }

@@ -8,6 +8,7 @@ pub mod driver;
 pub mod hookscript;
 pub mod kept;
 mod ours;
+mod snippet;
 pub mod vfio;
 pub mod work_off;
 

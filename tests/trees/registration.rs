@@ -284,6 +284,77 @@ fn where_something_puts_it_there_it_is_at_home() {
     assert_eq!(left_on_vfio().config(r#"{"gpus":{"01:00":{"home":"vfio-pci"}}}"#).run("to-nvidia").code, Some(0));
 }
 
+/// On a storage that every node has: a script that does nothing where the program is not.
+#[test]
+fn a_hookscript_on_a_shared_storage() {
+    let storages = "nfs: nas\n\tserver a\n\tcontent iso,snippets\n\nnfs: plain\n\tserver a\n\tcontent iso\n\ndir: own\n\t\
+                    path /srv\n\tcontent snippets\n\nlvmthin: thin\n\tcontent images\n";
+    let host = || host().file("etc/pve/storage.cfg", storages).file("mnt/pve/nas/snippets/other", "");
+    let script = "mnt/pve/nas/snippets/gpu-handoff";
+    let usual = host();
+    let plan = usual.run("enable 111 --storage nas --dry-run").out;
+    assert_eq!(
+        plan,
+        "write /mnt/pve/nas/snippets/gpu-handoff\n/usr/sbin/qm set 111 --hookscript nas:snippets/gpu-handoff\n"
+    );
+    assert!(!usual.path(script).exists());
+    let done = "VM 111 has the hookscript nas:snippets/gpu-handoff from its next start on";
+    assert_eq!(usual.run("enable 111 --storage nas"), said(done));
+    assert_eq!(fs::metadata(usual.path(script)).unwrap().permissions().mode() & 0o777, 0o755);
+    // The program is not on this machine, or it is and does not know such a guest.
+    let ran = Command::new(usual.path(script)).args(["999", "post-start"]).status().unwrap();
+    assert_eq!(ran.code(), Some(0));
+    for call in ["enable 111", "enable 111 --storage nas"] {
+        assert_eq!(usual.run(call), said("VM 111 has the hookscript already: nothing to do"), "{call}");
+    }
+    assert_eq!(usual.run("disable 111"), said("VM 111 has no hookscript any more"));
+    assert!(usual.path(script).exists(), "other guests may name it");
+    // One that has the link moves; an older script of ours is renewed.
+    let moved = host().vm(111, OURS).file(script, "#!/bin/sh\n# Put here by: gpu-handoff enable ID\n");
+    assert_eq!(moved.run("enable 111 --storage nas"), said(done));
+    assert_eq!(read(&moved, script), read(&usual, script));
+
+    let those = "those that are shared and have snippets: nas";
+    refuses(&host(), "enable 111 --storage away", 2, &format!("there is no storage away; {those}"));
+    for (name, why) in [
+        ("plain", "has no snippets: pvesm set plain --content iso,snippets"),
+        ("own", "is not shared, so that other nodes have no such file on it"),
+        ("thin", "keeps no files"),
+    ] {
+        refuses(&host(), &format!("enable 111 --storage {name}"), 3, &format!("storage {name} {why}; {those}"));
+    }
+    let away = host().without("mnt/pve/nas/snippets");
+    let message = "/mnt/pve/nas/snippets is not there: storage nas is not mounted, or was never used for snippets; see: pvesm \
+                   status --storage nas";
+    refuses(&away, "enable 111 --storage nas", 3, message);
+    let theirs = host().file(script, "#!/bin/sh\n");
+    let message =
+        "/mnt/pve/nas/snippets/gpu-handoff is there and is not gpu-handoff's script; move it away, then try again";
+    refuses(&theirs, "enable 111 --storage nas", 3, message);
+}
+
+/// Under HA, or wherever other nodes may start it, the link is only where the package is.
+#[test]
+fn a_cluster_is_told_where_the_hookscript_should_be() {
+    let storages = "nfs: nas\n\tserver a\n\tcontent snippets\n";
+    let host = host().file("etc/pve/corosync.conf", "").file("mnt/pve/nas/snippets/other", "");
+    let told = host.run("enable 111 --dry-run").err;
+    assert!(
+        told.contains("or have its hookscript on a shared storage: gpu-handoff enable 111 --storage STORAGE\n"),
+        "{told}"
+    );
+    let host = host.file("etc/pve/storage.cfg", storages);
+    let told = host.run("enable 111").err;
+    let advice = "enable 111 --storage nas";
+    assert!(told.ends_with(&format!(": gpu-handoff {advice}\n")), "{told}");
+    let shared = host.run(advice).err;
+    assert!(
+        shared.contains("on nodes without gpu-handoff VM 111 starts all the same and its card stays on"),
+        "{shared}"
+    );
+    assert!(!shared.contains("--storage"), "{shared}");
+}
+
 #[test]
 fn what_keeps_it_from_starting_is_told_when_it_is_enabled() {
     let host = with_tools(super::host()).vm(112, "machine: q35").vm(113, "hostpci0: mapping=gpu");
@@ -298,6 +369,22 @@ fn what_keeps_it_from_starting_is_told_when_it_is_enabled() {
         told.contains("warning: VM 114 passes 0000:01:00 by args, of which Proxmox itself does not know: "),
         "{told}"
     );
+    let unknown = host.vm(115, "hostpci0: 01:00,newkey=1");
+    let told = unknown.run("enable 115").err;
+    assert!(
+        told.contains("warning: VM 115: line 2 'hostpci0: 01:00,newkey=1' is not understood: there is no option"),
+        "{told}"
+    );
+    let no_iommu = with_tools(super::host()).without(&format!("{}/iommu_group", device("0000:01:00.0")));
+    let told = no_iommu.run("enable 111").err;
+    assert!(
+        told.contains(
+            "warning: as things are VM 111 would not start: 0000:01:00 was not touched: 0000:01:00.0 is in no IOMMU \
+                       group: the IOMMU is off; "
+        ),
+        "{told}"
+    );
+    let host = unknown;
     let told = host.run("enable 113").err;
     assert!(
         told.contains("warning: as things are VM 113 would not start: VM 113: hostpci0 uses mapping=gpu, which "),

@@ -18,6 +18,7 @@ pub const LIST: &str = r#"root=${GPU_HANDOFF_ROOT-}
         ID) set -- "$root"/etc/pve/qemu-server/*.conf "$root"/etc/pve/lxc/*.conf ;;
         KERNEL) set -- "$root"/lib/modules/* ;;
         FINDING) gpu-handoff doctor --explain all 2>/dev/null | sed -n "s/^\([a-z0-9-]*\)  .*/\1/p" ;;
+        STORAGE) sed -n "s/^[a-z]*: *//p" "$root"/etc/pve/storage.cfg 2>/dev/null ;;
     esac
     # What has been printed already leaves only its word, which is no number.
     for file in "$@"; do

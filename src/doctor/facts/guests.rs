@@ -11,6 +11,7 @@ use crate::proxmox::ct::{self, CtConfig};
 use crate::proxmox::guest;
 use crate::proxmox::pci_id::PciId;
 use crate::proxmox::running::is_alive;
+use crate::proxmox::storage::{self, Storage};
 use crate::proxmox::vm::{self, VmConfig};
 use crate::setup::hookscript as registration;
 use crate::story::Story;
@@ -24,6 +25,8 @@ pub struct Guests {
     pub vms: Vec<Vm>,
     pub containers: Vec<Container>,
     pub storages: Vec<Storage>,
+    /// Volumes that are there.
+    pub snippets: Vec<String>,
     /// Why the configuration of a guest that is there cannot be read.
     pub unreadable: Vec<(String, String)>,
     /// The cluster file system takes no changes.
@@ -83,16 +86,6 @@ pub struct Container {
     pub attaching: Option<Result<(), String>>,
 }
 
-/// A section of storage.cfg.
-pub struct Storage {
-    pub name: String,
-    pub line: usize,
-    pub path: Option<String>,
-    pub content: Option<Vec<String>>,
-    /// Files that are in its snippets.
-    pub snippets: Vec<String>,
-}
-
 impl Guests {
     pub fn read(app: &App, config: &Config, slots: &[Slot], only: Option<u32>) -> Guests {
         let kernel = app.kernel;
@@ -113,12 +106,14 @@ impl Guests {
         };
         let mut all: Vec<Container> = containers::all(kernel).into_iter().filter_map(container).collect();
         ask_for_attaching(app, &mut all, slots, only);
+        let storages = storage::all(kernel);
         let this = kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
         let this = this.split('.').next().unwrap_or_default().to_string();
         Guests {
             vms,
             containers: all,
-            storages: storages(kernel),
+            snippets: snippets(kernel, &storages),
+            storages,
             unreadable,
             is_read_only: kernel.is_writable("/etc/pve/local").is_ok_and(|is| !is),
             roms: kernel.list("/usr/share/kvm"),
@@ -301,35 +296,13 @@ fn ask_for_attaching(app: &App, all: &mut [Container], slots: &[Slot], only: Opt
     }
 }
 
-/// `dir: local`, then indented keys (PVE::Storage).
-fn storages(kernel: &dyn Kernel) -> Vec<Storage> {
-    let text = kernel.text("/etc/pve/storage.cfg").unwrap_or_default();
-    let mut found: Vec<Storage> = Vec::new();
-    for (at, line) in text.lines().enumerate() {
-        if line.starts_with(char::is_whitespace) {
-            let Some(storage) = found.last_mut() else { continue };
-            match line.trim().split_once(char::is_whitespace) {
-                Some(("path", path)) => storage.path = Some(path.trim().to_string()),
-                Some(("content", list)) => storage.content = Some(list.trim().split(',').map(str::to_string).collect()),
-                _ => {}
-            }
-        } else if let Some((kind, name)) = line.split_once(':').filter(|(kind, _)| !kind.starts_with('#')) {
-            let name = name.trim().to_string();
-            // Those that are mounted are so by name.
-            let mounted = ["nfs", "cifs", "cephfs", "glusterfs"].contains(&kind);
-            let path = mounted.then(|| format!("/mnt/pve/{name}"));
-            found.push(Storage { name, line: at + 1, path, content: None, snippets: Vec::new() });
-        }
-    }
-    if !found.iter().any(|storage| storage.name == "local") {
-        let path = Some("/var/lib/vz".to_string());
-        found.push(Storage { name: "local".to_string(), line: 0, path, content: None, snippets: Vec::new() });
-    }
-    for storage in &mut found {
-        let folder = storage.path.as_ref().map(|path| format!("{path}/snippets"));
-        storage.snippets = folder.map(|folder| kernel.list(&folder)).unwrap_or_default();
-    }
-    found
+/// What is among the snippets of these, as guests name it: `nas:snippets/x`.
+fn snippets(kernel: &dyn Kernel, storages: &[Storage]) -> Vec<String> {
+    let of = |storage: &Storage| {
+        let files = storage.folder().map(|folder| kernel.list(&folder)).unwrap_or_default();
+        files.into_iter().map(|file| format!("{}:snippets/{file}", storage.name)).collect::<Vec<_>>()
+    };
+    storages.iter().flat_map(of).collect()
 }
 
 fn memory(kernel: &dyn Kernel) -> Option<u64> {
