@@ -20,7 +20,7 @@ use crate::events::{hookscript, manual, settle, stray, switch, udev, watch};
 use crate::handoff::kept::history::History;
 use crate::report::status::Status;
 use crate::report::zone::Zone;
-use crate::report::{self, history};
+use crate::report::{self, history, screen};
 use crate::setup::{self, driver, hookscript as registration};
 use crate::stop::{Result, Stop};
 use std::env;
@@ -129,11 +129,17 @@ fn status(app: &App, json: bool, check: bool) -> Result<()> {
     for problem in status.problems() {
         app.story.warn(problem);
     }
-    if json { print(&format!("{}\n", status.to_json())) } else { print(&status.to_text()) }?;
+    if json { print(&status_json(app, &status)) } else { print(&screen::to_text(&status, &zone(app))) }?;
     match status.faults().as_slice() {
         faults @ [_, ..] if check => Err(Stop::failed(format!("not as it should be: {}", faults.join("; ")))),
         _ => Ok(()),
     }
+}
+
+fn status_json(app: &App, status: &Status) -> String {
+    let mut document = status.to_json();
+    document["findings"] = doctor::in_files(app, status).into();
+    format!("{document}\n")
 }
 
 fn past(app: &App, json: bool, vmid: Option<u32>, count: Option<usize>) -> Result<()> {
@@ -145,8 +151,11 @@ fn past(app: &App, json: bool, vmid: Option<u32>, count: Option<usize>) -> Resul
     if json {
         return print(&history::to_json(&past));
     }
-    let zone = Zone::read(env::var("TZ").ok().as_deref(), |path| app.kernel.path(path));
-    print(&history::to_text(&past, &zone))
+    print(&history::to_text(&past, &zone(app)))
+}
+
+fn zone(app: &App) -> Zone {
+    Zone::read(env::var("TZ").ok().as_deref(), |path| app.kernel.path(path))
 }
 
 fn check_config(app: &App) -> Result<()> {

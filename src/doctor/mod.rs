@@ -24,11 +24,13 @@ mod text;
 mod vm;
 
 use crate::App;
+use crate::report::status::Status;
 use crate::setup::hookscript;
 use crate::stop::{Result, Stop};
 use facts::Facts;
 use facts::guests::silent;
 use finding::{Area, Check, Finding, Severity};
+use serde_json::Value;
 
 /// In the order in which they are told.
 pub const AREAS: [&Area; 9] = [
@@ -101,6 +103,12 @@ pub fn plan(app: &App, wish: &Wish) -> Result<String> {
         hookscript::find(app.kernel, id)?;
     }
     Ok(repair::plan(find(&Facts::read(app, wish.guest))))
+}
+
+/// What files of this host show, as `--json` has it: quick, and nobody is asked anything.
+pub fn in_files(app: &App, status: &Status) -> Vec<Value> {
+    let app = &silent(app);
+    find(&Facts::of(app, None, Some(status))).iter().map(Finding::to_json).collect()
 }
 
 fn checks() -> impl Iterator<Item = &'static Check> {

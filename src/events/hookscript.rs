@@ -374,6 +374,19 @@ fn taken(app: &App, vmid: u32, config: &VmConfig) -> Result<Taken> {
     Ok(Taken { slots, named })
 }
 
+/// The NVIDIA slots that a VM's configuration names, whether its start gets them or not; of a mapping those of every
+/// alternative.
+pub fn named_slots(kernel: &dyn Kernel, vm: &VmConfig) -> Vec<SlotId> {
+    let lines = vm.hostpci.values().chain(vm.doubtful.values().map(|doubtful| &doubtful.line));
+    let lines = lines.filter(|line| line.driver != Driver::Keep && line.mdev.is_none());
+    let of_line = |line: &Hostpci| match &line.mapping {
+        Some(name) => mapping::on_this_node(kernel, name),
+        None => line.addresses().collect(),
+    };
+    let ids = lines.flat_map(of_line).chain(vm.args.ids.iter().cloned());
+    ids.filter_map(|id| slot_of(kernel, &id).filter(|slot| takes_part(slot, &id)).map(|slot| slot.id)).collect()
+}
+
 /// The NVIDIA slots that a VM takes as its configuration is now; none of a container.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ pub mod dri;
 pub mod foreign;
 pub mod holders;
 pub mod inventory;
+pub mod model;
 pub mod nodes;
 pub mod nvidia;
 pub mod place;

@@ -2,6 +2,7 @@
 
 use super::perl;
 use crate::stop::Stop;
+use crate::story::printable;
 use crate::sys::Kernel;
 use nix::libc;
 
@@ -56,6 +57,13 @@ pub fn value(after_colon: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// What a guest is called: `name` of a VM, `hostname` of a container, up to the first section.
+pub fn name(bytes: &[u8], key: &str) -> Option<String> {
+    let lines = perl::lines(bytes).map(|(_, line)| line).take_while(|line| !line.starts_with(b"["));
+    let values = lines.filter_map(|line| value(line.strip_prefix(key.as_bytes())?.strip_prefix(b":")?));
+    values.last().map(|name| printable(&perl::text(name)))
+}
+
 /// Whether Proxmox takes this line as the state of a snapshot operation, whatever its key is: it
 /// looks for `snapstate:\s*(prepare|delete)\s*$` anywhere, and drops the result for the main section.
 pub fn is_snapstate(line: &[u8]) -> bool {
@@ -86,6 +94,14 @@ pub fn is_volume_id(value: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_a_guest() {
+        let text = b"#name: x\nname: win11 \nnames: y\nhostname: z\n[before]\nname: old\n";
+        assert_eq!(name(text, "name").as_deref(), Some("win11"));
+        assert_eq!(name(text, "hostname").as_deref(), Some("z"));
+        assert_eq!(name(b"memory: 64\n", "name"), None);
+    }
 
     #[test]
     fn a_value_of_blanks_keeps_the_last_one() {

@@ -1,7 +1,9 @@
 //! What people and programs ask to read: the status, the history, a plan, the configuration.
 
+mod claims;
 pub mod config;
 pub mod history;
 pub mod plan;
+pub mod screen;
 pub mod status;
 pub mod zone;

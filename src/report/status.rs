@@ -1,12 +1,13 @@
-//! `gpu-handoff --status`: every NVIDIA slot, who has it, who uses it, how its last handoff went. Reads only.
+//! `gpu-handoff --status`: every NVIDIA slot, who has it, who uses it, who lays claim to it, how its last handoff went. Reads
+//! only.
 
-use super::history::{result, way};
+use super::claims::{self, Claim};
 use crate::address::SlotId;
 use crate::config::{Config, Home};
-use crate::gpu::dri;
 use crate::gpu::foreign::Foreign;
 use crate::gpu::holders::{Devices, Holder, Place, Reach, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI, nvidia_slots};
+use crate::gpu::{dri, model, nvidia};
 use crate::handoff::kept::owed::{self, Owed};
 use crate::handoff::kept::record::is_with;
 use crate::handoff::kept::record::{Owner, Progress, Record};
@@ -18,7 +19,6 @@ use crate::proxmox::mapping;
 use crate::setup::kept::pending::Pending;
 use crate::sys::{How, Kernel, User};
 use serde_json::{Value, json};
-use std::fmt::Write;
 
 const SCHEMA: u64 = 1;
 
@@ -38,7 +38,7 @@ pub enum Has {
 }
 
 impl Has {
-    fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Has::Host => "host",
             Has::Vm(_) => "vm",
@@ -51,11 +51,11 @@ impl Has {
     }
 
     /// Its owner has it as he should.
-    fn has_it(self) -> bool {
+    pub fn has_it(self) -> bool {
         matches!(self, Has::Vm(_) | Has::Manual)
     }
 
-    fn vmid(self) -> Option<u32> {
+    pub fn vmid(self) -> Option<u32> {
         match self {
             Has::Vm(id) => Some(id),
             Has::Moving(id) | Has::Wedged(id) | Has::Stranded(id) => id,
@@ -86,33 +86,39 @@ pub struct Fault {
 }
 
 pub struct Status {
-    gpus: Vec<Gpu>,
-    sees_all: bool,
-    reboot_required: bool,
+    pub(super) gpus: Vec<Gpu>,
+    /// The version of NVIDIA's driver that the host has loaded.
+    pub(super) driver: Option<String>,
+    pub(super) sees_all: bool,
+    pub(super) reboot_required: bool,
     /// Why set-up is not done with.
-    setup_error: Option<String>,
+    pub(super) setup_error: Option<String>,
     problems: Vec<String>,
 }
 
-struct Gpu {
-    slot: Slot,
-    has: Has,
+pub(super) struct Gpu {
+    pub slot: Slot,
+    pub name: Option<String>,
+    pub has: Has,
+    /// When whoever has it got it, UTC; none when nothing says so.
+    pub since: Option<String>,
     /// By function: its home, as recorded or, without a record, as configured, else where it is.
-    homes: Vec<Option<String>>,
+    pub homes: Vec<Option<String>>,
     /// None when this process may not see who uses it, or the driver is busy.
-    users: Option<Vec<Holder>>,
-    is_blind: bool,
-    wedged: Option<Wedge>,
+    pub users: Option<Vec<Holder>>,
+    pub is_blind: bool,
+    pub wedged: Option<Wedge>,
     /// A remove that hangs and is none of ours.
-    foreign: Option<Foreign>,
-    owed: Vec<Owed>,
+    pub foreign: Option<Foreign>,
+    pub owed: Vec<Owed>,
     /// It has other nodes in /dev/dri than before a card left.
-    dri: Option<String>,
+    pub dri: Option<String>,
     /// What acts at boot and keeps it from its home, with what to type.
-    causes: Vec<String>,
+    pub causes: Vec<String>,
     /// Resource mappings that may stand for it on this node.
-    mappings: Vec<String>,
-    last: Option<Value>,
+    pub mappings: Vec<String>,
+    pub claims: Vec<Claim>,
+    pub last: Option<Value>,
 }
 
 impl Status {
@@ -136,10 +142,14 @@ impl Status {
         let slots = nvidia_slots(kernel);
         let open = if sees_all { look(kernel, &config, &slots, &mut problems) } else { None };
         let users = open.as_deref();
-        let gpus =
-            slots.into_iter().map(|slot| Gpu::read(kernel, store, &config, &records, slot, users, &mut problems));
+        let claims = claims::all(kernel);
+        let gpus = slots.into_iter().map(|slot| {
+            let claims = claims.iter().filter(|claim| claim.slots.contains(&slot.id)).cloned().collect();
+            Gpu { claims, ..Gpu::read(kernel, store, &config, &records, slot, users, &mut problems) }
+        });
         Status {
             gpus: gpus.collect(),
+            driver: nvidia::version_as_written(kernel),
             sees_all,
             reboot_required: kernel
                 .text("/run/reboot-required.pkgs")
@@ -147,6 +157,13 @@ impl Status {
             setup_error,
             problems,
         }
+    }
+
+    /// As it may be shown to others: what the guests are called is nobody's business.
+    #[must_use]
+    pub fn without_names(mut self) -> Status {
+        self.gpus.iter_mut().flat_map(|gpu| &mut gpu.claims).for_each(|claim| claim.name = None);
+        self
     }
 
     /// Files of ours that could not be read or understood.
@@ -180,26 +197,10 @@ impl Status {
         json!({
             "schema": SCHEMA,
             "gpus": gpus,
+            "driver": self.driver,
             "setup": {"reboot_required": self.reboot_required, "error": self.setup_error},
             "problems": self.problems,
         })
-    }
-
-    pub fn to_text(&self) -> String {
-        let mut text = String::new();
-        for gpu in &self.gpus {
-            gpu.write_text(&mut text, if self.sees_all { "that could not be seen" } else { "only root may see that" });
-        }
-        if self.gpus.is_empty() {
-            text.push_str("no NVIDIA GPU in this host\n");
-        }
-        if self.reboot_required {
-            text.push_str("reboot required: the host preparation takes effect with the next boot\n");
-        }
-        if let Some(why) = &self.setup_error {
-            text.push_str(&format!("set-up is not done: {why}\n"));
-        }
-        text
     }
 }
 
@@ -250,8 +251,25 @@ impl Gpu {
             _ => Vec::new(),
         };
         let causes = causes.iter().map(ToString::to_string).collect();
-        let mappings = mapping::names_of(kernel, slot.id);
-        Gpu { has, homes, users, is_blind, owed, dri, causes, mappings, last, wedged, foreign, slot }
+        let name = slot.gpu().and_then(|gpu| name(kernel, &ours, gpu, is_blind));
+        let since = last.as_ref().and_then(|last| since(has, last));
+        Gpu {
+            name,
+            since,
+            has,
+            homes,
+            users,
+            is_blind,
+            owed,
+            dri,
+            causes,
+            mappings: mapping::names_of(kernel, slot.id),
+            last,
+            wedged,
+            foreign,
+            slot,
+            claims: Vec::new(),
+        }
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -288,6 +306,8 @@ impl Gpu {
             .collect();
         json!({
             "slot": self.slot.id.to_string(),
+            "name": self.name,
+            "since": self.since,
             "owner": {"kind": self.has.word(), "vmid": self.has.vmid()},
             "functions": functions,
             "users": self.users.as_ref().map(|users| users.iter().map(user_to_json).collect::<Vec<_>>()),
@@ -296,70 +316,9 @@ impl Gpu {
             "dri": self.dri,
             "causes": self.causes,
             "mappings": self.mappings,
+            "guests": self.claims.iter().map(Claim::to_json).collect::<Vec<_>>(),
             "last": self.last,
         })
-    }
-
-    /// `unseen`: why it is not known who uses it.
-    fn write_text(&self, text: &mut String, unseen: &str) {
-        let owner = match (self.has, self.has.vmid()) {
-            (Has::Vm(id), _) => format!("VM {id}"),
-            (has, Some(id)) => format!("{} (VM {id})", has.word()),
-            (has, None) => has.word().to_string(),
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{}  {owner}", self.slot.id);
-        for (function, home) in self.slot.functions.iter().zip(&self.homes) {
-            let driver = function.driver.as_deref().unwrap_or("no driver");
-            let home = home.as_deref().unwrap_or("no driver");
-            let away = if driver == home { String::new() } else { format!("  home {home}") };
-            let group = function.iommu_group.map_or_else(|| "no IOMMU group".to_string(), |g| format!("group {g}"));
-            let line = format!(
-                "  .{:x}  {:<7}  {:04x}:{:04x}  {:<9}  {driver:<13}{away}",
-                function.address.function,
-                function.kind(),
-                function.vendor,
-                function.device,
-                group
-            );
-            let _ = writeln!(text, "{}", line.trim_end());
-        }
-        if !self.mappings.is_empty() {
-            let _ = writeln!(text, "  mapping  {}", self.mappings.join(", "));
-        }
-        match &self.users {
-            Some(users) => {
-                for user in users {
-                    let _ = writeln!(text, "  used by  {user}");
-                }
-            }
-            None if self.is_blind => {
-                text.push_str("  used by  unknown: the NVIDIA driver is busy and does not answer\n")
-            }
-            None => text.push_str(&format!("  used by  unknown: {unseen}\n")),
-        }
-        if let Some(wedged) = &self.wedged {
-            let _ = writeln!(text, "  wedged   {wedged}");
-        }
-        if let Some(foreign) = &self.foreign {
-            let _ = writeln!(text, "  wedged   {foreign}");
-        }
-        if !self.owed.is_empty() {
-            let when = if self.has.has_it() { " when it is home" } else { "" };
-            let _ = writeln!(text, "  owed     {}{when}", owed::to_text(&self.owed));
-        }
-        if let Some(dri) = &self.dri {
-            let _ = writeln!(text, "  nodes    {dri}");
-        }
-        for cause in &self.causes {
-            let _ = writeln!(text, "  cause    {cause}");
-        }
-        if let Has::Stranded(_) = self.has {
-            let _ = writeln!(text, "  mend     gpu-handoff to-nvidia {}", self.slot.id);
-        }
-        if let Some(last) = &self.last {
-            let _ = writeln!(text, "  last     {}", describe_last(last));
-        }
     }
 }
 
@@ -381,6 +340,27 @@ fn look(kernel: &dyn Kernel, config: &Config, slots: &[Slot], problems: &mut Vec
             None
         }
     }
+}
+
+/// As its driver says, or said when the card left; else by its id. A driver that is busy is not asked.
+fn name(kernel: &dyn Kernel, records: &[&Record], gpu: &Function, is_busy: bool) -> Option<String> {
+    let recorded = || records.iter().find_map(|record| record.home_of(gpu.address)?.model.clone());
+    let by_driver = || if is_busy { None } else { model::by_driver(kernel, gpu.address) };
+    recorded().or_else(by_driver).or_else(|| model::by_ids(kernel, gpu))
+}
+
+/// The last handoff is how it came to who has it now, if it went well.
+fn since(has: Has, last: &Value) -> Option<String> {
+    let text = |name: &str| last.get(name).and_then(Value::as_str);
+    let vmid = last.get("vmid").and_then(Value::as_u64);
+    let is_how = match has {
+        Has::Vm(id) => text("direction") == Some("vfio") && vmid == Some(id.into()),
+        Has::Manual => text("direction") == Some("vfio") && vmid.is_none(),
+        Has::Host | Has::None => text("direction") == Some("home"),
+        Has::Moving(_) | Has::Wedged(_) | Has::Stranded(_) => false,
+    };
+    let went_well = last.get("exit").and_then(Value::as_u64) == Some(0);
+    text("time").filter(|_| is_how && went_well).map(str::to_string)
 }
 
 /// Where a function would be at home if it were handed over now.
@@ -440,20 +420,4 @@ fn user_to_json(user: &Holder) -> Value {
         Place::Unknown => (None, None, None),
     };
     json!({"pid": user.process.pid, "command": user.command, "via": user.via, "mapped": user.how == How::Mapped, "ctid": ctid, "vmid": vmid, "unit": unit})
-}
-
-/// `host -> VM 111 in 84 ms (check 10, release 20; back: clear 54), failed`
-fn describe_last(last: &Value) -> String {
-    let number = |value: &Value, name: &str| value.get(name).and_then(Value::as_u64).unwrap_or(0);
-    let word = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).unwrap_or("?").to_string();
-    let phases = last.get("phases").and_then(Value::as_array).into_iter().flatten();
-    let (back, there): (Vec<_>, Vec<_>) = phases.partition(|phase| word(phase, "way") == "back");
-    let listed = |phases: Vec<&Value>| {
-        let each: Vec<String> =
-            phases.iter().map(|one| format!("{} {}", word(one, "name"), number(one, "ms"))).collect();
-        each.join(", ")
-    };
-    let back = if back.is_empty() { String::new() } else { format!("; back: {}", listed(back)) };
-    let end = if number(last, "exit") == 0 { String::new() } else { format!(", {}", result(last)) };
-    format!("{} in {} ms ({}{back}){end}", way(last), number(last, "ms"), listed(there))
 }

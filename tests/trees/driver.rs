@@ -89,7 +89,9 @@ fn a_remove_that_hangs_and_is_none_of_ours() {
     assert_eq!(gpu["owner"], json!({"kind": "wedged", "vmid": null}));
     let wedged = json!({"step": "unbind from nvidia 0000:01:00.0", "pid": PID, "start": null, "since": null});
     assert_eq!(gpu["wedged"], wedged);
-    assert!(removing().run("--status").out.contains(&format!("which gpu-handoff did not ask for: {unknown}\n")));
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let screen = words(&removing().run("--status").out);
+    assert!(screen.contains(&format!("which gpu-handoff did not ask for: {unknown}")), "{screen}");
     // Nobody is in the middle of anything here.
     let none = removing().without("proc/driver/nvidia/gpus/0000:01:00.0");
     assert_eq!(status(&none)["gpus"][0]["owner"]["kind"], "none");

@@ -42,6 +42,7 @@ mod refresh;
 mod registration;
 mod runs;
 mod schemas;
+mod screens;
 mod setup;
 mod setup_causes;
 mod setup_driver;

@@ -64,6 +64,9 @@ fn status_has_every_key() {
             "dri": null,
             "causes": [],
             "mappings": [],
+            "name": null,
+            "since": "2026-11-20T12:00:00Z",
+            "guests": [{"vmid": 111, "ctid": null, "name": "test", "hook": false}],
             "last": last,
         },
         {
@@ -79,6 +82,9 @@ fn status_has_every_key() {
             "dri": null,
             "causes": [],
             "mappings": [],
+            "name": null,
+            "since": null,
+            "guests": [],
             "last": null,
         },
         {
@@ -94,17 +100,25 @@ fn status_has_every_key() {
             "dri": null,
             "causes": [],
             "mappings": [],
+            "name": null,
+            "since": null,
+            "guests": [],
             "last": null,
         },
-    ], "setup": {"reboot_required": true, "error": null}, "problems": []});
-    assert_eq!(status(&host), expected);
+    ], "driver": null, "setup": {"reboot_required": true, "error": null}, "problems": []});
+    let mut told = status(&host);
+    let findings = told.as_object_mut().unwrap().remove("findings").unwrap();
+    assert_eq!(told, expected);
+    let keys: Vec<&str> = findings[0].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["fix", "found", "guest", "id", "mend", "place", "severity", "why"]);
 }
 
 #[test]
 fn status_without_a_gpu() {
     let host = Host::new().function("0000:02:00.0", "030000", "1002:744c", "amdgpu", 2);
     let setup = json!({"reboot_required": false, "error": null});
-    assert_eq!(status(&host), json!({"schema": 1, "gpus": [], "setup": setup, "problems": []}));
+    let expected = json!({"schema": 1, "gpus": [], "driver": null, "setup": setup, "problems": [], "findings": []});
+    assert_eq!(status(&host), expected);
     let text = Run { code: Some(0), out: "no NVIDIA GPU in this host\n".to_string(), err: String::new() };
     assert_eq!(host.run("--status"), text);
 }
@@ -211,7 +225,15 @@ fn status_does_not_need_the_configuration() {
     let mut told = serde_json::from_str::<Value>(&out).unwrap();
     assert_eq!(told["problems"].take(), json!([format!("{problem}; going on with the defaults")]));
     told["problems"] = json!([]);
-    assert_eq!(told, status(&host()));
+    let mut usual = status(&host());
+    let ids = |status: &mut Value| -> Vec<String> {
+        let findings = status["findings"].take();
+        findings.as_array().unwrap().iter().map(|finding| finding["id"].as_str().unwrap().to_string()).collect()
+    };
+    let (with, without) = (ids(&mut told), ids(&mut usual));
+    let more: Vec<&String> = with.iter().filter(|id| !without.contains(id)).collect();
+    assert_eq!(more, ["config-mistake"]);
+    assert_eq!(told, usual);
 }
 
 /// A VM that draws on the host's GPU (`vga: virtio-gl`) is a user of it, no owner.
@@ -272,6 +294,25 @@ fn status_without_root() {
     assert!(text.contains("\n  used by  unknown: only root may see that\n"), "{text}");
 }
 
+/// What is found beside it takes no program, looks into no container and wakes no card.
+#[test]
+fn status_for_programs_asks_nobody() {
+    let host =
+        host().file("etc/modprobe.d/x.conf", "blacklist nvidia\n").file("etc/pve/lxc/101.conf", "dev0: /dev/nvidia0\n");
+    let unit = host.file("usr/lib/systemd/system/gpu-handoff-setup.service", "");
+    let loud = "#!/bin/sh\necho \"$0 $*\" >>${0%/usr/*}/calls\n";
+    let host =
+        ["usr/bin/systemctl", "usr/bin/dmesg", "usr/bin/grep", "usr/bin/tail", "usr/sbin/pct", "usr/bin/mokutil"]
+            .iter()
+            .fold(unit, |host, program| host.file(program, loud));
+    let findings = status(&host)["findings"].clone();
+    let about = |id: &str| findings.as_array().unwrap().iter().find(|finding| finding["id"] == id).cloned();
+    let hook = about("vm-no-hook").unwrap();
+    assert_eq!((&hook["guest"], &hook["mend"]), (&json!(111), &json!("gpu-handoff enable 111")));
+    assert!(findings.to_string().contains("/etc/modprobe.d/x.conf:1"), "{findings}");
+    assert!(!host.path("calls").exists());
+}
+
 #[test]
 fn status_for_people() {
     let host = settled()
@@ -297,16 +338,18 @@ fn status_for_people() {
         false => ["unknown: only root may see that\n", "  used by  unknown: only root may see that\n"],
     };
     let expected = format!(
-        "0000:01:00  VM 111\n  \
+        "0000:01:00  VM 111 (test)\n  \
            .0  display  10de:2684  group 1    vfio-pci       home nvidia\n  \
            .1  audio    10de:22ba  group 1    vfio-pci       home snd_hda_intel\n  \
+           guest    VM 111 (test) names it WITHOUT the hook: gpu-handoff enable 111\n  \
            used by  {}  \
            last     host -> VM 111 in 84 ms (release 20, bind 64)\n\
          0000:41:00  wedged\n  \
            .0  3D       10de:2330  group 65   nvidia\n\
          {}  \
-           wedged   unbind from nvidia 0000:41:00.0 has not come back since 2026-11-20T12:00:00Z (PID 5000001)\n  \
+           wedged   unbind from nvidia 0000:41:00.0 has not come back since\n           2026-11-20T12:00:00Z (PID 5000001)\n  \
            owed     look again\n  \
+           mend     if the call never ends: reboot\n  \
            last     vfio-pci -> host in 7 ms (wait 7), failed\n\
          reboot required: the host preparation takes effect with the next boot\n",
         user[0], user[1]

@@ -87,7 +87,8 @@ pub struct Container {
 }
 
 impl Guests {
-    pub fn read(app: &App, config: &Config, slots: &[Slot], only: Option<u32>) -> Guests {
+    /// `is_whole`: with what takes more than reading files of this host.
+    pub fn read(app: &App, config: &Config, slots: &[Slot], only: Option<u32>, is_whole: bool) -> Guests {
         let kernel = app.kernel;
         let mut unreadable = Vec::new();
         for folder in ["/etc/pve/qemu-server", "/etc/pve/lxc"] {
@@ -98,15 +99,20 @@ impl Guests {
         }
         let vms = ids(kernel, "/etc/pve/qemu-server").into_iter();
         let mut vms: Vec<Vm> = vms.filter_map(|id| Vm::read(app, id)).collect();
-        ask_for_starts(app, &mut vms, slots, only);
+        if is_whole {
+            ask_for_starts(app, &mut vms, slots, only);
+        }
         let attached = attach::attached(app);
         let container = |id| {
             let is_asked = only == Some(id);
             Container::read(app, config, id, attached.contains(&id), is_asked, slots)
         };
-        let mut all: Vec<Container> = containers::all(kernel).into_iter().filter_map(container).collect();
-        ask_for_attaching(app, &mut all, slots, only);
-        let storages = storage::all(kernel);
+        let ids = if is_whole { containers::all(kernel) } else { Vec::new() };
+        let mut all: Vec<Container> = ids.into_iter().filter_map(container).collect();
+        if is_whole {
+            ask_for_attaching(app, &mut all, slots, only);
+        }
+        let storages = if is_whole { storage::all(kernel) } else { Vec::new() };
         let this = kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
         let this = this.split('.').next().unwrap_or_default().to_string();
         Guests {

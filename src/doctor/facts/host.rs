@@ -44,7 +44,8 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn read(app: &App, config: &Config, slots: &[Slot]) -> Host {
+    /// `is_whole`: with the kernel's log, which a program has to be asked for.
+    pub fn read(app: &App, config: &Config, slots: &[Slot], is_whole: bool) -> Host {
         let kernel = app.kernel;
         let facts = causes::Facts::read(kernel, config);
         let causes = facts.causes();
@@ -67,7 +68,7 @@ impl Host {
             kernels: kernel.list("/lib/modules"),
             initramfs: initramfs(app, &release),
             initramfs_pending: kernel.exists(vfio::PENDING),
-            log: if slots.is_empty() { Vec::new() } else { log(app) },
+            log: if slots.is_empty() || !is_whole { Vec::new() } else { log(app) },
             screen: screen(kernel, slots),
             release,
         }

@@ -13,6 +13,7 @@ use crate::gpu::{Function, Slot, behind};
 use crate::handoff::plan::{check, facts};
 use crate::proxmox::guest;
 use crate::proxmox::pci_id::PciId;
+use crate::report::status::Status;
 use crate::sys::Kernel;
 
 pub struct Facts {
@@ -38,7 +39,14 @@ pub struct Facts {
 
 impl Facts {
     pub fn read(app: &App, only: Option<u32>) -> Facts {
+        Facts::of(app, only, None)
+    }
+
+    /// `status`: one that was read already. Then only files of this host are read beside it: no program is run, no container
+    /// looked into, no process looked at, and no storage, which may be somewhere else.
+    pub fn of(app: &App, only: Option<u32>, status: Option<&Status>) -> Facts {
         let kernel = app.kernel;
+        let is_whole = status.is_none();
         let (config, warnings) = Config::lenient(kernel);
         let mistakes = Config::read(kernel).map_or_else(|problem| vec![problem], |(_, problems)| problems);
         let mut slots = nvidia_slots(kernel);
@@ -50,8 +58,8 @@ impl Facts {
         }
         let functions = slots.iter().flat_map(|slot| &slot.functions);
         let behind = functions.filter_map(|one| Some((one.address, behind::in_use(kernel, one)?))).collect();
-        let host = host::Host::read(app, &config, &slots);
-        let guests = guests::Guests::read(app, &config, &slots, only);
+        let host = host::Host::read(app, &config, &slots, is_whole);
+        let guests = guests::Guests::read(app, &config, &slots, only, is_whole);
         let is_proxmox = ["/usr/bin/pveversion", "/usr/share/perl5/PVE"].iter().any(|path| kernel.exists(path));
         Facts {
             only,
@@ -61,7 +69,7 @@ impl Facts {
             strangers: strangers(kernel, &slots),
             behind,
             driver: driver::Driver::read(app, &config, &slots),
-            ours: ours::Ours { mistakes, ..ours::Ours::read(app, &config, &warnings, &slots, &host, &guests) },
+            ours: ours::Ours { mistakes, ..ours::Ours::read(app, &config, &warnings, &slots, &host, &guests, status) },
             host,
             guests,
             slots,

@@ -58,20 +58,35 @@ pub enum Link {
 }
 
 impl Ours {
-    pub fn read(app: &App, config: &Config, warnings: &[String], slots: &[Slot], host: &Host, guests: &Guests) -> Ours {
+    /// `status`: what was read already, and then no program is run either.
+    pub fn read(
+        app: &App,
+        config: &Config,
+        warnings: &[String],
+        slots: &[Slot],
+        host: &Host,
+        guests: &Guests,
+        status: Option<&Status>,
+    ) -> Ours {
         let kernel = app.kernel;
-        let status = Status::read(kernel, &app.store, nix::unistd::geteuid().is_root());
-        let is_mistake = |fault: &Fault| fault.kind == Kind::Problem && warnings.contains(&fault.text);
+        let faults = match status {
+            None => Status::read(kernel, &app.store, nix::unistd::geteuid().is_root()).each_fault(),
+            Some(status) => status.each_fault(),
+        };
+        let others = stray::of_config(app);
+        let is_mistake = |fault: &Fault| {
+            fault.kind == Kind::Problem && (warnings.contains(&fault.text) || others.contains(&fault.text))
+        };
         let installed =
             UNITS.iter().filter(|unit| UNIT_FOLDERS.iter().any(|folder| kernel.exists(&format!("{folder}/{unit}"))));
         let installed: Vec<&str> = installed.copied().collect();
         let uvm = || kernel.exists("/sys/module/nvidia") && !kernel.exists("/sys/module/nvidia_uvm");
         let mut ours = Ours {
-            faults: status.each_fault().into_iter().filter(|fault| !is_mistake(fault)).collect(),
+            faults: faults.into_iter().filter(|fault| !is_mistake(fault)).collect(),
             are_rules_hidden: kernel.exists(RULES) && (kernel.exists(OWN_RULES) || kernel.link_name(OWN_RULES).is_ok()),
-            slots: stray::of_config(app),
+            slots: others.clone(),
             masked: installed.iter().filter(|unit| is_masked(kernel, unit)).map(ToString::to_string).collect(),
-            failed: failed(kernel, &installed),
+            failed: if status.is_none() { failed(kernel, &installed) } else { Vec::new() },
             link: link(kernel),
             missing: containers::missing_nodes(kernel),
             lacks_uvm: uvm() && guests.containers.iter().any(|one| one.given.iter().any(|given| given.has(nodes::UVM))),

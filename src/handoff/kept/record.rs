@@ -5,6 +5,7 @@
 
 use crate::address::{Address, NoAddress, SlotId};
 use crate::gpu::inventory::Function;
+use crate::gpu::model;
 use crate::gpu::power::Power;
 use crate::proxmox::running;
 use crate::sys::{Kernel, Process};
@@ -134,6 +135,8 @@ pub struct HomeOf {
     pub module: Option<String>,
     /// Whether it might sleep.
     pub power: Power,
+    /// What its driver calls it, which nobody can ask while it is away.
+    pub model: Option<String>,
 }
 
 impl HomeOf {
@@ -145,6 +148,7 @@ impl HomeOf {
             driver: function.driver.clone(),
             module: function.module.clone(),
             power: Power::read(kernel, function.address),
+            model: model::of(kernel, function),
         }
     }
 }
@@ -213,6 +217,9 @@ impl Record {
                 });
                 if !f.power.is_empty() {
                     home["power"] = json!({"control": f.power.control, "d3cold_allowed": f.power.d3cold_allowed});
+                }
+                if let Some(model) = &f.model {
+                    home["model"] = json!(model);
                 }
                 home
             })
@@ -291,6 +298,7 @@ fn parse_function(value: &Value) -> Result<HomeOf> {
                 Power { control: optional(power, "control")?, d3cold_allowed: optional(power, "d3cold_allowed")? }
             }
         },
+        model: optional(value, "model")?,
     })
 }
 
@@ -337,6 +345,7 @@ mod tests {
                 driver: Some("nvidia".to_string()),
                 module: None,
                 power: Power { control: Some("auto".to_string()), d3cold_allowed: None },
+                model: Some("NVIDIA GeForce RTX 4090".to_string()),
             }],
             modules: vec!["nvidia".to_string(), "nvidia_uvm".to_string()],
             stopped: vec![Stopped::Container(101), Stopped::Unit("nvidia-persistenced.service".to_string())],
@@ -360,6 +369,7 @@ mod tests {
         (expected.console, expected.by_hand) = (false, false);
         (expected.stopped, expected.frozen) = (Vec::new(), Vec::new());
         expected.functions[0].power = Power::default();
+        expected.functions[0].model = None;
         assert_eq!(Record::parse(Owner::Vm(111), text.as_bytes()).unwrap(), expected);
     }
 

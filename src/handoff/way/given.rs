@@ -111,7 +111,14 @@ mod tests {
         let home = |slot: &&str| {
             let slot: SlotId = slot.parse().unwrap();
             let driver = Some("nvidia".to_string());
-            HomeOf { slot, address: slot.function(0), module: driver.clone(), driver, power: Power::default() }
+            HomeOf {
+                slot,
+                address: slot.function(0),
+                module: driver.clone(),
+                driver,
+                power: Power::default(),
+                model: None,
+            }
         };
         Record { functions: slots.iter().map(home).collect(), ..Record::new(Owner::Vm(vmid)) }
     }

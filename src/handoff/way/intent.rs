@@ -6,7 +6,7 @@ use crate::config::{self, ForContainer, Home, Policy};
 use crate::gpu::holders::{Devices, Ends, Found, Holder, Place, Reach, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI};
 use crate::gpu::power::Power;
-use crate::gpu::{behind, containers, nodes, nvidia, started};
+use crate::gpu::{behind, containers, model, nodes, nvidia, started};
 use crate::handoff::kept::record::is_with;
 use crate::handoff::kept::record::{HomeOf, Owner, Record, Stopped};
 use crate::handoff::plan::check;
@@ -278,7 +278,8 @@ impl Handoff<'_> {
             configured => self.found_home(slot, function, configured, by_hand),
         };
         let power = Power::read(self.kernel, function.address);
-        HomeOf { slot: slot.id, address: function.address, driver, module, power }
+        let model = model::of(self.kernel, function);
+        HomeOf { slot: slot.id, address: function.address, driver, module, power, model }
     }
 
     /// The modules of a GPU's home driver, in the order in which they are loaded.

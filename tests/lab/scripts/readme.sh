@@ -35,8 +35,8 @@ ok 'the card is with the host' grep -q '^0000:01:00  host' <<<"$out"
 typed 'Let a VM have the card' 5
 in_vm 'the VM' $slot1 111
 # README shows the same.
-shown=$(sed -n '/^    0000:01:00  VM 111$/,/^$/p' "$readme" | sed 's/^    //' | head -n 3)
-same 'what --status shows, but for numbers' "$(tr -d 0-9 <<<"$shown")" "$(gpu-handoff --status | head -n 3 | tr -d 0-9)"
+shown=$(sed -n '/^    0000:01:00  VM 111 /,/^$/p' "$readme" | sed 's/^    //' | grep '^  \.')
+same 'what --status shows of functions, but for numbers' "$(tr -d 0-9 <<<"$shown")" "$(gpu-handoff --status | grep '^  \.' | tr -d 0-9)"
 works 'qm stop 111' qm stop 111
 is_home 'after the VM'
 works 'to-vfio' gpu-handoff to-vfio
