@@ -109,7 +109,7 @@ impl fmt::Display for Claim {
                 (format!("VM {id}"), format!("names it WITHOUT the hook: gpu-handoff enable {id}"))
             }
             Guest::Vm { id, hook: Hook::Another } => {
-                (format!("VM {id}"), format!("names it WITHOUT the hook, has another: gpu-handoff enable {id}"))
+                (format!("VM {id}"), format!("names it with another hook; for both: gpu-handoff enable {id}"))
             }
             Guest::Container(id) => (format!("container {id}"), "is attached to it".to_string()),
         };

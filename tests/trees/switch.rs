@@ -50,6 +50,23 @@ fn a_vm_that_has_the_card_is_shut_down_if_the_policy_says_so() {
     }
 }
 
+/// As after a QEMU that died, of which Proxmox hears a moment later.
+#[test]
+fn what_proxmox_has_yet_to_do_about_its_end_is_waited_for() {
+    let host = two(r#"{"vm":"shutdown"}"#).file("run/qemu-server/111.cleanup", "");
+    let note = host.path("run/qemu-server/111.cleanup");
+    let cleaning = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        fs::remove_file(note).unwrap();
+        std::time::Instant::now()
+    });
+    let run = host.run("112 pre-start");
+    let end = std::time::Instant::now();
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(cleaning.join().unwrap() < end, "it did not wait");
+    assert!(!host.has_own_file("vm-111"));
+}
+
 #[test]
 fn a_vm_keeps_its_card_unless_the_policy_says_otherwise() {
     let keep = "; stop that VM (qm stop 111), or if it does not run: gpu-handoff to-nvidia 0000:01:00; then ";

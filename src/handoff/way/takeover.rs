@@ -195,9 +195,10 @@ impl Handoff<'_> {
                 again(owner)
             )));
         }
-        // What Proxmox does about its end, with its lock; and then QEMU lets go of the card.
+        // What Proxmox does about its end, with its lock, and takes its note away before; then QEMU lets go of the card.
         end = self.kernel.now() + CLEANUP;
-        while running::is_locked(self.kernel, vmid) && self.kernel.now() < end && !self.kernel.is_asked_to_end() {
+        let is_cleaned = || !running::is_noted(self.kernel, vmid) && !running::is_locked(self.kernel, vmid);
+        while !is_cleaned() && self.kernel.now() < end && !self.kernel.is_asked_to_end() {
             self.kernel.sleep(LOOK_AGAIN);
         }
         let record: Option<Record> = self.store.record(&Owner::Vm(vmid))?;

@@ -52,7 +52,8 @@ in_vm 'dies' $slot1 113
 # ---- the start is killed in between: the card comes home ----
 qm start 111 </dev/null >/dev/null 2>&1 &
 start=$!
-ok 'killed: VM 113 makes way' within 20 test -e "$records/next-113"
+makes_way() { ! flock -n "$records/next-113" true; }
+ok 'killed: VM 113 makes way' within 20 makes_way
 kill -9 $start
 pkill -9 -f 'gpu-handoff 111 pre-start'
 ok 'killed: VM 113 ends' within 60 test ! -e /run/qemu-server/113.pid
