@@ -1,5 +1,5 @@
 #!/bin/bash
-# Cards by the name of a resource mapping: alternatives, one taken, one stale, and starts at once.
+# Cards by the name of a resource mapping: alternatives, one taken, one stale.
 # lab: --gpus 2 --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
@@ -41,25 +41,6 @@ in_vm 'taken, VM 112' $slot2 112
 works 'taken: qm stop' qm stop 111
 works 'taken: qm stop' qm stop 112
 is_home 'taken'
-
-# ---- at once: whichever each has, its record says so ----
-for round in 1 2 3 4 5; do
-    qm start 111 >/run/at-once.1 2>&1 </dev/null &
-    first=$!
-    qm start 112 >/run/at-once.2 2>&1 </dev/null &
-    second=$!
-    wait $first && wait $second
-    is "round $round: exit code" 0 $?
-    for vmid in 111 112; do
-        has=$(tr '\0' '\n' <"/proc/$(<"/run/qemu-server/$vmid.pid")/cmdline" | sed -n 's/^vfio-pci,host=\(.*\)\.0,.*/\1/p')
-        ok "round $round: the record of VM $vmid names $has" \
-            within 30 grep -q "\"slot\":\"$has\"" "$records/vm-$vmid"
-    done
-    works "round $round: qm stop" qm stop 111
-    works "round $round: qm stop" qm stop 112
-    is_home "round $round"
-done
-untouched 'after all rounds' "$at_home"
 
 # ---- one is stale ----
 { echo gpu && map $slot1 && map $slot2 10de:1234; } >/etc/pve/mapping/pci.cfg

@@ -58,7 +58,8 @@ rm "$config"
 persistenced=$(pid_of nvidia-persistenced)
 works 'services: qm start' qm start 111
 in_vm 'services' $slot1 111
-says 'services' ' stop ' 'nvidia-powerd.service, needs-persistenced.service, nvidia-persistenced.service'
+says 'services' ' stop ' \
+    'stop nvidia-powerd.service, stop needs-persistenced.service, stop nvidia-persistenced.service'
 if [ "$LAB_GPUS" = 1 ]; then
     is 'services: with the VM' inactive "$(state nvidia-persistenced)"
 else # they serve the card that stays
