@@ -36,6 +36,7 @@ mod given;
 mod guests;
 mod history;
 mod holders;
+mod mappings;
 mod owed;
 mod policy;
 mod refresh;
