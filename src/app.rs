@@ -1,10 +1,10 @@
 //! What every call works with: the machine, our own files, the story, and the configuration once somebody needs it.
 
 use crate::config::Config;
+use crate::exit::{Exit, Result};
 use crate::handoff::Handoff;
 use crate::handoff::kept::history::{self, History};
 use crate::handoff::kept::store::{self, Store};
-use crate::stop::{Result, Stop};
 use crate::story::Story;
 use crate::sys::{Kernel, forget_callers_signals, heed_termination, trace};
 
@@ -36,7 +36,7 @@ impl<'a> App<'a> {
     /// # Errors
     /// When the configuration has a mistake: a person can mend it and try again.
     pub fn config_for_verb(&self) -> Result<Config> {
-        Config::strict(self.kernel).map_err(Stop::usage)
+        Config::strict(self.kernel).map_err(Exit::usage)
     }
 
     pub fn handoff<'h>(&'h self, config: &'h Config) -> Handoff<'h> {

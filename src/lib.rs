@@ -15,13 +15,13 @@ pub mod containers;
 pub mod doctor;
 pub mod driver;
 pub mod events;
+pub mod exit;
 pub mod gpu;
 pub mod handoff;
 pub mod modprobe;
 pub mod proxmox;
 pub mod report;
 pub mod setup;
-pub mod stop;
 pub mod story;
 #[allow(unsafe_code)]
 pub mod sys;

@@ -7,11 +7,17 @@ use once_cell::unsync::OnceCell;
 use std::cell::{Cell, RefCell};
 use std::env;
 use std::ffi::OsString;
+use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 use syslog::{Facility, LogFormat, Logger, LoggerBackend};
 
 const NAME: &str = "gpu-handoff";
+
+/// `install   driver 550.163.01`: a line of what is done or would be, in the columns that all of them share.
+pub fn row(verb: &str, what: &dyn fmt::Display) -> String {
+    format!("{verb:<9} {what}")
+}
 
 pub struct Story {
     /// Opened by the first line, so that a run without one costs nothing. None without a syslog daemon.
@@ -71,7 +77,7 @@ impl Story {
 
     /// One phase of a handoff, columns aligned with its neighbours.
     pub fn phase(&self, name: &str, took: Duration, what: &str) {
-        self.say(&format!("  {name:<9} {:>6} ms  {what}", took.as_millis()));
+        self.say(&format!("  {}", row(name, &format_args!("{:>6} ms  {what}", took.as_millis()))));
     }
 
     fn line(&self, severity: Severity, text: &str) {

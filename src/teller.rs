@@ -1,7 +1,7 @@
 //! Programs that take long: what they say goes to a log, how they get on to whoever waits, and each has an end.
 
 use crate::App;
-use crate::stop::{Result, Stop};
+use crate::exit::{Exit, Result};
 use crate::sys::{Ended, Talking};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -77,7 +77,7 @@ impl<'a> Teller<'a> {
     /// When there can be no log.
     pub fn new(app: &'a App<'a>, who: impl Into<String>, log: &str) -> Result<Teller<'a>> {
         let log_path = format!("{LOGS}/{log}.log");
-        let log = open_log(app, &log_path).map_err(|error| Stop::failed(format!("{log_path}: {error}")))?;
+        let log = open_log(app, &log_path).map_err(|error| Exit::failed(format!("{log_path}: {error}")))?;
         Ok(Teller { app, who: who.into(), log_path, log: RefCell::new(log), room: Cell::new(MOST) })
     }
 
@@ -170,7 +170,7 @@ impl<'a> Teller<'a> {
                 if may_end() {
                     talking.end(PATIENCE);
                     let again = "was interrupted; the same call goes on from there";
-                    return Err(Stop::failed(format!("{}: {what} {again}", self.who)));
+                    return Err(Exit::failed(format!("{}: {what} {again}", self.who)));
                 }
                 was_told_to_end = true;
                 self.say(&format!("{what} goes on: what it has begun must not be cut off"));
@@ -220,8 +220,8 @@ impl<'a> Teller<'a> {
         }
     }
 
-    fn failed(&self, what: &str, why: &str) -> Stop {
-        Stop::failed(format!("{}: {what} failed: {why} (log: {})", self.who, self.log_path))
+    fn failed(&self, what: &str, why: &str) -> Exit {
+        Exit::failed(format!("{}: {what} failed: {why} (log: {})", self.who, self.log_path))
     }
 }
 

@@ -7,7 +7,7 @@ use gpu_handoff::gpu::holders::{Place, Reach, Devices};
 use gpu_handoff::gpu::inventory::{Function, Slot};
 use gpu_handoff::gpu::{nodes, nvidia, static_ids as ids};
 use gpu_handoff::proxmox::running;
-use gpu_handoff::stop::Code;
+use gpu_handoff::exit::Code;
 use gpu_handoff::sys::{self, Action, DeviceNumber, Mapped, Node, Read, Request};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -220,6 +220,6 @@ pub fn command_line(data: &[u8]) {
             assert_eq!(again, Ok(Call::Hook { id, phase }));
         }
         Ok(_) => {}
-        Err(stop) => assert_eq!(stop.code, Code::Usage),
+        Err(exit) => assert_eq!(exit.code, Code::Usage),
     }
 }

@@ -61,7 +61,7 @@ pub fn config(data: &[u8]) {
     Config::lenient(&machine).1.iter().for_each(|problem| assert_one_line(problem));
     match Config::strict(&machine) {
         Ok(config) => {
-            for time in [config.handoff, config.lock] {
+            for time in [config.time.handoff, config.time.lock] {
                 assert!(time <= Duration::from_secs(3600));
             }
             for (slot, home) in &config.homes {

@@ -2,7 +2,7 @@
 //! overrides.
 
 use super::cause::{Cause, Effect, take_out};
-use super::facts::{Facts, Function, Script, ScriptKind as Kind};
+use super::facts::{Facts, Function, Script, ScriptKind};
 use super::ids;
 use crate::modprobe::{files, logical_lines};
 use crate::sys::Kernel;
@@ -27,7 +27,7 @@ const LONG: usize = 64 * 1024;
 pub fn read(kernel: &dyn Kernel) -> Vec<Script> {
     let mut found: Vec<Script> = Vec::new();
     let text = |path: &str| kernel.text(path).filter(|text| text.len() <= LONG);
-    let mut add = |path: String, kind: Kind| {
+    let mut add = |path: String, kind: ScriptKind| {
         if let Some(text) = text(&path)
             && !found.iter().any(|script| script.path == path)
         {
@@ -38,27 +38,30 @@ pub fn read(kernel: &dyn Kernel) -> Vec<Script> {
         for stage in kernel.list(directory) {
             let stage = format!("{directory}/{stage}");
             for name in kernel.list(&stage) {
-                add(format!("{stage}/{name}"), Kind::Initramfs);
+                add(format!("{stage}/{name}"), ScriptKind::Initramfs);
             }
         }
     }
     for directory in INITRAMFS_FLAT {
         for name in kernel.list(directory) {
-            add(format!("{directory}/{name}"), Kind::Initramfs);
+            add(format!("{directory}/{name}"), ScriptKind::Initramfs);
         }
     }
     for path in INITRAMFS_MODULES {
-        add(path.to_string(), Kind::InitramfsModules);
+        add(path.to_string(), ScriptKind::InitramfsModules);
     }
     for unit in units(kernel) {
-        add(unit, Kind::Boot);
+        add(unit, ScriptKind::Boot);
     }
     for path in JOBS.iter().map(ToString::to_string).chain(files(kernel, &[JOBS_DIRECTORY], &[""])) {
-        add(path, Kind::Boot);
+        add(path, ScriptKind::Boot);
     }
     // What those name, and what modprobe is told to run.
-    let mut named: Vec<String> =
-        found.iter().filter(|script| script.kind == Kind::Boot).flat_map(|script| programs(&script.text)).collect();
+    let mut named: Vec<String> = found
+        .iter()
+        .filter(|script| script.kind == ScriptKind::Boot)
+        .flat_map(|script| programs(&script.text))
+        .collect();
     for line in crate::modprobe::read(kernel).iter().filter(|line| line.words[0] == "install") {
         named.extend(programs(&line.words().into_iter().skip(2).collect::<Vec<_>>().join(" ")));
     }
@@ -66,7 +69,7 @@ pub fn read(kernel: &dyn Kernel) -> Vec<Script> {
         if let Some(text) = text(&path).filter(|text| text.starts_with("#!"))
             && !found.iter().any(|script| script.path == path)
         {
-            found.push(Script { path, text, kind: Kind::Named });
+            found.push(Script { path, text, kind: ScriptKind::Named });
         }
     }
     found
@@ -114,9 +117,9 @@ pub fn find(facts: &Facts) -> Vec<Cause> {
     let mut found: Vec<Cause> = facts.overrides.iter().filter_map(|one| driverctl(facts, one)).collect();
     for script in &facts.scripts {
         found.extend(match script.kind {
-            Kind::InitramfsModules => modules(facts, script),
-            Kind::Initramfs | Kind::Boot => commands(facts, script).into_iter().collect(),
-            Kind::Named => Vec::new(),
+            ScriptKind::InitramfsModules => modules(facts, script),
+            ScriptKind::Initramfs | ScriptKind::Boot => commands(facts, script).into_iter().collect(),
+            ScriptKind::Named => Vec::new(),
         });
     }
     found
@@ -173,18 +176,18 @@ fn commands(facts: &Facts, script: &Script) -> Option<Cause> {
     let path = &script.path;
     if let Some(line) = binds(&script.text, &facts.functions) {
         let text = script.text.lines().nth(line - 1).unwrap_or_default();
-        if script.kind == Kind::Initramfs {
+        if script.kind == ScriptKind::Initramfs {
             return Some(cause(line, text, "gives the card to vfio-pci in the initramfs", format!("mv {path} /root/")));
         }
         return Some(cause(line, text, "gives the card to vfio-pci at boot", at_boot(path, line)));
     }
-    if script.kind != Kind::Boot {
+    if script.kind != ScriptKind::Boot {
         return None;
     }
     let lines = script.text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with('#'));
     for (at, line) in lines {
         let named = programs(line);
-        let runs = facts.scripts.iter().find(|other| other.kind == Kind::Named && named.contains(&other.path));
+        let runs = facts.scripts.iter().find(|other| other.kind == ScriptKind::Named && named.contains(&other.path));
         if let Some(other) = runs.filter(|other| binds(&other.text, &facts.functions).is_some()) {
             let does = format!("gives the card to vfio-pci at boot, by {}", other.path);
             return Some(cause(at + 1, line, &does, at_boot(path, at + 1)));
@@ -299,23 +302,24 @@ mod tests {
         let pair = |place: &str, mend: &str| vec![(place.to_string(), mend.to_string())];
         let early = "/etc/initramfs-tools/scripts/init-top/vfio.sh";
         assert_eq!(
-            found(vec![script(early, bind, Kind::Initramfs)]),
+            found(vec![script(early, bind, ScriptKind::Initramfs)]),
             pair(&format!("{early}:2"), &format!("mv {early} /root/"))
         );
         let unit = "/etc/systemd/system/vfio.service";
         let text = "[Service]\nExecStart=-/usr/local/bin/bind.sh now\n";
-        let both = vec![script(unit, text, Kind::Boot), script("/usr/local/bin/bind.sh", bind, Kind::Named)];
+        let both =
+            vec![script(unit, text, ScriptKind::Boot), script("/usr/local/bin/bind.sh", bind, ScriptKind::Named)];
         assert_eq!(found(both), pair(&format!("{unit}:2"), "systemctl disable vfio.service"));
         let modules = "/etc/initramfs-tools/modules";
         let text = "# x\nvfio\nvfio_pci ids=10de:2684,10de:22ba\n";
         assert_eq!(
-            found(vec![script(modules, text, Kind::InitramfsModules)]),
+            found(vec![script(modules, text, ScriptKind::InitramfsModules)]),
             pair(&format!("{modules}:3"), &format!("sed -i '3s/^/# /' {modules}"))
         );
         let job = "/etc/cron.d/x";
         let text = "@reboot root driverctl set-override 0000:01:00.0 vfio-pci\n";
         assert_eq!(
-            found(vec![script(job, text, Kind::Boot)]),
+            found(vec![script(job, text, ScriptKind::Boot)]),
             pair("/etc/cron.d/x:1", "sed -i '1s/^/# /' /etc/cron.d/x")
         );
     }

@@ -95,6 +95,14 @@ impl Flag {
         let dashes = if self.name.len() == 1 { "-" } else { "--" };
         format!("{dashes}{}", self.name)
     }
+
+    /// With its value, as a usage line has it.
+    pub fn usage(&self) -> String {
+        match self.value {
+            Some(value) => format!("{} {}", self.spelled(), value.name()),
+            None => self.spelled(),
+        }
+    }
 }
 
 impl Value {
@@ -124,10 +132,7 @@ impl Term {
     fn usage(&self) -> String {
         match self {
             Term::Value(value) => value.name(),
-            Term::Flag(flag) => match flag.value {
-                Some(value) => format!("{} {}", flag.spelled(), value.name()),
-                None => flag.spelled(),
-            },
+            Term::Flag(flag) => flag.usage(),
         }
     }
 }

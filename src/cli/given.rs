@@ -4,8 +4,8 @@ use super::call::Call;
 use crate::address::SlotId;
 use crate::containers::{Style, Who, Wish};
 use crate::doctor::{self, How};
+use crate::exit::{Exit, Result};
 use crate::setup::{self, driver, vfio};
-use crate::stop::{Result, Stop};
 use std::collections::BTreeMap;
 
 /// Each flag that was given, with its values.
@@ -141,13 +141,13 @@ impl Given<'_> {
 }
 
 fn slot_from(word: &str) -> Result<SlotId> {
-    SlotId::from_named(word).ok_or_else(|| Stop::usage(format!("{word} is no slot; a slot is written like 0000:01:00")))
+    SlotId::from_named(word).ok_or_else(|| Exit::usage(format!("{word} is no slot; a slot is written like 0000:01:00")))
 }
 
 pub(super) fn guest_id(word: &str) -> Result<u32> {
     word.parse().map_err(|_| usage(&format!("{word} is no guest id")))
 }
 
-pub(super) fn usage(problem: &str) -> Stop {
-    Stop::usage(format!("{problem}; see gpu-handoff --help"))
+pub(super) fn usage(problem: &str) -> Exit {
+    Exit::usage(format!("{problem}; see gpu-handoff --help"))
 }

@@ -1,7 +1,7 @@
 //! What `--help`, `VERB --help` and a call without a verb print, and which verb somebody meant: all from the one table.
 
 use super::flags::Argument;
-use super::verbs::{Kind, VERBS, Verb};
+use super::verbs::{Heading, VERBS, Verb};
 
 const WIDTH: usize = 80;
 
@@ -36,7 +36,8 @@ Exit codes:
 /// Of everything, or of the verbs that `topic` names or begins.
 pub(super) fn help(topic: &str) -> String {
     if topic.is_empty() {
-        let groups = [("Every day", Kind::Everyday), ("Containers", Kind::Container), ("The host", Kind::Host)];
+        let groups =
+            [("Every day", Heading::Everyday), ("Containers", Heading::Container), ("The host", Heading::Host)];
         let groups: String = groups.iter().map(|(title, kind)| format!("\n{title}:\n{}", list(*kind))).collect();
         return [ABOUT, &groups, HOOK, END, CODES].concat();
     }
@@ -48,7 +49,7 @@ pub(super) fn everyday() -> String {
     [
         ABOUT,
         "\n",
-        &list(Kind::Everyday),
+        &list(Heading::Everyday),
         "\ngpu-handoff --help lists the others, gpu-handoff VERB --help explains one.\n",
     ]
     .concat()
@@ -69,7 +70,7 @@ impl Verb {
     }
 }
 
-fn list(kind: Kind) -> String {
+fn list(kind: Heading) -> String {
     let mut text = String::new();
     for verb in VERBS.iter().filter(|verb| verb.kind == kind) {
         wrap(&mut text, "  gpu-handoff ", &format!("{} {}", verb.names[0], verb.positional()));
@@ -88,6 +89,11 @@ fn one(verb: &Verb) -> String {
     let mut paragraph = [verb.about, ". ", verb.more].concat();
     paragraph[..1].make_ascii_uppercase();
     wrap(&mut text, "", &paragraph);
+    text.push_str("\nOptions:\n");
+    for flag in verb.all_flags() {
+        wrap(&mut text, "  ", &flag.usage());
+        wrap(&mut text, "      ", flag.about);
+    }
     text + "\nExample:\n  gpu-handoff " + verb.example + "\n"
 }
 
@@ -124,7 +130,7 @@ pub(super) fn meant(typed: &str, flags: impl Iterator<Item = String>) -> Option<
     if typed.starts_with("--") {
         flags.for_each(|flag| consider(&flag, &flag));
     }
-    for name in VERBS.iter().filter(|verb| verb.kind != Kind::Internal).flat_map(|verb| verb.names) {
+    for name in VERBS.iter().filter(|verb| verb.kind != Heading::Internal).flat_map(|verb| verb.names) {
         consider(name, name);
         if let Some((first, last)) = name.split_once(' ') {
             consider(first, first);
@@ -175,7 +181,7 @@ mod tests {
                 assert!(text.contains(name) && text.contains("\nExample:\n  gpu-handoff "), "{name}: {text}");
             }
             let is_listed = all.contains(&format!("\n  gpu-handoff {}", verb.names[0]));
-            assert_eq!(is_listed, verb.kind != Kind::Internal, "{}", verb.names[0]);
+            assert_eq!(is_listed, verb.kind != Heading::Internal, "{}", verb.names[0]);
             // What the example shows is understood, and is this verb.
             let shown = parsed(verb.example).unwrap_or_else(|problem| panic!("{}: {problem}", verb.example));
             assert!(!matches!(shown.call, Call::Everyday | Call::Hook { .. }), "{}", verb.example);
@@ -188,7 +194,9 @@ mod tests {
         assert_eq!(
             help("to-nvidia"),
             "Usage:\n  gpu-handoff to-home [SLOT|--gpu SLOT] [--dry-run]\n  also: to-nvidia, to_nvidia, handoff nvidia\n\n\
-             Bring a GPU home by hand, whatever its home is.\n\nExample:\n  gpu-handoff to-home 01:00\n"
+             Bring a GPU home by hand, whatever its home is.\n\n\
+             Options:\n  --gpu SLOT\n      which GPU\n  --dry-run\n      print what would be done, and change nothing\n\
+             \x20 --quiet\n      only warnings and errors\n\nExample:\n  gpu-handoff to-home 01:00\n"
         );
         assert_eq!(help("container").matches("Usage:").count(), 5);
         assert_eq!(help("contain"), "");

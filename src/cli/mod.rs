@@ -10,19 +10,19 @@ mod verbs;
 pub use call::{Asked, Call};
 pub use flags::{Argument, Flag, OUTPUT_FORMAT, QUIET, Term, Value};
 pub use parse::parse;
-pub use verbs::{Kind, VERBS, Verb};
+pub use verbs::{Heading, VERBS, Verb};
 
 use crate::App;
 use crate::config::{self, Config};
 use crate::containers;
 use crate::doctor;
 use crate::events::{hookscript, manual, settle, stray, switch, udev, watch};
+use crate::exit::{Exit, Result};
 use crate::handoff::kept::history::History;
 use crate::report::status::Status;
 use crate::report::zone::Zone;
 use crate::report::{self, history, screen};
 use crate::setup::{self, driver, hookscript as registration};
-use crate::stop::{Result, Stop};
 use std::env;
 use std::io::{ErrorKind, Write};
 
@@ -35,7 +35,7 @@ pub fn run(app: &App, asked: &Asked) -> Result<()> {
     }
     let changes = asked.changes();
     if changes && app.kernel.is_real() && !nix::unistd::geteuid().is_root() {
-        return Err(Stop::failed("only root can do that; nothing was touched; try again with sudo"));
+        return Err(Exit::failed("only root can do that; nothing was touched; try again with sudo"));
     }
     if !changes && !matches!(call, Call::Hook { .. }) {
         app.kernel.end_with_this_run();
@@ -104,7 +104,7 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
         Call::Disable { id, .. } => registration::disable(app, *id),
         Call::HostSetup { what, .. } => setup::run(app, what),
         Call::ConfigCheck => check_config(app),
-        Call::ConfigShow => print(&report::config::to_text(&config::effective(app.kernel).map_err(Stop::usage)?)),
+        Call::ConfigShow => print(&report::config::to_text(&config::effective(app.kernel).map_err(Exit::usage)?)),
         Call::Udev => udev::run(app),
         Call::Settle => settle::run(app),
         Call::Doctor(wish) => {
@@ -131,7 +131,7 @@ fn status(app: &App, json: bool, check: bool) -> Result<()> {
     }
     if json { print(&status_json(app, &status)) } else { print(&screen::to_text(&status, &zone(app))) }?;
     match status.faults().as_slice() {
-        faults @ [_, ..] if check => Err(Stop::failed(format!("not as it should be: {}", faults.join("; ")))),
+        faults @ [_, ..] if check => Err(Exit::failed(format!("not as it should be: {}", faults.join("; ")))),
         _ => Ok(()),
     }
 }
@@ -159,14 +159,14 @@ fn zone(app: &App) -> Zone {
 }
 
 fn check_config(app: &App) -> Result<()> {
-    let (_, mut problems) = Config::read(app.kernel).map_err(Stop::usage)?;
+    let (_, mut problems) = Config::read(app.kernel).map_err(Exit::usage)?;
     problems.extend(stray::of_config(app));
     match problems.as_slice() {
         [] => print(&format!("{}: nothing is wrong\n", config::PATH)),
-        [problem] => Err(Stop::usage(problem)),
+        [problem] => Err(Exit::usage(problem)),
         [others @ .., last] => {
             others.iter().for_each(|problem| app.story.error(problem));
-            Err(Stop::usage(last))
+            Err(Exit::usage(last))
         }
     }
 }
@@ -174,7 +174,7 @@ fn check_config(app: &App) -> Result<()> {
 /// A reader that has seen enough is no failure.
 fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Stop::failed(format!("standard output: {error}"))),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Exit::failed(format!("standard output: {error}"))),
         _ => Ok(()),
     }
 }

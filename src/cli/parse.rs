@@ -5,7 +5,7 @@ use super::flags::Flag;
 use super::given::{Flags, Given, guest_id, usage};
 use super::help;
 use super::verbs::{self, VERBS, Verb};
-use crate::stop::{Result, Stop};
+use crate::exit::{Exit, Result};
 use lexopt::Arg;
 use std::ffi::OsString;
 
@@ -66,7 +66,7 @@ fn topic_of(words: &[&str]) -> Result<String> {
     match find(words) {
         Ok((verb, _)) => Ok(verb.names[0].to_string()),
         Err(_) if !seconds(first).is_empty() => Ok((*first).to_string()),
-        Err(stop) => Err(stop),
+        Err(exit) => Err(exit),
     }
 }
 
@@ -135,7 +135,7 @@ fn refuse_other_flags(flags: &Flags, takes: impl Fn(&str) -> bool) -> Result<()>
 }
 
 /// A flag where it does not belong.
-fn misplaced(flag: &str) -> Stop {
+fn misplaced(flag: &str) -> Exit {
     let verbs: Vec<&str> = VERBS.iter().filter(|verb| verb.takes(flag)).map(|verb| verb.names[0]).collect();
     usage(&match flag {
         "quiet" => "--quiet goes with a verb".to_string(),
@@ -147,7 +147,7 @@ fn misplaced(flag: &str) -> Stop {
     })
 }
 
-fn unknown(word: &str) -> Stop {
+fn unknown(word: &str) -> Exit {
     let meant = help::meant(word, verbs::flags().map(Flag::spelled))
         .map_or_else(String::new, |name| format!(", did you mean {name}?"));
     usage(&format!("{word} is unknown{meant}"))
@@ -155,7 +155,7 @@ fn unknown(word: &str) -> Stop {
 
 #[cfg(test)]
 pub(super) fn parsed(line: &str) -> std::result::Result<Asked, String> {
-    parse(line.split_whitespace().map(OsString::from)).map_err(|stop| stop.message)
+    parse(line.split_whitespace().map(OsString::from)).map_err(|exit| exit.message)
 }
 
 #[cfg(test)]

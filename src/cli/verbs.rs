@@ -10,14 +10,14 @@ use super::flags::{STORAGE, STYLE, TO, Term, UNDO, UNFINISHED, VERB, VMID};
 use super::given::{Given, usage};
 use crate::events::settle;
 use crate::events::watch::After;
+use crate::exit::Result;
 use crate::handoff::way::reconcile::Scope;
 use crate::handoff::way::resume;
 use crate::setup::{self, driver};
-use crate::stop::Result;
 
 /// Under which heading of `--help` a verb stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum Heading {
     Everyday,
     Container,
     Host,
@@ -28,7 +28,7 @@ pub enum Kind {
 pub struct Verb {
     /// The first is the one to use; the others are older spellings. Some are of two words.
     pub names: &'static [&'static str],
-    pub kind: Kind,
+    pub kind: Heading,
     /// Flags are in here too: what is not, does not go with this verb.
     pub arguments: &'static [Argument],
     pub about: &'static str,
@@ -70,7 +70,7 @@ pub(super) fn flags() -> impl Iterator<Item = &'static Flag> {
 pub const VERBS: &[Verb] = &[
     Verb {
         names: &["--status", "status"],
-        kind: Kind::Everyday,
+        kind: Heading::Everyday,
         arguments: &[May(&[JSON]), May(&[CHECK])],
         about: "every NVIDIA GPU: functions, drivers, owner, users, last handoff",
         more: "Ask as root: others are not shown who uses a GPU. With --check it ends with 1 when something is not as it \
@@ -81,7 +81,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["doctor"],
-        kind: Kind::Everyday,
+        kind: Heading::Everyday,
         arguments: &[
             May(&[ID]),
             May(&[JSON]),
@@ -100,7 +100,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["history"],
-        kind: Kind::Everyday,
+        kind: Heading::Everyday,
         arguments: &[May(&[VMID]), May(&[NUMBER]), May(&[JSON])],
         about: "past handoffs and refusals, the newest last",
         more: "Each with when it ended (local time; UTC with --json), which way it went, how long it took, its result and \
@@ -114,7 +114,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["plan"],
-        kind: Kind::Everyday,
+        kind: Heading::Everyday,
         arguments: &[Needs(&[VMID]), May(&[JSON])],
         about: "the steps that starting this VM would take now, or why it would be refused",
         more: "",
@@ -123,7 +123,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["switch"],
-        kind: Kind::Everyday,
+        kind: Heading::Everyday,
         arguments: &[Needs(&[VMID]), May(&[DRY_RUN])],
         about: "shut down the VM that has this one's GPU, and start this one",
         more: "Whatever policy.vm says; hard only where that is stop. The GPU stays with vfio-pci in between. Refused where the \
@@ -133,7 +133,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["enable"],
-        kind: Kind::Everyday,
+        kind: Heading::Everyday,
         arguments: &[Needs(&[ID]), May(&[STORAGE]), May(&[DRY_RUN])],
         about: "make this the hookscript of a VM or container; never in the place of another",
         more: "What the next start of a VM would be refused for is told. With --storage the hookscript is a small script on that \
@@ -143,7 +143,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["disable"],
-        kind: Kind::Everyday,
+        kind: Heading::Everyday,
         arguments: &[Needs(&[ID]), May(&[DRY_RUN])],
         about: "remove this hookscript from a VM or container, and no other",
         more: "",
@@ -152,7 +152,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["to-vfio", "to_vfio", "handoff vfio"],
-        kind: Kind::Everyday,
+        kind: Heading::Everyday,
         arguments: &[May(&[SLOT, GPU]), May(&[DRY_RUN])],
         about: "give a GPU to vfio-pci by hand, until to-home or a reboot",
         more: "",
@@ -161,7 +161,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["to-home", "to-nvidia", "to_nvidia", "handoff nvidia"],
-        kind: Kind::Everyday,
+        kind: Heading::Everyday,
         arguments: &[May(&[SLOT, GPU]), May(&[DRY_RUN])],
         about: "bring a GPU home by hand, whatever its home is",
         more: "",
@@ -170,7 +170,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["container attach"],
-        kind: Kind::Container,
+        kind: Heading::Container,
         arguments: &[Needs(&[CTID]), Several(&[SLOT]), May(&[GPU]), May(&[STYLE]), May(&[DRI]), May(&[DRY_RUN])],
         about: "let a container use the GPU: device rules and nodes in its configuration",
         more: "It starts without the GPU too; with --style dev only while the nodes are there. --dri adds the DRM nodes.",
@@ -179,7 +179,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["container detach"],
-        kind: Kind::Container,
+        kind: Heading::Container,
         arguments: &[Needs(&[CTID]), May(&[DRY_RUN])],
         about: "take out of its configuration what attach put in, and nothing else",
         more: "",
@@ -188,7 +188,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["container setup"],
-        kind: Kind::Container,
+        kind: Heading::Container,
         arguments: &[
             Needs(&[CTID]),
             Several(&[SLOT]),
@@ -208,7 +208,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["container check"],
-        kind: Kind::Container,
+        kind: Heading::Container,
         arguments: &[Needs(&[CTID, ALL])],
         about: "whether driver, device nodes and rules of a container fit those of the host",
         more: "",
@@ -217,7 +217,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["container sync"],
-        kind: Kind::Container,
+        kind: Heading::Container,
         arguments: &[Needs(&[CTID, ALL]), May(&[DRY_RUN])],
         about: "bring containers to the host's version of the driver, and their rules up to date",
         more: "",
@@ -226,7 +226,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["setup vfio"],
-        kind: Kind::Host,
+        kind: Heading::Host,
         arguments: &[May(&[CMDLINE]), May(&[UNDO]), May(&[DEFER]), May(&[DRY_RUN])],
         about: "prepare the host: vfio-pci at boot, and no driver that takes the card first",
         more: "--cmdline turns the IOMMU on in the kernel's command line; --undo takes it all back; --defer keeps what fails for setup pending.",
@@ -235,7 +235,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["setup driver"],
-        kind: Kind::Host,
+        kind: Heading::Host,
         arguments: &[May(&[INSTALL_DEPS]), May(&[PURGE]), May(&[KERNEL]), May(&[UNDO]), May(&[DEFER]), May(&[DRY_RUN])],
         about: "install NVIDIA's driver on the host from its own installer",
         more: "--kernel builds only its modules for that kernel; --install-deps has apt install what that takes; --purge has apt purge a driver from packages; --undo takes it back.",
@@ -250,7 +250,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["setup all"],
-        kind: Kind::Host,
+        kind: Heading::Host,
         arguments: &[May(&[CMDLINE]), May(&[INSTALL_DEPS]), May(&[PURGE]), May(&[UNDO]), May(&[DRY_RUN])],
         about: "setup vfio, and setup driver where one is configured",
         more: "",
@@ -259,7 +259,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["setup pending"],
-        kind: Kind::Host,
+        kind: Heading::Host,
         arguments: &[May(&[DRY_RUN])],
         about: "what set-up could not do when it was due; runs by itself at boot",
         more: "",
@@ -268,7 +268,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["config check"],
-        kind: Kind::Host,
+        kind: Heading::Host,
         arguments: &[],
         about: "what is wrong with the configuration, a line for each mistake",
         more: "A hook goes on without a key that is wrong.",
@@ -277,7 +277,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["config show"],
-        kind: Kind::Host,
+        kind: Heading::Host,
         arguments: &[],
         about: "every key with the value that holds, and where it comes from",
         more: "",
@@ -286,7 +286,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["reconcile"],
-        kind: Kind::Host,
+        kind: Heading::Host,
         arguments: &[May(&[UNFINISHED, OWED]), May(&[DRY_RUN])],
         about: "bring home what a VM that does not run left behind; make missing device nodes",
         more: "Runs at boot. --unfinished: only what a killed handoff left behind; --owed is what the keeper runs by itself.",
@@ -303,7 +303,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["udev"],
-        kind: Kind::Internal,
+        kind: Heading::Internal,
         arguments: &[],
         about: "what a device event calls for, read from the environment; udev runs it",
         more: "",
@@ -312,7 +312,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &[settle::VERB],
-        kind: Kind::Internal,
+        kind: Heading::Internal,
         arguments: &[],
         about: "after device events: make missing device nodes, see to containers whose nodes went stale",
         more: "",
@@ -321,7 +321,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &[resume::VERB],
-        kind: Kind::Internal,
+        kind: Heading::Internal,
         arguments: &[],
         about: "start again what was stopped for a handoff that is over",
         more: "",
@@ -330,7 +330,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["watch"],
-        kind: Kind::Internal,
+        kind: Heading::Internal,
         arguments: &[Needs(&[VMID]), May(&[REBOOT, STOP])],
         about: "what a hook leaves behind: wait until Proxmox is through with the VM, or its GPU must come home",
         more: "",
@@ -346,7 +346,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["--help", "-h", "help"],
-        kind: Kind::Host,
+        kind: Heading::Host,
         arguments: &[May(&[VERB])],
         about: "what there is, or one verb with an example",
         more: "",
@@ -355,7 +355,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         names: &["--version", "-V"],
-        kind: Kind::Host,
+        kind: Heading::Host,
         arguments: &[],
         about: "the version",
         more: "",

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// What a key may hold.
-enum Kind {
+enum Holds {
     /// At least so many, and the default.
     Seconds(f64, u64),
     /// The first is the default.
@@ -14,40 +14,40 @@ enum Kind {
     Flag,
 }
 
-impl Kind {
+impl Holds {
     fn default(&self) -> Value {
         match self {
-            Kind::Seconds(_, default) => (*default).into(),
-            Kind::Word(words) => words[0].into(),
-            Kind::TextOrNull => Value::Null,
-            Kind::Flag => false.into(),
+            Holds::Seconds(_, default) => (*default).into(),
+            Holds::Word(words) => words[0].into(),
+            Holds::TextOrNull => Value::Null,
+            Holds::Flag => false.into(),
         }
     }
 }
 
 /// Every key there is. `*` stands for a slot, a CTID or a VMID.
-const KEYS: &[(&str, Kind)] = &[
-    ("gpus.*.home", Kind::Word(&["auto", "nvidia", "nouveau", "vfio-pci", "none"])),
+const KEYS: &[(&str, Holds)] = &[
+    ("gpus.*.home", Holds::Word(&["auto", "nvidia", "nouveau", "vfio-pci", "none"])),
     // With less an ordinary modprobe, which gets two thirds of it, would look stuck.
-    ("time.handoff_s", Kind::Seconds(1.0, 60)),
-    ("time.lock_s", Kind::Seconds(0.1, 10)),
-    ("time.stop_s", Kind::Seconds(0.1, 90)),
-    ("policy.process", Kind::Word(&["refuse", "kill"])),
-    ("policy.unit", Kind::Word(&["refuse", "stop"])),
-    ("policy.nvidia_services", Kind::Word(&["stop", "refuse"])),
-    ("policy.container", Kind::Word(&["refuse", "stop", "leave"])),
-    ("policy.containers.*", Kind::Word(&["refuse", "stop", "leave"])),
-    ("policy.vm", Kind::Word(&["refuse", "shutdown", "stop"])),
-    ("policy.vms.*", Kind::Word(&["refuse", "shutdown", "stop"])),
-    ("policy.backup", Kind::Word(&["idle", "refuse", "policy"])),
-    ("policy.ct_without_gpu", Kind::Word(&["start", "refuse"])),
-    ("driver.runfile", Kind::TextOrNull),
-    ("driver.runfile_url", Kind::TextOrNull),
-    ("driver.sha256", Kind::TextOrNull),
-    ("driver.dkms", Kind::Flag),
-    ("driver.module", Kind::Word(&["auto", "open", "proprietary"])),
-    ("cuda.package", Kind::TextOrNull),
-    ("cuda.repo", Kind::TextOrNull),
+    ("time.handoff_s", Holds::Seconds(1.0, 60)),
+    ("time.lock_s", Holds::Seconds(0.1, 10)),
+    ("time.stop_s", Holds::Seconds(0.1, 90)),
+    ("policy.process", Holds::Word(&["refuse", "kill"])),
+    ("policy.unit", Holds::Word(&["refuse", "stop"])),
+    ("policy.nvidia_services", Holds::Word(&["stop", "refuse"])),
+    ("policy.container", Holds::Word(&["refuse", "stop", "leave"])),
+    ("policy.containers.*", Holds::Word(&["refuse", "stop", "leave"])),
+    ("policy.vm", Holds::Word(&["refuse", "shutdown", "stop"])),
+    ("policy.vms.*", Holds::Word(&["refuse", "shutdown", "stop"])),
+    ("policy.backup", Holds::Word(&["idle", "refuse", "policy"])),
+    ("policy.ct_without_gpu", Holds::Word(&["start", "refuse"])),
+    ("driver.runfile", Holds::TextOrNull),
+    ("driver.runfile_url", Holds::TextOrNull),
+    ("driver.sha256", Holds::TextOrNull),
+    ("driver.dkms", Holds::Flag),
+    ("driver.module", Holds::Word(&["auto", "open", "proprietary"])),
+    ("cuda.package", Holds::TextOrNull),
+    ("cuda.repo", Holds::TextOrNull),
 ];
 
 /// Takes out of a document what cannot stand there: an unknown key, a wrong type, a slot that is none or is there twice. A
@@ -115,15 +115,15 @@ pub(super) fn effective(document: &Value) -> Vec<(String, Value, bool)> {
     all
 }
 
-fn check_value(value: &Value, kind: &Kind) -> Result<(), String> {
+fn check_value(value: &Value, kind: &Holds) -> Result<(), String> {
     let (right, expected) = match kind {
-        Kind::Seconds(least, _) => {
+        Holds::Seconds(least, _) => {
             let right = value.as_f64().is_some_and(|s| (*least..=3600.0).contains(&s));
             (right, format!("seconds from {least} to 3600"))
         }
-        Kind::Word(words) => (value.as_str().is_some_and(|w| words.contains(&w)), words.join(" or ")),
-        Kind::TextOrNull => (value.is_string() || value.is_null(), "a string or null".to_string()),
-        Kind::Flag => (value.is_boolean(), "true or false".to_string()),
+        Holds::Word(words) => (value.as_str().is_some_and(|w| words.contains(&w)), words.join(" or ")),
+        Holds::TextOrNull => (value.is_string() || value.is_null(), "a string or null".to_string()),
+        Holds::Flag => (value.is_boolean(), "true or false".to_string()),
     };
     if right { Ok(()) } else { Err(expected) }
 }

@@ -15,16 +15,28 @@ pub const PATH: &str = "/etc/gpu-handoff/config.json";
 pub struct Config {
     /// The home driver of a slot's GPU where it is not simply what the GPU had: `gpus.SLOT.home`.
     pub homes: BTreeMap<SlotId, Home>,
-    /// `time.handoff_s`: what one handoff may take in one direction.
-    pub handoff: Duration,
-    /// `time.lock_s`: how long to wait for another handoff to end.
-    pub lock: Duration,
-    /// `time.stop_s`: what stopping all that uses a GPU may take, before the handoff's own time begins.
-    pub stop: Duration,
+    pub time: Time,
     pub policy: Policy,
     pub backup: Backup,
     pub driver: Driver,
     pub cuda: Cuda,
+}
+
+/// How long what may take: `time`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Time {
+    /// `time.handoff_s`: one handoff in one direction.
+    pub handoff: Duration,
+    /// `time.lock_s`: until another handoff ends.
+    pub lock: Duration,
+    /// `time.stop_s`: to stop all that uses a GPU, before the handoff's own time begins.
+    pub stop: Duration,
+}
+
+impl Default for Time {
+    fn default() -> Time {
+        Time { handoff: Duration::from_secs(60), lock: Duration::from_secs(10), stop: Duration::from_secs(90) }
+    }
 }
 
 /// Where the driver's installer comes from: `driver`.
@@ -165,9 +177,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             homes: BTreeMap::new(),
-            handoff: Duration::from_secs(60),
-            lock: Duration::from_secs(10),
-            stop: Duration::from_secs(90),
+            time: Time::default(),
             policy: Policy::default(),
             backup: Backup::Idle,
             driver: Driver::default(),
@@ -229,9 +239,11 @@ impl Config {
         }
         Config {
             homes,
-            handoff: seconds("/time/handoff_s", defaults.handoff),
-            lock: seconds("/time/lock_s", defaults.lock),
-            stop: seconds("/time/stop_s", defaults.stop),
+            time: Time {
+                handoff: seconds("/time/handoff_s", defaults.time.handoff),
+                lock: seconds("/time/lock_s", defaults.time.lock),
+                stop: seconds("/time/stop_s", defaults.time.stop),
+            },
             policy: policy(value),
             backup: match value.pointer("/policy/backup").and_then(Value::as_str) {
                 Some("refuse") => Backup::Refuse,
@@ -357,7 +369,7 @@ mod tests {
         let config = config.unwrap();
         assert_eq!(config.homes[&slot("0000:01:00")], Home::None);
         assert_eq!(config.homes[&slot("0000:02:00")], Home::Driver("nouveau".to_string()));
-        assert_eq!(config.lock, Duration::from_millis(500));
+        assert_eq!(config.time.lock, Duration::from_millis(500));
         assert_eq!(config.backup, Backup::Refuse);
         assert_eq!(Config::parse(br#"{"policy":{"backup":"policy"}}"#).unwrap().backup, Backup::Policy);
     }
@@ -380,7 +392,7 @@ mod tests {
         let text = br#"{"policy":{"process":"kill","unit":"stop","nvidia_services":"refuse","container":"leave",
             "containers":{"101":"stop","102":"refuse"},"ct_without_gpu":"refuse"},"time":{"stop_s":5}}"#;
         let config = Config::parse(text).unwrap();
-        assert_eq!(config.stop, Duration::from_secs(5));
+        assert_eq!(config.time.stop, Duration::from_secs(5));
         let policy = config.policy;
         assert_eq!(policy.for_container(101), ForContainer::Stop);
         assert_eq!(policy.for_container(102), ForContainer::Refuse);
@@ -401,7 +413,8 @@ mod tests {
             "time.handoff_s: expected seconds from 1 to 3600, got 0.9"
         );
         assert_eq!(
-            Config::parse(br#"{"time":{"handoff_s":1,"lock_s":0.1}}"#).map(|config| (config.handoff, config.lock)),
+            Config::parse(br#"{"time":{"handoff_s":1,"lock_s":0.1}}"#)
+                .map(|config| (config.time.handoff, config.time.lock)),
             Ok((Duration::from_secs(1), Duration::from_millis(100)))
         );
         assert!(problem(r#"{"time":{"lock_s":-1}}"#).contains("time.lock_s: expected seconds"));

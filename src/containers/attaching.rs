@@ -3,17 +3,18 @@
 use super::edit::{self, Change, TooManyDevices};
 use super::host::{UVM, facts, load_uvm, make_nodes};
 use super::line;
-use super::record::{self, Record};
+use super::record::{self, Attachment};
 use super::rules::{self, Away, Facts, Need};
 use super::theirs::Theirs;
 use super::wanted::{Wanted, look, not_given, readable_record, refuse_unreadable, too_many, warn_of_permissions};
 use super::{Style, Wish, config};
 use crate::App;
 use crate::address::list;
+use crate::exit::{Exit, Result};
 use crate::gpu::{containers, nodes};
 use crate::handoff::way::reconcile::nodes_to_text;
 use crate::proxmox::ct;
-use crate::stop::{Result, Stop};
+use crate::story::row;
 use crate::sys::{Lock, Node};
 
 /// The list, with what it was made of.
@@ -36,13 +37,16 @@ impl Task {
     /// None where there is nothing to do.
     fn to_text(&self, facts: &Facts, style: Style) -> Option<String> {
         match self {
-            Task::LoadUvm => Some(format!("  {:<9} {UVM}\n", "load")),
+            Task::LoadUvm => Some(format!("  {}\n", row("load", &UVM))),
             Task::Make(missing) if missing.is_empty() => None,
-            Task::Make(missing) => Some(format!("  {:<9} {}\n", "make", nodes_to_text(missing))),
+            Task::Make(missing) => Some(format!("  {}\n", row("make", &nodes_to_text(missing)))),
             Task::Edit(edit) => {
                 let mut text = edit.change.to_text();
                 if facts.uvm.is_none() && style == Style::Mount {
-                    text.push_str(&format!("  {:<9} a rule for the major that {UVM} will have\n", "add"));
+                    text.push_str(&format!(
+                        "  {}\n",
+                        row("add", &format_args!("a rule for the major that {UVM} will have"))
+                    ));
                 }
                 (!text.is_empty()).then_some(text)
             }
@@ -128,7 +132,7 @@ impl Attaching {
 
 /// A configuration and what becomes of it.
 pub(super) struct Edit {
-    old: Option<Record>,
+    old: Option<Attachment>,
     change: Change,
     new: Vec<u8>,
     newline: bool,
@@ -182,9 +186,9 @@ impl Edit {
         Ok(Some((Edit::new(ctid, &bytes, Some(record), change)?, wanted)))
     }
 
-    fn new(ctid: u32, bytes: &[u8], old: Option<Record>, change: Change) -> Result<Edit> {
+    fn new(ctid: u32, bytes: &[u8], old: Option<Attachment>, change: Change) -> Result<Edit> {
         // That of a container which is no more says nothing about the newline of this one.
-        let is_of_this = |old: &Record| !Change::detach(bytes, &old.lines).is_nothing();
+        let is_of_this = |old: &Attachment| !Change::detach(bytes, &old.lines).is_nothing();
         let (new, newline) = change.apply(bytes, old.as_ref().is_some_and(|old| old.newline && is_of_this(old)));
         config::refuse_large(ctid, &new)?;
         Ok(Edit { old, change, new, newline })
@@ -199,34 +203,34 @@ impl Edit {
     pub fn carry_out(self, app: &App, ctid: u32, wanted: &Wanted, lock: &Lock) -> Result<()> {
         let Wanted { style, slots, dri, .. } = wanted.clone();
         let lines = self.change.ours.clone();
-        let record = Record { style, slots, dri, lines, newline: self.newline, unfinished: false };
+        let record = Attachment { style, slots, dri, lines, newline: self.newline, unfinished: false };
         if self.change.is_nothing() {
             return save(app, ctid, self.old.as_ref(), &record);
         }
-        let mut both = Record { unfinished: true, ..record.clone() };
+        let mut both = Attachment { unfinished: true, ..record.clone() };
         let before = self.old.iter().flat_map(|old| &old.lines);
         both.lines.extend(before.filter(|line| !record.lines.contains(line)).cloned());
         save(app, ctid, self.old.as_ref(), &both)?;
-        if let Err(stop) = config::write(app.kernel, ctid, &self.new, lock) {
+        if let Err(exit) = config::write(app.kernel, ctid, &self.new, lock) {
             put_back(app, ctid, self.old.as_ref());
-            return Err(stop);
+            return Err(exit);
         }
         put_back(app, ctid, Some(&record));
         Ok(())
     }
 }
 
-fn save(app: &App, ctid: u32, old: Option<&Record>, new: &Record) -> Result<()> {
+fn save(app: &App, ctid: u32, old: Option<&Attachment>, new: &Attachment) -> Result<()> {
     if old == Some(new) {
         return Ok(());
     }
     record::write(app.kernel, ctid, new)
-        .map_err(|error| Stop::refused(format!("container {ctid} was not touched: {error:#}")))
+        .map_err(|error| Exit::refused(format!("container {ctid} was not touched: {error:#}")))
 }
 
 /// The record as it fits the configuration again. Should that fail it names lines that are not there, which does no
 /// harm.
-fn put_back(app: &App, ctid: u32, record: Option<&Record>) {
+fn put_back(app: &App, ctid: u32, record: Option<&Attachment>) {
     let done = match record {
         Some(record) => record::write(app.kernel, ctid, record),
         None => record::remove(app.kernel, ctid),

@@ -13,11 +13,11 @@ use crate::App;
 use crate::address::SlotId;
 use crate::config::Config;
 use crate::driver;
+use crate::exit::{Exit, Result};
 use crate::gpu::containers::{self, Way, is_at_or_below};
 use crate::gpu::inventory::nvidia_slots;
 use crate::gpu::nvidia::{self};
 use crate::proxmox::ct;
-use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use std::io::ErrorKind;
 
@@ -46,7 +46,7 @@ pub fn check(app: &App, who: Who) -> Result<(String, Result<()>)> {
         let looked = Look { app, ctid: *ctid, config: &config, is_attached: attached.contains(ctid) }.facts();
         let facts = match looked {
             // The others are looked at all the same.
-            Err(stop) if who == Who::All => vec![Fact::off("state", stop.message, "see its log")],
+            Err(exit) if who == Who::All => vec![Fact::off("state", exit.message, "see its log")],
             looked => looked?,
         };
         let names: Vec<&str> = facts.iter().filter(|fact| fact.mend.is_some()).map(|fact| fact.name).collect();
@@ -59,7 +59,7 @@ pub fn check(app: &App, who: Who) -> Result<(String, Result<()>)> {
         text.push_str("no container was given a GPU: gpu-handoff container setup CTID\n");
     }
     let well =
-        if off.is_empty() { Ok(()) } else { Err(Stop::failed(format!("not as it should be: {}", off.join("; ")))) };
+        if off.is_empty() { Ok(()) } else { Err(Exit::failed(format!("not as it should be: {}", off.join("; ")))) };
     Ok((text, well))
 }
 
@@ -138,7 +138,7 @@ impl Look<'_> {
                 let flags: String = gpus.iter().map(|slot| format!(" --gpu {slot}")).collect();
                 format!("gpu-handoff container {verb} {ctid}{flags}")
             }
-            Err(stop) => stop.message.replace(&format!("container {ctid} was not touched: "), ""),
+            Err(exit) => exit.message.replace(&format!("container {ctid} was not touched: "), ""),
         }
     }
 
@@ -274,7 +274,7 @@ impl Look<'_> {
         let source = driver::source(self.app, &self.config.driver, host);
         let first = source
             .err()
-            .map_or_else(String::new, |stop| format!("{}; then: ", stop.message.replace("; nothing was touched", "")));
+            .map_or_else(String::new, |exit| format!("{}; then: ", exit.message.replace("; nothing was touched", "")));
         let mend = if inside.is_some() {
             format!("gpu-handoff container sync {ctid}")
         } else {
@@ -326,10 +326,10 @@ fn read(kernel: &dyn Kernel, ctid: u32) -> Result<Vec<u8>> {
     let path = format!("/etc/pve/lxc/{ctid}.conf");
     match kernel.read(&path) {
         Ok(bytes) => Ok(bytes),
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Stop::failed(format!("{path}: {error}"))),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Exit::failed(format!("{path}: {error}"))),
         Err(_) if kernel.exists(&format!("/etc/pve/qemu-server/{ctid}.conf")) => {
-            Err(Stop::usage(format!("{ctid} is a VM, not a container")))
+            Err(Exit::usage(format!("{ctid} is a VM, not a container")))
         }
-        Err(_) => Err(Stop::usage(format!("there is no container {ctid} on this host (no {path})"))),
+        Err(_) => Err(Exit::usage(format!("there is no container {ctid} on this host (no {path})"))),
     }
 }

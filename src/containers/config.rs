@@ -1,9 +1,9 @@
 //! A container's configuration as a file of Proxmox's: read, and changed under Proxmox's own lock.
 
 use crate::App;
+use crate::exit::{Exit, Result};
 use crate::proxmox::ct::CtConfig;
 use crate::proxmox::{guest, vm};
-use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, Lock, Share};
 use nix::libc;
 use std::io::{self, ErrorKind};
@@ -28,33 +28,33 @@ pub fn read(kernel: &dyn Kernel, ctid: u32) -> Result<Vec<u8>> {
     match kernel.read(&path) {
         Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == ErrorKind::NotFound => Err(no_container(kernel, ctid)),
-        Err(error) => Err(Stop::failed(format!("{path}: {error}"))),
+        Err(error) => Err(Exit::failed(format!("{path}: {error}"))),
     }
 }
 
-fn no_container(kernel: &dyn Kernel, ctid: u32) -> Stop {
+fn no_container(kernel: &dyn Kernel, ctid: u32) -> Exit {
     if let Ok(bytes) = kernel.read(&format!("/etc/pve/qemu-server/{ctid}.conf")) {
-        return Stop::usage(format!(
+        return Exit::usage(format!(
             "{ctid} is a VM, no container; a VM takes a GPU as a whole: qm set {ctid} --hostpci0 {} --hookscript \
              local:snippets/gpu-handoff",
             vm::parse(&bytes).hostpci_of(&"0000:01:00")
         ));
     }
     if let Some(node) = guest::node_of(kernel, ctid) {
-        return Stop::usage(format!("guest {ctid} is on node {node}: its GPU is given to it there"));
+        return Exit::usage(format!("guest {ctid} is on node {node}: its GPU is given to it there"));
     }
     if kernel.exists(&format!("/var/lib/lxc/{ctid}/config")) {
-        return Stop::usage(format!(
+        return Exit::usage(format!(
             "container {ctid} is LXC's own (/var/lib/lxc/{ctid}/config) and none of Proxmox's: its configuration is yours \
              to edit; pct list shows those of Proxmox"
         ));
     }
     if !kernel.exists("/etc/pve/lxc") && !kernel.exists("/etc/pve/qemu-server") {
-        return Stop::refused(
+        return Exit::refused(
             "there is nothing in /etc/pve: Proxmox's cluster file system is down; systemctl start pve-cluster",
         );
     }
-    Stop::usage(format!("there is no container {ctid}: {} does not exist; pct list shows the containers", path(ctid)))
+    Exit::usage(format!("there is no container {ctid}: {} does not exist; pct list shows the containers", path(ctid)))
 }
 
 /// Then nothing is known of any guest.
@@ -75,7 +75,7 @@ pub fn refuse_locked(ctid: u32, config: &CtConfig) -> Result<()> {
         "mounted" => format!("pct unmount {ctid}"),
         _ => format!("wait until that task is over, or if there is none: pct unlock {ctid}"),
     };
-    Err(Stop::refused(format!("container {ctid} is locked ({}) and was not touched; {instead}", lock.escape_debug())))
+    Err(Exit::refused(format!("container {ctid} is locked ({}) and was not touched; {instead}", lock.escape_debug())))
 }
 
 /// # Errors
@@ -84,7 +84,7 @@ pub fn refuse_template(ctid: u32, config: &CtConfig) -> Result<()> {
     if !config.template {
         return Ok(());
     }
-    Err(Stop::refused(format!(
+    Err(Exit::refused(format!(
         "container {ctid} is a template, which never runs; attach its clones: pct clone {ctid} NEWID"
     )))
 }
@@ -93,7 +93,7 @@ pub fn refuse_template(ctid: u32, config: &CtConfig) -> Result<()> {
 /// When the cluster has no quorum: then nothing can be changed in /etc/pve.
 pub fn refuse_read_only(kernel: &dyn Kernel, ctid: u32) -> Result<()> {
     match kernel.is_writable("/etc/pve/local") {
-        Ok(false) => Err(Stop::refused(format!(
+        Ok(false) => Err(Exit::refused(format!(
             "container {ctid} was not touched: /etc/pve is read-only, the cluster has no quorum; see: pvecm status"
         ))),
         _ => Ok(()),
@@ -106,7 +106,7 @@ pub fn refuse_large(ctid: u32, bytes: &[u8]) -> Result<()> {
     if bytes.len() <= LARGEST {
         return Ok(());
     }
-    Err(Stop::refused(format!(
+    Err(Exit::refused(format!(
         "container {ctid} was not touched: {} would grow beyond the 1 MiB that Proxmox allows",
         path(ctid)
     )))
@@ -119,10 +119,10 @@ pub fn refuse_large(ctid: u32, bytes: &[u8]) -> Result<()> {
 /// When Proxmox kept it for too long.
 pub fn lock(app: &App, ctid: u32, again: &str) -> Result<Lock> {
     let path = format!("{LOCKS}/pve-config-{ctid}.lock");
-    let cannot = |error: io::Error| Stop::refused(format!("container {ctid} was not touched: {path}: {error}"));
+    let cannot = |error: io::Error| Exit::refused(format!("container {ctid} was not touched: {path}: {error}"));
     let lock = app.kernel.lock(&path, Share::Alone, PATIENCE).map_err(cannot)?;
     lock.ok_or_else(|| {
-        Stop::locked(format!(
+        Exit::locked(format!(
             "container {ctid} was not touched: Proxmox is at work on it (it has held {path} for {} s); then try again: \
              {again}",
             PATIENCE.as_secs()
@@ -138,7 +138,7 @@ pub fn write(kernel: &dyn Kernel, ctid: u32, bytes: &[u8], _lock: &Lock) -> Resu
     let path = path(ctid);
     kernel.write_file(&path, bytes, 0o640).map_err(|error| {
         let why = explain(&error);
-        Stop::refused(format!("container {ctid} was not touched: {path} cannot be written: {why}"))
+        Exit::refused(format!("container {ctid} was not touched: {path} cannot be written: {why}"))
     })
 }
 

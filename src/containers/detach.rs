@@ -3,14 +3,15 @@
 use super::config;
 use super::edit::{self, Change};
 use super::line::Line;
-use super::record::{self, Record};
+use super::record::{self, Attachment};
 use super::theirs::{self, Theirs};
 use super::wanted::readable_record;
 use crate::App;
 use crate::address::{SlotId, list};
+use crate::exit::Result;
 use crate::gpu::containers;
 use crate::proxmox::ct;
-use crate::stop::Result;
+use crate::story::row;
 use crate::sys::Lock;
 
 /// What there is to do: a dry run prints it, a run carries it out.
@@ -80,7 +81,7 @@ impl Detaching {
             return Ok(Detaching::Forget(not_ours(app, ctid, &bytes)));
         }
         config::refuse_locked(ctid, &ct::parse(&bytes))?;
-        let Record { slots, lines, newline, .. } = record;
+        let Attachment { slots, lines, newline, .. } = record;
         let change = Change::detach(&bytes, &lines);
         let changed = edit::changed(&bytes, &lines).into_iter().cloned().collect();
         Ok(Detaching::Edit(Edit { ctid, slots, bytes, change, newline, changed }))
@@ -92,7 +93,7 @@ impl Edit {
         let mut text = format!("container {} is detached from {}\n", self.ctid, list(&self.slots));
         text.push_str(&self.change.to_text());
         for line in &self.changed {
-            text.push_str(&format!("  {:<9} what somebody made of: {line}\n", "leave"));
+            text.push_str(&format!("  {}\n", row("leave", &format_args!("what somebody made of: {line}"))));
         }
         if self.change.is_nothing() {
             text.push_str("  nothing to do\n");

@@ -2,9 +2,10 @@
 //! other bytes stay as they are. Pure.
 
 use super::line::{Line, lines, places, present};
-use super::rules::{Kind, Need};
+use super::rules::{LineKind, Need};
 use super::there::{Numbers, is_like, matches, missing};
 use crate::proxmox::ct::{self};
+use crate::story::row;
 use std::ops::Range;
 
 /// More devices than there are numbers for.
@@ -88,10 +89,10 @@ impl Change {
 
     fn want(&mut self, need: &Need, old: Option<&Line>, numbers: &mut Numbers) -> Result<(), TooManyDevices> {
         let key = match (need.kind, old) {
-            (Kind::Rule, _) => "lxc.cgroup2.devices.allow".to_string(),
-            (Kind::Mount, _) => "lxc.mount.entry".to_string(),
-            (Kind::Dev, Some(old)) => old.key.clone(),
-            (Kind::Dev, None) => format!("dev{}", numbers.next().ok_or(TooManyDevices)?),
+            (LineKind::Rule, _) => "lxc.cgroup2.devices.allow".to_string(),
+            (LineKind::Mount, _) => "lxc.mount.entry".to_string(),
+            (LineKind::Dev, Some(old)) => old.key.clone(),
+            (LineKind::Dev, None) => format!("dev{}", numbers.next().ok_or(TooManyDevices)?),
         };
         let line = Line { what: need.what.clone(), key, value: need.value.clone() };
         match old {
@@ -104,7 +105,7 @@ impl Change {
     }
 
     pub fn adds_node(&self) -> bool {
-        let is_node = |line: &&Line| matches!(line.kind(), Some(Kind::Dev | Kind::Mount));
+        let is_node = |line: &&Line| matches!(line.kind(), Some(LineKind::Dev | LineKind::Mount));
         self.add.iter().filter(is_node).any(|line| line.value.starts_with("/dev/nvidia"))
     }
 
@@ -114,7 +115,7 @@ impl Change {
 
     /// A line each, as in the plan of a handoff.
     pub fn to_text(&self) -> String {
-        let told = |verb: &str, line: &Line| format!("  {verb:<9} {line}\n");
+        let told = |verb: &str, line: &Line| format!("  {}\n", row(verb, line));
         let removed = self.remove.iter().map(|line| told("remove", line));
         let replaced = self.replace.iter().map(|(old, new)| format!("{}{}", told("replace", old), told("by", new)));
         let added = self.add.iter().map(|line| told("add", line));

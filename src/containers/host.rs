@@ -5,6 +5,7 @@ use super::record::{self};
 use super::rules::{Away, Facts};
 use crate::App;
 use crate::address::SlotId;
+use crate::exit::{Exit, Result};
 use crate::gpu::choice::choose;
 use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
 use crate::gpu::nodes;
@@ -12,7 +13,6 @@ use crate::gpu::nvidia::{self, Minors};
 use crate::handoff::way::reconcile::nodes_to_text;
 use crate::proxmox::running::is_alive;
 use crate::proxmox::{running, vm};
-use crate::stop::{Result, Stop};
 use crate::sys::{ActError, Action, Kernel, Node};
 use std::time::Duration;
 
@@ -25,9 +25,9 @@ const MAKE: Duration = Duration::from_secs(5);
 /// The slots that were named, each once; or the only one there is.
 pub(super) fn chosen(app: &App, wish: &Wish) -> Result<Vec<SlotId>> {
     if wish.gpus.is_empty() {
-        return Ok(vec![choose(app.kernel, None).map_err(|stop| match nvidia_slots(app.kernel).len() {
-            0 | 1 => stop,
-            _ => Stop { message: format!("{} (--gpu SLOT, also more than once)", stop.message), ..stop },
+        return Ok(vec![choose(app.kernel, None).map_err(|exit| match nvidia_slots(app.kernel).len() {
+            0 | 1 => exit,
+            _ => Exit { message: format!("{} (--gpu SLOT, also more than once)", exit.message), ..exit },
         })?]);
     }
     let mut slots = Vec::new();
@@ -43,7 +43,7 @@ pub(super) fn chosen(app: &App, wish: &Wish) -> Result<Vec<SlotId>> {
 pub(super) fn facts(app: &App, ctid: u32, slots: &[SlotId]) -> Result<Facts> {
     Facts::read(app.kernel, slots).map_err(|away| {
         let Whose { who, then } = explain(app, ctid, &away);
-        Stop::refused(format!(
+        Exit::refused(format!(
             "container {ctid} was not touched: the numbers of {} are not known: {who}; {then}",
             away.slot
         ))
@@ -117,9 +117,9 @@ pub(super) fn load_uvm(app: &App) -> Result<()> {
     let action = Action::Load { modules: vec![UVM.to_string()] };
     match app.kernel.act(&action, LOAD) {
         Ok(()) => app.story.say(&format!("{UVM} loaded")),
-        Err(error @ ActError::Stuck { .. }) => return Err(Stop::overrun(format!("loading {UVM} {error}; see dmesg"))),
+        Err(error @ ActError::Stuck { .. }) => return Err(Exit::overrun(format!("loading {UVM} {error}; see dmesg"))),
         Err(error) => {
-            return Err(Stop::failed(format!("{UVM} is not loaded and could not be: {error}; try: modprobe {UVM}")));
+            return Err(Exit::failed(format!("{UVM} is not loaded and could not be: {error}; try: modprobe {UVM}")));
         }
     }
     Ok(())

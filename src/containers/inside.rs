@@ -3,8 +3,8 @@
 
 use super::seen::Seen;
 use crate::App;
+use crate::exit::{Exit, Result};
 use crate::gpu::nodes;
-use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use crate::teller::{NO_TURN, Teller};
 use std::time::Duration;
@@ -104,7 +104,7 @@ pub fn look(kernel: &dyn Kernel, ctid: u32, repository: &str, package: &str) -> 
     let mut line = vec!["exec", &id, "--", "/bin/sh", "-c", script, "sh", repository, package];
     line.extend(live.iter().map(String::as_str));
     let said = kernel.program(PCT, &line, LOOK);
-    let said = said.map_err(|error| Stop::failed(format!("container {ctid} cannot be looked into: {error}")))?;
+    let said = said.map_err(|error| Exit::failed(format!("container {ctid} cannot be looked into: {error}")))?;
     Ok(Seen::parse(&said))
 }
 

@@ -1,6 +1,6 @@
 //! A line of a container's configuration that is ours, and where it stands. Pure.
 
-use super::rules::{Kind, Need};
+use super::rules::{LineKind, Need};
 use crate::proxmox::ct;
 use std::fmt;
 use std::ops::Range;
@@ -21,8 +21,8 @@ impl fmt::Display for Line {
 }
 
 impl Line {
-    pub(super) fn kind(&self) -> Option<Kind> {
-        Kind::of(&self.key)
+    pub(super) fn kind(&self) -> Option<LineKind> {
+        LineKind::of(&self.key)
     }
 
     pub(super) fn is_for(&self, need: &Need) -> bool {

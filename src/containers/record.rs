@@ -5,7 +5,7 @@
 
 use super::Style;
 use super::line::Line;
-use super::rules::Kind;
+use super::rules::LineKind;
 use crate::address::{self, SlotId};
 use crate::sys::Kernel;
 use anyhow::{Context, Result, bail};
@@ -17,7 +17,7 @@ const SCHEMA: u64 = 1;
 const DIRECTORY: &str = "/var/lib/gpu-handoff/containers";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
+pub struct Attachment {
     pub style: Style,
     pub slots: Vec<SlotId>,
     pub dri: bool,
@@ -42,10 +42,10 @@ pub fn all(kernel: &dyn Kernel) -> Vec<u32> {
 
 /// # Errors
 /// Names the file when it cannot be read or understood.
-pub fn read(kernel: &dyn Kernel, ctid: u32) -> Result<Option<Record>> {
+pub fn read(kernel: &dyn Kernel, ctid: u32) -> Result<Option<Attachment>> {
     let path = path(ctid);
     match kernel.read(&path) {
-        Ok(bytes) => Record::parse(&bytes).map(Some).context(path),
+        Ok(bytes) => Attachment::parse(&bytes).map(Some).context(path),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).context(path),
     }
@@ -53,7 +53,7 @@ pub fn read(kernel: &dyn Kernel, ctid: u32) -> Result<Option<Record>> {
 
 /// # Errors
 /// Names the file that could not be written; the old one is still whole.
-pub fn write(kernel: &dyn Kernel, ctid: u32, record: &Record) -> Result<()> {
+pub fn write(kernel: &dyn Kernel, ctid: u32, record: &Attachment) -> Result<()> {
     let path = path(ctid);
     kernel.write_file(&path, record.to_json().as_bytes(), 0o644).context(path)
 }
@@ -65,7 +65,7 @@ pub fn remove(kernel: &dyn Kernel, ctid: u32) -> Result<()> {
     kernel.remove_file(&path).context(path)
 }
 
-impl Record {
+impl Attachment {
     pub fn to_json(&self) -> String {
         let lines: Vec<Value> =
             self.lines.iter().map(|line| json!({"for": line.what, "line": line.to_string()})).collect();
@@ -85,7 +85,7 @@ impl Record {
 
     /// # Errors
     /// When the text is not a record, or one of a schema that this version does not know.
-    pub fn parse(bytes: &[u8]) -> Result<Record> {
+    pub fn parse(bytes: &[u8]) -> Result<Attachment> {
         let value: Value = serde_json::from_slice(bytes)?;
         match value.get("schema").and_then(Value::as_u64) {
             Some(SCHEMA) => {}
@@ -97,7 +97,7 @@ impl Record {
         let list = |name: &str| value.get(name).and_then(Value::as_array).with_context(|| format!("{name}: no list"));
         let slots = value.get("slots").context("slots: no list")?;
         let flag = |name: &str| value.get(name).and_then(Value::as_bool).with_context(|| format!("{name}: not a flag"));
-        Ok(Record {
+        Ok(Attachment {
             style: style.context("style: neither mount nor dev")?,
             slots: address::from_json(slots).with_context(|| format!("slots: {slots} is no list of slots"))?,
             dri: flag("dri")?,
@@ -113,7 +113,7 @@ fn parse_line(value: &Value) -> Result<Line> {
     let (what, line) = (text(value, "for")?, text(value, "line")?);
     let (key, value) = line.split_once(": ").unwrap_or_default();
     let is_plain = !value.is_empty() && value.trim() == value && !value.contains(char::is_control);
-    if Kind::of(key).is_none() || !is_plain {
+    if LineKind::of(key).is_none() || !is_plain {
         bail!("line: {line:?} is not understood");
     }
     Ok(Line { what: what.to_string(), key: key.to_string(), value: value.to_string() })
@@ -134,13 +134,13 @@ pub fn style_word(style: Style) -> &'static str {
 mod tests {
     use super::*;
 
-    fn record() -> Record {
+    fn record() -> Attachment {
         let line = |what: &str, key: &str, value: &str| Line {
             what: what.to_string(),
             key: key.to_string(),
             value: value.to_string(),
         };
-        Record {
+        Attachment {
             style: Style::Mount,
             slots: vec!["0000:01:00".parse().unwrap()],
             dri: true,
@@ -155,12 +155,12 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        assert_eq!(Record::parse(record().to_json().as_bytes()).unwrap(), record());
+        assert_eq!(Attachment::parse(record().to_json().as_bytes()).unwrap(), record());
     }
 
     #[test]
     fn what_is_not_understood_is_refused_and_named() {
-        let problem = |text: &str| format!("{:#}", Record::parse(text.as_bytes()).unwrap_err());
+        let problem = |text: &str| format!("{:#}", Attachment::parse(text.as_bytes()).unwrap_err());
         let json = record().to_json();
         assert!(problem(&json.replace(r#""schema":1"#, r#""schema":2"#)).starts_with("schema 2: written by a newer"));
         assert!(problem(&json.replace("mount\"", "glue\"")).contains("style: neither"));

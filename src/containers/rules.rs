@@ -95,7 +95,7 @@ fn drm(kernel: &dyn Kernel, address: Address) -> Vec<(String, DeviceNumber)> {
 pub struct Need {
     /// What it is for, in words that stay the same when its numbers change.
     pub what: String,
-    pub kind: Kind,
+    pub kind: LineKind,
     pub value: String,
 }
 
@@ -103,9 +103,9 @@ impl Need {
     /// The node or directory, which has the same path on the host and in the container; none for a rule.
     pub fn path(&self) -> Option<String> {
         match self.kind {
-            Kind::Rule => None,
-            Kind::Mount => self.value.split_whitespace().next().map(str::to_string),
-            Kind::Dev => self.value.split(',').next().map(str::to_string),
+            LineKind::Rule => None,
+            LineKind::Mount => self.value.split_whitespace().next().map(str::to_string),
+            LineKind::Dev => self.value.split(',').next().map(str::to_string),
         }
     }
 
@@ -120,7 +120,7 @@ impl Need {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum LineKind {
     /// `lxc.cgroup2.devices.allow`
     Rule,
     /// `lxc.mount.entry`
@@ -129,15 +129,15 @@ pub enum Kind {
     Dev,
 }
 
-impl Kind {
+impl LineKind {
     /// Of a key as it stands in a configuration; none when it is no line of ours.
-    pub fn of(key: &str) -> Option<Kind> {
+    pub fn of(key: &str) -> Option<LineKind> {
         match key {
-            "lxc.cgroup2.devices.allow" => Some(Kind::Rule),
-            "lxc.mount.entry" => Some(Kind::Mount),
+            "lxc.cgroup2.devices.allow" => Some(LineKind::Rule),
+            "lxc.mount.entry" => Some(LineKind::Mount),
             _ => {
                 let digits = key.strip_prefix("dev")?;
-                (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then_some(Kind::Dev)
+                (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then_some(LineKind::Dev)
             }
         }
     }
@@ -155,13 +155,13 @@ pub fn needs(facts: &Facts, style: Style, dri: bool) -> Vec<Need> {
     }
 }
 
-fn need(what: impl Into<String>, kind: Kind, value: String) -> Need {
+fn need(what: impl Into<String>, kind: LineKind, value: String) -> Need {
     Need { what: what.into(), kind, value }
 }
 
 /// Where a container has some of the host's GPUs, the others stay out of its reach.
 fn rules(facts: &Facts, dri: bool) -> Vec<Need> {
-    let rule = |what: &str, number: String| need(what, Kind::Rule, format!("c {number} rwm"));
+    let rule = |what: &str, number: String| need(what, LineKind::Rule, format!("c {number} rwm"));
     let mut rules = Vec::new();
     if facts.are_all {
         rules.push(rule("nvidia", format!("{NVIDIA_MAJOR}:*")));
@@ -178,7 +178,7 @@ fn rules(facts: &Facts, dri: bool) -> Vec<Need> {
 
 fn mount(what: &str, path: &str, kind: &str) -> Need {
     let target = path.trim_start_matches('/');
-    need(what, Kind::Mount, format!("{path} {target} none bind,optional,create={kind}"))
+    need(what, LineKind::Mount, format!("{path} {target} none bind,optional,create={kind}"))
 }
 
 fn mounts(facts: &Facts, dri: bool) -> Vec<Need> {
@@ -200,7 +200,7 @@ const SHARED: [&str; 4] = ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidi
 
 /// Only what is there: Proxmox refuses to start a container while one of its devices is missing.
 fn devs(facts: &Facts, dri: bool) -> Vec<Need> {
-    let dev = |what: &str, path: &str, mode: u32| need(what, Kind::Dev, format!("{path},mode={mode:04o}"));
+    let dev = |what: &str, path: &str, mode: u32| need(what, LineKind::Dev, format!("{path},mode={mode:04o}"));
     let mode = facts.mode & 0o777;
     let mut devs: Vec<Need> =
         facts.gpus.iter().map(|gpu| dev(&gpu.slot.to_string(), &format!("/dev/nvidia{}", gpu.minor), mode)).collect();
@@ -312,7 +312,7 @@ mod tests {
         later.gpus[0].drm[0] = ("card0".to_string(), DeviceNumber { major: 226, minor: 0 });
         for style in [Style::Mount, Style::Dev] {
             let what = |facts: &Facts| -> Vec<_> {
-                needs(facts, style, true).into_iter().map(|need| (need.what, need.kind == Kind::Rule)).collect()
+                needs(facts, style, true).into_iter().map(|need| (need.what, need.kind == LineKind::Rule)).collect()
             };
             assert_eq!(what(&facts()), what(&later));
         }
@@ -320,10 +320,10 @@ mod tests {
 
     #[test]
     fn the_kind_of_a_line() {
-        assert_eq!(Kind::of("dev0"), Some(Kind::Dev));
-        assert_eq!(Kind::of("lxc.mount.entry"), Some(Kind::Mount));
+        assert_eq!(LineKind::of("dev0"), Some(LineKind::Dev));
+        assert_eq!(LineKind::of("lxc.mount.entry"), Some(LineKind::Mount));
         for other in ["dev", "dev0x", "lxc.mount.auto", "lxc.cgroup2.devices.deny", "rootfs"] {
-            assert_eq!(Kind::of(other), None, "{other}");
+            assert_eq!(LineKind::of(other), None, "{other}");
         }
     }
 }

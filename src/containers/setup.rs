@@ -13,10 +13,11 @@ use super::{Wish, cuda};
 use crate::App;
 use crate::config::Config;
 use crate::driver::{self, Installer, Source};
+use crate::exit::{Exit, Result};
 use crate::gpu::nodes::{self, UVM};
 use crate::gpu::{containers, nvidia};
 use crate::proxmox::ct;
-use crate::stop::{Result, Stop};
+use crate::story::row;
 use crate::sys::{Lock, Share, heed_termination};
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<()>
     let was_running = containers::runs(app.kernel, ctid);
     if !was_running {
         // Somebody else may have been quicker.
-        inside.start().or_else(|stop| if containers::runs(app.kernel, ctid) { Ok(()) } else { Err(stop) })?;
+        inside.start().or_else(|exit| if containers::runs(app.kernel, ctid) { Ok(()) } else { Err(exit) })?;
     }
     // Just after a start it may not answer yet.
     let seen = if was_running { look(app, ctid, &wanted) } else { until_ready(app, || look(app, ctid, &wanted)) };
@@ -73,14 +74,14 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<()>
     });
     let (wanted, tasks, fetched) = match checked {
         Ok(checked) => checked,
-        Err(stop) if !was_running => {
+        Err(exit) if !was_running => {
             // As it was found.
             if let Err(more) = inside.shut_down("as it was") {
                 app.story.warn(&more.message);
             }
-            return Err(stop);
+            return Err(exit);
         }
-        Err(stop) => return Err(stop),
+        Err(exit) => return Err(exit),
     };
     let is_done = !tasks.iter().any(|task| matches!(task, Task::Install(_)));
     for task in tasks {
@@ -109,13 +110,16 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<Stri
         let seen = look(app, ctid, &wanted)?;
         let (_, todo) = possible(app, ctid, &seen, &wanted, &source)?;
         has_room(ctid, &seen, &todo, None)?;
-        let sizes = stages::sizes(&seen, &todo, None).map(|sizes| format!("  {:<9} {sizes}\n", "take"));
+        let sizes = stages::sizes(&seen, &todo, None).map(|sizes| format!("  {}\n", row("take", &sizes)));
         text.extend(tasks(app, ctid, attaching, &seen, todo)?.iter().map(|task| task.to_text(ctid)));
         text.extend(sizes);
     } else {
         text.extend([Task::Attach(attaching), Task::Start].map(|task| task.to_text(ctid)));
-        if let Err(Stop { message, .. }) = source {
-            text.push_str(&format!("  {:<9} if it has no driver {}: {message}\n", "refuse", wanted.driver));
+        if let Err(Exit { message, .. }) = source {
+            text.push_str(&format!(
+                "  {}\n",
+                row("refuse", &format_args!("if it has no driver {}: {message}", wanted.driver))
+            ));
         }
         // Which one is known when it can be looked into.
         let cuda = match &wanted.cuda {
@@ -139,9 +143,13 @@ fn tasks(app: &App, ctid: u32, attaching: Attaching, seen: &Seen, todo: Vec<Stag
 impl Task {
     fn to_text(&self, ctid: u32) -> String {
         match self {
-            Task::Start => format!("  {:<9} container {ctid}, and again with the device nodes\n", "start"),
+            Task::Start => {
+                format!("  {}\n", row("start", &format_args!("container {ctid}, and again with the device nodes")))
+            }
             Task::Attach(attaching) => attaching.lines(),
-            Task::Restart => format!("  {:<9} container {ctid}, so that it gets the device nodes\n", "restart"),
+            Task::Restart => {
+                format!("  {}\n", row("restart", &format_args!("container {ctid}, so that it gets the device nodes")))
+            }
             Task::Install(stage) => format!("  {stage}\n"),
         }
     }
@@ -177,7 +185,7 @@ pub(super) fn wanted(app: &App, config: &Config, with_cuda: bool) -> Result<Want
         let records = app.store.each_record().into_iter().flatten();
         let owner = records.map(|record| record.owner).next();
         let why = owner.map_or_else(String::new, |owner| format!(" (the GPU is with {owner})"));
-        Stop::refused(format!(
+        Exit::refused(format!(
             "the host's NVIDIA driver is not loaded{why}, so its version is not known; nothing was touched"
         ))
     })?;
@@ -189,8 +197,8 @@ pub(super) fn wanted(app: &App, config: &Config, with_cuda: bool) -> Result<Want
     let wanted = Wanted { driver, cuda, repo: config.cuda.repo.clone() };
     match stages::check_toolkit(&wanted) {
         Ok(warning) => warning.iter().for_each(|text| app.story.warn(text)),
-        Err(cuda::Unfit::Driver(why)) => return Err(Stop::refused(why)),
-        Err(cuda::Unfit::Named(why)) => return Err(Stop::usage(why)),
+        Err(cuda::Unfit::Driver(why)) => return Err(Exit::refused(why)),
+        Err(cuda::Unfit::Named(why)) => return Err(Exit::usage(why)),
     }
     Ok(wanted)
 }
@@ -203,7 +211,7 @@ fn possible(
     wanted: &Wanted,
     source: &Result<Source>,
 ) -> Result<(Wanted, Vec<Stage>)> {
-    let refuse = |why: String| Stop::refused(format!("{why}; nothing was touched"));
+    let refuse = |why: String| Exit::refused(format!("{why}; nothing was touched"));
     stages::check_distribution(ctid, seen, wanted)
         .or_else(|why| if seen.has_musl { Ok(()) } else { Err(why) })
         .map_err(refuse)?;
@@ -248,12 +256,12 @@ fn looked_up(
     let here = format!("{}/container-{ctid}-Packages", driver::CACHE);
     let _ = app.kernel.remove_file(&here);
     driver::download(app, &format!("{url}Packages"), &here, &inside.teller)?;
-    let text = app.kernel.read(&here).map_err(|error| Stop::failed(format!("{here}: {error}")));
+    let text = app.kernel.read(&here).map_err(|error| Exit::failed(format!("{here}: {error}")));
     let _ = app.kernel.remove_file(&here);
     let text = String::from_utf8_lossy(&text?).into_owned();
     let index = Index::parse(&text);
     if index.is_empty() {
-        return Err(Stop::failed(format!("{url}Packages is no index of a repository; nothing was touched")));
+        return Err(Exit::failed(format!("{url}Packages is no index of a repository; nothing was touched")));
     }
     let mut wanted = wanted.clone();
     if !index.has(package) {
@@ -265,7 +273,7 @@ fn looked_up(
             let mut there: Vec<cuda::Release> = index.names().filter_map(cuda::of_toolkit).collect();
             there.sort_unstable();
             let there: Vec<String> = there.into_iter().map(cuda::toolkit).collect();
-            return Err(Stop::refused(format!(
+            return Err(Exit::refused(format!(
                 "container {ctid}: {url} has no {package}; it has {}; name one of these in cuda.package (driver {}), or the \
                  driver alone: gpu-handoff container setup {ctid} --driver-only; nothing was touched",
                 if there.is_empty() { "no cuda-toolkit".to_string() } else { there.join(" ") },
@@ -274,7 +282,7 @@ fn looked_up(
         };
         wanted.cuda = Toolkit::Package(cuda::toolkit(other));
     }
-    if let Some(warning) = stages::check_toolkit(&wanted).map_err(|unfit| Stop::refused(unfit.to_string()))? {
+    if let Some(warning) = stages::check_toolkit(&wanted).map_err(|unfit| Exit::refused(unfit.to_string()))? {
         app.story.warn(&format!("container {ctid}: {warning}"));
     }
     let todo = stages::stages(seen, &wanted);
@@ -284,7 +292,7 @@ fn looked_up(
 }
 
 fn has_room(ctid: u32, seen: &Seen, todo: &[Stage], toolkit: Option<Room>) -> Result<()> {
-    stages::check_space(ctid, seen, todo, toolkit).map_err(|why| Stop::refused(format!("{why}; nothing was touched")))
+    stages::check_space(ctid, seen, todo, toolkit).map_err(|why| Exit::refused(format!("{why}; nothing was touched")))
 }
 
 /// One setup of a container at a time; an installation is not ended by somebody who is in a hurry.
@@ -292,8 +300,8 @@ pub(super) fn take_turn(app: &App, ctid: u32) -> Result<Lock> {
     let path = format!("/run/gpu-handoff/container-{ctid}.lock");
     match app.kernel.lock(&path, Share::Alone, Duration::ZERO) {
         Ok(Some(lock)) => Ok(lock),
-        Ok(None) => Err(Stop::locked(format!("container {ctid} is being set up by another run"))),
-        Err(error) => Err(Stop::failed(format!("{path}: {error}"))),
+        Ok(None) => Err(Exit::locked(format!("container {ctid} is being set up by another run"))),
+        Err(error) => Err(Exit::failed(format!("{path}: {error}"))),
     }
 }
 
@@ -350,7 +358,7 @@ pub(super) fn install(inside: &Inside, wanted: &Wanted, fetched: &Fetched, stage
         return Ok(());
     }
     let log = &inside.teller.log_path;
-    Err(Stop::failed(format!(
+    Err(Exit::failed(format!(
         "container {}: every command for it succeeded, but this is not done: {stage} (log: {log})",
         inside.ctid
     )))
@@ -392,10 +400,10 @@ fn do_stage(inside: &Inside, fetched: &Fetched, stage: &Stage) -> Result<()> {
 pub(super) fn verify(app: &App, ctid: u32, wanted: &Wanted) -> Result<()> {
     let line = ["exec", &ctid.to_string(), "--", "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"];
     let said = app.kernel.program(PCT, &line, READY);
-    let said = said.map_err(|error| Stop::failed(format!("container {ctid}: nvidia-smi does not work: {error}")))?;
+    let said = said.map_err(|error| Exit::failed(format!("container {ctid}: nvidia-smi does not work: {error}")))?;
     match said.lines().map(str::trim).find(|line| *line != wanted.driver) {
         None => Ok(()),
-        Some(other) => Err(Stop::failed(format!(
+        Some(other) => Err(Exit::failed(format!(
             "container {ctid}: nvidia-smi says {}, the host has driver {}",
             other.escape_debug(),
             wanted.driver
@@ -415,7 +423,7 @@ fn await_nodes(app: &App, ctid: u32, wanted: &Wanted, nodes: &[String]) -> Resul
         let seen = look(app, ctid, wanted)?;
         match nodes.iter().find(|node| !seen.has_node(node)) {
             None => Ok(()),
-            Some(node) => Err(Stop::failed(format!(
+            Some(node) => Err(Exit::failed(format!(
                 "container {ctid} runs, but {node} cannot be opened in it; gpu-handoff container check {ctid} says more"
             ))),
         }
@@ -437,7 +445,7 @@ fn until_ready<T>(app: &App, attempt: impl Fn() -> Result<T>) -> Result<T> {
 /// What CUDA needs among the nodes that its configuration gives a container, as far as the host has them.
 fn nodes(app: &App, ctid: u32) -> Result<Vec<String>> {
     let path = format!("/etc/pve/lxc/{ctid}.conf");
-    let bytes = app.kernel.read(&path).map_err(|error| Stop::failed(format!("{path}: {error}")))?;
+    let bytes = app.kernel.read(&path).map_err(|error| Exit::failed(format!("{path}: {error}")))?;
     let live = inside::live_nodes(app.kernel);
     let mut nodes = Theirs::of(app.kernel, ct::parse_next(&bytes)).nodes(app.kernel, &live);
     nodes.retain(|node| nodes::is_gpu(node) || is_for_all(node));

@@ -4,6 +4,7 @@ use super::cuda::{self, Fit, Release};
 use super::index::Room;
 use super::seen::Seen;
 use crate::gpu::nvidia::Version;
+use crate::story::row;
 use std::fmt;
 
 /// What a container shall have.
@@ -82,14 +83,14 @@ pub enum Stage {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Stage::Clean => write!(f, "{:<9} what an interrupted run left", "remove"),
+            Stage::Clean => f.write_str(&row("remove", &"what an interrupted run left")),
             Stage::Driver { version, instead_of } => {
                 let old = instead_of.as_ref().map_or_else(String::new, |old| format!(" in place of {old}"));
-                write!(f, "{:<9} driver {version}{old}, without kernel modules", "install")
+                f.write_str(&row("install", &format_args!("driver {version}{old}, without kernel modules")))
             }
-            Stage::Repair => write!(f, "{:<9} what an interrupted dpkg was at", "end"),
-            Stage::Repository { url } => write!(f, "{:<9} the CUDA repository {url}", "add"),
-            Stage::Toolkit { package } => write!(f, "{:<9} {package}", "install"),
+            Stage::Repair => f.write_str(&row("end", &"what an interrupted dpkg was at")),
+            Stage::Repository { url } => f.write_str(&row("add", &format_args!("the CUDA repository {url}"))),
+            Stage::Toolkit { package } => f.write_str(&row("install", package)),
         }
     }
 }

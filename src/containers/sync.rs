@@ -8,8 +8,8 @@ use super::{Who, attach, cuda};
 use crate::App;
 use crate::config::Config;
 use crate::driver::{self, Source};
+use crate::exit::{Exit, Result};
 use crate::gpu::containers;
-use crate::stop::{Result, Stop};
 
 /// # Errors
 /// When a container stands still, or could not be brought to the host's version; the others are, all the same.
@@ -23,9 +23,9 @@ pub fn sync(app: &App, who: Who) -> Result<()> {
     for ctid in &ctids {
         match sync_one(app, *ctid, &config, &wanted, &source) {
             Ok(how) => app.story.say(&format!("container {ctid}: {how}")),
-            Err(stop) if app.kernel.is_asked_to_end() || matches!(who, Who::One(_)) => return Err(stop),
-            Err(stop) => {
-                app.story.warn(&stop.message);
+            Err(exit) if app.kernel.is_asked_to_end() || matches!(who, Who::One(_)) => return Err(exit),
+            Err(exit) => {
+                app.story.warn(&exit.message);
                 failed.push(ctid.to_string());
             }
         }
@@ -33,7 +33,7 @@ pub fn sync(app: &App, who: Who) -> Result<()> {
     if failed.is_empty() {
         return Ok(());
     }
-    Err(Stop::failed(format!(
+    Err(Exit::failed(format!(
         "{} of {} containers are not in step with the host: {}",
         failed.len(),
         ctids.len(),
@@ -54,7 +54,7 @@ pub fn plan_sync(app: &App, who: Who) -> Result<String> {
         let lines = match what_to_sync(app, ctid, &wanted) {
             Ok(ToSync::Leave(why)) => vec![why],
             Ok(ToSync::Install(todo)) => todo.iter().map(Stage::to_string).collect(),
-            Err(stop) => vec![stop.message],
+            Err(exit) => vec![exit.message],
         };
         for line in lines {
             text.push_str(&format!("container {ctid}: {line}\n"));
@@ -91,8 +91,8 @@ pub(super) fn what_to_sync(app: &App, ctid: u32, wanted: &Wanted) -> Result<ToSy
     if todo.is_empty() {
         return Ok(ToSync::Leave(format!("has driver {} already", wanted.driver)));
     }
-    stages::check(ctid, &seen, wanted, &todo).map_err(Stop::refused)?;
-    stages::check_space(ctid, &seen, &todo, None).map_err(Stop::refused)?;
+    stages::check(ctid, &seen, wanted, &todo).map_err(Exit::refused)?;
+    stages::check_space(ctid, &seen, &todo, None).map_err(Exit::refused)?;
     warn_about_cuda(app, ctid, &seen, wanted);
     Ok(ToSync::Install(todo))
 }
@@ -110,7 +110,7 @@ pub(super) fn sync_one(
     }
     let todo = match what_to_sync(app, ctid, wanted)? {
         ToSync::Leave(why) if !containers::runs(app.kernel, ctid) => {
-            return Err(Stop::failed(format!("container {ctid} {why}")));
+            return Err(Exit::failed(format!("container {ctid} {why}")));
         }
         ToSync::Leave(why) => return Ok(why),
         ToSync::Install(todo) => todo,
@@ -146,7 +146,7 @@ pub(super) fn whom(app: &App, who: Who) -> Result<Vec<u32>> {
             Ok(vec![ctid])
         }
         Who::One(ctid) => {
-            Err(Stop::refused(format!("container {ctid} was not given a GPU: gpu-handoff container setup {ctid}")))
+            Err(Exit::refused(format!("container {ctid} was not given a GPU: gpu-handoff container setup {ctid}")))
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What of our lines is in a configuration, and what of a container's needs is met there. Pure.
 
 use super::line::Line;
-use super::rules::{Kind, Need};
+use super::rules::{LineKind, Need};
 use crate::gpu::containers::all_given;
 use crate::proxmox::ct::{self, CtConfig};
 use std::collections::BTreeSet;
@@ -13,9 +13,9 @@ const DEVICES: u64 = 256;
 pub(super) fn is_like(config: &CtConfig, line: &Line) -> bool {
     let word = |value: &str, at| value.split_whitespace().nth(at).map(str::to_string);
     match line.kind() {
-        Some(Kind::Dev) => config.dev.keys().any(|digits| line.key == format!("dev{digits}")),
-        Some(Kind::Mount) => config.mount_entries().any(|entry| word(entry, 1) == word(&line.value, 1)),
-        Some(Kind::Rule) => {
+        Some(LineKind::Dev) => config.dev.keys().any(|digits| line.key == format!("dev{digits}")),
+        Some(LineKind::Mount) => config.mount_entries().any(|entry| word(entry, 1) == word(&line.value, 1)),
+        Some(LineKind::Rule) => {
             let major = |rule: &str| word(rule, 1).and_then(|number| Some(number.split_once(':')?.0.to_string()));
             config.devices_allow().any(|rule| major(rule) == major(&line.value))
         }

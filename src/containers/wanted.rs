@@ -3,17 +3,17 @@
 use super::edit;
 use super::host::chosen;
 use super::line;
-use super::record::{self, Record};
-use super::rules::{self, Facts, Kind, Need};
+use super::record::{self, Attachment};
+use super::rules::{self, Facts, LineKind, Need};
 use super::theirs::{About, Theirs, key_of};
 use super::there;
 use super::{Style, Wish, config};
 use crate::App;
 use crate::address::SlotId;
+use crate::exit::{Exit, Result};
 use crate::gpu::Slot;
 use crate::gpu::containers::{Given, Way};
 use crate::proxmox::ct;
-use crate::stop::{Result, Stop};
 
 /// What a container shall have, with nothing left open.
 #[derive(Clone)]
@@ -67,7 +67,7 @@ pub(super) fn refuse_unreadable(ctid: u32, bytes: &[u8], style: Style) -> Result
     if style != Style::Dev || odd.is_empty() {
         return Ok(());
     }
-    Err(Stop::refused(format!(
+    Err(Exit::refused(format!(
         "container {ctid} was not touched: Proxmox cannot read its {} and starts it with none; mend that: pct set {ctid} \
          --delete {}",
         odd.join(" "),
@@ -93,13 +93,13 @@ pub(super) fn not_given(app: &App, ctid: u32, others: &[u8], facts: &Facts, want
     let needs_rules = theirs.needs_rules(app.kernel, &all);
     let left = theirs.left(app.kernel, all, &|need| need.by_node(facts));
     let mut left = left.map_err(|Given { inside, line, .. }| {
-        Stop::refused(format!(
+        Exit::refused(format!(
             "container {ctid} was not touched: something else than the host's {inside} is given to it there, by {line}; take \
              that line out of {}, then: gpu-handoff container attach {ctid}",
             config::path(ctid)
         ))
     })?;
-    left.retain(|need| needs_rules || need.kind != Kind::Rule);
+    left.retain(|need| needs_rules || need.kind != LineKind::Rule);
     Ok(left)
 }
 
@@ -137,16 +137,16 @@ pub(super) fn will_not_do(ctid: u32, config: &ct::CtConfig, given: &Given) -> Op
     }
 }
 
-pub(super) fn too_many(ctid: u32) -> Stop {
-    Stop::refused(format!(
+pub(super) fn too_many(ctid: u32) -> Exit {
+    Exit::refused(format!(
         "container {ctid} was not touched: there are not enough numbers between dev0 and dev255 left for its devices; \
          delete some (pct set {ctid} --delete devN), or use --style mount"
     ))
 }
 
-pub(super) fn readable_record(app: &App, ctid: u32) -> Result<Option<Record>> {
+pub(super) fn readable_record(app: &App, ctid: u32) -> Result<Option<Attachment>> {
     record::read(app.kernel, ctid).map_err(|error| {
-        Stop::failed(format!(
+        Exit::failed(format!(
             "container {ctid} was not touched: the record of what was attached cannot be read: {error:#}; if you \
              remove that file, its lines are yours to take out"
         ))

@@ -3,7 +3,7 @@
 use super::facts::host::Host;
 use super::finding::Hit;
 use crate::causes::{self, cmdline};
-use crate::setup::bootloader::Kind;
+use crate::setup::bootloader::Loader;
 
 /// A word that was found.
 pub struct Word {
@@ -17,9 +17,9 @@ pub struct Word {
 /// Those words that are sought: in the files that they come from, else as the kernel was booted with.
 pub fn words(host: &Host, is_sought: &dyn Fn(&str) -> bool) -> Vec<Word> {
     let counts = |path: &str| match host.loader {
-        Kind::SystemdBoot => !path.starts_with("/etc/default/grub"),
-        Kind::Grub => path != "/etc/kernel/cmdline",
-        Kind::Unknown => true,
+        Loader::SystemdBoot => !path.starts_with("/etc/default/grub"),
+        Loader::Grub => path != "/etc/kernel/cmdline",
+        Loader::Unknown => true,
     };
     let mut found: Vec<Word> = Vec::new();
     for line in host.command_files().iter().filter(|line| counts(&line.path)) {

@@ -4,7 +4,7 @@ use super::facts::Facts;
 use super::finding::{Area, Check, Hit, Severity};
 use crate::config::{self, Home};
 use crate::driver::builds;
-use crate::driver::kind::{self, Kind};
+use crate::driver::flavour::{self, Flavour};
 use crate::gpu::nvidia::Version;
 use crate::setup::driver::packages;
 
@@ -214,8 +214,8 @@ pub fn again(facts: &Facts) -> String {
 fn not_for_card(facts: &Facts) -> Vec<Hit> {
     let driver = &facts.driver;
     let Some(version) = driver.loaded.as_ref().or(driver.on_disk.as_ref()) else { return Vec::new() };
-    // Of modules that are not loaded nobody tells the kind.
-    let flavour = if driver.loaded.is_some() && driver.is_open { Kind::Open } else { Kind::Proprietary };
+    // Of modules that are not loaded nobody tells the flavour.
+    let flavour = if driver.loaded.is_some() && driver.is_open { Flavour::Open } else { Flavour::Proprietary };
     let mut found = Vec::new();
     for slot in &facts.slots {
         let is_home = match facts.config.homes.get(&slot.id) {
@@ -224,10 +224,10 @@ fn not_for_card(facts: &Facts) -> Vec<Hit> {
             None => true,
         };
         let Some(gpu) = slot.gpu().filter(|gpu| is_home && !gpu.is_on("nvidia")) else { continue };
-        let kinds = if driver.loaded.is_some() { &[flavour][..] } else { &[Kind::Open, Kind::Proprietary] };
+        let flavours = if driver.loaded.is_some() { &[flavour][..] } else { &[Flavour::Open, Flavour::Proprietary] };
         let objections: Vec<_> =
-            kinds.iter().filter_map(|kind| kind::objection(gpu.device, version, *kind, None)).collect();
-        if objections.len() == kinds.len()
+            flavours.iter().filter_map(|flavour| flavour::objection(gpu.device, version, *flavour, None)).collect();
+        if objections.len() == flavours.len()
             && let Some(text) = objections.into_iter().next()
         {
             let place = gpu.address.attribute("device");

@@ -5,7 +5,7 @@ use super::facts::Facts;
 use super::finding::{Area, Check, Hit, Severity};
 use crate::handoff::plan::check;
 use crate::handoff::plan::facts::Availability;
-use crate::setup::bootloader::Kind;
+use crate::setup::bootloader::Loader;
 
 pub const AREA: Area = Area {
     title: "The IOMMU and what the host boots with",
@@ -201,12 +201,12 @@ fn is_ours_to_know(word: &str) -> bool {
 fn other_boot_loader(facts: &Facts) -> Vec<Hit> {
     let host = &facts.host;
     let is_others = |path: &str| match host.loader {
-        Kind::SystemdBoot => path.starts_with("/etc/default/grub"),
-        Kind::Grub => path == "/etc/kernel/cmdline",
-        Kind::Unknown => false,
+        Loader::SystemdBoot => path.starts_with("/etc/default/grub"),
+        Loader::Grub => path == "/etc/kernel/cmdline",
+        Loader::Unknown => false,
     };
     let (boots, add) = match host.loader {
-        Kind::SystemdBoot => (
+        Loader::SystemdBoot => (
             "systemd-boot, from /etc/kernel/cmdline",
             "sed -i '1s|$| WORD|' /etc/kernel/cmdline && proxmox-boot-tool refresh",
         ),
@@ -229,9 +229,9 @@ fn other_boot_loader(facts: &Facts) -> Vec<Hit> {
 fn not_booted_with(facts: &Facts) -> Vec<Hit> {
     let host = &facts.host;
     let counts = |path: &str| match host.loader {
-        Kind::SystemdBoot => path == "/etc/kernel/cmdline",
-        Kind::Grub => path.starts_with("/etc/default/grub"),
-        Kind::Unknown => false,
+        Loader::SystemdBoot => path == "/etc/kernel/cmdline",
+        Loader::Grub => path.starts_with("/etc/default/grub"),
+        Loader::Unknown => false,
     };
     let mut found = Vec::new();
     for line in host.command_files().iter().filter(|line| counts(&line.path)) {

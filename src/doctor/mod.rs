@@ -24,9 +24,9 @@ mod text;
 mod vm;
 
 use crate::App;
+use crate::exit::{Exit, Result};
 use crate::report::status::Status;
 use crate::setup::hookscript;
-use crate::stop::{Result, Stop};
 use facts::Facts;
 use facts::guests::silent;
 use finding::{Area, Check, Finding, Severity};
@@ -129,7 +129,7 @@ fn outcome(findings: &[Finding]) -> Result<()> {
     let mut ids: Vec<&str> =
         findings.iter().filter(|finding| finding.severity == Severity::Error).map(|finding| finding.check.id).collect();
     ids.dedup();
-    if ids.is_empty() { Ok(()) } else { Err(Stop::failed(format!("not as it should be: {}", ids.join(", ")))) }
+    if ids.is_empty() { Ok(()) } else { Err(Exit::failed(format!("not as it should be: {}", ids.join(", ")))) }
 }
 
 fn explain(id: &str) -> Result<String> {
@@ -143,7 +143,7 @@ fn explain(id: &str) -> Result<String> {
     }
     let Some(check) = checks().find(|check| check.id == id) else {
         let id = id.escape_debug();
-        return Err(Stop::usage(format!(
+        return Err(Exit::usage(format!(
             "there is no finding {id}; those that there are: gpu-handoff doctor --explain all"
         )));
     };
@@ -171,8 +171,8 @@ mod tests {
 
     #[test]
     fn an_unknown_finding_is_answered_with_where_to_look() {
-        let stop = explain("iommu").unwrap_err();
-        assert_eq!(stop.message, "there is no finding iommu; those that there are: gpu-handoff doctor --explain all");
+        let exit = explain("iommu").unwrap_err();
+        assert_eq!(exit.message, "there is no finding iommu; those that there are: gpu-handoff doctor --explain all");
         assert!(explain("all").unwrap().contains("\niommu-off "));
     }
 }

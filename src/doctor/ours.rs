@@ -9,7 +9,7 @@ use crate::config;
 use crate::gpu::nodes;
 use crate::proxmox::guest;
 use crate::proxmox::storage::{self, Storage};
-use crate::report::status::Kind;
+use crate::report::status::FaultKind;
 use crate::setup::hookscript::{LINK, PROGRAM};
 use crate::setup::kept::pending;
 
@@ -70,7 +70,7 @@ pub const AREA: Area = Area {
             title: "a call of the kernel's does not come back",
             why: "Nobody can do anything with that card until it does.",
             more: "Mostly somebody uses the card that was to be taken from its driver.",
-            find: |facts| by_fault(facts, Kind::Wedged),
+            find: |facts| by_fault(facts, FaultKind::Wedged),
         },
         Check {
             id: "stranded",
@@ -78,7 +78,7 @@ pub const AREA: Area = Area {
             title: "a card is neither at home nor with a VM that runs",
             why: "Nobody can use it, and nobody is working on it.",
             more: "After a start that failed, or a run that was killed.",
-            find: |facts| by_fault(facts, Kind::Stranded),
+            find: |facts| by_fault(facts, FaultKind::Stranded),
         },
         Check {
             id: "owed",
@@ -86,7 +86,7 @@ pub const AREA: Area = Area {
             title: "something is still to be started again, or looked at",
             why: "What was stopped for a VM is still down.",
             more: "The keeper tries again by itself, less and less often.",
-            find: |facts| by_fault(facts, Kind::Owed),
+            find: |facts| by_fault(facts, FaultKind::Owed),
         },
         Check {
             id: "dri-names",
@@ -94,7 +94,7 @@ pub const AREA: Area = Area {
             title: "a card has other nodes in /dev/dri than before",
             why: "What was set to use them by name finds another card, or none.",
             more: "With two cards and a driver that looks for cards only when it is loaded.",
-            find: |facts| by_fault(facts, Kind::Dri),
+            find: |facts| by_fault(facts, FaultKind::Dri),
         },
         Check {
             id: "reboot-required",
@@ -102,7 +102,7 @@ pub const AREA: Area = Area {
             title: "what was set up takes effect with the next boot",
             why: "Until then the host runs with what it booted with.",
             more: "Told after setup vfio.",
-            find: |facts| by_fault(facts, Kind::Reboot),
+            find: |facts| by_fault(facts, FaultKind::Reboot),
         },
         Check {
             id: "setup-pending",
@@ -110,7 +110,7 @@ pub const AREA: Area = Area {
             title: "set-up is not done",
             why: "The host is not prepared, or its driver is not installed.",
             more: "What could not be done when it was due; the boot unit tries it twice.",
-            find: |facts| by_fault(facts, Kind::SetUp),
+            find: |facts| by_fault(facts, FaultKind::SetUp),
         },
         Check {
             id: "not-seen",
@@ -118,7 +118,7 @@ pub const AREA: Area = Area {
             title: "something could not be read",
             why: "What is behind it is not known.",
             more: "A record that another version wrote, a process that does not let itself be looked at.",
-            find: |facts| by_fault(facts, Kind::Problem),
+            find: |facts| by_fault(facts, FaultKind::Problem),
         },
         Check {
             id: "unit-masked",
@@ -240,21 +240,21 @@ fn slots(facts: &Facts) -> Vec<Hit> {
     facts.ours.slots.iter().map(hit).collect()
 }
 
-fn by_fault(facts: &Facts, kind: Kind) -> Vec<Hit> {
+fn by_fault(facts: &Facts, kind: FaultKind) -> Vec<Hit> {
     let faults = facts.ours.faults.iter().filter(|fault| fault.kind == kind);
     let hit = |fault: &crate::report::status::Fault| {
         let slot = fault.slot.map(|slot| slot.to_string()).unwrap_or_default();
         let (place, mend) = match kind {
-            Kind::Wedged => (
+            FaultKind::Wedged => (
                 format!("/run/gpu-handoff/wedged-{slot}"),
                 "gpu-handoff --status names the process; end what uses the card".to_string(),
             ),
-            Kind::Stranded => (format!("/sys/bus/pci/devices/{slot}.0"), format!("gpu-handoff to-home {slot}")),
-            Kind::Owed => ("/run/gpu-handoff".to_string(), "gpu-handoff reconcile".to_string()),
-            Kind::Dri => ("/dev/dri".to_string(), AGAIN.to_string()),
-            Kind::Reboot => ("/run/reboot-required".to_string(), "reboot the host".to_string()),
-            Kind::SetUp => (pending::PATH.to_string(), "gpu-handoff setup pending".to_string()),
-            Kind::Problem => (place_in(&fault.text), "gpu-handoff --status".to_string()),
+            FaultKind::Stranded => (format!("/sys/bus/pci/devices/{slot}.0"), format!("gpu-handoff to-home {slot}")),
+            FaultKind::Owed => ("/run/gpu-handoff".to_string(), "gpu-handoff reconcile".to_string()),
+            FaultKind::Dri => ("/dev/dri".to_string(), AGAIN.to_string()),
+            FaultKind::Reboot => ("/run/reboot-required".to_string(), "reboot the host".to_string()),
+            FaultKind::SetUp => (pending::PATH.to_string(), "gpu-handoff setup pending".to_string()),
+            FaultKind::Problem => (place_in(&fault.text), "gpu-handoff --status".to_string()),
         };
         Hit::at(place, fault.text.trim_start_matches("set-up is not done: "), mend)
     };

@@ -3,8 +3,8 @@
 use super::finding::{Finding, Repair};
 use crate::App;
 use crate::address::SlotId;
+use crate::exit::{Exit, Result};
 use crate::setup::hookscript::{LINK, PROGRAM};
-use crate::stop::{Result, Stop};
 use crate::sys::ActError;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -39,7 +39,7 @@ pub fn run(app: &App, look: &dyn Fn() -> Vec<Finding>) -> Result<(String, Result
     let Some(_locked) = app.store.lock(&slots, TURN)? else {
         let slots: Vec<String> = slots.iter().map(ToString::to_string).collect();
         let again = "see gpu-handoff --status, then again";
-        return Err(Stop::locked(format!("{} is changing hands: nothing was put right; {again}", slots.join(" "))));
+        return Err(Exit::locked(format!("{} is changing hands: nothing was put right; {again}", slots.join(" "))));
     };
     // Only now nobody can begin what these would disturb.
     let mut text = String::new();
@@ -50,7 +50,7 @@ pub fn run(app: &App, look: &dyn Fn() -> Vec<Finding>) -> Result<(String, Result
             // The others are tried all the same.
             Err(why) => {
                 text.push_str(&format!("{repair}: {why}\n"));
-                first = first.and(Err(Stop::failed(format!("not all was put right: {repair}: {why}"))));
+                first = first.and(Err(Exit::failed(format!("not all was put right: {repair}: {why}"))));
             }
         }
     }

@@ -5,11 +5,11 @@ use super::finding::Finding;
 use super::redact::redact;
 use crate::App;
 use crate::config;
+use crate::exit::{Exit, Result};
 use crate::handoff::kept::history::History;
 use crate::report::status::Status;
 use crate::report::zone::Zone;
 use crate::report::{history, screen};
-use crate::stop::{Result, Stop};
 use std::collections::BTreeSet;
 use std::io::Write;
 
@@ -52,8 +52,8 @@ pub fn run(app: &App, facts: &Facts, findings: &[Finding], to: Option<&str>) -> 
     let path = std::path::absolute(to).unwrap_or_else(|_| to.into()).to_string_lossy().into_owned();
     let written = app.kernel.create_file(&path, 0o600).and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => Stop::usage(format!("{to} is there already: name another file")),
-        _ => Stop::failed(format!("{to}: {error}")),
+        std::io::ErrorKind::AlreadyExists => Exit::usage(format!("{to} is there already: name another file")),
+        _ => Exit::failed(format!("{to}: {error}")),
     })?;
     Ok(format!("written to {to}, without addresses and names of the network; look at it before you give it away\n"))
 }

@@ -1,6 +1,6 @@
 //! What an installer is told, so that it asks nothing. Pure.
 
-use super::kind::{Kind, TWO_KINDS, is_from};
+use super::flavour::{Flavour, TWO_FLAVOURS, is_from};
 
 /// Options that not every installer has, and the first version that has them: nvidia-installer's option_table.h, held
 /// against its tags from 390.144 to 590.48.01. One that an installer does not know ends it at once.
@@ -43,16 +43,16 @@ pub fn container(version: &str) -> Vec<String> {
 }
 
 /// All of it, for the running kernel. The modules are loaded by whoever called, when nobody is in the way.
-pub fn host(version: &str, kind: Option<Kind>, dkms: bool, key: Option<&Key>) -> Vec<String> {
+pub fn host(version: &str, flavour: Option<Flavour>, dkms: bool, key: Option<&Key>) -> Vec<String> {
     let mut flags = told(dkms_flag(version, dkms));
-    add_modules(&mut flags, version, kind, key);
+    add_modules(&mut flags, version, flavour, key);
     flags
 }
 
 /// Only the modules, for a kernel that need not run.
-pub fn kernel(version: &str, release: &str, kind: Option<Kind>, key: Option<&Key>) -> Vec<String> {
+pub fn kernel(version: &str, release: &str, flavour: Option<Flavour>, key: Option<&Key>) -> Vec<String> {
     let mut flags = told(&[dkms_flag(version, false), &["-K", "-k", release]].concat());
-    add_modules(&mut flags, version, kind, key);
+    add_modules(&mut flags, version, flavour, key);
     flags
 }
 
@@ -68,14 +68,14 @@ fn told(more: &[&str]) -> Vec<String> {
     ALWAYS.iter().chain(more).map(|flag| (*flag).to_string()).collect()
 }
 
-fn add_modules(flags: &mut Vec<String>, version: &str, kind: Option<Kind>, key: Option<&Key>) {
+fn add_modules(flags: &mut Vec<String>, version: &str, flavour: Option<Flavour>, key: Option<&Key>) {
     if has(version, SKIP_LOAD) {
         flags.push(SKIP_LOAD.to_string());
     }
-    if let Some(kind) = kind.filter(|_| is_from(version, TWO_KINDS)) {
+    if let Some(flavour) = flavour.filter(|_| is_from(version, TWO_FLAVOURS)) {
         flags.push(match has(version, "--kernel-module-type") {
-            true => format!("--kernel-module-type={}", kind.name()),
-            false => format!("--kernel-module-build-directory={}", kind.folder()),
+            true => format!("--kernel-module-type={}", flavour.name()),
+            false => format!("--kernel-module-build-directory={}", flavour.folder()),
         });
     }
     if let Some(key) = key {
@@ -100,24 +100,24 @@ mod tests {
     fn the_flags_that_an_installer_knows() {
         let always = "--silent --no-nouveau-check --no-x-check --no-check-for-alternate-installs";
         let key = Key { secret: "/a", public: "/b" };
-        for (version, kind, dkms, key, more) in [
-            ("580.95.05", Some(Kind::Open), false, None, "--no-dkms --skip-module-load --kernel-module-type=open"),
+        for (version, flavour, dkms, key, more) in [
+            ("580.95.05", Some(Flavour::Open), false, None, "--no-dkms --skip-module-load --kernel-module-type=open"),
             ("580.95.05", None, true, None, "--dkms --skip-module-load"),
             (
                 "550.90.07",
-                Some(Kind::Proprietary),
+                Some(Flavour::Proprietary),
                 false,
                 None,
                 "--no-dkms --skip-module-load --kernel-module-build-directory=kernel",
             ),
-            ("535.183.01", Some(Kind::Open), false, None, "--no-dkms --kernel-module-build-directory=kernel-open"),
-            ("555.58.02", Some(Kind::Open), false, None, "--no-dkms --skip-module-load --kernel-module-type=open"),
-            ("545.29.06", Some(Kind::Open), false, None, "--no-dkms --kernel-module-build-directory=kernel-open"),
-            ("520.56.06", Some(Kind::Open), false, None, "--no-dkms --kernel-module-build-directory=kernel-open"),
-            ("515.105.01", Some(Kind::Open), false, None, "--kernel-module-build-directory=kernel-open"),
-            ("515.105.01", Some(Kind::Open), true, None, "--dkms --kernel-module-build-directory=kernel-open"),
+            ("535.183.01", Some(Flavour::Open), false, None, "--no-dkms --kernel-module-build-directory=kernel-open"),
+            ("555.58.02", Some(Flavour::Open), false, None, "--no-dkms --skip-module-load --kernel-module-type=open"),
+            ("545.29.06", Some(Flavour::Open), false, None, "--no-dkms --kernel-module-build-directory=kernel-open"),
+            ("520.56.06", Some(Flavour::Open), false, None, "--no-dkms --kernel-module-build-directory=kernel-open"),
+            ("515.105.01", Some(Flavour::Open), false, None, "--kernel-module-build-directory=kernel-open"),
+            ("515.105.01", Some(Flavour::Open), true, None, "--dkms --kernel-module-build-directory=kernel-open"),
             ("510.108.03", None, false, None, ""),
-            ("470.256.02", Some(Kind::Proprietary), false, None, ""),
+            ("470.256.02", Some(Flavour::Proprietary), false, None, ""),
             ("470.256.02", None, true, None, "--dkms"),
             (
                 "590.44.01",
@@ -127,14 +127,14 @@ mod tests {
                 "--no-dkms --skip-module-load --module-signing-secret-key=/a --module-signing-public-key=/b",
             ),
         ] {
-            assert_eq!(host(version, kind, dkms, key).join(" "), format!("{always} {more}").trim_end(), "{version}");
+            assert_eq!(host(version, flavour, dkms, key).join(" "), format!("{always} {more}").trim_end(), "{version}");
         }
         assert_eq!(
             kernel("470.256.02", "6.1.0-1-amd64", None, None).join(" "),
             format!("{always} -K -k 6.1.0-1-amd64")
         );
         assert_eq!(
-            kernel("580.95.05", "6.8.12-4-pve", Some(Kind::Proprietary), None).join(" "),
+            kernel("580.95.05", "6.8.12-4-pve", Some(Flavour::Proprietary), None).join(" "),
             format!("{always} --no-dkms -K -k 6.8.12-4-pve --skip-module-load --kernel-module-type=proprietary")
         );
     }

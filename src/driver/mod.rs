@@ -3,8 +3,8 @@
 
 pub mod builds;
 pub mod flags;
+pub mod flavour;
 pub mod installed;
-pub mod kind;
 pub mod rival;
 mod source;
 pub mod supported;

@@ -2,8 +2,8 @@
 
 use crate::App;
 use crate::config::Driver;
+use crate::exit::{Exit, Result};
 use crate::gpu::nvidia::Version;
-use crate::stop::{Result, Stop};
 use crate::teller::Teller;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -59,10 +59,10 @@ pub fn found(app: &App, config: &Driver) -> Result<Option<(Source, String)>> {
         (Some(path), _) => match version_in_name(path) {
             Some(version) => version,
             None => version_in_header(&header(app, path).unwrap_or_default())
-                .ok_or_else(|| Stop::refused(format!("driver.runfile: {path} is no installer of NVIDIA's driver")))?,
+                .ok_or_else(|| Exit::refused(format!("driver.runfile: {path} is no installer of NVIDIA's driver")))?,
         },
         (None, Some(url)) => version_in_name(url).ok_or_else(|| {
-            Stop::usage(format!("driver.runfile_url: {url} does not end in NVIDIA-Linux-x86_64-VERSION.run"))
+            Exit::usage(format!("driver.runfile_url: {url} does not end in NVIDIA-Linux-x86_64-VERSION.run"))
         })?,
         (None, None) => {
             let names = app.kernel.list(CACHE);
@@ -89,21 +89,21 @@ pub fn source(app: &App, config: &Driver, version: &str) -> Result<Source> {
     if let Some(sum) = &config.sha256
         && !is_sum(sum)
     {
-        return Err(Stop::usage(format!("driver.sha256: {} is no SHA-256 sum", sum.escape_debug())));
+        return Err(Exit::usage(format!("driver.sha256: {} is no SHA-256 sum", sum.escape_debug())));
     }
     let kept = format!("{CACHE}/{}", file_name(version));
     let source = match (&config.runfile, &config.runfile_url) {
         (Some(path), _) if !kernel.exists(path) => {
-            return Err(Stop::refused(format!("driver.runfile: there is no {path}; nothing was touched")));
+            return Err(Exit::refused(format!("driver.runfile: there is no {path}; nothing was touched")));
         }
         (Some(path), _) => Source::File(path.clone()),
         (None, _) if kernel.exists(&kept) => Source::File(kept),
         (None, Some(_)) if config.sha256.is_none() => {
-            return Err(Stop::usage("driver.runfile_url needs driver.sha256 beside it"));
+            return Err(Exit::usage("driver.runfile_url needs driver.sha256 beside it"));
         }
         (None, Some(url)) => Source::Url(url.clone()),
         (None, None) => {
-            return Err(Stop::refused(format!(
+            return Err(Exit::refused(format!(
                 "no installer of driver {version}, which the host has: copy {} to {CACHE}, or name it in driver.runfile or \
                  driver.runfile_url; nothing was touched",
                 file_name(version)
@@ -113,7 +113,7 @@ pub fn source(app: &App, config: &Driver, version: &str) -> Result<Source> {
     match &source {
         Source::File(path) => {
             let header =
-                header(app, path).map_err(|error| Stop::refused(format!("{path}: {error}; nothing was touched")))?;
+                header(app, path).map_err(|error| Exit::refused(format!("{path}: {error}; nothing was touched")))?;
             if is_vgpu(path) || is_vgpu_header(&header) {
                 return Err(vgpu(path));
             }
@@ -141,13 +141,13 @@ pub fn fetch(app: &App, source: &Source, config: &Driver, version: &str, teller:
             let header = header(app, &part).unwrap_or_default();
             let is_right = check_sum(url, &have, config)
                 .and_then(|()| check_version(url, None, version_in_header(&header), version));
-            if let Err(stop) = is_right {
+            if let Err(exit) = is_right {
                 // The next run must not go on with it.
                 let _ = kernel.remove_file(&part);
-                return Err(stop);
+                return Err(exit);
             }
             note_download(app, &file_name(version))?;
-            kernel.rename_file(&part, &path).map_err(|error| Stop::failed(format!("{path}: {error}")))?;
+            kernel.rename_file(&part, &path).map_err(|error| Exit::failed(format!("{path}: {error}")))?;
             path
         }
     };
@@ -166,7 +166,7 @@ fn note_download(app: &App, name: &str) -> Result<()> {
     }
     app.kernel
         .write_file(DOWNLOADED, format!("{names}{name}\n").as_bytes(), 0o644)
-        .map_err(|error| Stop::failed(format!("{DOWNLOADED}: {error}")))
+        .map_err(|error| Exit::failed(format!("{DOWNLOADED}: {error}")))
 }
 
 /// Keeps an installer in [`CACHE`]: for kernels that are yet to come, for containers, and for the way back.
@@ -178,14 +178,14 @@ pub fn keep(app: &App, installer: Installer) -> Result<Installer> {
     if installer.path == kept {
         return Ok(installer);
     }
-    let failed = |error: io::Error| Stop::failed(format!("{} could not be copied to {kept}: {error}", installer.path));
+    let failed = |error: io::Error| Exit::failed(format!("{} could not be copied to {kept}: {error}", installer.path));
     let part = format!("{kept}.part");
     let kernel = app.kernel;
     kernel.make_folder(CACHE).and_then(|()| kernel.remove_file(&part)).map_err(failed)?;
     let copied = kernel.copy_file(&installer.path, &part).map_err(failed);
     let is_right = copied.and_then(|()| match sum(app, &part)? {
         sum if sum == installer.sha256 => kernel.rename_file(&part, &kept).map_err(failed),
-        _ => Err(Stop::failed(format!("{} changed while it was copied to {kept}", installer.path))),
+        _ => Err(Exit::failed(format!("{} changed while it was copied to {kept}", installer.path))),
     });
     if is_right.is_err() {
         let _ = kernel.remove_file(&part);
@@ -199,7 +199,7 @@ pub fn keep(app: &App, installer: Installer) -> Result<Installer> {
 /// Curl's words.
 pub fn download(app: &App, url: &str, to: &str, teller: &Teller) -> Result<()> {
     let target = app.kernel.path(to);
-    app.kernel.make_folder(CACHE).map_err(|error| Stop::failed(format!("{CACHE}: {error}")))?;
+    app.kernel.make_folder(CACHE).map_err(|error| Exit::failed(format!("{CACHE}: {error}")))?;
     let had = fs::metadata(&target).is_ok_and(|file| file.len() > 0);
     let target = target.to_string_lossy();
     let arguments = [
@@ -229,13 +229,13 @@ pub fn download(app: &App, url: &str, to: &str, teller: &Teller) -> Result<()> {
     };
     let download = || teller.run(&format!("downloading {url}"), CURL, &arguments, DOWNLOAD, &so_far);
     let mut done = download();
-    if had && done.as_ref().is_err_and(|stop| NO_REST.iter().any(|words| stop.message.contains(words))) {
+    if had && done.as_ref().is_err_and(|exit| NO_REST.iter().any(|words| exit.message.contains(words))) {
         let _ = app.kernel.remove_file(to);
         done = download();
     }
-    done.map_err(|stop| Stop {
-        message: format!("{}; is the network up, and the address right?", stop.message),
-        ..stop
+    done.map_err(|exit| Exit {
+        message: format!("{}; is the network up, and the address right?", exit.message),
+        ..exit
     })
 }
 
@@ -248,15 +248,15 @@ fn header(app: &App, path: &str) -> io::Result<Vec<u8>> {
 fn sum(app: &App, path: &str) -> Result<String> {
     let real = app.kernel.path(path);
     let said = app.kernel.program(SHA256SUM, &["--", &real.to_string_lossy()], SUMMING);
-    let said = said.map_err(|error| Stop::failed(format!("{path}: {error}")))?;
+    let said = said.map_err(|error| Exit::failed(format!("{path}: {error}")))?;
     // A backslash stands before the sum when the name has one.
     let sum = said.trim_start_matches('\\').split_whitespace().next().unwrap_or_default();
-    if is_sum(sum) { Ok(sum.to_string()) } else { Err(Stop::failed(format!("{path}: sha256sum says no sum"))) }
+    if is_sum(sum) { Ok(sum.to_string()) } else { Err(Exit::failed(format!("{path}: sha256sum says no sum"))) }
 }
 
 fn check_sum(what: &str, have: &str, config: &Driver) -> Result<()> {
     match &config.sha256 {
-        Some(wanted) if !wanted.eq_ignore_ascii_case(have) => Err(Stop::failed(format!(
+        Some(wanted) if !wanted.eq_ignore_ascii_case(have) => Err(Exit::failed(format!(
             "{what}: checksum mismatch: it is {have}, driver.sha256 says {wanted}; nothing was installed"
         ))),
         _ => Ok(()),
@@ -277,8 +277,8 @@ fn is_vgpu_header(bytes: &[u8]) -> bool {
     lines.any(|line| (line.starts_with("targetdir=") || line.starts_with("label=")) && line.contains("vgpu-kvm"))
 }
 
-fn vgpu(path: &str) -> Stop {
-    Stop::refused(format!(
+fn vgpu(path: &str) -> Exit {
+    Exit::refused(format!(
         "{path} is NVIDIA's vGPU manager, which cuts a card into slices for VMs: with it neither the host nor a container has \
          CUDA, and a whole card cannot be handed over; take the driver itself, NVIDIA-Linux-x86_64-VERSION.run; nothing \
          was touched"
@@ -292,14 +292,14 @@ pub fn file_name(version: &str) -> String {
 fn check_version(what: &str, name: Option<String>, header: Option<String>, wanted: &str) -> Result<()> {
     for version in [&header, &name].into_iter().flatten() {
         if version != wanted {
-            return Err(Stop::refused(format!(
+            return Err(Exit::refused(format!(
                 "{what}: wrong installer version: it is {version}, wanted is {wanted}; nothing was touched"
             )));
         }
     }
     // An address need not end in the file's name; what comes from there is looked at again.
     if name.is_none() && header.is_none() && !what.contains("://") {
-        return Err(Stop::refused(format!("{what} is no installer of NVIDIA's driver; nothing was touched")));
+        return Err(Exit::refused(format!("{what} is no installer of NVIDIA's driver; nothing was touched")));
     }
     Ok(())
 }
@@ -363,7 +363,7 @@ mod tests {
     fn name_and_header_must_both_be_of_the_hosts_version() {
         let check = |name: Option<&str>, header: Option<&str>| {
             check_version("/x.run", name.map(str::to_string), header.map(str::to_string), "580.95.05")
-                .map_err(|stop| stop.message)
+                .map_err(|exit| exit.message)
         };
         assert_eq!(check(Some("580.95.05"), Some("580.95.05")), Ok(()));
         assert_eq!(check(None, Some("580.95.05")), Ok(()));

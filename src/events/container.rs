@@ -5,13 +5,13 @@ use super::notes::{Notes, handoff_is_under_way};
 use crate::App;
 use crate::address::{SlotId, list};
 use crate::config;
+use crate::exit::{Exit, Result};
 use crate::gpu::inventory::Slot;
 use crate::gpu::nvidia::Minors;
 use crate::gpu::{containers, nodes};
 use crate::handoff::kept::record::{Owner, Progress, Record};
 use crate::handoff::way::reconcile::make_nodes;
 use crate::proxmox::ct::CtConfig;
-use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use std::time::Duration;
 
@@ -27,15 +27,15 @@ pub fn pre_start(app: &App, ctid: u32) -> Result<()> {
     app.kernel.end_with_this_run();
     Notes::of(app.kernel).forget(ctid);
     wait_for_way_home(app);
-    if let Err(stop) = make_nodes(app.kernel, &app.story, &containers::missing_nodes(app.kernel), NODE) {
-        app.story.warn(&stop.message);
+    if let Err(exit) = make_nodes(app.kernel, &app.story, &containers::missing_nodes(app.kernel), NODE) {
+        app.story.warn(&exit.message);
     }
     let Some(away) = gone(app, &ct) else { return Ok(()) };
     let (slots, owner) = (list(away.slots()), &away.owner);
     if away.progress == Progress::Returning {
         let problem = format!("{slots} is not home yet from {owner}, see gpu-handoff --status");
         if app.config_for_hook().policy.refuse_ct_without_gpu {
-            return Err(Stop::refused(format!("container {ctid} was not started: {problem}; then: pct start {ctid}")));
+            return Err(Exit::refused(format!("container {ctid} was not started: {problem}; then: pct start {ctid}")));
         }
         app.story.say(&format!("container {ctid} starts without its GPU: {problem}; then: pct reboot {ctid}"));
         return Ok(());
@@ -45,7 +45,7 @@ pub fn pre_start(app: &App, ctid: u32) -> Result<()> {
         Owner::Manual(slot) => format!("gpu-handoff to-nvidia {slot}"),
     };
     if app.config_for_hook().policy.refuse_ct_without_gpu {
-        return Err(Stop::refused(format!(
+        return Err(Exit::refused(format!(
             "container {ctid} was not started: {owner} has {slots}, and policy.ct_without_gpu is refuse in {}; first: \
              {remedy}, then: pct start {ctid}",
             config::PATH

@@ -10,6 +10,7 @@ use super::watch::{self, After};
 use crate::App;
 use crate::address::{SlotId, list};
 use crate::config::{self, Backup, Config};
+use crate::exit::{Exit, Result};
 use crate::gpu::Slot;
 use crate::handoff::Handoff;
 use crate::handoff::kept::record::{Owner, Progress};
@@ -20,7 +21,6 @@ use crate::handoff::way::home::Asker;
 use crate::proxmox::pci_id::PciId;
 use crate::proxmox::vm::{self, Driver, Hostpci, VmConfig};
 use crate::proxmox::{guest, mapping, running};
-use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, Lock};
 use crate::systemd::Shutdown;
 use std::cell::OnceCell;
@@ -49,24 +49,24 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
     let Some(vm) = read_config(app.kernel, vmid)? else { return container::pre_start(app, vmid) };
     warn_of_dropped_lines(app, vmid, &vm);
-    let Taken { slots, named } = taken(app, vmid, &vm).inspect_err(|stop| {
-        app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], stop);
+    let Taken { slots, named } = taken(app, vmid, &vm).inspect_err(|exit| {
+        app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], exit);
     })?;
     if slots.is_empty() {
         // A record from an earlier start, when the configuration still had the GPU.
         if app.store.has_record(&owner)
-            && let Err(stop) = home(app, &owner)
+            && let Err(exit) = home(app, &owner)
         {
             // No reason to keep a VM from starting that does not want the GPU any more.
-            app.story.warn(&stop.message);
+            app.story.warn(&exit.message);
         }
-        return stray::look(app, vmid, &vm).inspect_err(|stop| {
-            app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], stop);
+        return stray::look(app, vmid, &vm).inspect_err(|exit| {
+            app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], exit);
         });
     }
     let listed = listed_by(&named, &vm);
-    let config = for_backup(app.config_for_hook(), vmid, &vm, &slots).inspect_err(|stop| {
-        app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &slots, stop);
+    let config = for_backup(app.config_for_hook(), vmid, &vm, &slots).inspect_err(|exit| {
+        app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &slots, exit);
     })?;
     let handoff = app.handoff(&config);
     let watcher = OnceCell::new();
@@ -75,10 +75,10 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
     let departure = Departure { owner: owner.clone(), slots: slots.clone(), by, listed, on_ready: &on_ready };
     let taken_over = make_vms_way(&handoff, &departure);
     let done = taken_over.and_then(|_locks| handoff.leave(&departure));
-    done.map_err(|stop| in_backup(named.refused(stop), vmid, &vm))?;
-    if let Err(stop) = handoff.come_home_but(&owner, &slots, "its configuration names it no longer") {
+    done.map_err(|exit| in_backup(named.refused(exit), vmid, &vm))?;
+    if let Err(exit) = handoff.come_home_but(&owner, &slots, "its configuration names it no longer") {
         // It has what it wants, and the rest comes home when it stops.
-        app.story.warn(&stop.message);
+        app.story.warn(&exit.message);
     }
     Ok(())
 }
@@ -91,11 +91,11 @@ pub(super) fn departure(app: &App, vmid: u32) -> Result<Departure<'static>> {
     let vm = read_config(app.kernel, vmid)?.unwrap_or_default();
     let Taken { slots, named } = taken(app, vmid, &vm)?;
     if slots.is_empty() {
-        return Err(Stop::refused(format!("guest {vmid} takes no NVIDIA GPU; see gpu-handoff plan {vmid}")));
+        return Err(Exit::refused(format!("guest {vmid} takes no NVIDIA GPU; see gpu-handoff plan {vmid}")));
     }
     // It would take the card, and nobody would know whose it is.
     if vm.hookscript.is_none() {
-        return Err(Stop::refused(format!("VM {vmid} has no hookscript yet: gpu-handoff enable {vmid}")));
+        return Err(Exit::refused(format!("VM {vmid} has no hookscript yet: gpu-handoff enable {vmid}")));
     }
     let (listed, by) = (listed_by(&named, &vm), named.in_brackets());
     Ok(Departure { by, listed, ..Departure::of(Owner::Vm(vmid), slots) })
@@ -103,8 +103,8 @@ pub(super) fn departure(app: &App, vmid: u32) -> Result<Departure<'static>> {
 
 /// VMs that have the slots are shut down, where the policy says so. Refused with nothing touched, or when one stays.
 fn make_vms_way(handoff: &Handoff, departure: &Departure) -> Result<Vec<Lock>> {
-    let refused = |stop: &Stop| {
-        handoff.note_refused(Direction::Vfio, &departure.owner, &departure.slots, stop);
+    let refused = |exit: &Exit| {
+        handoff.note_refused(Direction::Vfio, &departure.owner, &departure.slots, exit);
     };
     let making_way = handoff.who_makes_way(departure, false).inspect_err(refused)?;
     handoff.take_over(&departure.owner, &making_way).inspect_err(refused)
@@ -145,7 +145,7 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots)?;
     let departure = Departure { by, listed, ..Departure::of(owner, slots) };
     plan_after_others(&app.handoff(&config), &departure, false)
-        .map_err(|stop| in_backup(named.refused(stop), vmid, &vm))
+        .map_err(|exit| in_backup(named.refused(exit), vmid, &vm))
 }
 
 /// Proxmox drops a line that it cannot read, and starts the VM without what the line was to give it. But a later one may
@@ -214,7 +214,7 @@ fn is_backup(vm: &VmConfig) -> bool {
 /// A VM that is stopped is started to be backed up, with its GPU and all.
 fn for_backup(config: Config, vmid: u32, vm: &VmConfig, slots: &[SlotId]) -> Result<Config> {
     match config.backup {
-        Backup::Refuse if is_backup(vm) => Err(Stop::refused(format!(
+        Backup::Refuse if is_backup(vm) => Err(Exit::refused(format!(
             "{} was not touched: VM {vmid} is only started for a backup, and policy.backup is refuse in {}; so this \
              backup fails; back VM {vmid} up while it runs, or set policy.backup to idle",
             list(slots),
@@ -226,12 +226,12 @@ fn for_backup(config: Config, vmid: u32, vm: &VmConfig, slots: &[SlotId]) -> Res
 }
 
 /// What it means that a start was refused, where Proxmox itself only says that the hook failed.
-fn in_backup(stop: Stop, vmid: u32, vm: &VmConfig) -> Stop {
+fn in_backup(exit: Exit, vmid: u32, vm: &VmConfig) -> Exit {
     if !is_backup(vm) {
-        return stop;
+        return exit;
     }
-    let message = format!("{}; VM {vmid} was only to be started for a backup, which fails with this", stop.message);
-    Stop { message, ..stop }
+    let message = format!("{}; VM {vmid} was only to be started for a backup, which fails with this", exit.message);
+    Exit { message, ..exit }
 }
 
 fn post_stop(app: &App, vmid: u32) -> Result<()> {
@@ -301,9 +301,9 @@ fn read_config(kernel: &dyn Kernel, id: u32) -> Result<Option<VmConfig>> {
                 return Ok(None);
             }
             if guest::is_down(kernel) {
-                return Err(Stop::failed(guest::DOWN));
+                return Err(Exit::failed(guest::DOWN));
             }
-            Err(Stop::usage(format!("there is no guest {id}: {path} does not exist; qm list shows the VMs")))
+            Err(Exit::usage(format!("there is no guest {id}: {path} does not exist; qm list shows the VMs")))
         }
         Err(error) => Err(guest::unreadable(&path, &error)),
     }
@@ -337,7 +337,7 @@ fn taken(app: &App, vmid: u32, config: &VmConfig) -> Result<Taken> {
         for id in named.ids.get(index).into_iter().flatten() {
             let absent = || {
                 let written = if hostpci.ids.len() == 1 { &hostpci.ids[0].text } else { &hostpci.raw };
-                Stop::refused(format!(
+                Exit::refused(format!(
                     "VM {vmid}: hostpci{index} names {written}, but there is no such device; {}",
                     stray::instead_of_nothing(kernel, vmid, *index, config, written)
                 ))
@@ -351,7 +351,7 @@ fn taken(app: &App, vmid: u32, config: &VmConfig) -> Result<Taken> {
     for id in &config.args.ids {
         let slot = slot_of(kernel, id).filter(|slot| is_there(slot, id));
         let slot = slot.ok_or_else(|| {
-            Stop::refused(format!(
+            Exit::refused(format!(
                 "VM {vmid}: args names {id}, but there is no such device; lspci -D shows what there is"
             ))
         })?;

@@ -5,6 +5,7 @@ use crate::address::{SlotId, list};
 use crate::causes;
 use crate::config::Config;
 use crate::containers::attach;
+use crate::exit::Result;
 use crate::gpu::choice::choose;
 use crate::gpu::inventory::VFIO_PCI;
 use crate::gpu::{Slot, nvidia};
@@ -16,7 +17,7 @@ use crate::handoff::way::elsewhere;
 use crate::handoff::way::home::Asker;
 use crate::handoff::way::intent::unknown_home;
 use crate::handoff::way::reconcile::{Scope, nodes_to_text};
-use crate::stop::Result;
+use crate::story::row;
 use crate::sys::Kernel;
 
 /// # Errors
@@ -40,10 +41,10 @@ pub fn plan_to_vfio(app: &App, slot: Option<SlotId>) -> Result<String> {
 
 /// Also one whose card was pulled out, as long as a record names it: that must have an end.
 fn choose_to_come_home(app: &App, slot: Option<SlotId>) -> Result<SlotId> {
-    choose(app.kernel, slot).or_else(|stop| {
+    choose(app.kernel, slot).or_else(|exit| {
         let names = |slot: SlotId| app.store.each_record().into_iter().flatten().any(|r| r.slots().contains(&slot));
         let is_gone = |slot: &SlotId| Slot::read(app.kernel, *slot).is_none() && names(*slot);
-        slot.filter(is_gone).ok_or(stop)
+        slot.filter(is_gone).ok_or(exit)
     })
 }
 
@@ -56,7 +57,7 @@ pub fn to_nvidia(app: &App, slot: Option<SlotId>) -> Result<()> {
     let config = app.config_for_verb()?;
     let by_hand = Owner::Manual(slot);
     let records = away(app, slot)
-        .inspect_err(|stop| app.handoff(&config).note_refused(Direction::Home, &by_hand, &[slot], stop))?;
+        .inspect_err(|exit| app.handoff(&config).note_refused(Direction::Home, &by_hand, &[slot], exit))?;
     if records.is_empty() {
         return bring_what_was_left(app, &config, slot);
     }
@@ -142,10 +143,10 @@ pub fn plan_reconcile(app: &App, scope: Scope) -> Result<String> {
     let plans = records.iter().map(|record| Ok(home_to_text(record, &handoff.plan_fetch(record)?)));
     let mut text = plans.collect::<Result<String>>()?;
     if lacks_uvm {
-        text.push_str(&format!("a container has nvidia-uvm\n  {:<9} {}\n", "load", nvidia::UVM));
+        text.push_str(&format!("a container has nvidia-uvm\n  {}\n", row("load", &nvidia::UVM)));
     }
     if !missing.is_empty() {
-        text.push_str(&format!("missing device nodes\n  {:<9} {}\n", "make", nodes_to_text(&missing)));
+        text.push_str(&format!("missing device nodes\n  {}\n", row("make", &nodes_to_text(&missing))));
     }
     Ok(text)
 }

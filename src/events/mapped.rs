@@ -6,6 +6,7 @@
 
 use crate::App;
 use crate::address::{Address, SlotId};
+use crate::exit::{Exit, Result};
 use crate::gpu::Slot;
 use crate::handoff::Handoff;
 use crate::handoff::kept::record::{Owner, is_with};
@@ -13,7 +14,6 @@ use crate::proxmox::mapping::{self, Entry};
 use crate::proxmox::pci_id::PciId;
 use crate::proxmox::vm::{self, Driver, Hostpci, VmConfig};
 use crate::proxmox::{reservations, running};
-use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -34,11 +34,11 @@ impl Named {
     }
 
     /// What is refused is told with the mapping that it comes by.
-    pub fn refused(&self, stop: Stop) -> Stop {
+    pub fn refused(&self, exit: Exit) -> Exit {
         if self.by.is_empty() {
-            return stop;
+            return exit;
         }
-        Stop { message: format!("{}: {}", self.by.join(", "), stop.message), ..stop }
+        Exit { message: format!("{}: {}", self.by.join(", "), exit.message), ..exit }
     }
 }
 
@@ -116,7 +116,7 @@ fn one(
 ) -> Result<(Vec<PciId>, Option<String>)> {
     let kernel = app.kernel;
     let entries = mapping::alternatives(kernel, name);
-    let refused = |why: String| Err(Stop::refused(format!("VM {vmid}: hostpci{index} uses mapping={name}, {why}")));
+    let refused = |why: String| Err(Exit::refused(format!("VM {vmid}: hostpci{index} uses mapping={name}, {why}")));
     if entries.is_empty() {
         let see = "see: pvesh get /cluster/mapping/pci";
         return refused(match mapping::not_understood(kernel, name) {

@@ -9,12 +9,12 @@ use crate::App;
 use crate::config::{Config, ForContainer};
 use crate::containers::attach;
 use crate::containers::stale::{Stale, stale};
+use crate::exit::{Exit, Result};
 use crate::gpu::{containers, nodes};
 use crate::handoff::kept::record::Stopped;
 use crate::handoff::way::halt::PCT;
 use crate::handoff::way::reconcile::make_nodes;
 use crate::proxmox::running;
-use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, heed_termination};
 use crate::systemd::{self, Shutdown};
 use std::time::Duration;
@@ -57,14 +57,14 @@ pub fn run(app: &App) -> Result<()> {
     heed_termination();
     app.kernel.end_with_this_run();
     let notes = Notes::of(app.kernel);
-    let turn = notes.turn(TURN).map_err(|error| Stop::failed(format!("/run/gpu-handoff: {error}")))?;
+    let turn = notes.turn(TURN).map_err(|error| Exit::failed(format!("/run/gpu-handoff: {error}")))?;
     app.kernel.sleep(BURST);
     notes.heed_event();
     if turn.is_none() {
         return Err(not_looked_at(app.kernel, "another gpu-handoff settle", TURN));
     }
     let config = app.config_for_hook();
-    let patience = config.lock + 2 * config.handoff + config.stop;
+    let patience = config.time.lock + 2 * config.time.handoff + config.time.stop;
     // On its way it makes what is missing by itself.
     let is_over = wait_until(app.kernel, patience, &|| !handoff_is_under_way(app.kernel));
     wait_until(app.kernel, MODULES, &|| !is_a_module_coming(app.kernel));
@@ -85,12 +85,12 @@ pub fn run(app: &App) -> Result<()> {
     made
 }
 
-fn not_looked_at(kernel: &dyn Kernel, what: &str, waited: Duration) -> Stop {
+fn not_looked_at(kernel: &dyn Kernel, what: &str, waited: Duration) -> Exit {
     let why = match kernel.is_asked_to_end() {
         true => "asked to end".to_string(),
         false => format!("{what} did not end within {} s", waited.as_secs()),
     };
-    Stop::overrun(format!("containers were not looked at after a device event: {why}; type: gpu-handoff settle"))
+    Exit::overrun(format!("containers were not looked at after a device event: {why}; type: gpu-handoff settle"))
 }
 
 fn is_a_module_coming(kernel: &dyn Kernel) -> bool {
@@ -100,7 +100,7 @@ fn is_a_module_coming(kernel: &dyn Kernel) -> bool {
 
 /// Whether Proxmox is at work on a container no more.
 fn wait_until_let_go(kernel: &dyn Kernel, config: &Config, ctid: u32) -> bool {
-    wait_until(kernel, config.stop, &|| !running::is_ct_locked(kernel, ctid))
+    wait_until(kernel, config.time.stop, &|| !running::is_ct_locked(kernel, ctid))
 }
 
 fn wait_until(kernel: &dyn Kernel, limit: Duration, is_so: &dyn Fn() -> bool) -> bool {
@@ -185,7 +185,7 @@ impl Container<'_> {
         let (kernel, ctid) = (self.app.kernel, self.ctid);
         let init = || containers::init(kernel, ctid).and_then(|pid| kernel.process(pid));
         let before = init();
-        let timeout = self.config.stop.saturating_sub(FORCE).as_secs().max(1).to_string();
+        let timeout = self.config.time.stop.saturating_sub(FORCE).as_secs().max(1).to_string();
         let id = ctid.to_string();
         // It goes on by itself: should this run be ended meanwhile, the container still comes up again.
         let line = [PCT, "reboot", &id, "--timeout", &timeout];
@@ -198,7 +198,7 @@ impl Container<'_> {
             let runs_anew = init().is_some_and(|now| Some(now) != before) && !running::is_ct_locked(kernel, ctid);
             runs_anew || self.is_stopped_for_a_handoff()
         };
-        if !wait_until(kernel, 2 * self.config.stop, &is_back) {
+        if !wait_until(kernel, 2 * self.config.time.stop, &is_back) {
             if kernel.is_asked_to_end() {
                 return Ok(());
             }

@@ -4,12 +4,12 @@
 use crate::App;
 use crate::address::{SlotId, list};
 use crate::config::{self, Config};
+use crate::exit::{Exit, Result};
 use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
 use crate::gpu::{Function, Slot};
 use crate::proxmox::mapping;
 use crate::proxmox::pci_id::PciId;
 use crate::proxmox::vm::{Driver, Hostpci, VmConfig};
-use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 
 /// A device that a line of the VM names, and that is none of NVIDIA's.
@@ -41,7 +41,7 @@ pub enum Remark {
 /// When a GPU was where the host has another device in use now.
 pub fn look(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
     match remark(app, vmid, vm) {
-        Some(Remark::Refused(why)) => Err(Stop::refused(why)),
+        Some(Remark::Refused(why)) => Err(Exit::refused(why)),
         Some(Remark::Told(text)) => {
             app.story.warn(&text);
             Ok(())

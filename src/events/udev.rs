@@ -6,9 +6,9 @@
 use super::notes::Notes;
 use super::settle;
 use crate::App;
+use crate::exit::{Exit, Result};
 use crate::gpu::nodes;
 use crate::handoff::way::reconcile::make_nodes;
-use crate::stop::{Result, Stop};
 use crate::systemd;
 use std::time::Duration;
 
@@ -47,8 +47,8 @@ pub fn run(app: &App) -> Result<()> {
     made
 }
 
-fn not_asked(problem: &str) -> Stop {
-    Stop::failed(format!("containers were not looked at after a device event: {problem}; type: gpu-handoff settle"))
+fn not_asked(problem: &str) -> Exit {
+    Exit::failed(format!("containers were not looked at after a device event: {problem}; type: gpu-handoff settle"))
 }
 
 /// Whether a GPU, or a module that device nodes belong to, has come. `value` is a property of the event.

@@ -12,12 +12,12 @@
 
 use super::mapped;
 use crate::App;
+use crate::exit::{Code, Exit, Result};
 use crate::handoff::Handoff;
 use crate::handoff::kept::record::Owner;
 use crate::handoff::kept::store::Store;
 use crate::handoff::way::home::Asker;
 use crate::proxmox::running;
-use crate::stop::{Code, Result, Stop};
 use crate::sys::{ActError, Kernel, Process, Running};
 use crate::systemd::{self, Shutdown};
 use std::time::Duration;
@@ -228,13 +228,13 @@ pub fn watch(handoff: &Handoff, vmid: u32, mut after: After) -> Result<()> {
                 }
                 match handoff.come_home(&Owner::Vm(vmid), Asker::Watcher) {
                     // The other card's turn: there is nobody else to come back for this one.
-                    Err(Stop { code: Code::Locked, .. }) if !kernel.is_asked_to_end() => {}
+                    Err(Exit { code: Code::Locked, .. }) if !kernel.is_asked_to_end() => {}
                     done => done?,
                 }
                 kernel.sleep(LOOK_AGAIN);
             }
             Next::GiveUp => {
-                return Err(Stop::overrun(format!(
+                return Err(Exit::overrun(format!(
                     "Proxmox has been at work on VM {vmid} for {} s, nobody watches over that any longer; if it is given \
                      up: gpu-handoff reconcile",
                     LIMIT.as_secs()

@@ -2,7 +2,7 @@
 
 use super::inventory::{Slot, nvidia_slots};
 use crate::address::SlotId;
-use crate::stop::{Result, Stop};
+use crate::exit::{Exit, Result};
 use crate::sys::Kernel;
 
 /// The slot that was named; or the only GPU there is.
@@ -13,18 +13,18 @@ pub fn choose(kernel: &dyn Kernel, named: Option<SlotId>) -> Result<SlotId> {
     let Some(id) = named else {
         let slots = nvidia_slots(kernel);
         return match slots.as_slice() {
-            [] => Err(Stop::refused("there is no NVIDIA GPU in this host; lspci -nn shows what there is")),
+            [] => Err(Exit::refused("there is no NVIDIA GPU in this host; lspci -nn shows what there is")),
             [slot] => Ok(slot.id),
             several => {
                 let all: Vec<String> = several.iter().map(|slot| slot.id.to_string()).collect();
-                Err(Stop::usage(format!("there are several NVIDIA GPUs, say which: {}", all.join(" or "))))
+                Err(Exit::usage(format!("there are several NVIDIA GPUs, say which: {}", all.join(" or "))))
             }
         };
     };
     let slot = Slot::read(kernel, id)
-        .ok_or_else(|| Stop::refused(format!("there is no device in slot {id}; lspci -D shows what there is")))?;
+        .ok_or_else(|| Exit::refused(format!("there is no device in slot {id}; lspci -D shows what there is")))?;
     if !slot.is_nvidia_gpu() && !slot.is_nvswitch() {
-        return Err(Stop::refused(format!("slot {id} has no NVIDIA GPU; gpu-handoff --status shows those there are")));
+        return Err(Exit::refused(format!("slot {id} has no NVIDIA GPU; gpu-handoff --status shows those there are")));
     }
     Ok(id)
 }

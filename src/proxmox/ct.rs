@@ -3,7 +3,7 @@
 //! Less is refused than for VMs: a plain line is kept whatever its value. Only `lxc.*` lines are
 //! dropped, when LXC (as far as Proxmox knows it) has no such setting.
 
-use super::property::{self, Key, Kind};
+use super::property::{self, Key, Shape};
 use super::{guest, perl};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,11 +51,11 @@ pub struct MountPoint {
 }
 
 const DEV: &[Key] = &[
-    Key::new("path", Kind::Text(is_device_path)).bare(),
-    Key::new("mode", Kind::Text(is_mode)),
-    Key::new("uid", Kind::Integer { minimum: 0 }),
-    Key::new("gid", Kind::Integer { minimum: 0 }),
-    Key::new("deny-write", Kind::Boolean),
+    Key::new("path", Shape::Text(is_device_path)).bare(),
+    Key::new("mode", Shape::Text(is_mode)),
+    Key::new("uid", Shape::Integer { minimum: 0 }),
+    Key::new("gid", Shape::Integer { minimum: 0 }),
+    Key::new("deny-write", Shape::Boolean),
 ];
 
 /// Reads what is written; never fails.

@@ -1,7 +1,7 @@
 //! What the configurations of VMs and containers have in common.
 
 use super::perl;
-use crate::stop::Stop;
+use crate::exit::Exit;
 use crate::story::printable;
 use crate::sys::Kernel;
 use nix::libc;
@@ -16,13 +16,13 @@ pub fn is_down(kernel: &dyn Kernel) -> bool {
 }
 
 /// Why a file of it could not be read.
-pub fn unreadable(path: &str, error: &std::io::Error) -> Stop {
+pub fn unreadable(path: &str, error: &std::io::Error) -> Exit {
     // What is mounted there has no process behind it any more.
     match error.raw_os_error() {
-        Some(libc::ENOTCONN | libc::ECONNABORTED) => Stop::failed(format!(
+        Some(libc::ENOTCONN | libc::ECONNABORTED) => Exit::failed(format!(
             "{path}: {error}: Proxmox's cluster file system has died; systemctl restart pve-cluster"
         )),
-        _ => Stop::failed(format!("{path}: {error}")),
+        _ => Exit::failed(format!("{path}: {error}")),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::pci_id::{PciId, is_hex, slot_len};
 use super::perl;
-use super::property::{self, Key, Kind, is_config_id};
+use super::property::{self, Key, Shape, is_config_id};
 use crate::address::SlotId;
 use crate::sys::Kernel;
 use std::collections::BTreeMap;
@@ -29,12 +29,12 @@ pub struct Entry {
 }
 
 const MAP: &[Key] = &[
-    Key::new("node", Kind::Text(is_node_name)).required(),
-    Key::new("id", Kind::Text(is_device_id)).required(),
-    Key::new("path", Kind::Text(is_path)).required(),
-    Key::new("subsystem-id", Kind::Text(is_device_id)),
-    Key::new("iommugroup", Kind::Integer { minimum: i64::MIN }),
-    Key::new("description", Kind::Text(|value| value.len() <= 4096)),
+    Key::new("node", Shape::Text(is_node_name)).required(),
+    Key::new("id", Shape::Text(is_device_id)).required(),
+    Key::new("path", Shape::Text(is_path)).required(),
+    Key::new("subsystem-id", Shape::Text(is_device_id)),
+    Key::new("iommugroup", Shape::Integer { minimum: i64::MIN }),
+    Key::new("description", Shape::Text(|value| value.len() <= 4096)),
 ];
 
 /// What a mapping may stand for on this node, in the file's order.

@@ -8,14 +8,14 @@ use anyhow::{Context, Result, bail, ensure};
 #[derive(Clone, Copy)]
 pub struct Key {
     name: &'static str,
-    kind: Kind,
+    kind: Shape,
     bare: bool,
     required: bool,
 }
 
 /// What a value must look like.
 #[derive(Clone, Copy)]
-pub enum Kind {
+pub enum Shape {
     /// 1, on, yes, true, 0, off, no or false, in any case.
     Boolean,
     Integer {
@@ -26,7 +26,7 @@ pub enum Kind {
 }
 
 impl Key {
-    pub const fn new(name: &'static str, kind: Kind) -> Key {
+    pub const fn new(name: &'static str, kind: Shape) -> Key {
         Key { name, kind, bare: false, required: false }
     }
 
@@ -41,9 +41,9 @@ impl Key {
 
     fn accepts(&self, value: &[u8]) -> bool {
         match self.kind {
-            Kind::Boolean => boolean(value).is_some(),
-            Kind::Integer { minimum } => integer(value).is_some_and(|number| number >= minimum),
-            Kind::Text(accepts) => accepts(value),
+            Shape::Boolean => boolean(value).is_some(),
+            Shape::Integer { minimum } => integer(value).is_some_and(|number| number >= minimum),
+            Shape::Text(accepts) => accepts(value),
         }
     }
 }
@@ -158,9 +158,9 @@ mod tests {
     use super::*;
 
     const SCHEMA: &[Key] = &[
-        Key::new("host", Kind::Text(|value| !value.contains(&b'0'))).bare(),
-        Key::new("flag", Kind::Boolean),
-        Key::new("n", Kind::Integer { minimum: 0 }),
+        Key::new("host", Shape::Text(|value| !value.contains(&b'0'))).bare(),
+        Key::new("flag", Shape::Boolean),
+        Key::new("n", Shape::Integer { minimum: 0 }),
     ];
 
     fn host(string: &str) -> Option<String> {

@@ -3,7 +3,7 @@
 //! Only the current VM counts: pending changes and snapshots describe other ones.
 
 use super::pci_id::{PciId, Written};
-use super::property::{self, Key, Kind};
+use super::property::{self, Key, Shape};
 use super::{guest, perl, perl::quoted};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
@@ -78,19 +78,19 @@ pub enum Driver {
 }
 
 const HOSTPCI: &[Key] = &[
-    Key::new("host", Kind::Text(is_id_list)).bare(),
-    Key::new("mapping", Kind::Text(property::is_config_id)),
-    Key::new("driver", Kind::Text(|value| matches!(value, b"vfio" | b"keep"))),
-    Key::new("mdev", Kind::Text(|value| !value.iter().any(|byte| b"/.:".contains(byte)))),
-    Key::new("romfile", Kind::Text(|value| !value.contains(&b';'))),
-    Key::new("rombar", Kind::Boolean),
-    Key::new("pcie", Kind::Boolean),
-    Key::new("x-vga", Kind::Boolean),
-    Key::new("legacy-igd", Kind::Boolean),
-    Key::new("vendor-id", Kind::Text(is_hex_id)),
-    Key::new("device-id", Kind::Text(is_hex_id)),
-    Key::new("sub-vendor-id", Kind::Text(is_hex_id)),
-    Key::new("sub-device-id", Kind::Text(is_hex_id)),
+    Key::new("host", Shape::Text(is_id_list)).bare(),
+    Key::new("mapping", Shape::Text(property::is_config_id)),
+    Key::new("driver", Shape::Text(|value| matches!(value, b"vfio" | b"keep"))),
+    Key::new("mdev", Shape::Text(|value| !value.iter().any(|byte| b"/.:".contains(byte)))),
+    Key::new("romfile", Shape::Text(|value| !value.contains(&b';'))),
+    Key::new("rombar", Shape::Boolean),
+    Key::new("pcie", Shape::Boolean),
+    Key::new("x-vga", Shape::Boolean),
+    Key::new("legacy-igd", Shape::Boolean),
+    Key::new("vendor-id", Shape::Text(is_hex_id)),
+    Key::new("device-id", Shape::Text(is_hex_id)),
+    Key::new("sub-vendor-id", Shape::Text(is_hex_id)),
+    Key::new("sub-device-id", Shape::Text(is_hex_id)),
 ];
 
 /// Reads what is written; never fails, as Proxmox starts a VM whose configuration it can read in part.

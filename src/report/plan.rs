@@ -1,8 +1,8 @@
 //! `gpu-handoff plan VMID --json`: what a start would do, or why it would be refused.
 
 use crate::address;
+use crate::exit::Result;
 use crate::handoff::plan::Outline;
-use crate::stop::Result;
 use serde_json::{Value, json};
 
 /// In the words that `--status --json` and the history have for a handoff.
@@ -13,7 +13,7 @@ pub fn to_json(vmid: u32, planned: &Result<Outline>) -> Value {
     let slots = outline.map_or(&[][..], |outline| &outline.slots);
     let (exit, reason) = match planned {
         Ok(_) => (0, None),
-        Err(stop) => (stop.code as u8, Some(&stop.message)),
+        Err(exit) => (exit.code as u8, Some(&exit.message)),
     };
     json!({"schema": 1, "vmid": vmid, "slots": address::to_json(slots), "steps": steps, "exit": exit, "reason": reason})
 }

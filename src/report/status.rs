@@ -66,7 +66,7 @@ impl Has {
 
 /// What a fault is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FaultKind {
     Wedged,
     Stranded,
     Owed,
@@ -80,7 +80,7 @@ pub enum Kind {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    pub kind: Kind,
+    pub kind: FaultKind,
     pub slot: Option<SlotId>,
     pub text: String,
 }
@@ -185,10 +185,10 @@ impl Status {
         let fault = |kind, text: String| Fault { kind, slot: None, text };
         let mut faults: Vec<Fault> = self.gpus.iter().filter_map(Gpu::fault).collect();
         if self.reboot_required {
-            faults.push(fault(Kind::Reboot, "a reboot is required".to_string()));
+            faults.push(fault(FaultKind::Reboot, "a reboot is required".to_string()));
         }
-        faults.extend(self.setup_error.iter().map(|why| fault(Kind::SetUp, format!("set-up is not done: {why}"))));
-        faults.extend(self.problems.iter().map(|problem| fault(Kind::Problem, problem.clone())));
+        faults.extend(self.setup_error.iter().map(|why| fault(FaultKind::SetUp, format!("set-up is not done: {why}"))));
+        faults.extend(self.problems.iter().map(|problem| fault(FaultKind::Problem, problem.clone())));
         faults
     }
 
@@ -275,12 +275,12 @@ impl Gpu {
     fn fault(&self) -> Option<Fault> {
         let slot = self.slot.id;
         let (kind, text) = match (self.has, &self.dri) {
-            (Has::Wedged(_), _) => (Kind::Wedged, format!("{slot} is {}", self.has.word())),
-            (Has::Stranded(_), _) => (Kind::Stranded, format!("{slot} is {}", self.has.word())),
+            (Has::Wedged(_), _) => (FaultKind::Wedged, format!("{slot} is {}", self.has.word())),
+            (Has::Stranded(_), _) => (FaultKind::Stranded, format!("{slot} is {}", self.has.word())),
             (Has::Host | Has::None, _) if !self.owed.is_empty() => {
-                (Kind::Owed, format!("{slot} is owed: {}", owed::to_text(&self.owed)))
+                (FaultKind::Owed, format!("{slot} is owed: {}", owed::to_text(&self.owed)))
             }
-            (Has::Host | Has::None, Some(dri)) => (Kind::Dri, dri.clone()),
+            (Has::Host | Has::None, Some(dri)) => (FaultKind::Dri, dri.clone()),
             _ => return None,
         };
         Some(Fault { kind, slot: Some(slot), text })
@@ -328,7 +328,7 @@ fn look(kernel: &dyn Kernel, config: &Config, slots: &[Slot], problems: &mut Vec
     if devices.iter().all(|devices| devices.is_idle(kernel)) {
         return Some(Vec::new());
     }
-    match kernel.look(&Devices::sought(&devices), config.handoff / 2) {
+    match kernel.look(&Devices::sought(&devices), config.time.handoff / 2) {
         Ok(sight) => {
             if !sight.hidden.is_empty() {
                 problems.push(format!("not seen is what these have open: {}", hidden(&sight.hidden)));

@@ -3,7 +3,7 @@
 
 use super::ours::{LIMIT, MARK, Wish, own};
 use crate::App;
-use crate::stop::{Result, Stop};
+use crate::exit::{Exit, Result};
 use crate::sys::Kernel;
 use serde_json::{Value, json};
 use std::io::{self};
@@ -29,7 +29,7 @@ const SCHEMA: u64 = 1;
 const PENDING: &str = "/var/lib/gpu-handoff/bootloader-pending";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum Loader {
     Grub,
     SystemdBoot,
     Unknown,
@@ -37,7 +37,7 @@ pub enum Kind {
 
 #[derive(Debug)]
 pub struct Bootloader {
-    kind: Kind,
+    kind: Loader,
     /// proxmox-boot-tool carries changes to where it boots from.
     by_boot_tool: bool,
     /// What the kernel was booted with.
@@ -82,11 +82,11 @@ impl Bootloader {
         let info = kernel.read(LOADER_INFO).unwrap_or_default();
         let info: String = info.iter().filter(|byte| byte.is_ascii_graphic()).map(|byte| char::from(*byte)).collect();
         let kind = if info.contains("systemd-boot") && kernel.exists(CMDLINE) && kernel.exists(BOOT_UUIDS) {
-            Kind::SystemdBoot
+            Loader::SystemdBoot
         } else if !info.contains("systemd-boot") && kernel.exists(UPDATE_GRUB) {
-            Kind::Grub
+            Loader::Grub
         } else {
-            Kind::Unknown
+            Loader::Unknown
         };
         let cpus = kernel.text("/proc/cpuinfo").unwrap_or_default();
         let cmdline = match kernel.read(CMDLINE).map(String::from_utf8) {
@@ -106,7 +106,7 @@ impl Bootloader {
     }
 
     /// What boots this host, as far as that is known.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> Loader {
         self.kind
     }
 
@@ -147,13 +147,13 @@ impl Bootloader {
     fn change(&self) -> Result<Option<Change>> {
         let missing = self.missing();
         match self.kind {
-            Kind::Grub if missing.is_empty() => Ok(None),
-            Kind::Grub => {
+            Loader::Grub if missing.is_empty() => Ok(None),
+            Loader::Grub => {
                 let line =
                     format!("{MARK}GRUB_CMDLINE_LINUX_DEFAULT=\"$GRUB_CMDLINE_LINUX_DEFAULT {}\"\n", missing.join(" "));
                 Ok((self.grub.as_ref() != Some(&line)).then_some(Change::WriteGrub(line)))
             }
-            Kind::SystemdBoot => {
+            Loader::SystemdBoot => {
                 let before = self.cmdline.clone().unwrap_or_default();
                 let (first, rest) = before.split_once('\n').map_or((before.as_str(), None), |(a, b)| (a, Some(b)));
                 let there = words(first);
@@ -168,8 +168,8 @@ impl Bootloader {
                 let before = self.without_ours().unwrap_or(before);
                 Ok(Some(Change::Edit(Kept { before, after })))
             }
-            Kind::Unknown if self.has_all() => Ok(None),
-            Kind::Unknown => Err(Stop::refused(format!(
+            Loader::Unknown if self.has_all() => Ok(None),
+            Loader::Unknown => Err(Exit::refused(format!(
                 "nothing was changed: it is not known how this machine boots (neither GRUB nor Proxmox's systemd-boot was \
                  found); add to the kernel's command line yourself: {}",
                 self.wanted().join(" ")
@@ -217,7 +217,7 @@ impl Kept {
         let text = |key: &str| Some(value.get(key)?.as_str()?.to_string());
         match (value.get("schema").and_then(Value::as_u64), text("before"), text("after")) {
             (Some(SCHEMA), Some(before), Some(after)) => Ok(Kept { before, after }),
-            _ => Err(Stop::failed(format!("{KEPT} is not understood; a newer version may have written it"))),
+            _ => Err(Exit::failed(format!("{KEPT} is not understood; a newer version may have written it"))),
         }
     }
 }
@@ -273,7 +273,7 @@ pub fn carry_out(app: &App, edit: &Edit) -> Result<()> {
         if taken_back_is_done(app) {
             remove(app, PENDING)?;
         }
-        return Err(Stop::failed(format!("{}; {now}", why.message)));
+        return Err(Exit::failed(format!("{}; {now}", why.message)));
     }
     remove(app, PENDING)
 }
@@ -294,11 +294,11 @@ fn refresh(app: &App, edit: &Edit) -> Result<()> {
     if result.lines().filter(is_kernel).any(boots) {
         return Ok(());
     }
-    Err(Stop::failed(format!("{} did not put {} into {GRUB_RESULT}", edit.program, edit.expected.join(" "))))
+    Err(Exit::failed(format!("{} did not put {} into {GRUB_RESULT}", edit.program, edit.expected.join(" "))))
 }
 
 fn run(app: &App, edit: &Edit) -> Result<()> {
-    let told = |error| Stop::failed(format!("{} {}: {error}", edit.program, edit.arguments.join(" ")));
+    let told = |error| Exit::failed(format!("{} {}: {error}", edit.program, edit.arguments.join(" ")));
     app.kernel.program(edit.program, edit.arguments, LIMIT).map(|_| ()).map_err(told)
 }
 
@@ -310,8 +310,8 @@ fn remove(app: &App, path: &str) -> Result<()> {
     app.kernel.remove_file(path).map_err(|error| failed(path, &error))
 }
 
-fn failed(path: &str, error: &io::Error) -> Stop {
-    Stop::failed(format!("{path}: {error}"))
+fn failed(path: &str, error: &io::Error) -> Exit {
+    Exit::failed(format!("{path}: {error}"))
 }
 
 fn words(text: &str) -> Vec<String> {
@@ -330,14 +330,14 @@ mod tests {
     const ASKED: Wish = Wish { cmdline: true, undo: false, defer: false };
     const UNDO: Wish = Wish { cmdline: false, undo: true, defer: false };
 
-    fn on(kind: Kind, booted: &str) -> Bootloader {
+    fn on(kind: Loader, booted: &str) -> Bootloader {
         Bootloader {
             kind,
-            by_boot_tool: kind == Kind::SystemdBoot,
+            by_boot_tool: kind == Loader::SystemdBoot,
             booted: words(booted),
             is_intel: true,
             grub: None,
-            cmdline: (kind == Kind::SystemdBoot).then(|| "root=ZFS=rpool boot=zfs\n".to_string()),
+            cmdline: (kind == Loader::SystemdBoot).then(|| "root=ZFS=rpool boot=zfs\n".to_string()),
             kept: None,
             is_pending: false,
         }
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn grub_gets_a_file_of_ours() {
-        let grub = on(Kind::Grub, "root=/dev/sda quiet");
+        let grub = on(Loader::Grub, "root=/dev/sda quiet");
         assert_eq!(grub.plan(Wish { cmdline: false, undo: false, defer: false }), Ok(None));
         let edit = grub.plan(ASKED).unwrap().unwrap();
         let Some(Change::WriteGrub(text)) = edit.change else { panic!("{edit:?}") };
@@ -356,20 +356,20 @@ mod tests {
         assert_eq!(words_of_ours(&text), ["intel_iommu=on", "iommu=pt"]);
         // Booted with it or not: the file is as it should be.
         for booted in ["root=/dev/sda", "root=/dev/sda intel_iommu=on iommu=pt"] {
-            let there = Bootloader { grub: Some(text.clone()), ..on(Kind::Grub, booted) };
+            let there = Bootloader { grub: Some(text.clone()), ..on(Loader::Grub, booted) };
             assert_eq!(there.plan(ASKED), Ok(None), "{booted}");
             assert_eq!(there.plan(UNDO).unwrap().unwrap().change, Some(Change::RemoveGrub));
         }
         // What the administrator wrote is not written again.
-        let partly = on(Kind::Grub, "root=/dev/sda intel_iommu=on");
+        let partly = on(Loader::Grub, "root=/dev/sda intel_iommu=on");
         assert_eq!(partly.plan(ASKED).unwrap().unwrap().expected, ["iommu=pt"]);
-        assert_eq!(on(Kind::Grub, "iommu=pt intel_iommu=on").plan(ASKED), Ok(None));
+        assert_eq!(on(Loader::Grub, "iommu=pt intel_iommu=on").plan(ASKED), Ok(None));
         assert_eq!(grub.plan(UNDO), Ok(None));
     }
 
     #[test]
     fn the_one_line_of_systemd_boot_is_kept_as_it_was() {
-        let loader = on(Kind::SystemdBoot, "");
+        let loader = on(Loader::SystemdBoot, "");
         let edit = loader.plan(ASKED).unwrap().unwrap();
         assert_eq!((edit.program, edit.arguments), (BOOT_TOOL, &["refresh"][..]));
         let Some(Change::Edit(kept)) = edit.change else { panic!("{edit:?}") };
@@ -378,7 +378,7 @@ mod tests {
         let edited = |now: &str| Bootloader {
             cmdline: Some(now.to_string()),
             kept: Some(kept.clone()),
-            ..on(Kind::SystemdBoot, "")
+            ..on(Loader::SystemdBoot, "")
         };
         assert_eq!(edited(&kept.after).plan(ASKED), Ok(None));
         let back = edited(&kept.after).plan(UNDO).unwrap().unwrap();
@@ -389,17 +389,17 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_left_to_the_administrator() {
-        let refused = on(Kind::Unknown, "").plan(ASKED).unwrap_err();
+        let refused = on(Loader::Unknown, "").plan(ASKED).unwrap_err();
         assert!(refused.message.ends_with(": intel_iommu=on iommu=pt"), "{}", refused.message);
-        assert_eq!(on(Kind::Unknown, "intel_iommu=on iommu=pt").plan(ASKED), Ok(None));
-        assert_eq!(on(Kind::Unknown, "").plan(UNDO), Ok(None));
-        let amd = Bootloader { is_intel: false, ..on(Kind::Grub, "") };
+        assert_eq!(on(Loader::Unknown, "intel_iommu=on iommu=pt").plan(ASKED), Ok(None));
+        assert_eq!(on(Loader::Unknown, "").plan(UNDO), Ok(None));
+        let amd = Bootloader { is_intel: false, ..on(Loader::Grub, "") };
         assert_eq!(amd.plan(ASKED).unwrap().unwrap().expected, ["iommu=pt"]);
     }
 
     #[test]
     fn what_was_killed_half_way_is_finished() {
-        let killed = Bootloader { is_pending: true, ..on(Kind::Grub, "") };
+        let killed = Bootloader { is_pending: true, ..on(Loader::Grub, "") };
         let edit = killed.plan(UNDO).unwrap().unwrap();
         assert_eq!((edit.change, edit.program), (None, UPDATE_GRUB));
     }

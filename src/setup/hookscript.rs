@@ -10,12 +10,12 @@ use crate::App;
 use crate::address::{SlotId, list};
 use crate::config::Config;
 use crate::events::{hookscript, stray};
+use crate::exit::{Exit, Result};
 use crate::handoff::kept::record::{HomeOf, Owner, Record};
 use crate::handoff::plan;
 use crate::handoff::way::home::Asker;
 use crate::proxmox::running::is_alive;
 use crate::proxmox::{ct, guest, storage, vm};
-use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use std::fmt;
 use std::time::Duration;
@@ -26,38 +26,38 @@ const CLUSTER: &str = "/etc/pve/corosync.conf";
 const ANSWER: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum GuestKind {
     Vm,
     Container,
 }
 
-impl Kind {
+impl GuestKind {
     fn folder(self) -> &'static str {
         match self {
-            Kind::Vm => "qemu-server",
-            Kind::Container => "lxc",
+            GuestKind::Vm => "qemu-server",
+            GuestKind::Container => "lxc",
         }
     }
 
     fn tool(self) -> &'static str {
         match self {
-            Kind::Vm => "/usr/sbin/qm",
-            Kind::Container => "/usr/sbin/pct",
+            GuestKind::Vm => "/usr/sbin/qm",
+            GuestKind::Container => "/usr/sbin/pct",
         }
     }
 
     /// As HA calls it.
     fn resource(self) -> &'static str {
         match self {
-            Kind::Vm => "vm",
-            Kind::Container => "ct",
+            GuestKind::Vm => "vm",
+            GuestKind::Container => "ct",
         }
     }
 }
 
 struct Guest {
     id: u32,
-    kind: Kind,
+    kind: GuestKind,
     hookscript: Option<String>,
     /// As its `hostpci` lines name them.
     slots: Vec<SlotId>,
@@ -66,8 +66,8 @@ struct Guest {
 impl fmt::Display for Guest {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let name = match self.kind {
-            Kind::Vm => "VM",
-            Kind::Container => "container",
+            GuestKind::Vm => "VM",
+            GuestKind::Container => "container",
         };
         write!(f, "{name} {}", self.id)
     }
@@ -87,17 +87,17 @@ fn to_set(arguments: &[&str]) -> Todo {
 
 impl Guest {
     fn read(kernel: &dyn Kernel, id: u32) -> Result<Guest> {
-        for kind in [Kind::Vm, Kind::Container] {
+        for kind in [GuestKind::Vm, GuestKind::Container] {
             let path = format!("/etc/pve/{}/{id}.conf", kind.folder());
             match kernel.read(&path) {
                 Ok(bytes) => {
                     let (hookscript, slots) = match kind {
-                        Kind::Vm => {
+                        GuestKind::Vm => {
                             let config = vm::parse(&bytes);
                             let ids = config.hostpci.values().flat_map(vm::Hostpci::addresses);
                             (config.hookscript, ids.filter_map(|id| id.slot()).collect())
                         }
-                        Kind::Container => (ct::parse(&bytes).hookscript, Vec::new()),
+                        GuestKind::Container => (ct::parse(&bytes).hookscript, Vec::new()),
                     };
                     return Ok(Guest { id, kind, hookscript, slots });
                 }
@@ -106,9 +106,9 @@ impl Guest {
             }
         }
         if guest::is_down(kernel) {
-            return Err(Stop::failed(guest::DOWN));
+            return Err(Exit::failed(guest::DOWN));
         }
-        Err(Stop::usage(match guest::node_of(kernel, id) {
+        Err(Exit::usage(match guest::node_of(kernel, id) {
             Some(node) => format!("guest {id} is on node {node}: say this there"),
             None => format!("there is no guest {id}; qm list and pct list show those that there are"),
         }))
@@ -125,7 +125,7 @@ impl Guest {
             Some(own) if self.has_ours() && volume.is_none_or(|volume| volume == own) => Ok(Todo::Nothing),
             None => Ok(to_set(&["--hookscript", volume.unwrap_or(VOLUME)])),
             Some(_) if self.has_ours() => Ok(to_set(&["--hookscript", volume.unwrap_or(VOLUME)])),
-            Some(other) => Err(Stop::refused(format!(
+            Some(other) => Err(Exit::refused(format!(
                 "{self} was not changed: its hookscript is {other}, and a guest has only one; to have both, let one \
                  call the other as in /usr/share/doc/gpu-handoff/examples/chain-hookscript"
             ))),
@@ -135,11 +135,11 @@ impl Guest {
     fn disable(&self, app: &App) -> Result<Todo> {
         match &self.hookscript {
             None => Ok(Todo::Nothing),
-            Some(other) if !self.has_ours() => Err(Stop::refused(format!(
+            Some(other) if !self.has_ours() => Err(Exit::refused(format!(
                 "{self} was not changed: its hookscript is {other}, which is not this program"
             ))),
             // Nobody would bring it home when the VM stops.
-            Some(_) if app.store.has_record(&Owner::Vm(self.id)) => Err(Stop::refused(format!(
+            Some(_) if app.store.has_record(&Owner::Vm(self.id)) => Err(Exit::refused(format!(
                 "{self} was not changed: it has a GPU, which comes home by the hookscript; stop it first: qm stop {}",
                 self.id
             ))),
@@ -154,7 +154,7 @@ impl Guest {
     /// How the guest is afterwards. That counts, whatever the program said: one that took too long may have done it.
     fn set(&self, app: &App, arguments: &[String], is_done: &dyn Fn(&Guest) -> bool) -> Result<Guest> {
         if let Ok(false) = app.kernel.is_writable("/etc/pve/local") {
-            return Err(Stop::refused(format!(
+            return Err(Exit::refused(format!(
                 "{self} was not changed: /etc/pve is read-only, the cluster has no quorum; see: pvecm status"
             )));
         }
@@ -168,10 +168,10 @@ impl Guest {
                 app.story.warn(&format!("{call}: {error}; the change is made all the same"));
                 Ok(now)
             }
-            Ok(_) => Err(Stop::failed(format!("{self} was not changed: {call}: {error}"))),
-            Err(stop) => Err(Stop::failed(format!(
+            Ok(_) => Err(Exit::failed(format!("{self} was not changed: {call}: {error}"))),
+            Err(exit) => Err(Exit::failed(format!(
                 "whether {self} was changed is not known: {call}: {error}; and now {}",
-                stop.message
+                exit.message
             ))),
         }
     }
@@ -221,7 +221,7 @@ pub fn enable(app: &App, id: u32, storage: Option<&str>) -> Result<()> {
             let is_done = |guest: &Guest| guest.enable(place.asked()) == Ok(Todo::Nothing);
             guest = guest.set(app, &arguments, &is_done)?;
             if !is_done(&guest) {
-                return Err(Stop::failed(format!(
+                return Err(Exit::failed(format!(
                     "{guest} has no hookscript although Proxmox set it; look at it: {} config {id}",
                     guest.kind.tool()
                 )));
@@ -229,7 +229,7 @@ pub fn enable(app: &App, id: u32, storage: Option<&str>) -> Result<()> {
             app.story.say(&format!("{guest} has the hookscript {} from its next start on", place.volume()));
         }
     }
-    if guest.kind == Kind::Container {
+    if guest.kind == GuestKind::Container {
         warn(app, &guest);
         return Ok(());
     }
@@ -291,8 +291,8 @@ fn tell_of_start(app: &App, id: u32) {
     if app.store.has_record(&Owner::Vm(id)) {
         return;
     }
-    if let Err(stop) = hookscript::plan(app, id) {
-        app.story.warn(&format!("as things are VM {id} would not start: {}", stop.message));
+    if let Err(exit) = hookscript::plan(app, id) {
+        app.story.warn(&format!("as things are VM {id} would not start: {}", exit.message));
     }
     for text in hookscript::by_args(app.kernel, id).iter().chain(&stray::of_config(app)) {
         app.story.warn(text);
@@ -316,7 +316,7 @@ pub fn disable(app: &App, id: u32) -> Result<()> {
         Todo::Nothing => app.story.say(&format!("{guest} has no hookscript: nothing to do")),
         Todo::Set(arguments) => {
             if guest.set(app, &arguments, &|guest| !guest.has_ours())?.has_ours() {
-                return Err(Stop::failed(format!("{guest} still has the hookscript although Proxmox removed it")));
+                return Err(Exit::failed(format!("{guest} still has the hookscript although Proxmox removed it")));
             }
             app.story.say(&format!("{guest} has no hookscript any more"));
         }
@@ -343,14 +343,14 @@ pub fn plan_enable(app: &App, id: u32, storage: Option<&str>) -> Result<String> 
     let guest = Guest { hookscript: Some(place.volume().to_string()), ..guest };
     warn(app, &guest);
     let right = plan_put_right(app, &guest);
-    if guest.kind == Kind::Vm {
+    if guest.kind == GuestKind::Vm {
         tell_of_start(app, id);
     }
     Ok(format!("{link}{}\n{right}", guest.call(&arguments)))
 }
 
 fn plan_put_right(app: &App, guest: &Guest) -> String {
-    if guest.kind == Kind::Container {
+    if guest.kind == GuestKind::Container {
         return String::new();
     }
     let (config, owner) = (app.config_for_hook(), Owner::Vm(guest.id));
@@ -364,7 +364,7 @@ fn plan_put_right(app: &App, guest: &Guest) -> String {
     let title = format!("{title} vfio-pci -> host, where Proxmox left it");
     handoff
         .plan_home(&record)
-        .map_or_else(|stop| format!("{}\n", stop.message), |plan| plan::to_text(&title, &record.slots(), &plan))
+        .map_or_else(|exit| format!("{}\n", exit.message), |plan| plan::to_text(&title, &record.slots(), &plan))
 }
 
 /// What [`disable`] would do now, a line each.
@@ -413,7 +413,7 @@ mod tests {
     use super::*;
 
     fn guest(hookscript: Option<&str>) -> Guest {
-        Guest { id: 111, kind: Kind::Vm, hookscript: hookscript.map(str::to_string), slots: Vec::new() }
+        Guest { id: 111, kind: GuestKind::Vm, hookscript: hookscript.map(str::to_string), slots: Vec::new() }
     }
 
     #[test]

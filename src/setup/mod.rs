@@ -15,7 +15,7 @@ pub mod work_off;
 use self::kept::pending;
 use crate::App;
 use crate::driver as installer;
-use crate::stop::Result;
+use crate::exit::Result;
 use crate::story::titled;
 
 /// What to set up on the host.

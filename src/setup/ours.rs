@@ -1,6 +1,6 @@
 //! What setting up vfio-pci writes, and how it is told from what others wrote.
 
-use crate::stop::{Result, Stop};
+use crate::exit::{Exit, Result};
 use crate::sys::Kernel;
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -28,10 +28,10 @@ pub struct Wish {
 pub fn own(kernel: &dyn Kernel, path: &str) -> Result<Option<String>> {
     match kernel.read(path) {
         Ok(bytes) if bytes.starts_with(MARK.as_bytes()) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Ok(_) => Err(Stop::refused(format!(
+        Ok(_) => Err(Exit::refused(format!(
             "nothing was changed: {path} is not ours, it has not the first line that ours begin with; give it another name"
         ))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Stop::failed(format!("{path}: {error}"))),
+        Err(error) => Err(Exit::failed(format!("{path}: {error}"))),
     }
 }

@@ -1,8 +1,8 @@
 //! What guests name as their hookscript: the link that the package makes, or a script on a storage which every node has,
 //! that calls this program where it is installed and does nothing elsewhere.
 
+use crate::exit::{Exit, Result};
 use crate::proxmox::storage::{self, Storage};
-use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 use std::io::ErrorKind;
 
@@ -50,7 +50,7 @@ impl Place {
     pub fn fill(&self, kernel: &dyn Kernel) -> Result<()> {
         match self {
             Place::Link if link_is_missing(kernel)? => {
-                kernel.link(LINK, PROGRAM).map_err(|error| Stop::failed(format!("{LINK}: {error}")))
+                kernel.link(LINK, PROGRAM).map_err(|error| Exit::failed(format!("{LINK}: {error}")))
             }
             Place::Link => Ok(()),
             Place::Shared(snippet) => snippet.write(kernel),
@@ -87,12 +87,12 @@ impl Snippet {
         let storages = storage::all(kernel);
         let volume = format!("{name}:snippets/{NAME}");
         let Some(storage) = storage::of_volume(&storages, &volume) else {
-            return Err(Stop::usage(format!("there is no storage {name}; {}", those(&storages))));
+            return Err(Exit::usage(format!("there is no storage {name}; {}", those(&storages))));
         };
         let folder =
-            usable(storage).map_err(|why| Stop::refused(format!("storage {name} {why}; {}", those(&storages))))?;
+            usable(storage).map_err(|why| Exit::refused(format!("storage {name} {why}; {}", those(&storages))))?;
         if !kernel.exists(&folder) {
-            return Err(Stop::refused(format!(
+            return Err(Exit::refused(format!(
                 "{folder} is not there: storage {name} is not mounted, or was never used for snippets; see: pvesm status \
                  --storage {name}"
             )));
@@ -106,7 +106,7 @@ impl Snippet {
             Err(error) if error.kind() == ErrorKind::NotFound && kernel.link_name(&path).is_err() => {
                 Ok(Snippet { volume, path, is_there: false })
             }
-            _ => Err(Stop::refused(format!(
+            _ => Err(Exit::refused(format!(
                 "{path} is there and is not gpu-handoff's script; move it away, then try again"
             ))),
         }
@@ -119,7 +119,7 @@ impl Snippet {
             return Ok(());
         }
         let written = kernel.write_file(&self.path, SCRIPT.as_bytes(), 0o755);
-        written.map_err(|error| Stop::failed(format!("{}: {error}", self.path)))
+        written.map_err(|error| Exit::failed(format!("{}: {error}", self.path)))
     }
 }
 
@@ -159,6 +159,6 @@ pub fn link_is_missing(kernel: &dyn Kernel) -> Result<bool> {
     match kernel.link_name(LINK) {
         Ok(name) if name == "gpu-handoff" => Ok(false),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        _ => Err(Stop::refused(format!("{LINK} is no link to {PROGRAM}; move it away, then try again"))),
+        _ => Err(Exit::refused(format!("{LINK} is no link to {PROGRAM}; move it away, then try again"))),
     }
 }

@@ -10,8 +10,8 @@ use crate::App;
 use crate::config::{Config, Home};
 use crate::driver;
 use crate::driver::rival::{self, RIVALS};
+use crate::exit::{Exit, Result};
 use crate::modprobe;
-use crate::stop::{Result, Stop};
 use crate::sys::Kernel;
 
 pub use super::ours::Wish;
@@ -167,7 +167,7 @@ pub fn plan(app: &App, wish: Wish) -> Result<String> {
 
 fn carry_out(app: &App, step: &Step) -> Result<()> {
     let kernel = app.kernel;
-    let failed = |path: &str, error: std::io::Error| Stop::failed(format!("{path}: {error}"));
+    let failed = |path: &str, error: std::io::Error| Exit::failed(format!("{path}: {error}"));
     match step {
         Step::Write { path, text } => {
             remember(app, path)?;
@@ -179,7 +179,7 @@ fn carry_out(app: &App, step: &Step) -> Result<()> {
         }
         Step::Initramfs => {
             kernel.program(UPDATE_INITRAMFS, &["-u", "-k", "all"], LIMIT).map_err(|error| {
-                Stop::failed(format!("{UPDATE_INITRAMFS} -u -k all: {error}; try again when that is mended"))
+                Exit::failed(format!("{UPDATE_INITRAMFS} -u -k all: {error}; try again when that is mended"))
             })?;
             forget(app)
         }
@@ -191,11 +191,11 @@ fn remember(app: &App, path: &str) -> Result<()> {
     if path != MODPROBE {
         return Ok(());
     }
-    app.kernel.write_file(PENDING, b"", 0o644).map_err(|error| Stop::failed(format!("{PENDING}: {error}")))
+    app.kernel.write_file(PENDING, b"", 0o644).map_err(|error| Exit::failed(format!("{PENDING}: {error}")))
 }
 
 fn forget(app: &App) -> Result<()> {
-    app.kernel.remove_file(PENDING).map_err(|error| Stop::failed(format!("{PENDING}: {error}")))
+    app.kernel.remove_file(PENDING).map_err(|error| Exit::failed(format!("{PENDING}: {error}")))
 }
 
 /// Those that are known; whoever else has a card now; and whom we kept away before, who shows no longer. Not the driver
@@ -242,7 +242,7 @@ pub fn iommu(kernel: &dyn Kernel, bootloader: &Bootloader, wish: Wish) -> String
 
 /// As Debian's packages ask for a reboot.
 fn require_reboot(app: &App) -> Result<()> {
-    let failed = |error: std::io::Error| Stop::failed(format!("{REBOOT}: {error}"));
+    let failed = |error: std::io::Error| Exit::failed(format!("{REBOOT}: {error}"));
     let mut by = app.kernel.text(REBOOT_BY).unwrap_or_default();
     if !by.lines().any(|line| line == NAME) {
         if !by.is_empty() {

@@ -4,8 +4,8 @@ use super::driver::{self, Wish, kernels};
 use super::kept::pending::{At, Pending, Task, change, note};
 use super::vfio;
 use crate::App;
+use crate::exit::{Exit, Result};
 use crate::gpu::inventory::nvidia_slots;
-use crate::stop::{Result, Stop};
 use crate::sys::{heed_termination, posix_lock_is_held};
 use crate::systemd;
 use std::time::Duration;
@@ -39,14 +39,14 @@ pub fn run(app: &App) -> Result<()> {
     let mut first = Ok(());
     let mut keep = |task: Task, outcome: Result<()>| {
         note(app, &task, &outcome)?;
-        let Err(stop) = outcome else { return Ok(()) };
+        let Err(exit) = outcome else { return Ok(()) };
         change(app, |pending| pending.0.entry(task.clone()).or_default().tries += 1)?;
         if first.is_ok() {
-            first = Err(stop);
+            first = Err(exit);
         } else {
-            app.story.warn(&stop.message);
+            app.story.warn(&exit.message);
         }
-        Ok::<(), Stop>(())
+        Ok::<(), Exit>(())
     };
     if pending.is_due(&Task::Vfio, at) {
         keep(Task::Vfio, vfio::setup(app, vfio::Wish::default()))?;
@@ -69,7 +69,7 @@ fn wait_for_dpkg(app: &App) -> Result<()> {
     let end = app.kernel.now() + DPKG;
     while posix_lock_is_held(app.kernel, DPKG_LOCK) {
         if app.kernel.is_asked_to_end() || app.kernel.now() >= end {
-            return Err(Stop::failed("dpkg is at work still; once it is done: gpu-handoff setup pending"));
+            return Err(Exit::failed("dpkg is at work still; once it is done: gpu-handoff setup pending"));
         }
         app.kernel.sleep(LOOK_AGAIN);
     }

@@ -208,11 +208,11 @@ struct Scan<'a> {
     tables: Tables,
     files: Files,
     /// What file systems without a device hold, by their number: the kernel's own files are on two of them.
-    kinds: HashMap<u32, Kind>,
+    kinds: HashMap<u32, Contents>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum Contents {
     /// Files without a name: rings of io_uring among them.
     Anonymous,
     Buffers,
@@ -316,20 +316,20 @@ impl<'a> Scan<'a> {
         let text =
             || readlinkat(folder, CString::new([b"fd/", name.to_bytes()].concat()).unwrap_or_default().as_c_str());
         let kind = *self.kinds.entry(system).or_insert_with(|| match text() {
-            Ok(text) if text.as_encoded_bytes().starts_with(b"anon_inode:") => Kind::Anonymous,
-            Ok(text) if text.as_encoded_bytes().starts_with(b"/dmabuf:") => Kind::Buffers,
-            _ => Kind::Others,
+            Ok(text) if text.as_encoded_bytes().starts_with(b"anon_inode:") => Contents::Anonymous,
+            Ok(text) if text.as_encoded_bytes().starts_with(b"/dmabuf:") => Contents::Buffers,
+            _ => Contents::Others,
         });
         let info = || small_text(folder, &CString::new([b"fdinfo/", name.to_bytes()].concat()).unwrap_or_default());
         match kind {
-            Kind::Anonymous if text().is_ok_and(|text| text == "anon_inode:[io_uring]") => {
+            Contents::Anonymous if text().is_ok_and(|text| text == "anon_inode:[io_uring]") => {
                 for path in registered(&info().unwrap_or_default()) {
                     if let Some(number) = named(folder, path) {
                         found(number, How::Ring);
                     }
                 }
             }
-            Kind::Buffers if exporter(&info().unwrap_or_default()) == Some(BUFFERS_OF) => {
+            Contents::Buffers if exporter(&info().unwrap_or_default()) == Some(BUFFERS_OF) => {
                 found(DeviceNumber { major: 0, minor: 0 }, How::Buffer);
             }
             _ => {}

@@ -5,7 +5,7 @@ use super::faults::Fault;
 use super::kernel::{Killed, SimKernel, Stalled};
 use super::state::State;
 use gpu_handoff::address::SlotId;
-use gpu_handoff::config::Config;
+use gpu_handoff::config::{Config, Time};
 use gpu_handoff::events::watch::{After, watch};
 use gpu_handoff::handoff::Handoff;
 use gpu_handoff::handoff::kept::history::History;
@@ -122,7 +122,7 @@ impl Bench {
             kernel: SimKernel::new(State::empty()),
             store: Store::at(directory.clone()),
             directory,
-            config: Config { lock: Duration::from_millis(50), ..Config::default() },
+            config: Config { time: Time { lock: Duration::from_millis(50), ..Time::default() }, ..Config::default() },
             story,
             log: Vec::new(),
         }
@@ -166,7 +166,7 @@ impl Bench {
     }
 
     pub fn budget(&self) -> Duration {
-        self.config.handoff
+        self.config.time.handoff
     }
 
     pub fn run(&mut self, wish: &Wish, fault: Option<Fault>) -> Ran {
@@ -203,7 +203,7 @@ impl Bench {
         }));
         let end = match done {
             Ok(Ok(())) => End::Exit(0, String::new()),
-            Ok(Err(stop)) => End::Exit(stop.code as u8, stop.message),
+            Ok(Err(exit)) => End::Exit(exit.code as u8, exit.message),
             Err(payload) => match payload.downcast::<Killed>() {
                 Ok(_) => End::Killed,
                 Err(payload) => match payload.downcast::<Stalled>() {
@@ -241,7 +241,7 @@ impl Bench {
         let done = watch(&self.handoff(), vmid, after);
         self.resume();
         self.kernel.end(false);
-        done.map_err(|stop| stop.message)?;
+        done.map_err(|exit| exit.message)?;
         Ok(self.kernel.acts.borrow().len())
     }
 
@@ -258,8 +258,8 @@ impl Bench {
             let took_place = self.kernel.fault_is_set(None);
             let resumed = self.handoff().resume();
             self.kernel.fault_is_set(took_place);
-            if let Err(stop) = resumed {
-                self.log.push(format!("resume: {}", stop.message));
+            if let Err(exit) = resumed {
+                self.log.push(format!("resume: {}", exit.message));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What all three shells need to know: who takes which words, and how a shell finds what may be meant by one.
 
-use gpu_handoff::cli::{Argument, Flag, Kind, Term, VERBS, Value, Verb};
+use gpu_handoff::cli::{Argument, Flag, Heading, Term, VERBS, Value, Verb};
 use std::collections::BTreeMap;
 
 /// A script of sh's that prints what may stand for `$1`, a word of the usage lines.
@@ -28,7 +28,7 @@ pub const LIST: &str = r#"root=${GPU_HANDOFF_ROOT-}
 
 /// What is typed: all but what runs by itself.
 pub fn verbs() -> impl Iterator<Item = &'static Verb> {
-    VERBS.iter().filter(|verb| verb.kind != Kind::Internal)
+    VERBS.iter().filter(|verb| verb.kind != Heading::Internal)
 }
 
 /// The first words of verbs, each with what it is about.

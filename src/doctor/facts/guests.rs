@@ -142,7 +142,7 @@ fn ask_for_starts(app: &App, vms: &mut [Vm], slots: &[Slot], only: Option<u32>) 
         let is_new = wishes.len() < PLANS && !wishes.contains(&vm.slots);
         if only == Some(vm.id) || (only.is_none() && is_free && is_new) {
             wishes.insert(vm.slots.clone());
-            vm.refusal = hookscript::plan(app, vm.id).err().map(|stop| stop.message);
+            vm.refusal = hookscript::plan(app, vm.id).err().map(|exit| exit.message);
         }
     }
 }
@@ -177,7 +177,7 @@ impl Vm {
         let found = if names_any { hookscript::nvidia_slots(app, id, &config) } else { Ok(Vec::new()) };
         let (slots, unusable) = match found {
             Ok(slots) => (slots, None),
-            Err(stop) => (Vec::new(), Some(stop.message)),
+            Err(exit) => (Vec::new(), Some(exit.message)),
         };
         let takes_none = slots.is_empty() && unusable.is_none() && !config.template;
         let remark = if takes_none { stray::remark(app, id, &config) } else { None };
@@ -192,7 +192,7 @@ impl Vm {
             nothing_named: if takes_none && has_hook { stray::nothing_named(app, id, &config) } else { None },
             dropped: hookscript::dropped_lines(kernel, id, &config),
             by_args: if config.args.ids.is_empty() { None } else { hookscript::by_args(kernel, id) },
-            other_hook: registration::may_enable(kernel, id).err().map(|stop| stop.message).filter(|_| takes_part),
+            other_hook: registration::may_enable(kernel, id).err().map(|exit| exit.message).filter(|_| takes_part),
             surprises: if takes_part {
                 registration::surprises(kernel, id)
             } else {
@@ -264,7 +264,7 @@ impl Container {
         Some(Container {
             attaching: None,
             given: containers::given(&theirs).collect(),
-            facts: facts.map_err(|stop| stop.message),
+            facts: facts.map_err(|exit| exit.message),
             settings: settings(&bytes),
             config: theirs,
             has_nvidia,
@@ -298,7 +298,7 @@ fn ask_for_attaching(app: &App, all: &mut [Container], slots: &[Slot], only: Opt
     let is_asked = |one: &&mut Container| only.is_none_or(|only| only == one.id) && one.lacks().is_some();
     for container in all.iter_mut().filter(is_asked).take(PLANS) {
         let wish = Wish { gpus: gpus.clone(), style: None, dri: false };
-        container.attaching = Some(attach::plan(app, container.id, &wish).map(drop).map_err(|stop| stop.message));
+        container.attaching = Some(attach::plan(app, container.id, &wish).map(drop).map_err(|exit| exit.message));
     }
 }
 

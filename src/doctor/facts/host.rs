@@ -8,7 +8,7 @@ use crate::gpu::Slot;
 use crate::handoff::plan::facts::{Availability, vfio_pci};
 use crate::handoff::way::elsewhere::{self, Elsewhere};
 use crate::modprobe::{self, DIRECTORIES, Line, logical_lines};
-use crate::setup::bootloader::{Bootloader, Kind};
+use crate::setup::bootloader::{Bootloader, Loader};
 use crate::setup::{conflicts, vfio};
 use crate::sys::Kernel;
 use std::time::{Duration, SystemTime};
@@ -17,7 +17,7 @@ pub struct Host {
     pub release: String,
     /// Those that have modules.
     pub kernels: Vec<String>,
-    pub loader: Kind,
+    pub loader: Loader,
     /// What the kernel was booted with comes first.
     pub command_lines: Vec<Words>,
     pub causes: Vec<Cause>,
@@ -54,7 +54,7 @@ impl Host {
         let groups = kernel.list("/sys/kernel/iommu_groups");
         let iommu = bootloader.as_ref().filter(|_| groups.is_empty() && !slots.is_empty());
         Host {
-            loader: bootloader.as_ref().map_or(Kind::Unknown, Bootloader::kind),
+            loader: bootloader.as_ref().map_or(Loader::Unknown, Bootloader::kind),
             iommu: iommu.map(|bootloader| vfio::iommu(kernel, bootloader, vfio::Wish::default())),
             command_lines: facts.command_lines,
             elsewhere: elsewhere::find(kernel, &app.store, config, !causes.is_empty()),

@@ -10,7 +10,7 @@ use crate::events::stray;
 use crate::gpu::inventory::VFIO_PCI;
 use crate::gpu::{Function, Slot, containers, nodes, static_ids};
 use crate::proxmox::running::is_alive;
-use crate::report::status::{Fault, Kind, Status};
+use crate::report::status::{Fault, FaultKind, Status};
 use crate::setup::hookscript::{self, PROGRAM};
 use crate::sys::{Kernel, Node};
 use crate::systemd;
@@ -75,7 +75,7 @@ impl Ours {
         };
         let others = stray::of_config(app);
         let is_mistake = |fault: &Fault| {
-            fault.kind == Kind::Problem && (warnings.contains(&fault.text) || others.contains(&fault.text))
+            fault.kind == FaultKind::Problem && (warnings.contains(&fault.text) || others.contains(&fault.text))
         };
         let installed =
             UNITS.iter().filter(|unit| UNIT_FOLDERS.iter().any(|folder| kernel.exists(&format!("{folder}/{unit}"))));
@@ -151,6 +151,6 @@ fn link(kernel: &dyn Kernel) -> Link {
         Ok(true) => Link::Missing,
         Ok(false) if kernel.exists(PROGRAM) => Link::Fine,
         Ok(false) => Link::Dead,
-        Err(stop) => Link::Another(stop.message),
+        Err(exit) => Link::Another(exit.message),
     }
 }

@@ -15,6 +15,7 @@ use crate::handoff::kept::record::{HomeOf, Record};
 use crate::handoff::plan::facts::{Availability, Facts, GpuDriver};
 use crate::handoff::plan::step::Step;
 use crate::story;
+use crate::story::row;
 use crate::sys::Share;
 use std::collections::BTreeSet;
 
@@ -198,7 +199,7 @@ pub fn in_one_go<'a>(steps: impl IntoIterator<Item = &'a Step>, only: Option<Slo
 }
 
 fn titled(title: &str, lines: &[(&'static str, String)]) -> String {
-    let lines: Vec<String> = lines.iter().map(|(phase, what)| format!("{phase:<9} {what}")).collect();
+    let lines: Vec<String> = lines.iter().map(|(phase, what)| row(phase, what)).collect();
     story::titled(title, &if lines.is_empty() { "nothing to do".to_string() } else { lines.join("\n") })
 }
 

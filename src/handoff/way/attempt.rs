@@ -2,11 +2,11 @@
 
 use super::Handoff;
 use crate::address::{self, SlotId};
+use crate::exit::Exit;
 use crate::handoff::kept::history;
 use crate::handoff::kept::record::Owner;
 use crate::handoff::kept::store::Locked;
 use crate::handoff::way::run::Outcome;
-use crate::stop::Stop;
 use crate::utc::utc;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -62,7 +62,7 @@ impl Attempt {
         !self.there.is_empty()
     }
 
-    fn to_json(&self, time: &str, took: Duration, stop: Option<&Stop>) -> Value {
+    fn to_json(&self, time: &str, took: Duration, exit: Option<&Exit>) -> Value {
         let ways = [("there", &self.there), ("back", &self.back)];
         let phase =
             |way, (name, took): &(&str, Duration)| json!({"name": name, "ms": took.as_millis() as u64, "way": way});
@@ -74,22 +74,22 @@ impl Attempt {
             "direction": match self.direction { Direction::Vfio => "vfio", Direction::Home => "home" },
             "vmid": self.vmid,
             "slots": address::to_json(&self.slots),
-            "exit": stop.map_or(0, |stop| stop.code as u8),
+            "exit": exit.map_or(0, |exit| exit.code as u8),
             "ms": took.as_millis() as u64,
             "phases": phases,
-            "reason": stop.map(|stop| &stop.message),
+            "reason": exit.map(|exit| &exit.message),
         })
     }
 }
 
 impl Handoff<'_> {
     /// Writes down how it ended. Only for being asked about later, so that failing to is no failure.
-    pub(super) fn note(&self, locked: Option<&Locked>, mut attempt: Attempt, stop: Option<&Stop>) {
-        if stop.is_none() && !attempt.has_begun() {
+    pub(super) fn note(&self, locked: Option<&Locked>, mut attempt: Attempt, exit: Option<&Exit>) {
+        if exit.is_none() && !attempt.has_begun() {
             return;
         }
         let took = attempt.took(self.kernel.now());
-        let document = attempt.to_json(&utc(self.kernel.unix_time()), took, stop);
+        let document = attempt.to_json(&utc(self.kernel.unix_time()), took, exit);
         let warn = |done: anyhow::Result<()>| {
             if let Err(error) = done {
                 self.story.warn(&format!("{error:#}"));
@@ -105,8 +105,8 @@ impl Handoff<'_> {
     }
 
     /// As [`Handoff::note`], of one that was refused before anybody took the lock for it.
-    pub fn note_refused(&self, direction: Direction, owner: &Owner, slots: &[SlotId], stop: &Stop) {
-        self.note(None, Attempt::new(direction, owner, slots, self.kernel.now()), Some(stop));
+    pub fn note_refused(&self, direction: Direction, owner: &Owner, slots: &[SlotId], exit: &Exit) {
+        self.note(None, Attempt::new(direction, owner, slots, self.kernel.now()), Some(exit));
     }
 }
 
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(attempt.to_json(time, Duration::from_millis(84), None), expected);
         let by_hand = Owner::Manual(slot);
         let attempt = Attempt::new(Direction::Home, &by_hand, &[slot], Duration::ZERO);
-        let refused = attempt.to_json(time, Duration::ZERO, Some(&Stop::refused("busy")));
+        let refused = attempt.to_json(time, Duration::ZERO, Some(&Exit::refused("busy")));
         let expected = json!({"schema": 1, "time": time, "direction": "home", "vmid": null, "slots": ["0000:01:00"],
             "exit": 3, "ms": 0, "phases": [], "reason": "busy"});
         assert_eq!(refused, expected);

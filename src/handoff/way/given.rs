@@ -3,11 +3,11 @@
 
 use super::Handoff;
 use crate::address::{SlotId, list};
+use crate::exit::Result;
 use crate::gpu::Slot;
 use crate::gpu::holders::{Devices, Place};
 use crate::handoff::kept::record::{Owner, Progress, Record};
 use crate::handoff::way::intent::add_missing;
-use crate::stop::Result;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Handoff<'_> {
@@ -26,7 +26,7 @@ impl Handoff<'_> {
         for other in self.others_with(owner, &record, has).into_keys() {
             slots.extend(self.store.record(&other)?.iter().flat_map(Record::slots));
         }
-        let locked = self.lock(self.config.lock, &slots, "see gpu-handoff --status")?;
+        let locked = self.lock(self.config.time.lock, &slots, "see gpu-handoff --status")?;
         let Some(record) = self.store.record(owner)? else { return Ok(()) };
         let missing: Vec<SlotId> = has.iter().copied().filter(|slot| !record.slots().contains(slot)).collect();
         let records: Vec<Record> = self.store.each_record().into_iter().flatten().collect();
@@ -68,7 +68,7 @@ impl Handoff<'_> {
                 continue;
             };
             // Who cannot be seen keeps it from coming home as well, and then it stays on record.
-            let holders = devices.holders(self.kernel, self.config.handoff / 6).unwrap_or_default();
+            let holders = devices.holders(self.kernel, self.config.time.handoff / 6).unwrap_or_default();
             let vms = holders.iter().filter_map(|holder| match holder.place {
                 Place::Vm(id) => Some(Owner::Vm(id)),
                 _ => None,

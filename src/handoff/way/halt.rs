@@ -56,7 +56,7 @@ impl Handoff<'_> {
             return Way::default();
         }
         let begin = self.kernel.now();
-        let end = begin + self.config.stop;
+        let end = begin + self.config.time.stop;
         let mut done = Vec::new();
         let mut rounds = || -> Result<(), String> {
             for _ in 0..ROUNDS {

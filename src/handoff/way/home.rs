@@ -2,6 +2,7 @@
 
 use super::{Handoff, LOOK_AGAIN};
 use crate::address::{Address, SlotId, list};
+use crate::exit::{Exit, Result};
 use crate::gpu::containers;
 use crate::gpu::holders::Devices;
 use crate::gpu::inventory::{READ_LIMIT, Slot, VFIO_PCI};
@@ -16,7 +17,6 @@ use crate::handoff::plan::{self, Plan};
 use crate::handoff::way::attempt::{Attempt, Direction};
 use crate::handoff::way::run::{OnFailure, Outcome};
 use crate::proxmox::running::is_alive;
-use crate::stop::{Result, Stop};
 use crate::sys::{ActError, Share};
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ pub(super) struct TimeBox {
 
 impl TimeBox {
     pub fn of(handoff: &Handoff, begin: Duration, end: Duration) -> TimeBox {
-        TimeBox { begin, end, waited: Duration::ZERO, patience: handoff.config.lock }
+        TimeBox { begin, end, waited: Duration::ZERO, patience: handoff.config.time.lock }
     }
 }
 
@@ -63,15 +63,15 @@ impl Handoff<'_> {
     /// As [`Handoff::come_home`].
     pub fn come_home_unless(&self, owner: &Owner, asker: Asker, stays: &dyn Fn() -> bool) -> Result<()> {
         let begin = self.kernel.now();
-        let mut time = TimeBox::of(self, begin, begin + self.config.handoff);
+        let mut time = TimeBox::of(self, begin, begin + self.config.time.handoff);
         let mut attempt = Attempt::new(Direction::Home, owner, &[], begin);
         let (locked, record) = match self.turn(owner, asker, stays, &mut attempt, &mut time) {
             Ok(Some(turn)) => turn,
             Ok(None) => return Ok(()),
-            Err(stop) => {
-                let stop = self.hand_over(owner, stop);
-                self.note(None, attempt, Some(&stop));
-                return Err(stop);
+            Err(exit) => {
+                let exit = self.hand_over(owner, exit);
+                self.note(None, attempt, Some(&exit));
+                return Err(exit);
             }
         };
         let done = self.bring_home(&locked, &record, time);
@@ -91,7 +91,7 @@ impl Handoff<'_> {
         let Some(record) = self.store.record(owner)? else { return Ok(None) };
         attempt.is_about(&record.slots());
         let again = again_home(&record);
-        let locked = self.lock(self.config.lock, &record.slots(), &again)?;
+        let locked = self.lock(self.config.time.lock, &record.slots(), &again)?;
         // Somebody else may have brought it home, or handed it on, before the lock was ours.
         let Some(record) = self.store.record(owner)? else { return Ok(None) };
         match asker {
@@ -121,15 +121,15 @@ impl Handoff<'_> {
         let records = self.store.each_record().into_iter().flatten();
         let mut owners = records.filter(has_it).filter_map(|other| other.owner.vmid());
         if let Some(id) = owners.find(|id| is_alive(self.kernel, *id)) {
-            return Err(Stop::refused(format!(
+            return Err(Exit::refused(format!(
                 "{slot} was not touched: VM {id} has it; stop that VM and it comes home by itself: qm stop {id}"
             )));
         }
         let devices = Devices::vfio_of_slots(self.kernel, &self.slots_of(record));
-        let holders = devices.holders(self.kernel, self.config.handoff / 3);
-        let holders = holders.map_err(|problem| Stop::refused(format!("{slot} was not touched: {problem}")))?;
+        let holders = devices.holders(self.kernel, self.config.time.handoff / 3);
+        let holders = holders.map_err(|problem| Exit::refused(format!("{slot} was not touched: {problem}")))?;
         match holders.first() {
-            Some(holder) => Err(Stop::refused(format!(
+            Some(holder) => Err(Exit::refused(format!(
                 "{slot} was not touched: {holder}; end it ({}), then: gpu-handoff to-nvidia {slot}",
                 holder.remedy()
             ))),
@@ -143,7 +143,7 @@ impl Handoff<'_> {
         let mut record = record.clone();
         self.thaw(locked, &mut record);
         let done = self.bring_home_what_is_free(locked, &mut attempt, &mut record, time);
-        let done = done.map_err(|stop| self.hand_over(&record.owner, stop));
+        let done = done.map_err(|exit| self.hand_over(&record.owner, exit));
         self.note(Some(locked), attempt, done.as_ref().err());
         done
     }
@@ -207,7 +207,7 @@ impl Handoff<'_> {
             let slot = rest.slot();
             let message =
                 format!("{title} is stranded: {}; mend that, then: gpu-handoff to-nvidia {slot}", outcome.problem());
-            Err(if outcome.out_of_time { Stop::overrun(message) } else { Stop::failed(message) })
+            Err(if outcome.out_of_time { Exit::overrun(message) } else { Exit::failed(message) })
         }
     }
 
@@ -228,7 +228,7 @@ impl Handoff<'_> {
             None => {
                 if !record.frozen.is_empty() {
                     let who: Vec<String> = record.frozen.iter().map(ToString::to_string).collect();
-                    return Err(Stop::failed(format!(
+                    return Err(Exit::failed(format!(
                         "{} is home, but container {} is still frozen; thaw it: echo 0 > {}",
                         list(record.slots()),
                         who.join(" "),
@@ -274,7 +274,7 @@ impl Handoff<'_> {
                 record.stopped = services;
                 self.save(locked, record);
             }
-            Err(stop) => self.story.warn(&stop.message),
+            Err(exit) => self.story.warn(&exit.message),
         }
     }
 
@@ -296,7 +296,7 @@ impl Handoff<'_> {
 
     fn is_thawed(&self, ctid: u32) -> bool {
         let step = Step::Thaw { ctid };
-        let limit = step.share(self.config.handoff);
+        let limit = step.share(self.config.time.handoff);
         let holds = || step.holds(self.kernel, limit).unwrap_or(false);
         let act = || step.actions(self.kernel).iter().try_for_each(|action| self.kernel.act(action, limit));
         if holds() {
@@ -412,7 +412,7 @@ impl Handoff<'_> {
                 Ok(false) => {}
                 // Opening waits while a VM's memory is being unmapped.
                 Ok(true) | Err(ActError::Stuck { .. }) => return Ok(true),
-                Err(error) => return Err(Stop::failed(format!("/dev/vfio/{group}: {error}"))),
+                Err(error) => return Err(Exit::failed(format!("/dev/vfio/{group}: {error}"))),
             }
         }
         let limit = end.saturating_sub(self.kernel.now()) / 2;
@@ -432,7 +432,7 @@ impl Handoff<'_> {
             let asked = self.kernel.is_asked_to_end();
             if asked || self.kernel.now() >= end {
                 let devices = Devices::vfio_of_slots(self.kernel, &self.slots_of(record));
-                let holders = devices.holders(self.kernel, self.config.handoff / 10).unwrap_or_default();
+                let holders = devices.holders(self.kernel, self.config.time.handoff / 10).unwrap_or_default();
                 let who = holders.first().map_or_else(|| "a VM is still closing it".to_string(), ToString::to_string);
                 let why = if asked { "asked to end".to_string() } else { format!("after {} s", waited.as_secs()) };
                 let message = format!(
@@ -440,7 +440,7 @@ impl Handoff<'_> {
                     list(record.slots()),
                     record.slot()
                 );
-                return Err(if asked { Stop::failed(message) } else { Stop::overrun(message) });
+                return Err(if asked { Exit::failed(message) } else { Exit::overrun(message) });
             }
             self.kernel.sleep(LOOK_AGAIN);
         }
@@ -468,8 +468,8 @@ pub(super) fn is_at_home_on_vfio(record: &Record) -> bool {
 }
 
 /// A device that does not even let itself be read.
-pub(super) fn unreadable(slots: &[SlotId], error: &ActError) -> Stop {
-    Stop::overrun(format!(
+pub(super) fn unreadable(slots: &[SlotId], error: &ActError) -> Exit {
+    Exit::overrun(format!(
         "{} was not touched: reading its attributes {error}; something else is stuck with it, only a reboot frees it",
         list(slots)
     ))

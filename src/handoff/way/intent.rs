@@ -3,6 +3,7 @@
 use super::{Handoff, again, command, in_the_way};
 use crate::address::{Address, SlotId, list, only};
 use crate::config::{self, ForContainer, Home, Policy};
+use crate::exit::{Exit, Result};
 use crate::gpu::holders::{Devices, Ends, Found, Holder, Place, Reach, hidden};
 use crate::gpu::inventory::{Function, Slot, VFIO_PCI};
 use crate::gpu::power::Power;
@@ -18,7 +19,6 @@ use crate::handoff::way::departure::Departure;
 use crate::handoff::way::halt;
 use crate::handoff::way::home::unreadable;
 use crate::proxmox::running;
-use crate::stop::{Result, Stop};
 use crate::systemd;
 
 /// More holders than this are counted, not named.
@@ -85,7 +85,7 @@ impl Handoff<'_> {
         let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(names, &error))?;
         let facts = facts.avoiding(&self.store.wedged_slots());
         record.console |= facts.console.is_attached && facts.console.screen.is_some();
-        let refuse = |reason: String| Stop::refused(format!("{} was not touched: {reason}", list(names)));
+        let refuse = |reason: String| Exit::refused(format!("{} was not touched: {reason}", list(names)));
         check::check(&facts, listed).map_err(refuse)?;
         let needed = facts.functions().find_map(|function| behind::in_use(self.kernel, function));
         needed.map_or(Ok(()), |what| Err(refuse(format!("{what}; then {}", again(owner)))))?;
@@ -99,7 +99,7 @@ impl Handoff<'_> {
             )));
         }
         // What is left of the time is for the steps, and for going back.
-        let limit = self.config.handoff / 3;
+        let limit = self.config.time.handoff / 3;
         let found = devices.find_lasting(self.kernel, limit, &|holder| {
             !is_own(owner, holder) && !policy::stops(&self.config.policy, holder)
         });
@@ -148,7 +148,7 @@ impl Handoff<'_> {
             if !on_nvidia && own.is_idle(self.kernel) {
                 return None;
             }
-            in_the_way::unseen(self.kernel, function, devices, found.clone(), self.config.handoff / 6)
+            in_the_way::unseen(self.kernel, function, devices, found.clone(), self.config.time.handoff / 6)
         })
     }
 
@@ -185,7 +185,7 @@ impl Handoff<'_> {
 
     pub(super) fn read_slots(&self, ids: &[SlotId]) -> Result<Vec<Slot>> {
         let read = |id: &SlotId| {
-            Slot::read(self.kernel, *id).ok_or_else(|| Stop::refused(format!("there is no device in slot {id}")))
+            Slot::read(self.kernel, *id).ok_or_else(|| Exit::refused(format!("there is no device in slot {id}")))
         };
         ids.iter().map(read).collect()
     }
@@ -211,7 +211,7 @@ impl Handoff<'_> {
             if let Some(id) =
                 record.owner.vmid().filter(|id| record.owner != *owner && is_with(self.kernel, &record, *id))
             {
-                return Err(Stop::refused(format!(
+                return Err(Exit::refused(format!(
                     "{0} was not touched: VM {id} has it; stop that VM (qm stop {id}), or if it does not run: \
                      gpu-handoff to-nvidia {0}; then {1}",
                     slot.id,
@@ -228,7 +228,7 @@ impl Handoff<'_> {
         let Err(error) = self.store.record(owner) else { return Ok(()) };
         let problem = format!("{error:#}");
         refuse_unknown_homes(slots, &problem)?;
-        Err(Stop::refused(format!(
+        Err(Exit::refused(format!(
             "{} was not touched: an earlier record of {owner} cannot be read: {problem}; if gpu-handoff --status shows \
              the card at home, remove that file; then {}",
             list(slots.iter().map(|slot| slot.id)),
@@ -312,8 +312,8 @@ fn refuse_unknown_homes(slots: &[Slot], problem: &str) -> Result<()> {
 }
 
 /// A function on vfio-pci whose home may stand in a file that cannot be read.
-pub fn unknown_home(address: Address, problem: &str) -> Stop {
-    Stop::refused(format!(
+pub fn unknown_home(address: Address, problem: &str) -> Exit {
+    Exit::refused(format!(
         "{address} was not touched: it is on {VFIO_PCI}, and the file that may say where it is at home cannot be \
          read: {problem}; if it is at home there, remove that file"
     ))
@@ -325,7 +325,7 @@ fn is_own(owner: &Owner, holder: &Holder) -> bool {
 }
 
 /// Who keeps the GPU, the policy that would stop them, and all that must be typed, in one line.
-fn busy(owner: &Owner, slots: &[SlotId], policy: &Policy, keepers: &[Holder], why: &str) -> Stop {
+fn busy(owner: &Owner, slots: &[SlotId], policy: &Policy, keepers: &[Holder], why: &str) -> Exit {
     let mut who: Vec<String> = keepers.iter().take(NAMED_HOLDERS).map(in_words).collect();
     if keepers.len() > NAMED_HOLDERS {
         who.push(format!("{} more", keepers.len() - NAMED_HOLDERS));
@@ -345,7 +345,7 @@ fn busy(owner: &Owner, slots: &[SlotId], policy: &Policy, keepers: &[Holder], wh
     parts.extend(told);
     let commands = policy::commands(keepers).into_iter().chain([command(owner)]);
     parts.push(format!("{then}type: {}", commands.collect::<Vec<_>>().join("; ")));
-    Stop::refused(parts.join("; "))
+    Exit::refused(parts.join("; "))
 }
 
 /// With what of it would not be understood from the command that ends it.

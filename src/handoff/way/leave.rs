@@ -2,6 +2,7 @@
 
 use super::{Handoff, again};
 use crate::address::{Address, SlotId, list};
+use crate::exit::{Code, Exit, Result};
 use crate::gpu::holders::{Devices, Holder};
 use crate::gpu::inventory::VFIO_PCI;
 use crate::handoff::kept::record::{Owner, Progress, Record, Stopped};
@@ -16,7 +17,6 @@ use crate::handoff::way::halt::{self, Way};
 use crate::handoff::way::home::{TimeBox, unreadable};
 use crate::handoff::way::intent::{Intent, add_missing};
 use crate::handoff::way::run::{OnFailure, Outcome};
-use crate::stop::{Code, Result, Stop};
 use crate::sys::Share;
 use std::time::Duration;
 
@@ -37,12 +37,12 @@ impl Handoff<'_> {
     /// Refused with nothing touched, or failed and rolled back, or wedged.
     pub fn leave(&self, departure: &Departure) -> Result<()> {
         let Departure { owner, slots, .. } = departure;
-        let locked = self.lock(self.config.lock, slots, &again(owner));
-        let locked = locked.inspect_err(|stop| self.note_refused(Direction::Vfio, owner, slots, stop))?;
+        let locked = self.lock(self.config.time.lock, slots, &again(owner));
+        let locked = locked.inspect_err(|exit| self.note_refused(Direction::Vfio, owner, slots, exit))?;
         self.finish_others(&locked, owner);
         let mut attempt = Attempt::new(Direction::Vfio, owner, slots, self.kernel.now());
         let done = self.leave_locked(&locked, &mut attempt, departure);
-        let done = done.map_err(|stop| self.hand_over(owner, stop));
+        let done = done.map_err(|exit| self.hand_over(owner, exit));
         self.note(Some(&locked), attempt, done.as_ref().err());
         done
     }
@@ -50,7 +50,7 @@ impl Handoff<'_> {
     fn leave_locked(&self, locked: &Locked, attempt: &mut Attempt, departure: &Departure) -> Result<()> {
         let Departure { owner, slots, .. } = departure;
         let first = self.share_to_leave(departure)?;
-        let (mut stack, intent) = self.stack_for(first, slots, &again(owner), self.config.lock, &|| {
+        let (mut stack, intent) = self.stack_for(first, slots, &again(owner), self.config.time.lock, &|| {
             let intent = self.intend(departure)?;
             let share = plan::share(&intent.plan);
             Ok((intent, share))
@@ -85,16 +85,16 @@ impl Handoff<'_> {
             match self.halt(locked, attempt, &mut record, halts, departure, &mut begin_of_steps) {
                 Ok(now) => (stack, facts, plan) = now,
                 Err(problem) => {
-                    let time = TimeBox::of(self, begin, begin_of_steps + self.config.handoff);
+                    let time = TimeBox::of(self, begin, begin_of_steps + self.config.time.handoff);
                     return Err(self.go_back(locked, attempt, &mut record, &Outcome::prevented(problem), time, None));
                 }
             }
         }
-        let budget = self.config.handoff * WAY_THERE.0 / WAY_THERE.1;
+        let budget = self.config.time.handoff * WAY_THERE.0 / WAY_THERE.1;
         let outcome = self.run(locked, &stack, &record, &plan, OnFailure::Stop, begin_of_steps + budget);
         attempt.add(&outcome);
         if !outcome.is_complete() {
-            let time = TimeBox::of(self, begin, begin_of_steps + self.config.handoff);
+            let time = TimeBox::of(self, begin, begin_of_steps + self.config.time.handoff);
             return Err(self.go_back(locked, attempt, &mut record, &outcome, time, Some(stack)));
         }
         (departure.on_ready)();
@@ -141,7 +141,7 @@ impl Handoff<'_> {
         let waits_since = self.kernel.now();
         let now = match way.problem {
             Some(problem) => return Err(problem),
-            None => self.plan_once_more(record, departure).map_err(|stop| stop.message)?,
+            None => self.plan_once_more(record, departure).map_err(|exit| exit.message)?,
         };
         *begin_of_steps += self.kernel.now().saturating_sub(waits_since);
         Ok(now)
@@ -166,14 +166,14 @@ impl Handoff<'_> {
             let facts =
                 Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(&departure.slots, &error))?;
             let facts = facts.avoiding(&self.store.wedged_slots());
-            check::check(&facts, &departure.listed).map_err(Stop::failed)?;
-            let plan = plan::to_vfio(&facts, record).map_err(Stop::failed)?;
+            check::check(&facts, &departure.listed).map_err(Exit::failed)?;
+            let plan = plan::to_vfio(&facts, record).map_err(Exit::failed)?;
             let share = plan::share(&plan);
             Ok(((facts, plan), share))
         };
         let (_, first) = plan_now()?;
         let (stack, (facts, plan)) =
-            self.stack_for(first, &departure.slots, &again(&record.owner), self.config.lock, &plan_now)?;
+            self.stack_for(first, &departure.slots, &again(&record.owner), self.config.time.lock, &plan_now)?;
         Ok((stack, facts, plan))
     }
 
@@ -183,8 +183,8 @@ impl Handoff<'_> {
             let is_service = |what: &&Stopped| matches!(what, Stopped::Unit(unit) if policy::is_nvidia_service(unit));
             let services: Vec<Stopped> = record.stopped.iter().filter(is_service).cloned().collect();
             // The record has them as well, for when its own card is home.
-            if let Err(stop) = self.start_again(&record.slots(), &services) {
-                self.story.warn(&stop.message);
+            if let Err(exit) = self.start_again(&record.slots(), &services) {
+                self.story.warn(&exit.message);
             }
         }
     }
@@ -210,11 +210,11 @@ impl Handoff<'_> {
         failed: &Outcome,
         time: TimeBox,
         stack: Option<Stack>,
-    ) -> Stop {
+    ) -> Exit {
         self.thaw(locked, record);
         let slots = record.slots();
         let wedged = self.wedged_among(&slots);
-        let stop = match record.without(&wedged) {
+        let exit = match record.without(&wedged) {
             None => {
                 drop(stack);
                 self.leave_wedged_to_itself(locked, record);
@@ -227,14 +227,14 @@ impl Handoff<'_> {
                         attempt.add_back(&back);
                         self.after_going_back(locked, record, (failed, &back), &wedged, time).err()
                     }
-                    Err(stop) => Some(stop),
+                    Err(exit) => Some(exit),
                 }
             }
         };
-        stop.unwrap_or_else(|| {
+        exit.unwrap_or_else(|| {
             let code = if failed.out_of_time { Code::Overrun } else { Code::Failed };
             let title = list(&slots);
-            Stop {
+            Exit {
                 code,
                 message: format!("{title} is back where it was: {}; then {}", failed.problem(), again(&record.owner)),
             }
@@ -260,7 +260,7 @@ impl Handoff<'_> {
             back.problem(),
             record.slot()
         );
-        Err(if failed.out_of_time { Stop::overrun(message) } else { Stop::failed(message) })
+        Err(if failed.out_of_time { Exit::overrun(message) } else { Exit::failed(message) })
     }
 }
 

@@ -50,7 +50,7 @@ impl Handoff<'_> {
             return None;
         }
         let mut now = dri::names(self.kernel)?;
-        let has_time = end.saturating_sub(self.kernel.now()) >= self.config.handoff / 2;
+        let has_time = end.saturating_sub(self.kernel.now()) >= self.config.time.handoff / 2;
         let may = stack.is_enough_for(Share::Alone) && has_time && self.store.wedged_slots().is_empty();
         let anew = dri::anew(&before, &now, self.idle(locked, &now)).filter(|_| may);
         let done = match anew {
@@ -150,7 +150,7 @@ impl Handoff<'_> {
     fn remedy_of_dri(&self, record: &Record) -> String {
         let modules = dri::modules(self.kernel, Anew::Stack);
         let modules: Vec<&str> = modules.iter().map(String::as_str).collect();
-        let holder = in_the_way::of_unloading(self.kernel, &modules, self.config.handoff / 10);
+        let holder = in_the_way::of_unloading(self.kernel, &modules, self.config.time.handoff / 10);
         let slot = record.slot();
         let again = format!("gpu-handoff to-vfio {slot} && gpu-handoff to-nvidia {slot}");
         match holder {

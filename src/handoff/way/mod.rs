@@ -21,10 +21,10 @@ pub mod takeover;
 
 use crate::address::{SlotId, list};
 use crate::config::Config;
+use crate::exit::{Exit, Result};
 use crate::handoff::kept::record::{Owner, Record};
 use crate::handoff::kept::store::{Locked, Stack, Store};
 use crate::handoff::kept::wedge::{self, Wedge};
-use crate::stop::{Result, Stop};
 use crate::story::Story;
 use crate::sys::{Kernel, Process, Share};
 use crate::utc::utc;
@@ -67,14 +67,14 @@ impl Handoff<'_> {
         }
     }
 
-    fn not_locked(&self, limit: Duration, slots: &[SlotId], again: &str) -> Stop {
+    fn not_locked(&self, limit: Duration, slots: &[SlotId], again: &str) -> Exit {
         let why = if self.kernel.is_asked_to_end() {
             "asked to end while another handoff is under way".to_string()
         } else {
             format!("another handoff is under way and did not end within {} s", limit.as_secs_f64())
         };
         let title = if slots.is_empty() { String::new() } else { format!("{} was not touched: ", list(slots)) };
-        Stop::locked(format!("{title}{why}; see gpu-handoff --status, then {again}"))
+        Exit::locked(format!("{title}{why}; see gpu-handoff --status, then {again}"))
     }
 
     /// Whatever a record names together with one of these slots, and what goes together with that.
@@ -129,7 +129,7 @@ impl Handoff<'_> {
                     continue;
                 }
             };
-            let end = self.kernel.now() + WORKER_GRACE.min(self.config.handoff / 4);
+            let end = self.kernel.now() + WORKER_GRACE.min(self.config.time.handoff / 4);
             let at_it = || wedge::who_is_at_it(self.kernel, &journal.step, journal.worker);
             let is_at_it = || at_it().is_some_and(|process| self.kernel.caller() != Some(process));
             while is_at_it() && self.kernel.now() < end {

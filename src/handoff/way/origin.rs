@@ -7,12 +7,12 @@ use super::{Handoff, again};
 use crate::address::SlotId;
 use crate::causes;
 use crate::config::{Config, Home};
+use crate::exit::Result;
 use crate::gpu::inventory::{Function, READ_LIMIT, Slot, VFIO_PCI, driver_exists, read_override};
 use crate::gpu::static_ids;
 use crate::gpu::would_take::would_take;
 use crate::handoff::kept::record::{Owner, Progress, Record};
 use crate::proxmox::running::is_alive;
-use crate::stop::Result;
 
 /// A driver, and the module that it is in.
 type Found = (Option<String>, Option<String>);
@@ -84,7 +84,7 @@ impl Handoff<'_> {
     /// # Errors
     /// When the record cannot be written. None when there is nothing of the kind any more.
     pub fn adopt(&self, owner: &Owner, slots: &[SlotId]) -> Result<Option<Record>> {
-        let locked = self.lock(self.config.lock, slots, &again(owner))?;
+        let locked = self.lock(self.config.time.lock, slots, &again(owner))?;
         let Some(record) = self.left_there(owner, slots) else { return Ok(None) };
         locked.save(&record)?;
         Ok(Some(record))

@@ -3,10 +3,10 @@
 use super::Handoff;
 use super::home::{TimeBox, is_at_home_on_vfio};
 use crate::address::{SlotId, list};
+use crate::exit::{Exit, Result};
 use crate::handoff::kept::record::{Owner, Progress, Record};
 use crate::handoff::kept::store::Locked;
 use crate::handoff::way::attempt::{Attempt, Direction};
-use crate::stop::{Result, Stop};
 
 impl Handoff<'_> {
     /// Brings home what a VM's record names beside `kept`, and tells why.
@@ -19,7 +19,7 @@ impl Handoff<'_> {
             return Ok(());
         }
         let Some(record) = self.store.record(owner)? else { return Ok(()) };
-        let locked = self.lock(self.config.lock, &record.slots(), "see gpu-handoff --status")?;
+        let locked = self.lock(self.config.time.lock, &record.slots(), "see gpu-handoff --status")?;
         let Some(record) = self.store.record(owner)? else { return Ok(()) };
         let Some(part) = record.without(kept) else { return Ok(()) };
         let mut attempt = Attempt::new(Direction::Home, owner, &part.slots(), self.kernel.now());
@@ -48,7 +48,7 @@ impl Handoff<'_> {
             return end_part();
         }
         self.refuse_wedged(&part.slots())?;
-        let end = attempt.begin + self.config.handoff / 2;
+        let end = attempt.begin + self.config.time.handoff / 2;
         let waited = self.wait_until_free(part, end)?;
         self.story.say(&format!("{title} {owner} -> host: {why}"));
         self.story.phase("wait", waited, "nobody has it open any more");
@@ -57,9 +57,9 @@ impl Handoff<'_> {
         self.save(locked, &Record { progress: Progress::Returning, ..record.clone() });
         let outcome = match self.go_home(locked, part, TimeBox::of(self, attempt.begin, end), None) {
             Ok(outcome) => outcome,
-            Err(stop) => {
+            Err(exit) => {
                 self.save(locked, record);
-                return Err(stop);
+                return Err(exit);
             }
         };
         attempt.phase("wait", waited);
@@ -71,6 +71,6 @@ impl Handoff<'_> {
         }
         self.save(locked, record);
         let reason = format!("{title} stays on record for {owner}: {}", outcome.problem());
-        Err(if outcome.out_of_time { Stop::overrun(reason) } else { Stop::failed(reason) })
+        Err(if outcome.out_of_time { Exit::overrun(reason) } else { Exit::failed(reason) })
     }
 }

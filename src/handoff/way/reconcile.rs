@@ -3,6 +3,7 @@
 
 use super::{Handoff, LOOK_AGAIN, WORKER_GRACE};
 use crate::address::SlotId;
+use crate::exit::{Code, Exit, Result};
 use crate::gpu::{containers, nodes, nvidia};
 use crate::handoff::kept::owed;
 use crate::handoff::kept::record::{Owner, Progress, Record};
@@ -14,7 +15,6 @@ use crate::handoff::way::attempt::{Attempt, Direction};
 use crate::handoff::way::home::TimeBox;
 use crate::proxmox::running;
 use crate::proxmox::running::is_alive;
-use crate::stop::{Code, Result, Stop};
 use crate::story::Story;
 use crate::sys::{Action, Kernel, Lock, Node};
 use crate::systemd::{self, Shutdown};
@@ -50,7 +50,7 @@ impl Handoff<'_> {
         for problem in self.store.each_record().into_iter().filter_map(std::result::Result::err) {
             self.story.warn(&format!("{problem:#}"));
         }
-        let mut stops = match scope {
+        let mut exits = match scope {
             Scope::Owed => match self.store.keeper()? {
                 Some(keeper) => self.keep(&keeper)?,
                 // It does all there is to do.
@@ -59,16 +59,16 @@ impl Handoff<'_> {
             Scope::Unfinished | Scope::All => self.fetch_all(scope),
         };
         self.load_uvm(scope);
-        let limit = Step::MakeNodes.share(self.config.handoff);
-        stops.extend(make_nodes(self.kernel, self.story, &self.missing_nodes(scope), limit).err());
-        let mut stops = stops.into_iter();
-        let first = stops.next();
-        stops.for_each(|stop| self.story.error(&stop.message));
+        let limit = Step::MakeNodes.share(self.config.time.handoff);
+        exits.extend(make_nodes(self.kernel, self.story, &self.missing_nodes(scope), limit).err());
+        let mut exits = exits.into_iter();
+        let first = exits.next();
+        exits.for_each(|exit| self.story.error(&exit.message));
         first.map_or(Ok(()), Err)
     }
 
     /// What could not be brought home.
-    fn fetch_all(&self, scope: Scope) -> Vec<Stop> {
+    fn fetch_all(&self, scope: Scope) -> Vec<Exit> {
         self.resume_what_was_forgotten();
         if scope == Scope::All && nvidia::Minors::read(self.kernel).is_busy {
             let busy = nvidia::busy(self.kernel);
@@ -79,34 +79,34 @@ impl Handoff<'_> {
         }
         let patience = match scope {
             // By itself: let the handoff that is under way end first.
-            Scope::Unfinished => self.config.lock + 2 * self.config.handoff,
-            Scope::Owed | Scope::All => self.config.lock,
+            Scope::Unfinished => self.config.time.lock + 2 * self.config.time.handoff,
+            Scope::Owed | Scope::All => self.config.time.lock,
         };
         let left = self.left_behind(scope);
-        let stops = left.iter().filter_map(|record| self.fetch_left_behind(scope, record, patience).err());
-        let stops = stops.collect();
+        let exits = left.iter().filter_map(|record| self.fetch_left_behind(scope, record, patience).err());
+        let exits = exits.collect();
         self.forget_ended_wedges();
-        stops
+        exits
     }
 
     /// Without waiting: those that are left are there for whoever comes next.
     fn forget_ended_wedges(&self) {
         for slot in self.store.wedged_slots() {
             if self.wedged_among(&[slot]).is_empty() {
-                self.lock(Duration::ZERO, &[slot], "").map_or_else(|stop| self.tell_but_locked(&stop), drop);
+                self.lock(Duration::ZERO, &[slot], "").map_or_else(|exit| self.tell_but_locked(&exit), drop);
             }
         }
     }
 
-    fn tell_but_locked(&self, stop: &Stop) {
-        if stop.code != Code::Locked {
-            self.story.warn(&stop.message);
+    fn tell_but_locked(&self, exit: &Exit) {
+        if exit.code != Code::Locked {
+            self.story.warn(&exit.message);
         }
     }
 
     /// One look of the keeper: whoever is at something is left to it, and what does not succeed is tried again later, each
     /// time after a longer while. When there is nothing left to come back for, the keeper rests.
-    fn keep(&self, keeper: &Lock) -> Result<Vec<Stop>> {
+    fn keep(&self, keeper: &Lock) -> Result<Vec<Exit>> {
         let mut left = self.left_behind(Scope::Owed);
         let shutdown = (!left.is_empty()).then(|| Shutdown::ask(self.kernel));
         if left.iter().any(|record| record.progress == Progress::Away) {
@@ -121,7 +121,7 @@ impl Handoff<'_> {
         let now = self.kernel.unix_time();
         let before = self.store.retries();
         let mut retries = serde_json::Map::new();
-        let mut stops = Vec::new();
+        let mut exits = Vec::new();
         for record in left.drain(..) {
             let name = record.owner.file_name();
             let retry = before.get(&name).cloned().unwrap_or_default();
@@ -129,10 +129,10 @@ impl Handoff<'_> {
                 retries.insert(name, retry);
                 continue;
             }
-            if let Err(stop) = self.fetch_left_behind(Scope::Owed, &record, self.config.lock) {
+            if let Err(exit) = self.fetch_left_behind(Scope::Owed, &record, self.config.time.lock) {
                 let tries = 1 + retry["tries"].as_u64().unwrap_or(0);
                 retries.insert(name, json!({"tries": tries, "after": now + owed::pause(tries).as_secs()}));
-                stops.push(stop);
+                exits.push(exit);
             }
         }
         let retries = Value::Object(retries);
@@ -143,7 +143,7 @@ impl Handoff<'_> {
             // If not, it looks once more, and there is nothing to do.
             let _ = systemd::stop(self.kernel, owed::TIMER);
         }
-        Ok(stops)
+        Ok(exits)
     }
 
     /// Brings home what a record names, if it is still as it was when nobody had the lock.
@@ -151,7 +151,7 @@ impl Handoff<'_> {
         let owner = &record.owner;
         let locked = match self.lock(patience, &record.slots(), "try again: gpu-handoff reconcile") {
             // Somebody is at it.
-            Err(Stop { code: Code::Locked, .. }) if scope == Scope::Owed => return Ok(()),
+            Err(Exit { code: Code::Locked, .. }) if scope == Scope::Owed => return Ok(()),
             locked => locked?,
         };
         let record = self.store.record(owner)?.filter(|record| self.is_left_behind(record, scope));
@@ -168,7 +168,7 @@ impl Handoff<'_> {
                 return Ok(());
             }
         }
-        self.fetch(&locked, &record, self.kernel.now() + self.config.handoff)
+        self.fetch(&locked, &record, self.kernel.now() + self.config.time.handoff)
     }
 
     /// Whether a container has nvidia-uvm in its configuration, and the driver runs without: CUDA needs it, and nothing
@@ -238,10 +238,10 @@ impl Handoff<'_> {
         for journal in self.store.journals().into_iter().filter_map(|(_, journal)| journal.ok()) {
             if !journal.slots.iter().any(|slot| locked.has(*slot)) {
                 // Whoever gets these locks settles it; a handoff that is under way has them.
-                self.lock(Duration::ZERO, &journal.slots, "").map_or_else(|stop| self.tell_but_locked(&stop), drop);
+                self.lock(Duration::ZERO, &journal.slots, "").map_or_else(|exit| self.tell_but_locked(&exit), drop);
             }
         }
-        let end = self.kernel.now() + self.config.handoff / 2;
+        let end = self.kernel.now() + self.config.time.handoff / 2;
         for record in self.left_behind(Scope::Unfinished).iter().filter(|record| record.owner != *owner) {
             // Who wants a wedged slot is told so; it is no business of the others.
             let slots = record.slots();
@@ -253,15 +253,15 @@ impl Handoff<'_> {
             } else {
                 self.finish(record, end)
             };
-            if let Err(stop) = done {
-                self.story.warn(&stop.message);
+            if let Err(exit) = done {
+                self.story.warn(&exit.message);
             }
         }
     }
 
     fn finish(&self, record: &Record, end: Duration) -> Result<()> {
         let locked = match self.lock(Duration::ZERO, &record.slots(), "") {
-            Err(Stop { code: Code::Locked, .. }) => return Ok(()),
+            Err(Exit { code: Code::Locked, .. }) => return Ok(()),
             locked => locked?,
         };
         match self.store.record(&record.owner)?.filter(|record| self.is_left_behind(record, Scope::Unfinished)) {
@@ -293,9 +293,9 @@ impl Handoff<'_> {
 
     fn fetch(&self, locked: &Locked, record: &Record, end: Duration) -> Result<()> {
         let begin = self.kernel.now();
-        let waited = self.wait_until_free(record, end.min(begin + LETTING_GO)).inspect_err(|stop| {
+        let waited = self.wait_until_free(record, end.min(begin + LETTING_GO)).inspect_err(|exit| {
             let attempt = Attempt::new(Direction::Home, &record.owner, &record.slots(), begin);
-            self.note(Some(locked), attempt, Some(stop));
+            self.note(Some(locked), attempt, Some(exit));
         })?;
         self.bring_home(locked, record, TimeBox { waited, ..TimeBox::of(self, begin, end) })
     }
@@ -306,7 +306,7 @@ impl Handoff<'_> {
 pub fn make_nodes(kernel: &dyn Kernel, story: &Story, missing: &[Node], limit: Duration) -> Result<()> {
     for node in missing {
         let made = kernel.act(&Action::MakeNode(node.clone()), limit);
-        made.map_err(|error| Stop::failed(format!("{} is missing and was not made: {error}", node.path)))?;
+        made.map_err(|error| Exit::failed(format!("{} is missing and was not made: {error}", node.path)))?;
     }
     if !missing.is_empty() {
         story.say(&format!("device nodes {}", nodes_to_text(missing)));

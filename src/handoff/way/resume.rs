@@ -7,13 +7,13 @@
 
 use super::{Handoff, LOOK_AGAIN};
 use crate::address::SlotId;
+use crate::exit::{Code, Exit, Result};
 use crate::gpu::containers;
 use crate::handoff::kept::owed;
 use crate::handoff::kept::record::Stopped;
 use crate::handoff::kept::to_start::ToStart;
 use crate::handoff::plan::policy::is_nvidia_service;
 use crate::handoff::way::halt::PCT;
-use crate::stop::{Code, Result, Stop};
 use crate::systemd;
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ impl Handoff<'_> {
             entries.retain(|entry| !what.contains(&entry.what));
             entries.extend(new);
         });
-        kept.map_err(|error| Stop::failed(format!("{error:#}; {names} stays stopped for now")))?;
+        kept.map_err(|error| Exit::failed(format!("{error:#}; {names} stays stopped for now")))?;
         match self.resume_later() {
             Ok(()) => self.story.say(&format!("  then start again: {names}")),
             Err(problem) => {
@@ -78,13 +78,13 @@ impl Handoff<'_> {
             let what = &entry.what;
             seen.push(what.clone());
             // Under the lock for a moment: a handoff that has just begun takes back what it wants stopped.
-            match self.lock(self.config.lock, &entry.slots, "try again: gpu-handoff resume") {
+            match self.lock(self.config.time.lock, &entry.slots, "try again: gpu-handoff resume") {
                 Ok(locked) => drop(locked),
-                Err(stop) if stop.code == Code::Locked => {
-                    locked_out = Some(stop);
+                Err(exit) if exit.code == Code::Locked => {
+                    locked_out = Some(exit);
                     continue;
                 }
-                Err(stop) => return Err(stop),
+                Err(exit) => return Err(exit),
             }
             if is_there(what).is_none() {
                 continue;
@@ -171,12 +171,12 @@ impl Handoff<'_> {
                 if containers::runs(self.kernel, *ctid) {
                     return Ok(());
                 }
-                let asked = self.kernel.program(PCT, &["start", &ctid.to_string()], self.config.stop);
+                let asked = self.kernel.program(PCT, &["start", &ctid.to_string()], self.config.time.stop);
                 (asked.map(|_| ()), remedy)
             }
         };
         // What counts is how things are: under HA a start is only queued.
-        let end = self.kernel.now() + self.config.stop / if asked.is_ok() { 1 } else { 10 };
+        let end = self.kernel.now() + self.config.time.stop / if asked.is_ok() { 1 } else { 10 };
         loop {
             let (runs, failed) = match what {
                 Stopped::Unit(unit) => {

@@ -304,7 +304,7 @@ impl Handoff<'_> {
             on_failure,
             only: address::only(&slots),
             end,
-            handoff: self.config.handoff,
+            handoff: self.config.time.handoff,
             journal: &journal,
         };
         let outcome = run.carry_out(plan);

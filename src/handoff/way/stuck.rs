@@ -2,12 +2,12 @@
 
 use super::{Handoff, WORKER_GRACE};
 use crate::address::SlotId;
+use crate::exit::{Exit, Result};
 use crate::gpu::Slot;
 use crate::gpu::foreign::Foreign;
 use crate::gpu::holders::{Devices, Reach};
 use crate::gpu::nvidia;
 use crate::handoff::kept::wedge::Wedge;
-use crate::stop::{Result, Stop};
 
 impl Handoff<'_> {
     /// Those of the slots with a call that has not come back, or of which that is not known.
@@ -23,10 +23,10 @@ impl Handoff<'_> {
     pub(super) fn refuse_wedged(&self, slots: &[SlotId]) -> Result<()> {
         for &slot in slots {
             let wedge = self.store.wedge(slot).map_err(|error| {
-                Stop::overrun(format!("{slot} may be wedged and was not touched: {error:#}; a reboot clears that"))
+                Exit::overrun(format!("{slot} may be wedged and was not touched: {error:#}; a reboot clears that"))
             })?;
             if let Some(wedge) = wedge.filter(|wedge| wedge.is_still_stuck(self.kernel)) {
-                return Err(Stop::overrun(format!(
+                return Err(Exit::overrun(format!(
                     "{slot} is wedged and left alone: {wedge}; {}",
                     self.remedy_of_wedge(slot, &wedge)
                 )));
@@ -35,7 +35,7 @@ impl Handoff<'_> {
                 Foreign::wait(self.kernel, slot, WORKER_GRACE, || self.store.has_call(self.kernel, slot))
             {
                 let holder = self.holder_of(slot).map(|holder| format!("{holder}; ")).unwrap_or_default();
-                return Err(Stop::overrun(format!(
+                return Err(Exit::overrun(format!(
                     "{slot} is wedged and left alone: {foreign}; {holder}until that ends nobody can have the card, and if \
                      it never does, only a reboot frees it; other cards keep working"
                 )));
@@ -48,7 +48,7 @@ impl Handoff<'_> {
     pub(super) fn holder_of(&self, slot: SlotId) -> Option<String> {
         let slots: Vec<Slot> = Slot::read(self.kernel, slot).into_iter().collect();
         let devices = Devices::of_slots(self.kernel, &slots, Reach::Slots);
-        let holders = devices.holders(self.kernel, self.config.handoff / 6).unwrap_or_default();
+        let holders = devices.holders(self.kernel, self.config.time.handoff / 6).unwrap_or_default();
         holders.first().map(|holder| format!("{holder}; end it ({})", holder.remedy()))
     }
 

@@ -7,13 +7,13 @@ use super::halt::PHASE;
 use super::{Handoff, LOOK_AGAIN, again};
 use crate::address::{SlotId, list};
 use crate::config::ForVm;
+use crate::exit::{Exit, Result};
 use crate::handoff::kept::record::{Owner, Record};
 use crate::handoff::plan::check;
 use crate::handoff::plan::facts::Facts;
 use crate::handoff::way::departure::Departure;
 use crate::handoff::way::home::unreadable;
 use crate::proxmox::{guest, running, vm};
-use crate::stop::{Result, Stop};
 use crate::sys::Lock;
 use crate::systemd;
 use std::fmt;
@@ -76,7 +76,7 @@ impl Handoff<'_> {
     fn refuse_to_shut_down(&self, owner: &Owner, one: &MakesWay) -> Result<()> {
         let vmid = one.vmid;
         let refused = |why: String| {
-            Err(Stop::refused(format!(
+            Err(Exit::refused(format!(
                 "{} was not touched: VM {vmid} has it and {why}; then {}",
                 list(&one.slots),
                 again(owner)
@@ -109,7 +109,7 @@ impl Handoff<'_> {
         self.refuse_wedged(slots)?;
         let facts = Facts::read(self.kernel, self.read_slots(slots)?, &[], &[]);
         let facts = facts.map_err(|error| unreadable(slots, &error))?.avoiding(&self.store.wedged_slots());
-        check::check(&facts, listed).map_err(|why| Stop::refused(format!("{} was not touched: {why}", list(slots))))?;
+        check::check(&facts, listed).map_err(|why| Exit::refused(format!("{} was not touched: {why}", list(slots))))?;
         let is_had = |slot: &SlotId| making_way.iter().any(|one| one.slots.contains(slot));
         let rest: Vec<SlotId> = slots.iter().copied().filter(|slot| !is_had(slot)).collect();
         if rest.is_empty() {
@@ -136,7 +136,7 @@ impl Handoff<'_> {
                         continue;
                     }
                     let who = other.map_or_else(|| "another VM".to_string(), |other| format!("VM {other}"));
-                    return Err(Stop::refused(format!(
+                    return Err(Exit::refused(format!(
                         "{} was not touched: {who} takes it over from VM {} already; see gpu-handoff --status, then {}",
                         list(&one.slots),
                         one.vmid,
@@ -151,10 +151,10 @@ impl Handoff<'_> {
             self.story.say(&format!(
                 "{} VM {id} -> {owner}: VM {id} is shut down for it, for up to {} s",
                 list(&one.slots),
-                self.config.stop.as_secs_f64().ceil()
+                self.config.time.stop.as_secs_f64().ceil()
             ));
             self.shut_down(one).map_err(|problem| {
-                Stop::failed(format!("{} was not touched: VM {id} is not shut down: {problem}", list(&one.slots)))
+                Exit::failed(format!("{} was not touched: VM {id} is not shut down: {problem}", list(&one.slots)))
             })?;
         }
         for one in making_way {
@@ -168,7 +168,7 @@ impl Handoff<'_> {
     /// It goes on by itself: a run that is killed meanwhile leaves nothing half asked for.
     fn shut_down(&self, one: &MakesWay) -> std::result::Result<(), crate::sys::ActError> {
         let id = one.vmid.to_string();
-        let timeout = self.config.stop.as_secs().max(1).to_string();
+        let timeout = self.config.time.stop.as_secs().max(1).to_string();
         let mut line = vec![QM, "shutdown", &id, "--timeout", &timeout];
         if one.is_forced {
             line.extend(["--forceStop", "1"]);
@@ -179,7 +179,7 @@ impl Handoff<'_> {
     fn wait_for_end(&self, owner: &Owner, one: &MakesWay, begin: Duration) -> Result<()> {
         let (vmid, slots) = (one.vmid, list(&one.slots));
         let runs = || running::qemu_pid(self.kernel, vmid).is_some();
-        let mut end = begin + self.config.stop + if one.is_forced { CLEANUP } else { Duration::ZERO };
+        let mut end = begin + self.config.time.stop + if one.is_forced { CLEANUP } else { Duration::ZERO };
         while runs() {
             let why = match self.kernel.is_asked_to_end() {
                 true => "asked to end while VM",
@@ -189,7 +189,7 @@ impl Handoff<'_> {
                     continue;
                 }
             };
-            return Err(Stop::refused(format!(
+            return Err(Exit::refused(format!(
                 "{slots} was not touched: {why} {vmid} has not shut down after {} s; stop it: qm stop {vmid}; then {}",
                 self.kernel.now().saturating_sub(begin).as_secs(),
                 again(owner)

@@ -1,18 +1,18 @@
 //! What must be known before a driver is installed on the host.
 
 use super::packages;
-use super::record::{self, LOCK, Record};
+use super::record::{self, Installation, LOCK};
 use crate::App;
 use crate::config::{Config, Home};
 use crate::driver::flags::Key;
 use crate::driver::installed::{self, Installed};
 use crate::driver::rival::{self, Rival};
 use crate::events::notes::handoff_is_under_way;
+use crate::exit::{Exit, Result};
 use crate::gpu::holders::{Devices, Holder, Place, Reach};
 use crate::gpu::inventory::{Slot, nvidia_slots};
 use crate::gpu::nvidia;
 use crate::handoff::plan::policy::nvidia_services;
-use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, flock_is_held};
 use crate::systemd;
 use std::time::Duration;
@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_secs(60);
 pub struct Facts {
     /// `uname -r`
     pub release: String,
-    pub record: Option<Record>,
+    pub record: Option<Installation>,
     pub loaded: Option<String>,
     /// Of the modules for the running kernel.
     pub on_disk: Option<String>,
@@ -214,7 +214,7 @@ fn holders(kernel: &dyn Kernel, slots: &[Slot]) -> Result<Vec<Holder>> {
         return Ok(Vec::new());
     }
     let holders = Devices::of_slots(kernel, &at_home, Reach::Unloading).holders(kernel, LOOK);
-    holders.map_err(|problem| Stop::refused(format!("the driver was not touched: {problem}")))
+    holders.map_err(|problem| Exit::refused(format!("the driver was not touched: {problem}")))
 }
 
 /// The packages that are missing to build modules for a kernel.
@@ -270,5 +270,5 @@ pub fn check_release(kernel: &dyn Kernel, release: &str) -> Result<()> {
     if record::is_release(release) && kernel.exists(&format!("/lib/modules/{release}")) {
         return Ok(());
     }
-    Err(Stop::usage(format!("there is no kernel {}: /lib/modules has those that there are", release.escape_debug())))
+    Err(Exit::usage(format!("there is no kernel {}: /lib/modules has those that there are", release.escape_debug())))
 }

@@ -3,16 +3,17 @@
 use super::facts::{self, Facts};
 use super::load::{LOAD, load};
 use super::plan::Install;
-use super::record::{self, Installed, LOCK, Record};
+use super::record::{self, Installation, Installed, LOCK};
 use super::{services, why};
 use crate::App;
 use crate::config::{Config, Driver};
 use crate::driver::flags;
-use crate::driver::kind::Kind;
+use crate::driver::flavour::Flavour;
 use crate::driver::{self, CACHE, Installer, Source, file_name};
+use crate::exit::{Exit, Result};
 use crate::gpu::nvidia;
 use crate::setup::kept::pending::{self, Task};
-use crate::stop::{Result, Stop};
+use crate::story::row;
 use crate::sys::{Action, Kernel};
 use crate::teller::{Apart, Teller};
 use std::time::Duration;
@@ -41,24 +42,24 @@ pub struct Host<'a> {
 /// What went wrong, and which driver is there now.
 pub fn install(on: &Host, installer: &Installer, is_copy: bool, wanted: &Install) -> Result<()> {
     let app = on.app;
-    let Install { version, kind, dkms, .. } = wanted;
+    let Install { version, flavour, dkms, .. } = wanted;
     let mut before = record::read(app.kernel)?.unwrap_or_default();
     if is_copy && !before.copies.contains(version) {
         before.copies.push(version.clone());
     }
     let loaded = loaded(app.kernel);
     // Whoever is killed in between leaves word.
-    record::write(app.kernel, &Record { began: Some(version.clone()), ..before.clone() })?;
+    record::write(app.kernel, &Installation { began: Some(version.clone()), ..before.clone() })?;
     // What the installer said is no matter when all of it is there.
-    let failed = run_installer(on, installer, *kind, *dkms).err();
+    let failed = run_installer(on, installer, *flavour, *dkms).err();
     let has_begun = has_uninstalled(app);
     if facts::whole(app.kernel).as_ref() == Some(version) && (failed.is_none() || has_begun) {
-        failed.iter().for_each(|stop| app.story.warn(&stop.message));
-        finish(app, &before, installer, *kind, *dkms)?;
+        failed.iter().for_each(|exit| app.story.warn(&exit.message));
+        finish(app, &before, installer, *flavour, *dkms)?;
         return load_new(on, &before, &loaded, version);
     }
     let failed = failed.unwrap_or_else(|| {
-        Stop::failed(format!("driver: the installer succeeded, but not all of {version} is there (log: {LOG})"))
+        Exit::failed(format!("driver: the installer succeeded, but not all of {version} is there (log: {LOG})"))
     });
     if !has_begun {
         put_back(app, &before)?;
@@ -66,59 +67,63 @@ pub fn install(on: &Host, installer: &Installer, is_copy: bool, wanted: &Install
         let again = reload(on, &loaded);
         let there =
             facts::whole(app.kernel).map_or_else(String::new, |old| format!("; driver {old} is there as before"));
-        return Err(Stop { message: format!("{}{there}{again}", failed.message), ..failed });
+        return Err(Exit { message: format!("{}{there}{again}", failed.message), ..failed });
     }
     app.story.warn(&failed.message);
     let old = go_back(on, &before, &loaded, version)?;
     let message = format!("driver {version} could not be installed, {old} is there again: {}", failed.message);
-    Err(Stop { message, ..failed })
+    Err(Exit { message, ..failed })
 }
 
 /// With the record from before, if there was any.
-fn put_back(app: &App, before: &Record) -> Result<()> {
-    if *before == Record::default() { Ok(record::remove(app.kernel)?) } else { Ok(record::write(app.kernel, before)?) }
+fn put_back(app: &App, before: &Installation) -> Result<()> {
+    if *before == Installation::default() {
+        Ok(record::remove(app.kernel)?)
+    } else {
+        Ok(record::write(app.kernel, before)?)
+    }
 }
 
 /// It is whole, so it stays unless it cannot be loaded and the one before could.
-fn load_new(on: &Host, before: &Record, loaded: &[String], version: &str) -> Result<()> {
+fn load_new(on: &Host, before: &Installation, loaded: &[String], version: &str) -> Result<()> {
     if !on.may_load {
         return Ok(());
     }
-    let Err(stop) = load(on.app, on.config, loaded, Some(version)) else { return Ok(()) };
-    let stays = |why: String| Stop::failed(format!("driver {version} is installed, but {why}"));
+    let Err(exit) = load(on.app, on.config, loaded, Some(version)) else { return Ok(()) };
+    let stays = |why: String| Exit::failed(format!("driver {version} is installed, but {why}"));
     if let Some(other) = nvidia::version_as_written(on.app.kernel) {
         return Err(stays(if other == version {
-            stop.message
+            exit.message
         } else {
             format!("{other} was loaded meanwhile: reboot the host, or stop what uses it and unload nvidia")
         }));
     }
     if before.installed.as_ref().is_none_or(|old| old.version == version) {
-        return Err(stays(stop.message));
+        return Err(stays(exit.message));
     }
-    on.app.story.warn(&stop.message);
+    on.app.story.warn(&exit.message);
     let old = go_back(on, before, loaded, version)?;
-    Err(Stop::failed(format!("driver {version} cannot be loaded, {old} is there again: {}", stop.message)))
+    Err(Exit::failed(format!("driver {version} cannot be loaded, {old} is there again: {}", exit.message)))
 }
 
 /// Back to the driver on record, after the other took its place; which that is.
-fn go_back(on: &Host, before: &Record, loaded: &[String], version: &str) -> Result<String> {
+fn go_back(on: &Host, before: &Installation, loaded: &[String], version: &str) -> Result<String> {
     let app = on.app;
     // It stays on record as begun: the next run installs it anew.
-    let began = Record { began: Some(version.to_string()), ..before.clone() };
+    let began = Installation { began: Some(version.to_string()), ..before.clone() };
     record::write(app.kernel, &began)?;
     let Some(back) = before.installed.as_ref().filter(|back| back.version != version) else {
-        return Err(Stop::failed(format!(
+        return Err(Exit::failed(format!(
             "driver {version} is not installed whole, and there is none to go back to: mend what the log tells ({LOG}), \
              then: gpu-handoff setup driver"
         )));
     };
     let again = kept(app, on.teller, back)
-        .and_then(|installer| run_installer(on, &installer, back.kind, back.dkms))
-        .map_err(|stop| stop.message);
+        .and_then(|installer| run_installer(on, &installer, back.flavour, back.dkms))
+        .map_err(|exit| exit.message);
     if facts::whole(app.kernel).as_ref() != Some(&back.version) {
         let why = again.err().unwrap_or_else(|| "it is not whole".to_string());
-        return Err(Stop::failed(format!(
+        return Err(Exit::failed(format!(
             "driver {version} could not be installed, nor {} again: {why}; there is no driver now: mend that, then: \
              gpu-handoff setup driver",
             back.version
@@ -137,7 +142,7 @@ fn reload(on: &Host, loaded: &[String]) -> String {
     if loaded.is_empty() || !on.may_load {
         return String::new();
     }
-    load(on.app, on.config, loaded, None).err().map_or_else(String::new, |stop| format!("; {}", stop.message))
+    load(on.app, on.config, loaded, None).err().map_or_else(String::new, |exit| format!("; {}", exit.message))
 }
 
 /// Modules of the driver that are loaded, in the order in which they can be.
@@ -155,21 +160,21 @@ fn loaded(kernel: &dyn Kernel) -> Vec<String> {
 pub fn kept(app: &App, teller: &Teller, installed: &Installed) -> Result<Installer> {
     let path = format!("{CACHE}/{}", file_name(&installed.version));
     if !app.kernel.exists(&path) {
-        return Err(Stop::refused(format!("the installer {path} is gone: put it there again")));
+        return Err(Exit::refused(format!("the installer {path} is gone: put it there again")));
     }
     let source = Source::File(path.clone());
     let installer = driver::fetch(app, &source, &Driver::default(), &installed.version, teller)?;
     match installer.sha256 == installed.sha256 {
         true => Ok(installer),
         false => {
-            Err(Stop::refused(format!("the installer {path} is not the one that was installed: put that there again")))
+            Err(Exit::refused(format!("the installer {path} is not the one that was installed: put that there again")))
         }
     }
 }
 
-fn run_installer(on: &Host, installer: &Installer, kind: Option<Kind>, dkms: bool) -> Result<()> {
+fn run_installer(on: &Host, installer: &Installer, flavour: Option<Flavour>, dkms: bool) -> Result<()> {
     let version = &installer.version;
-    let flags = flags::host(version, kind, dkms, facts::key(on.app.kernel).as_ref());
+    let flags = flags::host(version, flavour, dkms, facts::key(on.app.kernel).as_ref());
     execute(on.app, on.teller, &format!("installing {version}"), installer, &flags, LIMIT)
 }
 
@@ -200,15 +205,15 @@ pub fn execute(
     let path = path.to_string_lossy();
     let mut line: Vec<&str> = vec![&path];
     line.extend(flags.iter().map(String::as_str));
-    teller.run_apart(what, LOCK, SH, &line, limit, &about).map_err(|stop| {
+    teller.run_apart(what, LOCK, SH, &line, limit, &about).map_err(|exit| {
         let is_there = app.kernel.exists(LOG) && !app.kernel.is_asked_to_end();
-        let message = if is_there { format!("{}; all of it: {LOG}", stop.message) } else { stop.message };
-        Stop { message, ..stop }
+        let message = if is_there { format!("{}; all of it: {LOG}", exit.message) } else { exit.message };
+        Exit { message, ..exit }
     })
 }
 
 /// It is there: what is on record from now on, and which installers need not be kept any longer.
-fn finish(app: &App, before: &Record, installer: &Installer, kind: Option<Kind>, dkms: bool) -> Result<()> {
+fn finish(app: &App, before: &Installation, installer: &Installer, flavour: Option<Flavour>, dkms: bool) -> Result<()> {
     let version = installer.version.clone();
     let previous = before.installed.as_ref().map(|one| &one.version).filter(|previous| **previous != version);
     let (copies, old): (Vec<String>, Vec<String>) =
@@ -217,8 +222,9 @@ fn finish(app: &App, before: &Record, installer: &Installer, kind: Option<Kind>,
         let _ = app.kernel.remove_file(&format!("{CACHE}/{}", file_name(&version)));
     }
     let release = facts::running(app.kernel);
-    let installed = Installed { version, sha256: installer.sha256.clone(), kind, dkms, kernels: vec![release.clone()] };
-    record::write(app.kernel, &Record { installed: Some(installed), began: None, copies })?;
+    let installed =
+        Installed { version, sha256: installer.sha256.clone(), flavour, dkms, kernels: vec![release.clone()] };
+    record::write(app.kernel, &Installation { installed: Some(installed), began: None, copies })?;
     pending::note(app, &Task::Kernel(release), &Ok(()))
 }
 
@@ -229,14 +235,14 @@ fn finish(app: &App, before: &Record, installer: &Installer, kind: Option<Kind>,
 pub fn plan_undo(app: &App, config: &Config) -> Result<String> {
     Ok(match undoable(app, config)? {
         None => format!("{NOTHING}\n"),
-        Some((_, _, version)) => format!("{:<9} driver {version}\n", "remove"),
+        Some((_, _, version)) => row("remove", &format_args!("driver {version}\n")),
     })
 }
 
 const NOTHING: &str = "nothing to do: gpu-handoff has installed no driver that is still there";
 
 /// What is there because of this program, and which version it is.
-fn undoable(app: &App, config: &Config) -> Result<Option<(Record, Facts, String)>> {
+fn undoable(app: &App, config: &Config) -> Result<Option<(Installation, Facts, String)>> {
     let Some(record) = record::read(app.kernel)? else { return Ok(None) };
     let facts = Facts::read(app, config)?;
     let ours = record.installed.iter().map(|one| &one.version).chain(&record.began);
@@ -245,16 +251,16 @@ fn undoable(app: &App, config: &Config) -> Result<Option<(Record, Facts, String)
     let Some(version) = ours.clone().find(is_there).cloned() else { return Ok(None) };
     let nothing = "nothing was touched";
     if facts.is_busy {
-        return Err(Stop::locked("an installer that an earlier run started is still at work: try again after it"));
+        return Err(Exit::locked("an installer that an earlier run started is still at work: try again after it"));
     }
     if let Some(holder) = facts.holders.first() {
-        return Err(Stop::refused(format!("the driver is in use: {holder}: {}; {nothing}", holder.remedy())));
+        return Err(Exit::refused(format!("the driver is in use: {holder}: {}; {nothing}", holder.remedy())));
     }
     if let Some(owner) = app.store.each_record().into_iter().flatten().map(|record| record.owner).next() {
-        return Err(Stop::refused(format!("the GPU is with {owner}, and would have no driver at home; {nothing}")));
+        return Err(Exit::refused(format!("the GPU is with {owner}, and would have no driver at home; {nothing}")));
     }
     if facts.is_handoff_under_way {
-        return Err(Stop::refused(format!(
+        return Err(Exit::refused(format!(
             "a GPU is changing hands right now: try again when that is over; {nothing}"
         )));
     }
@@ -294,7 +300,7 @@ pub fn undo(app: &App, config: &Config) -> Result<()> {
     }
     // It says nothing when it fails.
     if facts::libraries(app.kernel).contains(&version) {
-        return Err(Stop::failed(format!("driver {version} is still there, see /var/log/nvidia-uninstall.log")));
+        return Err(Exit::failed(format!("driver {version} is still there, see /var/log/nvidia-uninstall.log")));
     }
     for version in &record.copies {
         let _ = app.kernel.remove_file(&format!("{CACHE}/{}", file_name(version)));
@@ -309,12 +315,12 @@ fn unload(app: &App) -> Result<()> {
         return Ok(());
     }
     let order = nvidia::unload_order(app.kernel, "nvidia")
-        .map_err(|holder| Stop::refused(format!("module {holder} uses the driver: modprobe -r {holder}")))?;
+        .map_err(|holder| Exit::refused(format!("module {holder} uses the driver: modprobe -r {holder}")))?;
     let before = loaded(app.kernel);
     for module in order {
         if let Err(error) = app.kernel.act(&Action::Unload { module: module.clone() }, LOAD) {
             let _ = app.kernel.act(&Action::Load { modules: before }, LOAD);
-            return Err(Stop::failed(format!("module {module} cannot be unloaded: {error}")));
+            return Err(Exit::failed(format!("module {module} cannot be unloaded: {error}")));
         }
     }
     Ok(())
@@ -331,7 +337,7 @@ pub fn remove_modules(app: &App, release: &str) -> Result<()> {
     for name in app.kernel.list(&folder) {
         if modules.iter().any(|module| name.starts_with(module)) {
             let path = format!("{folder}/{name}");
-            app.kernel.remove_file(&path).map_err(|error| Stop::failed(format!("{path}: {error}")))?;
+            app.kernel.remove_file(&path).map_err(|error| Exit::failed(format!("{path}: {error}")))?;
             removed = true;
         }
     }
@@ -339,7 +345,7 @@ pub fn remove_modules(app: &App, release: &str) -> Result<()> {
         let _ = app.kernel.remove_folder(&folder);
         app.kernel
             .program(DEPMOD, &[release], LOAD)
-            .map_err(|error| Stop::failed(format!("{DEPMOD} {release}: {error}")))?;
+            .map_err(|error| Exit::failed(format!("{DEPMOD} {release}: {error}")))?;
     }
     Ok(())
 }

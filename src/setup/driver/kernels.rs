@@ -7,8 +7,9 @@ use super::record::{self, Installed, LOCK};
 use super::services::take_turn;
 use crate::App;
 use crate::driver::{builds, flags};
+use crate::exit::{Exit, Result};
 use crate::setup::kept::pending::{self, Pending, Task};
-use crate::stop::{Result, Stop};
+use crate::story::row;
 use crate::sys::{flock_is_held, heed_termination};
 use crate::teller::Teller;
 use std::time::Duration;
@@ -40,7 +41,7 @@ pub fn plan(app: &App, release: &str) -> Result<String> {
     Ok(match missing(app, release)? {
         None => format!("nothing to do for kernel {release}\n"),
         Some(installed) => {
-            format!("{:<9} the modules of driver {} for kernel {release}\n", "install", installed.version)
+            row("install", &format_args!("the modules of driver {} for kernel {release}\n", installed.version))
         }
     })
 }
@@ -71,7 +72,7 @@ pub fn owe(app: &App) -> Result<()> {
         let can_have = facts::check_release(app.kernel, &release).is_ok() && facts::has_headers(app.kernel, &release);
         if can_have && let Some(installed) = missing(app, &release)? {
             let again = format!("gpu-handoff setup driver --kernel {release}");
-            let why = Stop::failed(format!("kernel {release} has no driver {} yet: {again}", installed.version));
+            let why = Exit::failed(format!("kernel {release} has no driver {} yet: {again}", installed.version));
             pending::note(app, &Task::Kernel(release), &Err(why))?;
         }
     }
@@ -89,10 +90,10 @@ pub fn build_pending(app: &App) -> Result<()> {
         let is_there = facts::check_release(app.kernel, &release).is_ok();
         let outcome =
             if is_there { build_and_note(app, &release) } else { pending::note(app, &Task::Kernel(release), &Ok(())) };
-        if let Err(stop) = &outcome
+        if let Err(exit) = &outcome
             && first.is_err()
         {
-            app.story.warn(&stop.message);
+            app.story.warn(&exit.message);
         }
         first = first.and(outcome);
     }
@@ -110,10 +111,10 @@ fn missing(app: &App, release: &str) -> Result<Option<Installed>> {
 
 fn build(app: &App, release: &str) -> Result<()> {
     let Some(installed) = missing(app, release)? else { return Ok(()) };
-    let Installed { version, kind, .. } = &installed;
+    let Installed { version, flavour, .. } = &installed;
     let later = |why: String| {
         let again = format!("gpu-handoff setup driver --kernel {release}");
-        Stop::refused(format!("kernel {release} has no driver {version} yet: {why}, then: {again}"))
+        Exit::refused(format!("kernel {release} has no driver {version} yet: {why}, then: {again}"))
     };
     let needs = facts::needs(app.kernel, release, false);
     if !needs.is_empty() {
@@ -125,19 +126,19 @@ fn build(app: &App, release: &str) -> Result<()> {
         return Err(later("nvidia is loaded in another version; reboot".to_string()));
     }
     if flock_is_held(app.kernel, LOCK) {
-        return Err(Stop::locked("an installer that an earlier run started is still at work: try again after it"));
+        return Err(Exit::locked("an installer that an earlier run started is still at work: try again after it"));
     }
     if let Some(doubt) = builds::doubt(version, release) {
         app.story.warn(&doubt);
     }
     let teller = Teller::new(app, "driver", "driver")?;
-    let installer = install::kept(app, &teller, &installed).map_err(|stop| later(stop.message))?;
-    let flags = flags::kernel(version, release, *kind, facts::key(app.kernel).as_ref());
+    let installer = install::kept(app, &teller, &installed).map_err(|exit| later(exit.message))?;
+    let flags = flags::kernel(version, release, *flavour, facts::key(app.kernel).as_ref());
     // What a build that was cut off left would be in the way of this one.
     install::remove_modules(app, release)?;
     install::execute(app, &teller, &format!("building {version} for kernel {release}"), &installer, &flags, LIMIT)?;
     if facts::on_disk(app.kernel, release).as_deref() != Some(version.as_str()) {
-        return Err(Stop::failed(format!(
+        return Err(Exit::failed(format!(
             "driver: the installer succeeded, but kernel {release} has no nvidia module of version {version}"
         )));
     }

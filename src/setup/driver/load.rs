@@ -3,9 +3,9 @@
 use crate::App;
 use crate::config::Config;
 use crate::events::notes::handoff_is_under_way;
+use crate::exit::{Exit, Result};
 use crate::gpu::inventory::{Slot, nvidia_slots};
 use crate::handoff::way::reconcile::Scope;
-use crate::stop::{Result, Stop};
 use crate::sys::Action;
 use std::time::Duration;
 
@@ -38,16 +38,16 @@ fn try_load(app: &App, config: &Config, before: &[String], wanted: Option<&str>)
     modules.extend(before.iter().filter(|module| !modules.contains(module)).cloned().collect::<Vec<_>>());
     app.kernel
         .act(&Action::Load { modules }, LOAD)
-        .map_err(|error| Stop::failed(format!("driver: its modules cannot be loaded: {error}")))?;
+        .map_err(|error| Exit::failed(format!("driver: its modules cannot be loaded: {error}")))?;
     // A GPU may have come home meanwhile and found no driver; and the nodes are made.
-    if let Err(stop) = app.handoff(config).reconcile(Scope::All) {
-        app.story.warn(&stop.message);
+    if let Err(exit) = app.handoff(config).reconcile(Scope::All) {
+        app.story.warn(&exit.message);
     }
     let said = app.kernel.program(NVIDIA_SMI, &["--query-gpu=driver_version", "--format=csv,noheader"], SMI);
-    let said = said.map_err(|error| Stop::failed(format!("driver: nvidia-smi does not work: {error}")))?;
+    let said = said.map_err(|error| Exit::failed(format!("driver: nvidia-smi does not work: {error}")))?;
     let first = said.lines().next().unwrap_or_default().trim();
     if let Some(wanted) = wanted.filter(|wanted| *wanted != first) {
-        return Err(Stop::failed(format!("driver: nvidia-smi says {}, not {wanted}", first.escape_debug())));
+        return Err(Exit::failed(format!("driver: nvidia-smi says {}, not {wanted}", first.escape_debug())));
     }
     let number = said.lines().count();
     app.story.say(&format!("driver: nvidia-smi finds {number} GPU(s) with driver {}", first.escape_debug()));

@@ -18,8 +18,9 @@ use crate::App;
 use crate::config::Config;
 use crate::containers::attach;
 use crate::driver::{self, Installer, Source, supported};
+use crate::exit::{Exit, Result};
 use crate::setup::kept::pending::{self, Task};
-use crate::stop::{Result, Stop};
+use crate::story::row;
 use crate::sys::heed_termination;
 use crate::teller::{Apart, Teller};
 use facts::Facts;
@@ -79,9 +80,9 @@ pub fn setup(app: &App, wish: &Wish) -> Result<()> {
     };
     if let Some(installed) = facts.record.as_ref().and_then(|record| record.installed.as_ref())
         && installer.is_some()
-        && let Err(stop) = install::kept(app, &teller, installed)
+        && let Err(exit) = install::kept(app, &teller, installed)
     {
-        app.story.warn(&format!("should this fail, there is no way back to {}: {}", installed.version, stop.message));
+        app.story.warn(&format!("should this fail, there is no way back to {}: {}", installed.version, exit.message));
     }
     let on = Host { app, config: &config, teller: &teller, may_load: !wish.defer };
     let run = Run { on, installer };
@@ -93,11 +94,11 @@ pub fn setup(app: &App, wish: &Wish) -> Result<()> {
         run.carry_out(step)
     });
     services::start_again(app);
-    if let Err(stop) = outcome {
+    if let Err(exit) = outcome {
         // Whoever is without a driver now wants one first of all.
         let is_bare = !purged.is_empty() && facts::whole(app.kernel).is_none();
-        let message = if is_bare { format!("{}; {}", stop.message, plan::way_back(purged)) } else { stop.message };
-        return Err(Stop { message, ..stop });
+        let message = if is_bare { format!("{}; {}", exit.message, plan::way_back(purged)) } else { exit.message };
+        return Err(Exit { message, ..exit });
     }
     let attached = attach::attached(app);
     if !attached.is_empty() {
@@ -129,16 +130,16 @@ pub fn plan(app: &App, wish: &Wish) -> Result<String> {
     }
     let mut lines = Vec::new();
     if let Source::Url(url) = source {
-        lines.push(format!("{:<9} {url}", "download"));
+        lines.push(row("download", &url));
     }
     lines.extend(steps.iter().map(Step::to_string));
-    lines.extend(notes.iter().map(|note| format!("{:<9} {note}", "note")));
+    lines.extend(notes.iter().map(|note| row("note", note)));
     Ok(lines.iter().map(|line| format!("{line}\n")).collect())
 }
 
 fn found(app: &App, config: &Config) -> Result<(Source, String)> {
     driver::found(app, &config.driver)?
-        .ok_or_else(|| Stop::refused(format!("{NONE} {}; nothing was touched", driver::CACHE)))
+        .ok_or_else(|| Exit::refused(format!("{NONE} {}; nothing was touched", driver::CACHE)))
 }
 
 /// And what is worth knowing before.
@@ -151,7 +152,7 @@ fn steps(
     source: &Source,
 ) -> Result<(Vec<Step>, Vec<String>)> {
     if facts.is_busy {
-        return Err(Stop::locked(
+        return Err(Exit::locked(
             "an installer that an earlier run started is still at work, see /var/log/gpu-handoff/driver.log: try again after \
              it",
         ));
@@ -168,12 +169,12 @@ fn steps(
         list: list.as_ref(),
         packed: file.and_then(|path| Some(fs::metadata(app.kernel.path(path)).ok()?.len() / (1024 * 1024))),
     };
-    let steps = plan::plan(facts, wish, &wanted).map_err(|why| Stop::refused(format!("{why}; nothing was touched")))?;
+    let steps = plan::plan(facts, wish, &wanted).map_err(|why| Exit::refused(format!("{why}; nothing was touched")))?;
     let notes = plan::notes(facts, &wanted, &steps);
     let is_install = steps.iter().any(|step| matches!(step, Step::Install(_)));
     match source {
         Source::Url(_) if is_install && (wish.defer || wish.offline) => {
-            Err(Stop::refused(format!("driver {version} is not downloaded yet: gpu-handoff setup driver does that")))
+            Err(Exit::refused(format!("driver {version} is not downloaded yet: gpu-handoff setup driver does that")))
         }
         _ => Ok((steps, notes)),
     }

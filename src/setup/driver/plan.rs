@@ -5,8 +5,9 @@ use super::packages;
 use crate::config::Module;
 use crate::driver::builds;
 use crate::driver::flags;
-use crate::driver::kind::{self, Kind};
+use crate::driver::flavour::{self, Flavour};
 use crate::driver::supported::List;
+use crate::story::row;
 use std::fmt;
 
 /// MiB that an installer needs at least where it unpacks itself and builds, and where it installs to.
@@ -48,7 +49,7 @@ pub enum Step {
 pub struct Install {
     pub version: String,
     pub instead_of: Option<String>,
-    pub kind: Option<Kind>,
+    pub flavour: Option<Flavour>,
     pub dkms: bool,
     /// A GPU is there to try it with.
     pub load: bool,
@@ -59,18 +60,18 @@ impl fmt::Display for Step {
         match self {
             Step::Purge { packages, dkms } => {
                 let all: Vec<&str> = packages.iter().chain(dkms).map(String::as_str).collect();
-                write!(f, "{:<9} {}", "purge", all.join(" "))
+                f.write_str(&row("purge", &all.join(" ")))
             }
-            Step::Packages(packages) => write!(f, "{:<9} {}", "install", packages.join(" ")),
-            Step::StopServices(units) => write!(f, "{:<9} {} meanwhile", "stop", units.join(" ")),
-            Step::Install(Install { version, instead_of, kind, dkms, load }) => {
-                let kind = kind.map_or_else(String::new, |kind| format!(", {} modules", kind.name()));
+            Step::Packages(packages) => f.write_str(&row("install", &packages.join(" "))),
+            Step::StopServices(units) => f.write_str(&row("stop", &format_args!("{} meanwhile", units.join(" ")))),
+            Step::Install(Install { version, instead_of, flavour, dkms, load }) => {
+                let flavour = flavour.map_or_else(String::new, |flavour| format!(", {} modules", flavour.name()));
                 let old = instead_of.as_ref().map_or_else(String::new, |old| format!(" in place of {old}"));
                 let dkms = if *dkms { ", with dkms" } else { "" };
                 let load = if *load { "; load it and ask nvidia-smi" } else { "" };
-                write!(f, "{:<9} driver {version}{old}{kind}{dkms}{load}", "install")
+                f.write_str(&row("install", &format_args!("driver {version}{old}{flavour}{dkms}{load}")))
             }
-            Step::Load => write!(f, "{:<9} nvidia nvidia_uvm, and ask nvidia-smi", "load"),
+            Step::Load => f.write_str(&row("load", &"nvidia nvidia_uvm, and ask nvidia-smi")),
         }
     }
 }
@@ -117,7 +118,7 @@ pub fn plan(facts: &Facts, wish: &Wish, wanted: &Wanted) -> Result<Vec<Step>, St
     if is_there {
         return Ok(vec![Step::Load]);
     }
-    let kind = kind::choose(&facts.gpus, version, module, wanted.list)?;
+    let flavour = flavour::choose(&facts.gpus, version, module, wanted.list)?;
     unfit(facts, version)?;
     in_the_way(facts, wish, wanted)?;
     // Purging comes after all else that may fail: from then on there is no driver.
@@ -133,7 +134,7 @@ pub fn plan(facts: &Facts, wish: &Wish, wanted: &Wanted) -> Result<Vec<Step>, St
     }
     let old = facts.record.as_ref().and_then(|record| record.installed.as_ref()).map(|one| one.version.clone());
     let instead_of = old.or_else(|| facts.libraries.first().cloned()).filter(|old| old != version);
-    let install = Install { version: version.to_string(), instead_of, kind, dkms, load: can_load && !wish.defer };
+    let install = Install { version: version.to_string(), instead_of, flavour, dkms, load: can_load && !wish.defer };
     steps.push(Step::Install(install));
     Ok(steps)
 }
@@ -335,7 +336,7 @@ mod tests {
         assert!(told(&Facts { has_gpu_at_home: false, ..there() }, &Wish::default()).is_empty());
         let other = Facts { loaded: Some("570.86.16".to_string()), ..there() };
         assert!(refused(&other).contains("570.86.16 is loaded still"));
-        let began = crate::setup::driver::record::Record { began: Some(NEW.to_string()), ..Default::default() };
+        let began = crate::setup::driver::record::Installation { began: Some(NEW.to_string()), ..Default::default() };
         assert_eq!(
             told(&Facts { record: Some(began), loaded: Some(NEW.to_string()), ..there() }, &Wish::default()).len(),
             1

@@ -1,7 +1,7 @@
 //! The driver that was set up by this program: `/var/lib/gpu-handoff/driver.json`. Without it there is nothing to build for
 //! a new kernel, and nothing to take back.
 
-use crate::driver::kind::Kind;
+use crate::driver::flavour::Flavour;
 use crate::gpu::nvidia::Version;
 use crate::setup::kept::document;
 use crate::sys::Kernel;
@@ -14,7 +14,7 @@ pub const LOCK: &str = "/run/gpu-handoff/driver.lock";
 pub const PATH: &str = "/var/lib/gpu-handoff/driver.json";
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Record {
+pub struct Installation {
     pub installed: Option<Installed>,
     /// This version was about to be installed, and whether it is, is not known.
     pub began: Option<String>,
@@ -27,7 +27,7 @@ pub struct Installed {
     pub version: String,
     /// Of the installer.
     pub sha256: String,
-    pub kind: Option<Kind>,
+    pub flavour: Option<Flavour>,
     pub dkms: bool,
     /// Kernels that its modules were built for.
     pub kernels: Vec<String>,
@@ -35,13 +35,13 @@ pub struct Installed {
 
 /// # Errors
 /// Names the file when it cannot be read or understood.
-pub fn read(kernel: &dyn Kernel) -> Result<Option<Record>> {
-    document::read(kernel, PATH)?.map(|value| Record::from_json(&value).context(PATH)).transpose()
+pub fn read(kernel: &dyn Kernel) -> Result<Option<Installation>> {
+    document::read(kernel, PATH)?.map(|value| Installation::from_json(&value).context(PATH)).transpose()
 }
 
 /// # Errors
 /// Names the file that could not be written.
-pub fn write(linux: &dyn Kernel, record: &Record) -> Result<()> {
+pub fn write(linux: &dyn Kernel, record: &Installation) -> Result<()> {
     document::write(linux, PATH, record.to_json())
 }
 
@@ -51,13 +51,13 @@ pub fn remove(linux: &dyn Kernel) -> Result<()> {
     document::remove(linux, PATH)
 }
 
-impl Record {
+impl Installation {
     pub fn to_json(&self) -> Value {
         let mut value = json!({"version": null, "began": self.began, "copies": self.copies});
         if let Some(installed) = &self.installed {
             value["version"] = json!(installed.version);
             value["sha256"] = json!(installed.sha256);
-            value["module"] = json!(installed.kind.map(Kind::name));
+            value["module"] = json!(installed.flavour.map(Flavour::name));
             value["dkms"] = json!(installed.dkms);
             value["kernels"] = json!(installed.kernels);
         }
@@ -66,17 +66,17 @@ impl Record {
 
     /// # Errors
     /// Names the key that is wrong.
-    pub fn from_json(value: &Value) -> Result<Record> {
+    pub fn from_json(value: &Value) -> Result<Installation> {
         let installed = match document::string(value, "version")? {
             None => None,
             Some(version) => Some(Installed {
                 version,
                 sha256: document::string(value, "sha256")?.context("sha256: not a string")?,
-                kind: match document::string(value, "module")? {
+                flavour: match document::string(value, "module")? {
                     None => None,
-                    Some(name) => match Kind::from_name(&name) {
+                    Some(name) => match Flavour::from_name(&name) {
                         None => bail!("module: neither open nor proprietary"),
-                        kind => kind,
+                        flavour => flavour,
                     },
                 },
                 dkms: value.get("dkms").and_then(Value::as_bool).context("dkms: not a flag")?,
@@ -84,7 +84,7 @@ impl Record {
             }),
         };
         let (began, copies) = (document::string(value, "began")?, document::strings(value, "copies")?);
-        let record = Record { installed, began, copies };
+        let record = Installation { installed, began, copies };
         record.check()?;
         Ok(record)
     }
@@ -117,20 +117,20 @@ mod tests {
 
     #[test]
     fn there_and_back() {
-        let full = Record {
+        let full = Installation {
             installed: Some(Installed {
                 version: "580.95.05".to_string(),
                 sha256: "00".repeat(32),
-                kind: Some(Kind::Open),
+                flavour: Some(Flavour::Open),
                 dkms: false,
                 kernels: vec!["6.8.12-4-pve".to_string()],
             }),
             began: Some("590.44.01".to_string()),
             copies: vec!["580.95.05".to_string()],
         };
-        let first = Record { began: Some("580.95.05".to_string()), ..Record::default() };
-        for record in [full, first, Record::default()] {
-            assert_eq!(Record::from_json(&record.to_json()).unwrap(), record);
+        let first = Installation { began: Some("580.95.05".to_string()), ..Installation::default() };
+        for record in [full, first, Installation::default()] {
+            assert_eq!(Installation::from_json(&record.to_json()).unwrap(), record);
         }
         for wrong in [
             json!({"version": 1}),
@@ -139,7 +139,7 @@ mod tests {
             json!({"copies": [3]}),
             json!({"copies": ["1.2/../x"]}),
         ] {
-            assert!(Record::from_json(&wrong).is_err(), "{wrong}");
+            assert!(Installation::from_json(&wrong).is_err(), "{wrong}");
         }
     }
 }

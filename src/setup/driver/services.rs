@@ -3,8 +3,8 @@
 
 use super::record::LOCK;
 use crate::App;
+use crate::exit::{Exit, Result};
 use crate::setup::kept::document;
-use crate::stop::{Result, Stop};
 use crate::sys::{Kernel, Lock, Share, flock_is_held};
 use crate::systemd;
 use serde_json::json;
@@ -25,9 +25,9 @@ pub fn take_turn(app: &App) -> Result<Lock> {
     match app.kernel.lock(TURN, Share::Alone, Duration::ZERO) {
         Ok(Some(lock)) => Ok(lock),
         Ok(None) => {
-            Err(Stop::locked("another run is setting up the driver: wait for it, its log is in /var/log/gpu-handoff"))
+            Err(Exit::locked("another run is setting up the driver: wait for it, its log is in /var/log/gpu-handoff"))
         }
-        Err(error) => Err(Stop::failed(format!("{}: {error}", TURN))),
+        Err(error) => Err(Exit::failed(format!("{}: {error}", TURN))),
     }
 }
 
@@ -46,7 +46,7 @@ pub fn stop(app: &App, units: &[String]) -> Result<()> {
     all.extend(units.iter().filter(|unit| !all.contains(unit)).cloned().collect::<Vec<_>>());
     document::write(app.kernel, PATH, json!({ "units": all }))?;
     for unit in units {
-        systemd::stop(app.kernel, unit).map_err(|error| Stop::failed(format!("{unit} does not stop: {error}")))?;
+        systemd::stop(app.kernel, unit).map_err(|error| Exit::failed(format!("{unit} does not stop: {error}")))?;
     }
     Ok(())
 }

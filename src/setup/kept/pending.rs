@@ -3,7 +3,8 @@
 
 use super::document;
 use crate::App;
-use crate::stop::Result;
+use crate::exit::Result;
+use crate::story::row;
 use crate::sys::{Kernel, Share};
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -120,7 +121,7 @@ impl Pending {
 pub fn note(app: &App, task: &Task, outcome: &Result<()>) -> Result<()> {
     change(app, |pending| match outcome {
         Ok(()) => drop(pending.0.remove(task)),
-        Err(stop) => pending.0.entry(task.clone()).or_default().why.clone_from(&stop.message),
+        Err(exit) => pending.0.entry(task.clone()).or_default().why.clone_from(&exit.message),
     })
 }
 
@@ -162,7 +163,8 @@ pub fn noted(app: &App, task: Task, defer: bool, outcome: Result<()>) -> Result<
 /// As [`Pending::read`].
 pub fn plan(app: &App) -> Result<String> {
     let pending = Pending::read(app.kernel)?;
-    let lines: String = pending.0.iter().map(|(task, reason)| format!("{task:<9} {}\n", reason.why)).collect();
+    let lines: String =
+        pending.0.iter().map(|(task, reason)| row(&task.to_string(), &format_args!("{}\n", reason.why))).collect();
     Ok(if lines.is_empty() { "nothing to do\n".to_string() } else { lines })
 }
 

@@ -5,8 +5,8 @@ use super::supported::List;
 use crate::config::Module;
 use crate::gpu::nvidia::Version;
 
-/// From then on an installer has two kinds of modules.
-pub const TWO_KINDS: &str = "515";
+/// From then on an installer has two flavours of modules.
+pub const TWO_FLAVOURS: &str = "515";
 /// NVIDIA's own choice is open where it can be, from then on; before, the open ones were young.
 const OPEN_FIRST: &str = "560";
 
@@ -16,28 +16,28 @@ pub fn is_from(version: &str, first: &str) -> bool {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum Flavour {
     Open,
     Proprietary,
 }
 
-impl Kind {
+impl Flavour {
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Open => "open",
-            Kind::Proprietary => "proprietary",
+            Flavour::Open => "open",
+            Flavour::Proprietary => "proprietary",
         }
     }
 
-    pub fn from_name(name: &str) -> Option<Kind> {
-        [Kind::Open, Kind::Proprietary].into_iter().find(|kind| kind.name() == name)
+    pub fn from_name(name: &str) -> Option<Flavour> {
+        [Flavour::Open, Flavour::Proprietary].into_iter().find(|flavour| flavour.name() == name)
     }
 
     /// Of an installer, with its sources.
     pub fn folder(self) -> &'static str {
         match self {
-            Kind::Open => "kernel-open",
-            Kind::Proprietary => "kernel",
+            Flavour::Open => "kernel-open",
+            Flavour::Proprietary => "kernel",
         }
     }
 }
@@ -50,12 +50,12 @@ struct Generation {
     since: Option<&'static str>,
     /// The last branch that has it.
     last: Option<&'static str>,
-    kinds: &'static [Kind],
+    flavours: &'static [Flavour],
 }
 
-const PROPRIETARY: &[Kind] = &[Kind::Proprietary];
-const OPEN: &[Kind] = &[Kind::Open];
-const BOTH: &[Kind] = &[Kind::Open, Kind::Proprietary];
+const PROPRIETARY: &[Flavour] = &[Flavour::Proprietary];
+const OPEN: &[Flavour] = &[Flavour::Open];
+const BOTH: &[Flavour] = &[Flavour::Open, Flavour::Proprietary];
 
 /// From NVIDIA's lists of legacy GPUs and of supported ones in the READMEs of 390 to 590; the ranges are those of pci.ids.
 const GENERATIONS: &[Generation] = &[
@@ -72,43 +72,55 @@ const GENERATIONS: &[Generation] = &[
         name: "Fermi",
         since: None,
         last: Some("390"),
-        kinds: PROPRIETARY,
+        flavours: PROPRIETARY,
     },
     Generation {
         ranges: &[(0x0fc0, 0x103f), (0x1180, 0x11ff), (0x1280, 0x133f)],
         name: "Kepler",
         since: None,
         last: Some("470"),
-        kinds: PROPRIETARY,
+        flavours: PROPRIETARY,
     },
     Generation {
         ranges: &[(0x1340, 0x1dff)],
         name: "Maxwell, Pascal or Volta",
         since: None,
         last: Some("580"),
-        kinds: PROPRIETARY,
+        flavours: PROPRIETARY,
     },
-    Generation { ranges: &[(0x1e00, 0x1f7f)], name: "Turing", since: Some("410"), last: None, kinds: BOTH },
+    Generation { ranges: &[(0x1e00, 0x1f7f)], name: "Turing", since: Some("410"), last: None, flavours: BOTH },
     Generation {
         ranges: &[(0x1f80, 0x1fff), (0x2180, 0x21ff)],
         name: "Turing",
         since: Some("418"),
         last: None,
-        kinds: BOTH,
+        flavours: BOTH,
     },
-    Generation { ranges: &[(0x2000, 0x217f)], name: "Ampere", since: Some("450.80"), last: None, kinds: BOTH },
+    Generation { ranges: &[(0x2000, 0x217f)], name: "Ampere", since: Some("450.80"), last: None, flavours: BOTH },
     Generation {
         ranges: &[(0x2200, 0x22ff), (0x2400, 0x25ff)],
         name: "Ampere",
         since: Some("455"),
         last: None,
-        kinds: BOTH,
+        flavours: BOTH,
     },
-    Generation { ranges: &[(0x2300, 0x23ff)], name: "Hopper", since: Some("520"), last: None, kinds: BOTH },
-    Generation { ranges: &[(0x2600, 0x28ff)], name: "Ada", since: Some("520"), last: None, kinds: BOTH },
-    Generation { ranges: &[(0x2900, 0xffff)], name: "Blackwell or newer", since: Some("570"), last: None, kinds: OPEN },
+    Generation { ranges: &[(0x2300, 0x23ff)], name: "Hopper", since: Some("520"), last: None, flavours: BOTH },
+    Generation { ranges: &[(0x2600, 0x28ff)], name: "Ada", since: Some("520"), last: None, flavours: BOTH },
+    Generation {
+        ranges: &[(0x2900, 0xffff)],
+        name: "Blackwell or newer",
+        since: Some("570"),
+        last: None,
+        flavours: OPEN,
+    },
     // The rest is older.
-    Generation { ranges: &[(0, 0x133f)], name: "older than Fermi", since: None, last: Some("340"), kinds: PROPRIETARY },
+    Generation {
+        ranges: &[(0, 0x133f)],
+        name: "older than Fermi",
+        since: None,
+        last: Some("340"),
+        flavours: PROPRIETARY,
+    },
 ];
 
 fn generation(device: u16) -> &'static Generation {
@@ -121,8 +133,8 @@ fn is_after(version: &str, branch: &str) -> bool {
     major(version) > major(branch)
 }
 
-/// Why modules of this kind and version are none for a GPU.
-pub fn objection(device: u16, version: &str, kind: Kind, list: Option<&List>) -> Option<String> {
+/// Why modules of this flavour and version are none for a GPU.
+pub fn objection(device: u16, version: &str, flavour: Flavour, list: Option<&List>) -> Option<String> {
     let generation = generation(device);
     let card = format!("the GPU with id 10de:{device:04x} ({})", generation.name);
     let gone =
@@ -142,32 +154,33 @@ pub fn objection(device: u16, version: &str, kind: Kind, list: Option<&List>) ->
             "driver {version} has not got {card}: it is not in the list of GPUs that its installer carries; take a newer one"
         ));
     }
-    let has_kind = match (kind, listed.flatten()) {
-        (Kind::Open, Some(entry)) => entry.open,
-        _ => generation.kinds.contains(&kind),
+    let has_flavour = match (flavour, listed.flatten()) {
+        (Flavour::Open, Some(entry)) => entry.open,
+        _ => generation.flavours.contains(&flavour),
     };
-    (!has_kind).then(|| format!("driver {version} has no {} modules for {card}", kind.name()))
+    (!has_flavour).then(|| format!("driver {version} has no {} modules for {card}", flavour.name()))
 }
 
-/// The kind of modules that serves most of these GPUs; none where the driver has only one. The others are ignored, as the
+/// The flavour of modules that serves most of these GPUs; none where the driver has only one. The others are ignored, as the
 /// driver does.
 ///
 /// # Errors
 /// When none of them is served.
-pub fn choose(devices: &[u16], version: &str, wish: Module, list: Option<&List>) -> Result<Option<Kind>, String> {
-    let kinds: &[Kind] = match wish {
-        _ if !is_from(version, TWO_KINDS) => PROPRIETARY,
+pub fn choose(devices: &[u16], version: &str, wish: Module, list: Option<&List>) -> Result<Option<Flavour>, String> {
+    let flavours: &[Flavour] = match wish {
+        _ if !is_from(version, TWO_FLAVOURS) => PROPRIETARY,
         Module::Open => OPEN,
         Module::Proprietary => PROPRIETARY,
         Module::Auto if is_from(version, OPEN_FIRST) => BOTH,
-        Module::Auto => &[Kind::Proprietary, Kind::Open],
+        Module::Auto => &[Flavour::Proprietary, Flavour::Open],
     };
-    let served =
-        |kind: Kind| devices.iter().filter(|device| objection(**device, version, kind, list).is_none()).count();
-    let mut best = kinds[0];
-    for kind in kinds {
-        if served(*kind) > served(best) {
-            best = *kind;
+    let served = |flavour: Flavour| {
+        devices.iter().filter(|device| objection(**device, version, flavour, list).is_none()).count()
+    };
+    let mut best = flavours[0];
+    for flavour in flavours {
+        if served(*flavour) > served(best) {
+            best = *flavour;
         }
     }
     if served(best) == 0
@@ -175,7 +188,7 @@ pub fn choose(devices: &[u16], version: &str, wish: Module, list: Option<&List>)
     {
         return Err(why);
     }
-    Ok(is_from(version, TWO_KINDS).then_some(best))
+    Ok(is_from(version, TWO_FLAVOURS).then_some(best))
 }
 
 #[cfg(test)]
@@ -187,28 +200,28 @@ mod tests {
     const BLACKWELL: u16 = 0x2b85;
 
     #[test]
-    fn the_kind_that_each_generation_gets() {
-        for (devices, version, wish, kind) in [
-            (&[ADA][..], "580.95.05", Module::Auto, Some(Kind::Open)),
-            (&[ADA], "550.90.07", Module::Auto, Some(Kind::Proprietary)),
-            (&[ADA], "580.95.05", Module::Proprietary, Some(Kind::Proprietary)),
-            (&[ADA], "520.56.06", Module::Auto, Some(Kind::Proprietary)),
+    fn the_flavour_that_each_generation_gets() {
+        for (devices, version, wish, flavour) in [
+            (&[ADA][..], "580.95.05", Module::Auto, Some(Flavour::Open)),
+            (&[ADA], "550.90.07", Module::Auto, Some(Flavour::Proprietary)),
+            (&[ADA], "580.95.05", Module::Proprietary, Some(Flavour::Proprietary)),
+            (&[ADA], "520.56.06", Module::Auto, Some(Flavour::Proprietary)),
             (&[0x2204], "470.256.02", Module::Auto, None),
-            (&[PASCAL], "580.95.05", Module::Auto, Some(Kind::Proprietary)),
-            (&[PASCAL, PASCAL], "580.95.05", Module::Auto, Some(Kind::Proprietary)),
-            (&[PASCAL, ADA], "580.95.05", Module::Auto, Some(Kind::Proprietary)),
-            (&[BLACKWELL], "580.95.05", Module::Auto, Some(Kind::Open)),
-            (&[0x1db4], "580.95.05", Module::Auto, Some(Kind::Proprietary)),
-            (&[0x1e02], "580.95.05", Module::Auto, Some(Kind::Open)),
-            (&[0x2330], "580.95.05", Module::Auto, Some(Kind::Open)),
-            (&[], "580.95.05", Module::Auto, Some(Kind::Open)),
+            (&[PASCAL], "580.95.05", Module::Auto, Some(Flavour::Proprietary)),
+            (&[PASCAL, PASCAL], "580.95.05", Module::Auto, Some(Flavour::Proprietary)),
+            (&[PASCAL, ADA], "580.95.05", Module::Auto, Some(Flavour::Proprietary)),
+            (&[BLACKWELL], "580.95.05", Module::Auto, Some(Flavour::Open)),
+            (&[0x1db4], "580.95.05", Module::Auto, Some(Flavour::Proprietary)),
+            (&[0x1e02], "580.95.05", Module::Auto, Some(Flavour::Open)),
+            (&[0x2330], "580.95.05", Module::Auto, Some(Flavour::Open)),
+            (&[], "580.95.05", Module::Auto, Some(Flavour::Open)),
             (&[0x1180], "470.256.02", Module::Auto, None),
             // A card that only VMs use is no reason against a driver for the other.
-            (&[0x1287, ADA], "580.95.05", Module::Auto, Some(Kind::Open)),
-            (&[PASCAL, ADA, BLACKWELL], "580.95.05", Module::Auto, Some(Kind::Open)),
-            (&[PASCAL, BLACKWELL], "580.95.05", Module::Proprietary, Some(Kind::Proprietary)),
+            (&[0x1287, ADA], "580.95.05", Module::Auto, Some(Flavour::Open)),
+            (&[PASCAL, ADA, BLACKWELL], "580.95.05", Module::Auto, Some(Flavour::Open)),
+            (&[PASCAL, BLACKWELL], "580.95.05", Module::Proprietary, Some(Flavour::Proprietary)),
         ] {
-            assert_eq!(choose(devices, version, wish, None), Ok(kind), "{devices:x?} {version}");
+            assert_eq!(choose(devices, version, wish, None), Ok(flavour), "{devices:x?} {version}");
         }
     }
 
@@ -247,8 +260,8 @@ mod tests {
             [(ADA, device(None, true)), (PASCAL, device(Some("575.xx"), false)), (0x2204, device(None, false))].into(),
         );
         let choose = |id: u16, wish| choose(&[id], "580.95.05", wish, Some(&list));
-        assert_eq!(choose(ADA, Module::Auto), Ok(Some(Kind::Open)));
-        assert_eq!(choose(0x2204, Module::Auto), Ok(Some(Kind::Proprietary)));
+        assert_eq!(choose(ADA, Module::Auto), Ok(Some(Flavour::Open)));
+        assert_eq!(choose(0x2204, Module::Auto), Ok(Some(Flavour::Proprietary)));
         assert!(choose(0x2204, Module::Open).unwrap_err().contains("has no open modules"));
         assert!(choose(PASCAL, Module::Auto).unwrap_err().ends_with("the newest branch that has it is 575"));
         assert!(

@@ -18,46 +18,46 @@ pub enum Code {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stop {
+pub struct Exit {
     pub code: Code,
     pub message: String,
 }
 
-pub type Result<T> = std::result::Result<T, Stop>;
+pub type Result<T> = std::result::Result<T, Exit>;
 
-impl Stop {
-    pub fn failed(message: impl Into<String>) -> Stop {
-        Stop { code: Code::Failed, message: message.into() }
+impl Exit {
+    pub fn failed(message: impl Into<String>) -> Exit {
+        Exit { code: Code::Failed, message: message.into() }
     }
 
-    pub fn usage(message: impl Into<String>) -> Stop {
-        Stop { code: Code::Usage, message: message.into() }
+    pub fn usage(message: impl Into<String>) -> Exit {
+        Exit { code: Code::Usage, message: message.into() }
     }
 
-    pub fn refused(message: impl Into<String>) -> Stop {
-        Stop { code: Code::Refused, message: message.into() }
+    pub fn refused(message: impl Into<String>) -> Exit {
+        Exit { code: Code::Refused, message: message.into() }
     }
 
-    pub fn overrun(message: impl Into<String>) -> Stop {
-        Stop { code: Code::Overrun, message: message.into() }
+    pub fn overrun(message: impl Into<String>) -> Exit {
+        Exit { code: Code::Overrun, message: message.into() }
     }
 
-    pub fn locked(message: impl Into<String>) -> Stop {
-        Stop { code: Code::Locked, message: message.into() }
+    pub fn locked(message: impl Into<String>) -> Exit {
+        Exit { code: Code::Locked, message: message.into() }
     }
 }
 
-impl fmt::Display for Stop {
+impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Stop {}
+impl std::error::Error for Exit {}
 
 /// Reading and writing our own files: the context says which file, the cause says why.
-impl From<anyhow::Error> for Stop {
-    fn from(error: anyhow::Error) -> Stop {
-        Stop::failed(format!("{error:#}"))
+impl From<anyhow::Error> for Exit {
+    fn from(error: anyhow::Error) -> Exit {
+        Exit::failed(format!("{error:#}"))
     }
 }
