@@ -170,6 +170,54 @@ fn what_does_not_start_is_kept() {
     assert!(!calls(&host).iter().any(|call| call.ends_with(" resume")), "{:?}", calls(&host));
 }
 
+fn unix_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+const RUNS: &str = "populated 1\nfrozen 0\n";
+
+/// That it will use the GPU nobody sees before it has opened it.
+#[test]
+fn what_was_just_started_again_is_stopped_once_more() {
+    let host = |since: u64| {
+        let entry = json!({"what": {"container": 101}, "slots": ["0000:01:00"], "since": since});
+        with_systemd(settled())
+            .config(r#"{"time":{"stop_s":0.1}}"#)
+            .file("sys/fs/cgroup/lxc/101/cgroup.events", RUNS)
+            .file("run/gpu-handoff/to-start", &json!({"schema": 1, "entries": [entry]}).to_string())
+    };
+    let is_stop = |call: &String| call.contains("--unit=gpu-handoff-stop-101 ");
+    let just_started = host(unix_now());
+    let plan = just_started.run("plan 111");
+    assert!(plan.out.contains("stop container 101\n"), "{}", plan.out);
+    let run = just_started.run("111 pre-start");
+    assert!(run.err.contains("container 101 does not stop"), "{}", run.err);
+    assert!(calls(&just_started).iter().any(is_stop), "{:?}", calls(&just_started));
+    // One that nobody has started yet was started by its administrator, and for what it does there is the policy.
+    let not_yet = host(0);
+    not_yet.run("111 pre-start");
+    assert!(!calls(&not_yet).iter().any(is_stop), "{:?}", calls(&not_yet));
+}
+
+#[test]
+fn what_runs_again_is_owed_until_it_has_run_for_a_while() {
+    let started = unix_now() - 60;
+    let entry = |id: u32| json!({"what": {"container": id}, "slots": ["0000:01:00"], "tries": 1, "since": started});
+    let host = with_systemd(settled())
+        .file("etc/pve/lxc/102.conf", "arch: amd64\n")
+        .file("sys/fs/cgroup/lxc/101/cgroup.events", RUNS)
+        .file("run/gpu-handoff/to-start", &json!({"schema": 1, "entries": [entry(101), entry(102)]}).to_string());
+    assert_eq!(status(&host)["gpus"][0]["owed"], json!([]));
+    let run = host.run("resume");
+    let ended = "container 102 was stopped for a handoff, ran again, and has ended since; it is tried again";
+    assert!(run.err.contains(ended), "{}", run.err);
+    let left = host.own_file("to-start")["entries"].clone();
+    assert_eq!((left.as_array().map(Vec::len), &left[0]["what"]), (Some(1), &json!({"container": 102})));
+    assert_eq!(left[0]["since"], json!(null));
+    assert!(left[0]["after"].as_u64() > Some(unix_now()), "{left}");
+    assert_eq!(status(&host)["gpus"][0]["owed"], json!([{"what": "start", "container": 102}]));
+}
+
 /// Whoever has a lock of one entry's slot keeps nobody else from being started.
 #[test]
 fn one_that_must_wait_does_not_keep_the_others() {

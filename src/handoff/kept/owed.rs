@@ -60,7 +60,7 @@ pub fn of_slot(store: &Store, slot: SlotId, wedge: Option<&Wedge>) -> Vec<Owed> 
         owed.extend(of_record(&record));
     }
     let waiting = store.to_start().unwrap_or_default().into_iter();
-    let waiting = waiting.filter(|entry| entry.slots.contains(&slot));
+    let waiting = waiting.filter(|entry| entry.since == 0 && entry.slots.contains(&slot));
     for start in waiting.map(|entry| Owed::Start(entry.what)) {
         if !owed.contains(&start) {
             owed.push(start);

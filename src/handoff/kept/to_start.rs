@@ -1,4 +1,4 @@
-//! `/run/gpu-handoff/to-start`: what was stopped for a handoff that is over, and does not run again yet.
+//! `/run/gpu-handoff/to-start`: what was stopped for a handoff that is over, and does not run again yet, or not for long.
 
 use super::record::Stopped;
 use crate::address::{self, SlotId};
@@ -16,15 +16,25 @@ pub struct ToStart {
     pub tries: u64,
     /// Not before this time: seconds since 1970, UTC.
     pub after: u64,
+    /// Since when it runs again, in the same seconds; zero while it does not.
+    pub since: u64,
 }
 
 impl ToStart {
+    #[must_use]
+    pub fn new(what: Stopped, slots: &[SlotId]) -> ToStart {
+        ToStart { what, slots: slots.to_vec(), tries: 0, after: 0, since: 0 }
+    }
+
     pub fn to_json(entries: &[ToStart]) -> String {
         let one = |entry: &ToStart| {
             let mut value = json!({"what": entry.what.to_json(), "slots": address::to_json(&entry.slots)});
             if entry.tries > 0 {
                 value["tries"] = json!(entry.tries);
                 value["after"] = json!(entry.after);
+            }
+            if entry.since > 0 {
+                value["since"] = json!(entry.since);
             }
             value
         };
@@ -45,11 +55,13 @@ impl ToStart {
     }
 
     fn parse(entry: &Value) -> Option<ToStart> {
+        let number = |key| entry.get(key).and_then(Value::as_u64).unwrap_or(0);
         Some(ToStart {
             what: Stopped::from_json(entry.get("what")?)?,
             slots: address::from_json(entry.get("slots")?)?,
-            tries: entry.get("tries").and_then(Value::as_u64).unwrap_or(0),
-            after: entry.get("after").and_then(Value::as_u64).unwrap_or(0),
+            tries: number("tries"),
+            after: number("after"),
+            since: number("since"),
         })
     }
 }
@@ -60,11 +72,13 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let entry = |what, tries| {
-            let after = tries * 1_795_176_000;
-            ToStart { what, slots: vec!["0000:01:00".parse().unwrap()], tries, after }
-        };
-        let entries = [entry(Stopped::Container(101), 0), entry(Stopped::Unit("x.service".to_string()), 3)];
+        let slots = ["0000:01:00".parse().unwrap()];
+        let entry = |what| ToStart::new(what, &slots);
+        let entries = [
+            entry(Stopped::Container(101)),
+            ToStart { tries: 3, after: 1_795_176_000, ..entry(Stopped::Unit("x.service".to_string())) },
+            ToStart { tries: 1, after: 1_795_176_010, since: 1_795_176_000, ..entry(Stopped::Container(102)) },
+        ];
         assert_eq!(ToStart::parse_all(ToStart::to_json(&entries).as_bytes()).unwrap(), entries);
         for bad in ["", "{}", r#"{"schema":1}"#, r#"{"schema":1,"entries":[{"what":{},"slots":[]}]}"#] {
             assert!(ToStart::parse_all(bad.as_bytes()).is_err(), "{bad}");

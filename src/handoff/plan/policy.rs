@@ -48,12 +48,18 @@ pub fn nvidia_services() -> impl Iterator<Item = String> {
     NVIDIA_SERVICES.iter().map(|name| format!("{name}.service"))
 }
 
-/// In the order in which they are stopped. `services` are NVIDIA's services that run: they look at every GPU time and
-/// again, so they go whether they have it open at this moment or not.
+/// In the order in which they are stopped, whether they have the GPU open at this moment or not: `services` are NVIDIA's
+/// that run, which look at every GPU time and again; `just_started` was stopped for an earlier handoff, and has run again
+/// for too short a time to have opened it.
 ///
 /// # Errors
 /// Those that keep the GPU; then nobody is stopped.
-pub fn decide(policy: &Policy, holders: &[Holder], services: &[String]) -> Result<Vec<Halt>, Vec<Holder>> {
+pub fn decide(
+    policy: &Policy,
+    holders: &[Holder],
+    services: &[String],
+    just_started: &[Stopped],
+) -> Result<Vec<Halt>, Vec<Holder>> {
     let mut halts = Vec::new();
     let mut keepers = Vec::new();
     for holder in holders {
@@ -68,6 +74,7 @@ pub fn decide(policy: &Policy, holders: &[Holder], services: &[String]) -> Resul
     if policy.stop_nvidia_services {
         halts.extend(services.iter().map(|unit| Halt::Stop(Stopped::Unit(unit.clone()))));
     }
+    halts.extend(just_started.iter().cloned().map(Halt::Stop));
     // Whoever needs one of NVIDIA's services goes before it.
     halts.sort_by_key(|halt| (rank(halt), halt.clone()));
     halts.dedup();
@@ -178,15 +185,15 @@ mod tests {
         let persistenced = "nvidia-persistenced.service".to_string();
         let service = holder(7, unit(&persistenced));
         let stop = vec![Halt::Stop(Stopped::Unit(persistenced.clone()))];
-        assert_eq!(decide(&defaults, std::slice::from_ref(&service), &[]), Ok(stop.clone()));
-        assert_eq!(decide(&defaults, &[], std::slice::from_ref(&persistenced)), Ok(stop));
+        assert_eq!(decide(&defaults, std::slice::from_ref(&service), &[], &[]), Ok(stop.clone()));
+        assert_eq!(decide(&defaults, &[], std::slice::from_ref(&persistenced), &[]), Ok(stop));
         for ends in [Ends::Vm(111), Ends::Container(101), unit("jellyfin.service"), Ends::Kill, Ends::Passes] {
             let keeper = holder(8, ends);
-            assert_eq!(decide(&defaults, &[service.clone(), keeper.clone()], &[]), Err(vec![keeper]));
+            assert_eq!(decide(&defaults, &[service.clone(), keeper.clone()], &[], &[]), Err(vec![keeper]));
         }
         let refusing = policy(r#"{"nvidia_services":"refuse"}"#);
-        assert_eq!(decide(&refusing, std::slice::from_ref(&service), &[]), Err(vec![service]));
-        assert_eq!(decide(&refusing, &[], &[persistenced]), Ok(Vec::new()));
+        assert_eq!(decide(&refusing, std::slice::from_ref(&service), &[], &[]), Err(vec![service]));
+        assert_eq!(decide(&refusing, &[], &[persistenced], &[]), Ok(Vec::new()));
     }
 
     #[test]
@@ -209,7 +216,7 @@ mod tests {
             stop("dcgm-exporter.service"),
             stop("nvidia-persistenced.service"),
         ];
-        assert_eq!(decide(&all, &holders, &["nvidia-persistenced.service".to_string()]), Ok(expected));
+        assert_eq!(decide(&all, &holders, &["nvidia-persistenced.service".to_string()], &[]), Ok(expected));
     }
 
     #[test]
@@ -217,11 +224,24 @@ mod tests {
         let all = policy(r#"{"process":"kill","unit":"stop","container":"stop"}"#);
         for ends in [Ends::Vm(111), Ends::Passes, Ends::Told("delete its pod".to_string()), docker()] {
             let keeper = holder(7, ends);
-            assert_eq!(decide(&all, std::slice::from_ref(&keeper), &[]), Err(vec![keeper]));
+            assert_eq!(decide(&all, std::slice::from_ref(&keeper), &[], &[]), Err(vec![keeper]));
         }
         let units = policy(r#"{"unit":"stop"}"#);
         let mere = holder(7, Ends::Kill);
-        assert_eq!(decide(&units, std::slice::from_ref(&mere), &[]), Err(vec![mere]));
+        assert_eq!(decide(&units, std::slice::from_ref(&mere), &[], &[]), Err(vec![mere]));
+    }
+
+    #[test]
+    fn what_was_just_started_again_goes_once_and_not_where_somebody_stays() {
+        let started = [Stopped::Unit("ollama.service".to_string()), Stopped::Container(101)];
+        let [ollama, container] = started.clone().map(Halt::Stop);
+        let units = policy(r#"{"unit":"stop"}"#);
+        let holder = |name| holder(7, unit(name));
+        let expected = Ok(vec![container, ollama]);
+        assert_eq!(decide(&units, &[], &[], &started), expected);
+        assert_eq!(decide(&units, &[holder("ollama.service")], &[], &started), expected);
+        let keeper = Holder { ends: Ends::Kill, ..holder("x") };
+        assert_eq!(decide(&units, std::slice::from_ref(&keeper), &[], &started), Err(vec![keeper]));
     }
 
     #[test]

@@ -133,7 +133,8 @@ impl Handoff<'_> {
                 .collect(),
             false => Vec::new(),
         };
-        policy::decide(&self.config.policy, &holders, &services)
+        let slots: Vec<SlotId> = facts.slots.iter().map(|slot| slot.id).collect();
+        policy::decide(&self.config.policy, &holders, &services, &self.just_started(&slots))
     }
 
     /// Why a function that is unbound alone might make that hang, although nobody was seen that has it open.

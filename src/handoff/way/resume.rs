@@ -2,8 +2,8 @@
 //! what is started may take its time and may itself have a hook that comes here.
 //!
 //! `/run/gpu-handoff/to-start` has what is to be started. It is written before a record ends, and each entry is taken out
-//! when that runs or is there no more, so that whoever is killed in between loses nothing. What does not start is tried
-//! again by the keeper.
+//! when that has run for a while or is there no more, so that whoever is killed in between loses nothing. What does not
+//! start, or soon ends, is tried again by the keeper.
 
 use super::{Handoff, LOOK_AGAIN};
 use crate::address::SlotId;
@@ -27,6 +27,10 @@ pub const VERB: &str = "resume";
 const PAUSE: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 3;
 
+/// Who runs again has this long to open the GPU. Until then nobody can see that it uses that: a handoff that begins
+/// meanwhile stops it once more, and who ends without the GPU is started once more.
+const SETTLES: Duration = Duration::from_secs(10);
+
 impl Handoff<'_> {
     /// Whatever of `what` was stopped for these slots starts again, soon and by itself. Called before the record ends.
     ///
@@ -40,9 +44,7 @@ impl Handoff<'_> {
         let names: Vec<String> = what.iter().map(ToString::to_string).collect();
         let names = names.join(", ");
         // Last stopped, first started.
-        let new =
-            what.iter().rev().map(|what| ToStart { what: what.clone(), slots: slots.to_vec(), tries: 0, after: 0 });
-        let new: Vec<ToStart> = new.collect();
+        let new: Vec<ToStart> = what.iter().rev().map(|what| ToStart::new(what.clone(), slots)).collect();
         let kept = self.store.change_to_start(|entries| {
             entries.retain(|entry| !what.contains(&entry.what));
             entries.extend(new);
@@ -65,7 +67,14 @@ impl Handoff<'_> {
         self.to_start().into_iter().rev().filter(is_for).map(|entry| entry.what).collect()
     }
 
-    /// Starts what is to be started.
+    /// What was started again for these slots so shortly before that it may not have opened the GPU yet.
+    pub(super) fn just_started(&self, slots: &[SlotId]) -> Vec<Stopped> {
+        let is_for = |entry: &ToStart| entry.since > 0 && entry.slots.iter().any(|slot| slots.contains(slot));
+        let entries = self.to_start().into_iter().filter(|entry| is_for(entry) && self.runs(&entry.what));
+        entries.map(|entry| entry.what).collect()
+    }
+
+    /// Starts what is to be started, and sees that it goes on.
     ///
     /// # Errors
     /// When somebody had the lock of a slot that something was stopped for. What did not start is told of; both are
@@ -73,41 +82,83 @@ impl Handoff<'_> {
     pub fn resume(&self) -> Result<()> {
         let mut seen: Vec<Stopped> = Vec::new();
         let mut locked_out = None;
-        let is_there = |what: &Stopped| self.to_start().into_iter().find(|entry| entry.what == *what);
-        while let Some(entry) = self.to_start().into_iter().find(|entry| !seen.contains(&entry.what)) {
-            let what = &entry.what;
-            seen.push(what.clone());
-            // Under the lock for a moment: a handoff that has just begun takes back what it wants stopped.
-            match self.lock(self.config.time.lock, &entry.slots, "try again: gpu-handoff resume") {
-                Ok(locked) => drop(locked),
-                Err(exit) if exit.code == Code::Locked => {
-                    locked_out = Some(exit);
-                    continue;
+        loop {
+            let entries = self.to_start();
+            if let Some(entry) = entries.iter().find(|entry| entry.since == 0 && !seen.contains(&entry.what)) {
+                match self.start_one(entry) {
+                    Ok(Started::Runs) => continue,
+                    Ok(Started::Not) => {}
+                    Ok(Started::Shutdown) => return Ok(()),
+                    Err(exit) if exit.code == Code::Locked => locked_out = Some(exit),
+                    Err(exit) => return Err(exit),
                 }
-                Err(exit) => return Err(exit),
-            }
-            if is_there(what).is_none() {
+                seen.push(entry.what.clone());
                 continue;
             }
-            if systemd::Shutdown::ask(self.kernel).has_begun() {
-                return Ok(());
+            let now = self.kernel.unix_time();
+            let settles = entries.iter().filter(|entry| entry.since > 0).map(|entry| left_to_settle(entry, now)).min();
+            match settles {
+                None => break,
+                Some(0) => seen.extend(self.see_who_stays(now)?),
+                Some(_) if self.kernel.is_asked_to_end() => break,
+                Some(_) => self.kernel.sleep(LOOK_AGAIN),
             }
-            let done = self.start_at_last(what);
-            let tries = entry.tries + 1;
-            let after = self.kernel.unix_time() + owed::pause(tries).as_secs();
-            match &done {
-                Ok(()) => self.story.say(&format!("{what} runs again")),
-                Err(problem) => self.story.error(&format!("{what} was stopped for a handoff and {problem}")),
-            }
-            let is_done = done.is_ok() || self.is_no_more(what);
-            self.store.change_to_start(|entries| {
-                entries.retain(|other| !is_done || other.what != *what);
-                for other in entries.iter_mut().filter(|other| other.what == *what) {
-                    (other.tries, other.after) = (tries, after);
-                }
-            })?;
         }
         locked_out.map_or(Ok(()), Err)
+    }
+
+    fn start_one(&self, entry: &ToStart) -> Result<Started> {
+        let what = &entry.what;
+        // Under the lock for a moment: a handoff that has just begun takes back what it wants stopped.
+        drop(self.lock(self.config.time.lock, &entry.slots, "try again: gpu-handoff resume")?);
+        if !self.to_start().iter().any(|entry| entry.what == *what) {
+            return Ok(Started::Runs);
+        }
+        if systemd::Shutdown::ask(self.kernel).has_begun() {
+            return Ok(Started::Shutdown);
+        }
+        let done = self.start_at_last(what);
+        match &done {
+            Ok(()) => self.story.say(&format!("{what} runs again")),
+            Err(problem) => self.story.error(&format!("{what} was stopped for a handoff and {problem}")),
+        }
+        if done.is_err() && self.is_no_more(what) {
+            self.store.change_to_start(|entries| entries.retain(|other| other.what != *what))?;
+            return Ok(Started::Not);
+        }
+        let now = self.kernel.unix_time();
+        let since = if done.is_ok() { now } else { 0 };
+        self.change_entry(what, &|entry| {
+            entry.tries += 1;
+            entry.since = since;
+            entry.after = now + if since > 0 { SETTLES } else { owed::pause(entry.tries) }.as_secs();
+        })?;
+        Ok(if since > 0 { Started::Runs } else { Started::Not })
+    }
+
+    /// Of those whose time has come: who runs is owed nothing any more; who does not is the keeper's from now on.
+    fn see_who_stays(&self, now: u64) -> Result<Vec<Stopped>> {
+        let is_due = |entry: &ToStart| entry.since > 0 && left_to_settle(entry, now) == 0;
+        let due: Vec<Stopped> = self.to_start().into_iter().filter(is_due).map(|entry| entry.what).collect();
+        let (stay, gone): (Vec<Stopped>, Vec<Stopped>) = due.into_iter().partition(|what| self.runs(what));
+        self.store.change_to_start(|entries| entries.retain(|entry| !(is_due(entry) && stay.contains(&entry.what))))?;
+        // Not one that a handoff has stopped once more since.
+        let still = self.to_start();
+        for what in gone.iter().filter(|what| still.iter().any(|entry| entry.what == **what && is_due(entry))) {
+            self.story
+                .warn(&format!("{what} was stopped for a handoff, ran again, and has ended since; it is tried again"));
+            self.change_entry(what, &|entry| {
+                entry.since = 0;
+                entry.after = now + owed::pause(entry.tries).as_secs();
+            })?;
+        }
+        Ok(gone)
+    }
+
+    fn change_entry(&self, what: &Stopped, change: &dyn Fn(&mut ToStart)) -> Result<()> {
+        self.store
+            .change_to_start(|entries| entries.iter_mut().filter(|entry| entry.what == *what).for_each(change))?;
+        Ok(())
     }
 
     fn start_at_last(&self, what: &Stopped) -> std::result::Result<(), String> {
@@ -159,6 +210,13 @@ impl Handoff<'_> {
         })
     }
 
+    fn runs(&self, what: &Stopped) -> bool {
+        match what {
+            Stopped::Unit(unit) => systemd::state(self.kernel, unit).as_deref() == Some("active"),
+            Stopped::Container(ctid) => containers::runs(self.kernel, *ctid),
+        }
+    }
+
     fn start(&self, what: &Stopped) -> std::result::Result<(), String> {
         let (asked, remedy) = match what {
             // One of NVIDIA's may run again already, for the cards that stayed; it must see those that came back.
@@ -178,21 +236,29 @@ impl Handoff<'_> {
         // What counts is how things are: under HA a start is only queued.
         let end = self.kernel.now() + self.config.time.stop / if asked.is_ok() { 1 } else { 10 };
         loop {
-            let (runs, failed) = match what {
-                Stopped::Unit(unit) => {
-                    let state = systemd::state(self.kernel, unit);
-                    (state.as_deref() == Some("active"), state.as_deref() == Some("failed"))
-                }
-                Stopped::Container(ctid) => (containers::runs(self.kernel, *ctid), false),
-            };
-            if runs {
+            if self.runs(what) {
                 return Ok(());
             }
-            if failed || self.kernel.now() >= end {
+            let has_failed = matches!(what, Stopped::Unit(unit)
+                if systemd::state(self.kernel, unit).as_deref() == Some("failed"));
+            if has_failed || self.kernel.now() >= end {
                 let why = asked.err().map_or_else(|| "it was asked to".to_string(), |error| error.to_string());
                 return Err(format!("does not run again ({why}); start it: {remedy}"));
             }
             self.kernel.sleep(LOOK_AGAIN);
         }
     }
+}
+
+/// How it went with one entry.
+enum Started {
+    Runs,
+    Not,
+    /// The host goes down: nothing is started any more.
+    Shutdown,
+}
+
+/// In seconds; none where the clock was set back meanwhile.
+fn left_to_settle(entry: &ToStart, now: u64) -> u64 {
+    if now < entry.since { 0 } else { (entry.since + SETTLES.as_secs()).saturating_sub(now) }
 }

@@ -35,6 +35,7 @@ pct start 102 >/dev/null 2>&1
 systemctl start soak-user
 runs() { [ "$(pct status "$1")" = 'status: running' ]; }
 all_run() { runs 101 && runs 102 && systemctl --quiet is-active soak-user; }
+who_runs() { echo "# 101 $(pct status 101), 102 $(pct status 102), soak-user $(systemctl is-active soak-user)"; }
 none_frozen() { ! grep -qsx 1 /sys/fs/cgroup/lxc/10[12]/cgroup.freeze; }
 ok 'all of them run' within 30 all_run
 
@@ -109,7 +110,7 @@ for ((i = 1; i <= operations; i++)); do
             [ ! -e "$records/manual-$card" ] || gpu-handoff to-nvidia $card >/dev/null 2>&1
         done
         within 120 is_as_before || stranded=$((stranded + 1))
-        within 120 all_run || stopped=$((stopped + 1))
+        within 120 all_run || { stopped=$((stopped + 1)) && who_runs; }
         none_frozen || frozen=$((frozen + 1))
         same "after $i operations: as before" "$at_home" "$(snapshot)"
     fi
