@@ -10,7 +10,7 @@ use super::watch::{self, After};
 use crate::App;
 use crate::address::{SlotId, list};
 use crate::config::{self, Backup, Config};
-use crate::exit::{Exit, Result};
+use crate::exit::{Code, Exit, Result};
 use crate::gpu::Slot;
 use crate::handoff::Handoff;
 use crate::handoff::kept::record::{Owner, Progress};
@@ -49,34 +49,63 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
     let Some(vm) = read_config(app.kernel, vmid)? else { return container::pre_start(app, vmid) };
     warn_of_dropped_lines(app, vmid, &vm);
-    let Taken { slots, named } = taken(app, vmid, &vm).inspect_err(|exit| {
-        app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], exit);
-    })?;
-    if slots.is_empty() {
-        // A record from an earlier start, when the configuration still had the GPU.
-        if app.store.has_record(&owner)
-            && let Err(exit) = home(app, &owner)
-        {
-            // No reason to keep a VM from starting that does not want the GPU any more.
-            app.story.warn(&exit.message);
+    let refused = |slots: &[SlotId], exit: &Exit| {
+        app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, slots, exit);
+    };
+    let mut tried: Vec<Vec<SlotId>> = Vec::new();
+    loop {
+        mapped::wait_for_others(app, vmid, &vm).inspect_err(|exit| refused(&[], exit))?;
+        let Taken { slots, named } = taken(app, vmid, &vm).inspect_err(|exit| refused(&[], exit))?;
+        if slots.is_empty() {
+            return without_gpu(app, vmid, &vm).inspect_err(|exit| refused(&[], exit));
         }
-        return stray::look(app, vmid, &vm).inspect_err(|exit| {
-            app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &[], exit);
-        });
+        let config = for_backup(app.config_for_hook(), vmid, &vm, &slots).inspect_err(|exit| refused(&slots, exit))?;
+        let Err(exit) = make_these_ready(app, &config, vmid, &vm, (&slots, &named)) else { return Ok(()) };
+        let by = named.in_brackets();
+        tried.push(slots);
+        // In the same moment another start may have chosen the same, and have been the first to get its lock.
+        let is_late = matches!(exit.code, Code::Refused | Code::Locked) && mapped::has_choice(app.kernel, &vm);
+        if !is_late || !has_another_choice(app, vmid, &vm, &tried) {
+            return Err(in_backup(named.refused(exit), vmid, &vm));
+        }
+        app.story.say(&format!("{}{by} is taken meanwhile: looks for another", list(tried.iter().flatten())));
     }
-    let listed = listed_by(&named, &vm);
-    let config = for_backup(app.config_for_hook(), vmid, &vm, &slots).inspect_err(|exit| {
-        app.handoff(&Config::default()).note_refused(Direction::Vfio, &owner, &slots, exit);
-    })?;
-    let handoff = app.handoff(&config);
+}
+
+/// Now that Proxmox knows who has what.
+fn has_another_choice(app: &App, vmid: u32, vm: &VmConfig, tried: &[Vec<SlotId>]) -> bool {
+    let others = mapped::wait_for_others(app, vmid, vm);
+    others.is_ok() && taken(app, vmid, vm).is_ok_and(|taken| !taken.slots.is_empty() && !tried.contains(&taken.slots))
+}
+
+/// A record from an earlier start, when the configuration still had the GPU, ends here.
+fn without_gpu(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
+    let owner = Owner::Vm(vmid);
+    if app.store.has_record(&owner)
+        && let Err(exit) = home(app, &owner)
+    {
+        // No reason to keep a VM from starting that does not want the GPU any more.
+        app.story.warn(&exit.message);
+    }
+    stray::look(app, vmid, vm)
+}
+
+fn make_these_ready(
+    app: &App,
+    config: &Config,
+    vmid: u32,
+    vm: &VmConfig,
+    (slots, named): (&[SlotId], &Named),
+) -> Result<()> {
+    let owner = Owner::Vm(vmid);
+    let handoff = app.handoff(config);
     let watcher = OnceCell::new();
     let on_ready = || drop(watcher.set(watch::begin(app, vmid, After::Start)));
-    let by = named.in_brackets();
-    let departure = Departure { owner: owner.clone(), slots: slots.clone(), by, listed, on_ready: &on_ready };
-    let taken_over = make_vms_way(&handoff, &departure);
-    let done = taken_over.and_then(|_locks| handoff.leave(&departure));
-    done.map_err(|exit| in_backup(named.refused(exit), vmid, &vm))?;
-    if let Err(exit) = handoff.come_home_but(&owner, &slots, "its configuration names it no longer") {
+    let (listed, by) = (listed_by(named, vm), named.in_brackets());
+    let departure = Departure { owner: owner.clone(), slots: slots.to_vec(), by, listed, on_ready: &on_ready };
+    let _locks = make_vms_way(&handoff, &departure)?;
+    handoff.leave(&departure)?;
+    if let Err(exit) = handoff.come_home_but(&owner, slots, "its configuration names it no longer") {
         // It has what it wants, and the rest comes home when it stops.
         app.story.warn(&exit.message);
     }

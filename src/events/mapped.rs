@@ -1,8 +1,8 @@
 //! Which devices `mapping=NAME` gives to a VM: those that Proxmox will take (PVE::QemuServer::PCI).
 //!
 //! Proxmox chooses after pre-start: of several alternatives the first, in the file's order, that nobody else has reserved.
-//! So the same choice is made here; beside Proxmox's reservations those VMs count that are still on the way to theirs. Where
-//! two starts overlap Proxmox may choose otherwise all the same: what QEMU has in the end is looked at by the watcher.
+//! So the same choice is made here, once every other start has come so far that Proxmox knows of it, too. Should Proxmox have
+//! chosen otherwise all the same: what QEMU has in the end is looked at by the watcher.
 
 use crate::App;
 use crate::address::{Address, SlotId};
@@ -17,6 +17,12 @@ use crate::proxmox::{reservations, running};
 use crate::sys::Kernel;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What takes longer is told of while it lasts.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the lines of a VM name, those with a mapping resolved.
 #[derive(Debug, Default)]
@@ -72,6 +78,72 @@ pub fn resolve(app: &App, vmid: u32, vm: &VmConfig) -> Result<Named> {
         named.ids.insert(*index, ids);
     }
     Ok(named)
+}
+
+/// Until Proxmox knows whose every alternative is. It goes by its reservations alone: a device that another VM is on the way
+/// to, and for which others may be stopped meanwhile, is free for it until that VM's own pre-start is over.
+///
+/// # Errors
+/// When that takes longer than another start may.
+pub fn wait_for_others(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
+    let kernel = app.kernel;
+    let wanted = alternatives(kernel, vm);
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let time = app.config_for_hook().time;
+    let limit = time.lock + time.stop + time.handoff;
+    let begin = kernel.now();
+    let mut told = None;
+    while let Some((other, slot)) = on_its_way(app, vmid, &wanted) {
+        let taken = taken_from(app, vmid);
+        if wanted.iter().all(|address| taken.contains_key(address)) {
+            return Ok(());
+        }
+        let waited = kernel.now().saturating_sub(begin);
+        if waited >= limit || kernel.is_asked_to_end() {
+            return Err(Exit::locked(format!(
+                "VM {other} is still on its way to {slot} after {} s, so which device of its mapping VM {vmid} gets is \
+                 not known; then start VM {vmid} again: qm start {vmid}",
+                waited.as_secs()
+            )));
+        }
+        if waited >= PATIENCE && told != Some(other) {
+            told = Some(other);
+            app.story
+                .say(&format!("waits for VM {other}, which is on its way to {slot}, for up to {} s", limit.as_secs()));
+        }
+        kernel.sleep(LOOK_AGAIN);
+    }
+    Ok(())
+}
+
+/// Whether any mapping of a VM stands for several devices, of which it gets one.
+pub fn has_choice(kernel: &dyn Kernel, vm: &VmConfig) -> bool {
+    !alternatives(kernel, vm).is_empty()
+}
+
+/// What the mappings of a VM stand for, where Proxmox has a choice.
+fn alternatives(kernel: &dyn Kernel, vm: &VmConfig) -> Vec<Address> {
+    let lines = vm.hostpci.values().filter(|line| line.mdev.is_none() && line.driver != Driver::Keep);
+    let pools = lines.filter_map(|line| Some(mapping::alternatives(kernel, line.mapping.as_ref()?)));
+    let entries = pools.filter(|entries| entries.len() > 1).flatten();
+    entries.flat_map(|entry| entry.ids().flat_map(|id| functions(kernel, &id)).collect::<Vec<_>>()).collect()
+}
+
+/// A VM whose start has not come to Proxmox's reservations yet, and what of `wanted` it is on the way to.
+fn on_its_way(app: &App, vmid: u32, wanted: &[Address]) -> Option<(u32, SlotId)> {
+    let reserved = reservations::read(app.kernel);
+    app.store.each_record().into_iter().flatten().find_map(|record| {
+        let other = record.owner.vmid().filter(|id| *id != vmid)?;
+        let is_reserved = |address| reserved.get(address) == Some(&other);
+        let mut functions = record.functions.iter().filter(|function| wanted.contains(&function.address));
+        let on_its_way = functions.find(|function| !is_reserved(&function.address))?;
+        // Whoever calls the hook by hand starts no VM.
+        let is_starting =
+            !record.by_hand && running::is_locked(app.kernel, other) && running::qemu_pid(app.kernel, other).is_none();
+        is_starting.then_some((other, on_its_way.slot))
+    })
 }
 
 /// Now that the VM runs: whether it has what was made ready for it, and if not that is put right.

@@ -56,7 +56,6 @@ fn with_pool(lines: &str) -> Host {
 /// Of several the first that is free, in the file's order, as Proxmox chooses.
 #[test]
 fn a_mapping_with_several_alternatives() {
-    const RESERVED: &str = "run/qemu-server/pci-id-reservations";
     let free = || with_pool("hostpci0: mapping=gpu");
     let takes = |host: &Host, slot: &str, by: &str| {
         plans(host, "plan 111", &[&format!("{slot} ({by}) host -> VM 111"), "  nothing to do"]);
@@ -251,4 +250,66 @@ fn a_vm_that_has_another_card() {
     let host = started_at_once("0000:02:00", "").vm(111, "hostpci0: 0000:02:00");
     assert_eq!(host.run("watch 111").err, "");
     assert_eq!(slots_on_record(&host, "vm-111"), ["0000:01:00"]);
+}
+
+// Another start with the same mapping
+
+const RESERVED: &str = "run/qemu-server/pci-id-reservations";
+
+/// VM 112 is on its way to the first card: Proxmox holds its lock, and has reserved nothing yet.
+fn other_on_its_way() -> Host {
+    with_pool("hostpci0: mapping=gpu")
+        .config(r#"{"time":{"lock_s":0.3,"stop_s":0.1,"handoff_s":1}}"#)
+        .record("vm-112", "0000:01:00", "leaving", "nvidia")
+        .flock("var/lock/qemu-server/lock-112.conf")
+}
+
+/// Proxmox would give this VM the card that is changing hands: it knows of reservations only.
+#[test]
+fn a_start_that_proxmox_does_not_know_of_yet_is_waited_for() {
+    let message = "VM 112 is still on its way to 0000:01:00 after 1 s, so which device of its mapping VM 111 gets is not \
+                   known; then start VM 111 again: qm start 111";
+    let run = other_on_its_way().run("111 pre-start");
+    assert_eq!((run.code, told(&run).as_slice()), (Some(5), &[format!("error: {message}")][..]));
+    let reserved =
+        other_on_its_way().file(RESERVED, "0000:01:00.0 112 time:99999999999\n0000:01:00.1 112 time:99999999999\n");
+    let started = |host: &Host| {
+        let run = host.run("111 pre-start");
+        assert_eq!(run.code, Some(0), "{}", run.err);
+        assert_eq!(slots_on_record(host, "vm-111"), ["0000:02:00"]);
+    };
+    started(&reserved);
+    // A hook that was called by hand is no start.
+    let by_hand = other_on_its_way();
+    let mut record = by_hand.own_file("vm-112");
+    record["by_hand"] = json!(true);
+    started(&by_hand.file("run/gpu-handoff/vm-112", &record.to_string()));
+    // Where it can have no other card there is nothing to wait for.
+    let none_left = other_on_its_way().record("vm-113", "0000:02:00", "away", "vfio-pci").running(113, PID);
+    let run = none_left.run("111 pre-start");
+    assert!(run.err.contains("of which none is free"), "{}", run.err);
+}
+
+/// Both have chosen the first card before either was on record.
+#[test]
+fn of_two_that_choose_the_same_in_the_same_moment_the_second_takes_another() {
+    let lock = "run/gpu-handoff/lock-0000:01:00";
+    let host = with_pool("hostpci0: mapping=gpu").running(112, PID).file(lock, "");
+    let held = fs::File::open(host.path(lock)).unwrap();
+    held.lock().unwrap();
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| host.run("111 pre-start"));
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let function = |number: u8| json!({"slot": "0000:01:00", "address": format!("0000:01:00.{number}")});
+        let record = json!({"schema": 1, "progress": "away", "functions": [function(0), function(1)], "modules": []});
+        fs::write(host.path("run/gpu-handoff/vm-112"), record.to_string()).unwrap();
+        fs::create_dir_all(host.path("run/qemu-server")).unwrap();
+        fs::write(host.path(RESERVED), "0000:01:00.0 112 time:99999999999\n0000:01:00.1 112 time:99999999999\n")
+            .unwrap();
+        drop(held);
+        let run = second.join().unwrap();
+        assert_eq!(run.code, Some(0), "{}", run.err);
+        assert!(run.err.contains("0000:01:00 (mapping=gpu) is taken meanwhile: looks for another\n"), "{}", run.err);
+    });
+    assert_eq!(slots_on_record(&host, "vm-111"), ["0000:02:00"]);
 }

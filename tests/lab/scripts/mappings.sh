@@ -1,5 +1,5 @@
 #!/bin/bash
-# Cards by the name of a resource mapping: alternatives, one taken, one stale.
+# Cards by the name of a resource mapping: alternatives, one taken, both in the same second, one stale.
 # lab: --gpus 2 --timeout 600
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
@@ -41,6 +41,32 @@ in_vm 'taken, VM 112' $slot2 112
 works 'taken: qm stop' qm stop 111
 works 'taken: qm stop' qm stop 112
 is_home 'taken'
+
+# ---- both in the same second ----
+slot_in_vm() { # slot_in_vm VMID: what its QEMU was given
+    tr '\0' '\n' <"/proc/$(</run/qemu-server/"$1".pid)/cmdline" | sed -n 's/.*host=\(.*\)\.0,.*/\1/p'
+}
+for round in 1 2 3 4 5; do
+    starts=()
+    for vmid in 111 112; do
+        qm start $vmid </dev/null >/run/start-$vmid.out 2>&1 &
+        starts+=($!)
+    done
+    for start in "${starts[@]}"; do
+        code=0
+        wait "$start" || code=$?
+        is "same second, round $round: exit code" 0 $code
+        [ $code = 0 ] || sed 's/^/    | /' /run/start-11?.out
+    done
+    first=$(slot_in_vm 111) second=$(slot_in_vm 112)
+    is "same second, round $round: both cards" "$slot1 $slot2" "$(printf '%s\n' "$first" "$second" | sort | paste -sd' ')"
+    # Whoever has looked after the start has put the records right.
+    recorded() { grep -q "$first" $records/vm-111 && grep -q "$second" $records/vm-112; }
+    ok "same second, round $round: on record" within 10 recorded
+    works 'same second: qm stop' qm stop 111
+    works 'same second: qm stop' qm stop 112
+    is_home "same second, round $round"
+done
 
 # ---- one is stale ----
 { echo gpu && map $slot1 && map $slot2 10de:1234; } >/etc/pve/mapping/pci.cfg
