@@ -2,6 +2,7 @@
 //!
 //! Writes land in plain files there and nothing reacts: a run goes as far as the first that must have an effect.
 
+mod advice;
 pub mod schema;
 
 use nix::sys::stat::{major, minor};
@@ -285,7 +286,11 @@ impl Host {
         let text = |bytes| String::from_utf8(bytes).unwrap();
         let out = text(stdout);
         has_schema(call, &out);
-        Run { code: status.code(), out, err: text(stderr) }
+        let err = text(stderr);
+        if self.silent.is_empty() && !call.contains("help") {
+            advice::is_understood(&self.root, &format!("{err}{out}"), env!("CARGO_BIN_EXE_gpu-handoff"));
+        }
+        Run { code: status.code(), out, err }
     }
 
     /// Everything below the root: directories, targets of links, contents of files.
