@@ -80,7 +80,7 @@ fn explain(app: &App, ctid: u32, away: &Away) -> Whose {
         _ if app.store.has_call(app.kernel, slot) => {
             ("a handoff of it is under way, or stuck".to_string(), format!("see gpu-handoff --status, {again}"))
         }
-        (Some(vmid), ..) => (format!("VM {vmid} has it"), format!("stop that first: qm stop {vmid}, {again}")),
+        (Some(vmid), ..) => (format!("VM {vmid} has it"), format!("stop that first: qm shutdown {vmid}, {again}")),
         (None, Some(owner), _) => {
             (format!("it was given to {owner}"), format!("bring it home first: gpu-handoff to-nvidia {slot}, {again}"))
         }

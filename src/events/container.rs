@@ -41,7 +41,7 @@ pub fn pre_start(app: &App, ctid: u32) -> Result<()> {
         return Ok(());
     }
     let remedy = match owner {
-        Owner::Vm(vmid) => format!("qm stop {vmid}"),
+        Owner::Vm(vmid) => format!("qm shutdown {vmid}"),
         Owner::Manual(slot) => format!("gpu-handoff to-nvidia {slot}"),
     };
     if app.config_for_hook().policy.refuse_ct_without_gpu {

@@ -140,7 +140,7 @@ impl Guest {
             ))),
             // Nobody would bring it home when the VM stops.
             Some(_) if app.store.has_record(&Owner::Vm(self.id)) => Err(Exit::refused(format!(
-                "{self} was not changed: it has a GPU, which comes home by the hookscript; stop it first: qm stop {}",
+                "{self} was not changed: it has a GPU, which comes home by the hookscript; stop it first: qm shutdown {}",
                 self.id
             ))),
             Some(_) => Ok(to_set(&["--delete", "hookscript"])),

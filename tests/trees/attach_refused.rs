@@ -29,7 +29,7 @@ fn a_card_that_is_away() {
     };
     let not_known = "container 101 was not touched: the numbers of 0000:01:00 are not known";
     let vm =
-        format!("{not_known}: VM 111 has it; stop that first: qm stop 111, then: gpu-handoff container attach 101");
+        format!("{not_known}: VM 111 has it; stop that first: qm shutdown 111, then: gpu-handoff container attach 101");
     refuses(&away("vm-111").running(111, PID), "container attach 101", 3, &vm);
     refuses(&away("").running(111, PID), "container attach 101", 3, &vm);
     let home = "bring it home first: gpu-handoff to-nvidia 0000:01:00, then: gpu-handoff container attach 101";

@@ -178,10 +178,10 @@ fn a_container_whose_gpu_a_vm_has() {
         "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n",
         "lxc.cgroup2.devices.allow: c 195:* rwm\n",
     ] {
-        let line = "container 101 starts without 0000:01:00: VM 111 has it; to get it back: qm stop 111";
+        let line = "container 101 starts without 0000:01:00: VM 111 has it; to get it back: qm shutdown 111";
         assert_eq!(away(config).run("101 pre-start"), success(line), "{config}");
         let message = "container 101 was not started: VM 111 has 0000:01:00, and policy.ct_without_gpu is refuse in \
-                       /etc/gpu-handoff/config.json; first: qm stop 111, then: pct start 101";
+                       /etc/gpu-handoff/config.json; first: qm shutdown 111, then: pct start 101";
         refuses_now(&away(config).config(REFUSE), "101 pre-start", 3, message);
         ignores(&away(config).config(REFUSE), "101 post-stop");
     }
@@ -224,7 +224,7 @@ fn a_container_that_has_the_other_gpu() {
     };
     ignores(&host("dev0: /dev/nvidia1\n"), "101 pre-start");
     ignores(&host("lxc.cgroup2.devices.allow: c 195:* rwm\n"), "101 pre-start");
-    let line = "container 101 starts without 0000:01:00: VM 111 has it; to get it back: qm stop 111";
+    let line = "container 101 starts without 0000:01:00: VM 111 has it; to get it back: qm shutdown 111";
     assert_eq!(host("dev0: /dev/nvidia0\ndev1: /dev/nvidia1\n").run("101 pre-start"), success(line));
 }
 
@@ -238,7 +238,7 @@ fn a_container_does_not_wait_while_its_gpu_leaves() {
         .file("etc/pve/lxc/101.conf", "dev0: /dev/nvidia0\n")
         .flock("run/gpu-handoff/lock");
     let begin = std::time::Instant::now();
-    let line = "container 101 starts without 0000:01:00: VM 111 has it; to get it back: qm stop 111";
+    let line = "container 101 starts without 0000:01:00: VM 111 has it; to get it back: qm shutdown 111";
     assert_eq!(host.run("101 pre-start"), success(line));
     ignores(&host, "101 post-stop");
     assert!(begin.elapsed().as_secs() < 2);

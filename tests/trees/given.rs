@@ -196,7 +196,7 @@ fn what_is_advised_works() {
     let host = container(settled(), &format!("arch: amd64\n{entries}")).running(111, PID);
     let out = host.run("container check 101").out;
     assert!(
-        out.contains("VM 111 has it; stop that first: qm stop 111, then: gpu-handoff container attach 101\n"),
+        out.contains("VM 111 has it; stop that first: qm shutdown 111, then: gpu-handoff container attach 101\n"),
         "{out}"
     );
 }

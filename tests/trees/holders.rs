@@ -192,14 +192,14 @@ fn another_vm_has_the_gpu() {
     let starting = || recorded().flock("var/lock/qemu-server/lock-112.conf");
     // Whoever asked for the start still lives.
     let asked_for = || settled().record_by(112, "0000:01:00", "nvidia", PID).alive(PID);
-    let has_it = "0000:01:00 was not touched: VM 112 has it; stop that VM (qm stop 112), or if it does not run: \
+    let has_it = "0000:01:00 was not touched: VM 112 has it; stop that VM (qm shutdown 112), or if it does not run: \
                   gpu-handoff to-nvidia 0000:01:00; then";
     let for_vm = format!("{has_it} start VM 111 again: qm start 111");
     for host in [taken(), starting(), asked_for()] {
         refuses(&host, "111 pre-start", 3, &for_vm);
         refuses(&host, "to-vfio", 3, &format!("{has_it} try again: gpu-handoff to-vfio 0000:01:00"));
     }
-    let stays = "0000:01:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm stop 112";
+    let stays = "0000:01:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm shutdown 112";
     for host in [taken(), starting()] {
         refuses_now(&host, "to-nvidia", 3, stays);
     }
@@ -211,7 +211,7 @@ fn another_vm_has_the_gpu() {
 #[test]
 fn another_vm_has_the_gpu_told_beforehand() {
     let host = settled().record("vm-112", "0000:01:00", "away", "nvidia").running(112, PID);
-    let stays = "0000:01:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm stop 112";
+    let stays = "0000:01:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm shutdown 112";
     refuses(&host, "to-nvidia", 3, stays);
 }
 
@@ -243,7 +243,7 @@ fn a_card_by_hand_that_a_vm_has() {
         .record("manual-0000:01:00", "0000:01:00", "away", "nvidia")
         .record("vm-112", "0000:01:00", "away", "vfio-pci")
         .running(112, PID);
-    let stays = "0000:01:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm stop 112";
+    let stays = "0000:01:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm shutdown 112";
     refuses_now(&host, "to-nvidia", 3, stays);
 }
 
@@ -283,7 +283,7 @@ fn who_asked_for_it_is_on_record() {
     accepts(&host, "the first");
     assert_eq!(host.own_file("vm-111")["caller"], json!({"pid": caller, "start": START}));
     assert_eq!(status(&host)["gpus"][0]["owner"], json!({"kind": "vm", "vmid": 111}));
-    let message = "0000:01:00 was not touched: VM 111 has it; stop that VM (qm stop 111), or if it does not run: \
+    let message = "0000:01:00 was not touched: VM 111 has it; stop that VM (qm shutdown 111), or if it does not run: \
                    gpu-handoff to-nvidia 0000:01:00; then start VM 112 again: qm start 112";
     refuses(&host, "112 pre-start", 3, message);
     // It may try again itself.
@@ -437,7 +437,7 @@ fn a_qemu_that_does_not_show_its_command_line() {
     nix::unistd::mkfifo(&host.path("proc/4242/cmdline"), nix::sys::stat::Mode::S_IRUSR).unwrap();
     let begin = std::time::Instant::now();
     assert_eq!(host.run("111 pre-start"), ready());
-    let stays = "0000:02:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm stop 112";
+    let stays = "0000:02:00 was not touched: VM 112 has it; stop that VM and it comes home by itself: qm shutdown 112";
     assert_eq!(host.run("to-nvidia 02:00"), refusal(3, stays));
     assert!(begin.elapsed() < std::time::Duration::from_secs(15));
 }

@@ -91,7 +91,7 @@ fn a_running_vm_has_what_it_was_given() {
 fn a_mapping_of_which_nothing_is_free() {
     let host = with_pool("hostpci0: mapping=gpu").record("vm-112", "0000:01:00", "away", "nvidia").running(112, PID);
     let host = host.record("vm-113", "0000:02:00", "away", "nvidia").flock("var/lock/qemu-server/lock-113.conf");
-    let message = "mapping=gpu, of which none is free: 0000:01:00 was not touched: VM 112 has it; stop that VM (qm stop 112), \
+    let message = "mapping=gpu, of which none is free: 0000:01:00 was not touched: VM 112 has it; stop that VM (qm shutdown 112), \
                    or if it does not run: gpu-handoff to-nvidia 0000:01:00; then start VM 111 again: qm start 111";
     refuses(&host, "111 pre-start", 3, message);
 }

@@ -85,7 +85,7 @@ fn guests_that_are_not_here() {
 fn a_vm_with_a_gpu_keeps_the_hook_that_brings_it_home() {
     let host = with_tools(settled()).vm(111, OURS).record("vm-111", "0000:01:00", "away", "nvidia");
     let message =
-        "VM 111 was not changed: it has a GPU, which comes home by the hookscript; stop it first: qm stop 111";
+        "VM 111 was not changed: it has a GPU, which comes home by the hookscript; stop it first: qm shutdown 111";
     refuses(&host, "disable 111", 3, message);
 }
 

@@ -69,7 +69,7 @@ fn what_proxmox_has_yet_to_do_about_its_end_is_waited_for() {
 
 #[test]
 fn a_vm_keeps_its_card_unless_the_policy_says_otherwise() {
-    let keep = "; stop that VM (qm stop 111), or if it does not run: gpu-handoff to-nvidia 0000:01:00; then ";
+    let keep = "; stop that VM (qm shutdown 111), or if it does not run: gpu-handoff to-nvidia 0000:01:00; then ";
     for policy in ["{}", r#"{"vms":{"112":"shutdown"}}"#, r#"{"vm":"shutdown","vms":{"111":"refuse"}}"#] {
         keeps(&two(policy), "112 pre-start", keep);
     }

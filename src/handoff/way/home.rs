@@ -122,7 +122,7 @@ impl Handoff<'_> {
         let mut owners = records.filter(has_it).filter_map(|other| other.owner.vmid());
         if let Some(id) = owners.find(|id| is_alive(self.kernel, *id)) {
             return Err(Exit::refused(format!(
-                "{slot} was not touched: VM {id} has it; stop that VM and it comes home by itself: qm stop {id}"
+                "{slot} was not touched: VM {id} has it; stop that VM and it comes home by itself: qm shutdown {id}"
             )));
         }
         let devices = Devices::vfio_of_slots(self.kernel, &self.slots_of(record));

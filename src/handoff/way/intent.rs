@@ -213,7 +213,7 @@ impl Handoff<'_> {
                 record.owner.vmid().filter(|id| record.owner != *owner && is_with(self.kernel, &record, *id))
             {
                 return Err(Exit::refused(format!(
-                    "{0} was not touched: VM {id} has it; stop that VM (qm stop {id}), or if it does not run: \
+                    "{0} was not touched: VM {id} has it; stop that VM (qm shutdown {id}), or if it does not run: \
                      gpu-handoff to-nvidia {0}; then {1}",
                     slot.id,
                     again(owner)

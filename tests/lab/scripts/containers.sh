@@ -70,12 +70,12 @@ works 'qm start' qm start 111
 in_vm 'with the VM' $slot1 111
 is 'container 101' 'status: stopped' "$(pct status 101)"
 works 'to start without: pct start' pct start 101
-says 'to start without' "container 101 starts without $slot1: VM 111 has it" 'qm stop 111'
+says 'to start without' "container 101 starts without $slot1: VM 111 has it" 'qm shutdown 111'
 pct stop 101 >/dev/null 2>&1
 policy '"ct_without_gpu":"refuse"'
 call pct start 101
 is 'not to start without: exit code' 255 "$rc"
-says 'not to start without' "container 101 was not started: VM 111 has $slot1" 'qm stop 111' 'exit code 3'
+says 'not to start without' "container 101 was not started: VM 111 has $slot1" 'qm shutdown 111' 'exit code 3'
 is 'not to start without' 'status: stopped' "$(pct status 101)"
 works 'qm stop' qm stop 111
 is_home 'after the VM'

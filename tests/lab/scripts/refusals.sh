@@ -142,9 +142,9 @@ guest 113 '0000:01:00,pcie=1'
 works 'qm start 111' qm start 111
 at_home=$(snapshot)
 hook_ 113
-refuses 'another VM has it' 3 $slot1 'VM 111' 'qm stop 111'
+refuses 'another VM has it' 3 $slot1 'VM 111' 'qm shutdown 111'
 call gpu-handoff to-nvidia $slot1
-refuses 'to-nvidia with the VM running' 3 $slot1 'VM 111' 'qm stop 111'
+refuses 'to-nvidia with the VM running' 3 $slot1 'VM 111' 'qm shutdown 111'
 call gpu-handoff to-vfio $slot1
 refuses 'to-vfio with the VM running' 3 $slot1 'VM 111'
 is 'VM 111 still runs' 'status: running' "$(qm status 111)"
