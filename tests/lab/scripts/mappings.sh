@@ -44,7 +44,7 @@ is_home 'taken'
 
 # ---- both in the same second ----
 slot_in_vm() { # slot_in_vm VMID: what its QEMU was given
-    tr '\0' '\n' <"/proc/$(</run/qemu-server/"$1".pid)/cmdline" | sed -n 's/.*host=\(.*\)\.0,.*/\1/p'
+    tr '\0' '\n' <"/proc/$(</run/qemu-server/"$1".pid)/cmdline" | sed -n 's/.*host=\([0-9a-f:]*\)\.0,.*/\1/p'
 }
 for round in 1 2 3 4 5; do
     starts=()

@@ -8,7 +8,7 @@
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
-operations=${1:-20}
+operations=${1:-12}
 RANDOM=${2:-20261120}
 echo "# $operations operations, seed ${2:-20261120}"
 mkdir -p "${config%/*}"

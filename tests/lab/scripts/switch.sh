@@ -1,5 +1,6 @@
 #!/bin/bash
 # One VM after another: VM 113 takes over the card of VM 111.
+#   switch.sh [TRIPS]
 # lab: --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
@@ -10,10 +11,10 @@ guest 113 $slot1
 mkdir -p "${config%/*}"
 echo '{"time":{"stop_s":20},"policy":{"vm":"shutdown"}}' >$config
 
-# ---- twenty times, there and back ----
+# ---- there and back ----
 works 'qm start' qm start 111
 from=111 to=113
-for trip in {1..20}; do
+for ((trip = 1; trip <= ${1:-6}; trip++)); do
     works "trip $trip: qm start $to" qm start "$to"
     in_vm "trip $trip" $slot1 "$to"
     is "trip $trip: VM $from" 'status: stopped' "$(qm status "$from")"
