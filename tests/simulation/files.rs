@@ -101,11 +101,12 @@ impl State {
     }
 
     fn module_file(&self, module: &str, rest: &[&str]) -> Option<String> {
-        if !self.is_listed(module) {
+        // It comes and goes with vfio_pci, and nobody here loads or unloads it.
+        if !self.is_listed(if module == "vfio" { "vfio_pci" } else { module }) {
             return None;
         }
         match rest {
-            ["refcnt"] if self.counts_nothing => Some(format!("{}\n", self.holders(module).len())),
+            ["refcnt"] if self.counts_nothing && module != "vfio" => Some(format!("{}\n", self.holders(module).len())),
             ["refcnt"] => Some(format!("{}\n", self.references(module))),
             ["parameters", "modeset"] => Some(if self.modeset { "Y\n" } else { "N\n" }.to_string()),
             _ => None,
@@ -237,6 +238,7 @@ impl State {
             }
             ["sys", "fs", "cgroup", "lxc"] => self.container_cgroups(),
             ["proc"] => self.living().map(|(pid, _)| pid.to_string()).collect(),
+            ["sys", "module", "vfio", "holders"] => one("vfio_pci".to_string(), self.is_listed("vfio_pci")),
             ["sys", "module", module, "holders"] => self.holders(module),
             ["proc", "driver", "nvidia", "gpus"] => {
                 self.functions.iter().filter(|(_, f)| f.minor.is_some()).map(|(a, _)| a.clone()).collect()

@@ -46,6 +46,7 @@ impl State {
             let numbers = self.functions.iter().filter(|(_, f)| f.drm.is_some_and(|(of, _)| of == driver));
             numbers.filter_map(|(a, _)| self.drm_number(a)).map(|number| self.is_open(number)).sum::<usize>()
         };
+        let on_vfio: Vec<_> = self.functions.values().filter(|f| f.driver == Some("vfio-pci")).collect();
         let descriptors = match module {
             "nvidia" => {
                 self.living()
@@ -62,6 +63,9 @@ impl State {
                 let numbers = self.functions.keys().filter_map(|address| self.sound_number(address));
                 numbers.map(|number| self.is_open(number)).sum()
             }
+            // Seen on Linux 6.12: vfio_pci, a file system as long as there is any device, and two for each open group.
+            "vfio" => 1 + usize::from(!on_vfio.is_empty()) + 2 * self.taken_groups().len(),
+            "vfio_pci" => on_vfio.iter().filter(|function| self.taken_groups().contains(&function.group)).count(),
             _ => 0,
         };
         descriptors + self.holders(module).len()

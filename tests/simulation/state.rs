@@ -259,6 +259,10 @@ impl State {
         self.living().any(|(_, process)| process.groups.contains(&group))
     }
 
+    pub fn taken_groups(&self) -> BTreeSet<u32> {
+        self.living().flat_map(|(_, process)| process.groups.iter().copied()).collect()
+    }
+
     /// QEMU begins and takes the groups of these slots, as Proxmox starts it.
     pub fn start_qemu(&mut self, vmid: u32, slots: &[SlotId]) {
         let groups: BTreeSet<u32> = self
