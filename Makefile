@@ -1,7 +1,7 @@
 # What this needs beside Rust and make is installed on the way, see tests/install-missing.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: build deb test test-package test-genuine demo bench soak fuzz mutants lint structure generate clean help
+.PHONY: build deb test test-package test-genuine release demo bench soak fuzz mutants lint structure generate clean help
 
 build: ## the release binary, target/release/gpu-handoff
 	@tests/install-missing build
@@ -16,10 +16,14 @@ test: ## every test: unit, vectors, trees, linkage, shell scripts, manual page, 
 test-package: ## the package: its scripts, built twice, piuparts and autopkgtest on Debian 12 and 13; set-up of the driver, killed, in the lab
 	@tests/package/scripts
 	@tests/package/twice
+	@tests/package/release
 	@tests/package/piuparts
 	@tests/package/autopkgtest
 	@tests/lab/run --timeout 1500 tests/lab/scripts/driver-killed.sh
 	@tests/lab/run --timeout 1800 tests/lab/scripts/driver.sh compile
+
+release: ## what a release publishes, in target/publish, and what to do with it
+	@packaging/release
 
 test-genuine: ## all that makes sense on NVIDIA's own driver, in the lab
 	@tests/lab/all --genuine
