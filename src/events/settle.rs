@@ -12,6 +12,7 @@ use crate::containers::stale::{Stale, stale};
 use crate::exit::{Exit, Result};
 use crate::gpu::{containers, nodes};
 use crate::handoff::kept::record::Stopped;
+use crate::handoff::kept::to_start::ToStart;
 use crate::handoff::way::halt::PCT;
 use crate::handoff::way::reconcile::make_nodes;
 use crate::proxmox::running;
@@ -177,7 +178,8 @@ impl Container<'_> {
     fn is_stopped_for_a_handoff(&self) -> bool {
         let what = Stopped::Container(self.ctid);
         let store = &self.app.store;
-        let waits = store.to_start().is_ok_and(|entries| entries.iter().any(|entry| entry.what == what));
+        let is_waiting = |entry: &ToStart| entry.what == what && entry.since == 0;
+        let waits = store.to_start().is_ok_and(|entries| entries.iter().any(is_waiting));
         waits || store.each_record().into_iter().flatten().any(|record| record.stopped.contains(&what))
     }
 

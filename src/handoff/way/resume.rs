@@ -31,6 +31,9 @@ const ATTEMPTS: usize = 3;
 /// meanwhile stops it once more, and who ends without the GPU is started once more.
 const SETTLES: Duration = Duration::from_secs(10);
 
+/// Meanwhile more may come to be started.
+const LOOK_FOR_MORE: Duration = Duration::from_millis(200);
+
 impl Handoff<'_> {
     /// Whatever of `what` was stopped for these slots starts again, soon and by itself. Called before the record ends.
     ///
@@ -101,7 +104,7 @@ impl Handoff<'_> {
                 None => break,
                 Some(0) => seen.extend(self.see_who_stays(now)?),
                 Some(_) if self.kernel.is_asked_to_end() => break,
-                Some(_) => self.kernel.sleep(LOOK_AGAIN),
+                Some(_) => self.kernel.sleep(LOOK_FOR_MORE),
             }
         }
         locked_out.map_or(Ok(()), Err)
