@@ -34,7 +34,7 @@ impl<'a> App<'a> {
     }
 
     /// # Errors
-    /// When the configuration has a mistake: a person can mend it and try again.
+    /// When the configuration has a mistake: a person can fix it and try again.
     pub fn config_for_verb(&self) -> Result<Config> {
         Config::strict(self.kernel).map_err(Exit::usage)
     }

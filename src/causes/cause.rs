@@ -4,7 +4,7 @@ use crate::modprobe;
 use std::fmt;
 
 /// After any of it was changed: the initramfs has copies.
-pub const THEN: &str = "when that is mended: update-initramfs -u -k all, then reboot the host";
+pub const THEN: &str = "when that is fixed: update-initramfs -u -k all, then reboot the host";
 
 /// When none was found: Proxmox itself leaves a card so.
 pub const NO_CAUSE: &str = "nothing that acts at boot explains that: a VM that ran without the hookscript leaves its card so, until the next boot";
@@ -32,14 +32,14 @@ pub struct Cause {
     /// What it does, as the rest of a sentence that begins with it.
     pub does: String,
     /// What to type.
-    pub mend: String,
+    pub remedy: String,
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         // Nobody's file commands a terminal.
         let text: String = self.text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        write!(f, "{}: {text} {}; to take it out: {}", self.place, self.does, self.mend)
+        write!(f, "{}: {text} {}; to take it out: {}", self.place, self.does, self.remedy)
     }
 }
 

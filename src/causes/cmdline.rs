@@ -69,15 +69,15 @@ pub fn find(facts: &Facts) -> Vec<Cause> {
             }
             let place = format!("{}:{}", line.path, line.line);
             let then = line.then.filter(|then| *then != "true").map_or_else(String::new, |then| format!(" && {then}"));
-            let mend = format!("{}{then}", replace(&line.path, line.line, word, &meaning.rest));
+            let remedy = format!("{}{then}", replace(&line.path, line.line, word, &meaning.rest));
             let when = if is_booted { "" } else { " from the next boot on" };
-            found.push(meaning.cause(place, word, when, mend));
+            found.push(meaning.cause(place, word, when, remedy));
         }
     }
     for word in booted.iter().filter(|word| !explained.contains(word)) {
         if let Some(meaning) = meaning(facts, word) {
-            let mend = by_hand(&meaning.rest);
-            found.push(meaning.cause(BOOTED.to_string(), word, "", mend));
+            let remedy = by_hand(&meaning.rest);
+            found.push(meaning.cause(BOOTED.to_string(), word, "", remedy));
         }
     }
     found
@@ -101,9 +101,9 @@ struct Meaning {
 }
 
 impl Meaning {
-    fn cause(&self, place: String, word: &str, when: &str, mend: String) -> Cause {
+    fn cause(&self, place: String, word: &str, when: &str, remedy: String) -> Cause {
         let does = format!("{}{when}", self.does);
-        Cause { id: self.id, effect: self.effect, place, text: word.to_string(), does, mend }
+        Cause { id: self.id, effect: self.effect, place, text: word.to_string(), does, remedy }
     }
 }
 
@@ -186,12 +186,12 @@ mod tests {
         assert_eq!(causes.len(), 2);
         assert_eq!(causes[0].place, "/etc/default/grub:1");
         assert_eq!(
-            causes[0].mend,
+            causes[0].remedy,
             "sed -i '1s|\\<modprobe\\.blacklist=nouveau,nvidia\\>|modprobe.blacklist=nouveau|' /etc/default/grub && update-grub"
         );
         assert!(causes[1].does.ends_with("from the next boot on"), "{}", causes[1].does);
         assert_eq!(
-            causes[1].mend,
+            causes[1].remedy,
             "sed -i '1s|\\<vfio-pci\\.ids=10de:2684\\>||' /etc/default/grub.d/x.cfg && update-grub"
         );
         assert_eq!(grub("# GRUB_CMDLINE_LINUX=x"), None);

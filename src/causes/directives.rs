@@ -18,13 +18,13 @@ pub fn find(facts: &Facts) -> Vec<Cause> {
 fn one(facts: &Facts, line: &Line) -> Option<Cause> {
     let place = &line.place;
     let whole = || take_out(&place.path, place.first, place.last);
-    let cause = |id, effect, does: String, mend: String| Cause {
+    let cause = |id, effect, does: String, remedy: String| Cause {
         id,
         effect,
         place: place.to_string(),
         text: line.words.join(" "),
         does,
-        mend,
+        remedy,
     };
     match line.words().as_slice() {
         ["options", name, options @ ..] if is_keeper(name) => {
@@ -35,14 +35,14 @@ fn one(facts: &Facts, line: &Line) -> Option<Cause> {
             }
             let is_packages = whole().starts_with("ln ");
             // Others' devices stay where they are.
-            let mend = match rest.as_str() {
+            let remedy = match rest.as_str() {
                 "" => whole(),
                 _ if is_packages => format!("copy it to /etc/modprobe.d with ids={rest}"),
                 // A line that goes on has it anywhere.
                 _ if place.first == place.last => replace(&place.path, place.first, list, &rest),
                 _ => format!("sed -i 's|{list}|{rest}|' {}", place.path),
             };
-            Some(cause("static-ids", Effect::Takes, format!("gives {} to {name} at boot", addresses(&taken)), mend))
+            Some(cause("static-ids", Effect::Takes, format!("gives {} to {name} at boot", addresses(&taken)), remedy))
         }
         ["blacklist", name] if facts.needs(name) => {
             Some(cause("blacklist", Effect::KeepsAway, without(name, " at boot"), whole()))
@@ -85,7 +85,7 @@ fn first(line: &Line) -> Option<Cause> {
                 place: line.place.to_string(),
                 text: line.words.join(" "),
                 does: format!("has {keeper} come before {name}, with those ids"),
-                mend: take_out(&line.place.path, line.place.first, line.place.last),
+                remedy: take_out(&line.place.path, line.place.first, line.place.last),
             })
         }
         _ => None,
@@ -184,18 +184,18 @@ mod tests {
 
     #[test]
     fn what_is_taken_out_leaves_the_rest() {
-        let mend = |path: &str, text: &str| {
+        let remedy = |path: &str, text: &str| {
             let facts = Facts { directives: modprobe::parse(path, text), ..facts() };
-            find(&facts)[0].mend.clone()
+            find(&facts)[0].remedy.clone()
         };
-        assert_eq!(mend("/etc/modprobe.d/x.conf", "\nblacklist nvidia"), "sed -i '2s/^/# /' /etc/modprobe.d/x.conf");
+        assert_eq!(remedy("/etc/modprobe.d/x.conf", "\nblacklist nvidia"), "sed -i '2s/^/# /' /etc/modprobe.d/x.conf");
         assert_eq!(
-            mend("/etc/modprobe.d/x.conf", "options vfio-pci \\\nids=10de:2684"),
+            remedy("/etc/modprobe.d/x.conf", "options vfio-pci \\\nids=10de:2684"),
             "sed -i '1,2s/^/# /' /etc/modprobe.d/x.conf"
         );
-        assert_eq!(mend("/usr/lib/modprobe.d/x.conf", "alias nvidia off"), "ln -s /dev/null /etc/modprobe.d/x.conf");
+        assert_eq!(remedy("/usr/lib/modprobe.d/x.conf", "alias nvidia off"), "ln -s /dev/null /etc/modprobe.d/x.conf");
         assert_eq!(
-            mend("/etc/modprobe.d/x.conf", "options vfio-pci ids=8086:1572,10de:2684,10de:22ba"),
+            remedy("/etc/modprobe.d/x.conf", "options vfio-pci ids=8086:1572,10de:2684,10de:22ba"),
             "sed -i '1s|\\<8086:1572,10de:2684,10de:22ba\\>|8086:1572|' /etc/modprobe.d/x.conf"
         );
     }

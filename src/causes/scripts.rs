@@ -135,7 +135,7 @@ fn driverctl(facts: &Facts, (path, address, driver): &(String, String, String)) 
         place: format!("{path}:1"),
         text: driver.clone(),
         does: format!("gives {address} to {driver} at boot (driverctl)"),
-        mend: match facts.has_driverctl {
+        remedy: match facts.has_driverctl {
             // It has another driver at once.
             true => format!("driverctl --noprobe unset-override {address}"),
             false => format!("rm {path}"),
@@ -158,20 +158,20 @@ fn modules(facts: &Facts, script: &Script) -> Vec<Cause> {
                 place: format!("{}:{first}", script.path),
                 text: words.join(" "),
                 does: format!("gives {} to {name} in the initramfs", ids::addresses(&taken)),
-                mend: take_out(&script.path, first, last),
+                remedy: take_out(&script.path, first, last),
             })
         })
         .collect()
 }
 
 fn commands(facts: &Facts, script: &Script) -> Option<Cause> {
-    let cause = |line: usize, text: &str, does: &str, mend: String| Cause {
+    let cause = |line: usize, text: &str, does: &str, remedy: String| Cause {
         id: "bound-at-boot",
         effect: Effect::Takes,
         place: format!("{}:{line}", script.path),
         text: text.trim().to_string(),
         does: does.to_string(),
-        mend,
+        remedy,
     };
     let path = &script.path;
     if let Some(line) = binds(&script.text, &facts.functions) {
@@ -297,9 +297,9 @@ mod tests {
         let script = |path: &str, text: &str, kind| Script { path: path.to_string(), text: text.to_string(), kind };
         let found = |scripts: Vec<Script>| {
             let causes = find(&Facts { scripts, ..facts() });
-            causes.into_iter().map(|one| (one.place, one.mend)).collect::<Vec<_>>()
+            causes.into_iter().map(|one| (one.place, one.remedy)).collect::<Vec<_>>()
         };
-        let pair = |place: &str, mend: &str| vec![(place.to_string(), mend.to_string())];
+        let pair = |place: &str, remedy: &str| vec![(place.to_string(), remedy.to_string())];
         let early = "/etc/initramfs-tools/scripts/init-top/vfio.sh";
         assert_eq!(
             found(vec![script(early, bind, ScriptKind::Initramfs)]),
@@ -329,7 +329,7 @@ mod tests {
         let found = |address: &str, driver: &str, has_driverctl| {
             let one = (format!("/etc/driverctl.d/{address}"), address.to_string(), driver.to_string());
             let causes = find(&Facts { overrides: vec![one], has_driverctl, ..facts() });
-            causes.into_iter().map(|one| one.mend).collect::<Vec<_>>()
+            causes.into_iter().map(|one| one.remedy).collect::<Vec<_>>()
         };
         assert_eq!(found("0000:01:00.0", "vfio-pci", true), ["driverctl --noprobe unset-override 0000:01:00.0"]);
         assert_eq!(found("0000:01:00.1", "vfio-pci", false), ["rm /etc/driverctl.d/0000:01:00.1"]);

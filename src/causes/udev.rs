@@ -134,7 +134,7 @@ fn follow(files: &[File], function: &Function, facts: &Facts) -> Vec<Cause> {
                         place: format!("{}:{first}", file.path),
                         text: format!("{}{}\"{}\"", item.key, item.operator, item.value),
                         does,
-                        mend: take_out(&file.path, first, last),
+                        remedy: take_out(&file.path, first, last),
                     });
                 }
             }

@@ -196,7 +196,7 @@ impl Config {
         Ok((Config::of(&value), problems))
     }
 
-    /// As a person wants it, who can mend it and try again.
+    /// As a person wants it, who can fix it and try again.
     ///
     /// # Errors
     /// One line naming the file and the first key or line that is wrong.

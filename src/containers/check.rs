@@ -49,7 +49,7 @@ pub fn check(app: &App, who: Who) -> Result<(String, Result<()>)> {
             Err(exit) if who == Who::All => vec![Fact::off("state", exit.message, "see its log")],
             looked => looked?,
         };
-        let names: Vec<&str> = facts.iter().filter(|fact| fact.mend.is_some()).map(|fact| fact.name).collect();
+        let names: Vec<&str> = facts.iter().filter(|fact| fact.remedy.is_some()).map(|fact| fact.name).collect();
         if !names.is_empty() {
             off.push(format!("container {ctid}: {}", names.join(", ")));
         }
@@ -103,7 +103,7 @@ impl Look<'_> {
         }));
         if !runs {
             let starts =
-                facts.iter().all(|fact| fact.mend.is_none() || fact.name == "rules" || fact.name == "attached");
+                facts.iter().all(|fact| fact.remedy.is_none() || fact.name == "rules" || fact.name == "attached");
             let how = if starts { format!(" (pct start {ctid})") } else { String::new() };
             facts.push(Fact::good("state", format!("stopped: what is inside shows only when it runs{how}")));
             return Ok(facts);
@@ -187,8 +187,8 @@ impl Look<'_> {
         let is_ours = |path: &str| path.starts_with("/dev/nvidia") || is_at_or_below(path, "/dev/dri");
         for given in theirs.given.iter().filter(|given| is_ours(&given.host)) {
             if let Some(problem) = wanted::will_not_do(ctid, &theirs.config, given) {
-                let (what, mend) = problem.rsplit_once(": ").unwrap_or((&problem, ""));
-                facts.push(Fact::off("lines", what, mend));
+                let (what, remedy) = problem.rsplit_once(": ").unwrap_or((&problem, ""));
+                facts.push(Fact::off("lines", what, remedy));
             }
         }
         let ignored = |entry: &&str| {
@@ -238,8 +238,8 @@ impl Look<'_> {
             let delete = format!("pct set {ctid} --delete {}", keys.join(","));
             let away =
                 host::away(self.app, ctid).filter(|_| others.iter().any(|g| g.inside.starts_with("/dev/nvidia")));
-            let mend = away.map_or_else(|| delete.clone(), |away| format!("{away}; or without it: {delete}"));
-            facts.push(Fact::off("devices", told(&others), mend));
+            let remedy = away.map_or_else(|| delete.clone(), |away| format!("{away}; or without it: {delete}"));
+            facts.push(Fact::off("devices", told(&others), remedy));
         }
         facts
     }
@@ -275,12 +275,12 @@ impl Look<'_> {
         let first = source
             .err()
             .map_or_else(String::new, |exit| format!("{}; then: ", exit.message.replace("; nothing was touched", "")));
-        let mend = if inside.is_some() {
+        let remedy = if inside.is_some() {
             format!("gpu-handoff container sync {ctid}")
         } else {
             self.setup(theirs, seen, host)
         };
-        Fact::off("driver", what, format!("{first}{mend}"))
+        Fact::off("driver", what, format!("{first}{remedy}"))
     }
 
     /// With CUDA where NVIDIA has it for that distribution and there is room for it, and where we attached it.

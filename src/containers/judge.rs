@@ -16,25 +16,25 @@ use std::fmt::Write;
 pub struct Fact {
     pub name: &'static str,
     pub what: String,
-    pub mend: Option<String>,
+    pub remedy: Option<String>,
 }
 
 impl Fact {
     pub(super) fn good(name: &'static str, what: impl Into<String>) -> Fact {
-        Fact { name, what: what.into(), mend: None }
+        Fact { name, what: what.into(), remedy: None }
     }
 
-    pub(super) fn off(name: &'static str, what: impl Into<String>, mend: impl Into<String>) -> Fact {
-        Fact { name, what: what.into(), mend: Some(mend.into()) }
+    pub(super) fn off(name: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Fact {
+        Fact { name, what: what.into(), remedy: Some(remedy.into()) }
     }
 }
 
 pub(super) fn write_report(text: &mut String, ctid: u32, facts: &[Fact]) {
     // Writing to a String cannot fail.
     let _ = writeln!(text, "container {ctid}");
-    for Fact { name, what, mend } in facts {
-        let mend = mend.as_ref().map_or_else(String::new, |mend| format!(": {mend}"));
-        let _ = writeln!(text, "  {name:<8}  {what}{mend}");
+    for Fact { name, what, remedy } in facts {
+        let remedy = remedy.as_ref().map_or_else(String::new, |remedy| format!(": {remedy}"));
+        let _ = writeln!(text, "  {name:<8}  {what}{remedy}");
     }
 }
 
@@ -56,7 +56,7 @@ pub(super) fn twice(ctid: u32, theirs: &Theirs) -> Option<Fact> {
 
 /// Whether the container may open the nodes that are mounted into it. For those of `devN` Proxmox sees to that, and an
 /// unprivileged container may open whatever it can see.
-pub(super) fn rules(theirs: &Theirs, known: &[(String, DeviceNumber)], mend: &dyn Fn() -> String) -> Fact {
+pub(super) fn rules(theirs: &Theirs, known: &[(String, DeviceNumber)], remedy: &dyn Fn() -> String) -> Fact {
     let mounted: Vec<_> = theirs.given.iter().filter(|given| given.way != Way::Dev).collect();
     // By major: what it is, and the numbers that must be allowed.
     let mut needed: BTreeMap<u64, (&str, Vec<DeviceNumber>)> = BTreeMap::new();
@@ -93,7 +93,7 @@ pub(super) fn rules(theirs: &Theirs, known: &[(String, DeviceNumber)], mend: &dy
         let all: Vec<String> = needed.iter().map(|(major, (kind, _))| format!("{kind} {major}")).collect();
         return Fact::good("rules", format!("for {}{old}", all.join(", ")));
     }
-    Fact::off("rules", format!("none for {}{old}", missing.join(", ")), mend())
+    Fact::off("rules", format!("none for {}{old}", missing.join(", ")), remedy())
 }
 
 pub(super) fn kind_of(path: &str) -> &'static str {
@@ -113,20 +113,20 @@ pub(super) fn fixed_minor(path: &str) -> Option<u64> {
 
 /// `given` are those of the host's nodes that its configuration gives it; `away` says who has a GPU instead.
 pub(super) fn nodes(ctid: u32, given: &[String], seen: &Seen, stale: &[Stale], away: Option<String>) -> Fact {
-    let mend = format!("pct reboot {ctid}");
+    let remedy = format!("pct reboot {ctid}");
     if !stale.is_empty() {
         let words = stale.iter().map(|Stale { path, inside, host }| match inside {
             Some(inside) => format!("{path} is {inside}, on the host {host}"),
             None => format!("{path} is missing"),
         });
-        return Fact::off("nodes", words.collect::<Vec<_>>().join(", "), mend);
+        return Fact::off("nodes", words.collect::<Vec<_>>().join(", "), remedy);
     }
     let closed: Vec<&str> = given.iter().filter(|node| !seen.has_node(node)).map(String::as_str).collect();
     if closed.is_empty() {
         let open = if given.is_empty() { "none on the host now".to_string() } else { given.join(" ") };
         return Fact::good("nodes", away.map_or_else(|| open.clone(), |away| format!("{open}; {away}")));
     }
-    Fact::off("nodes", format!("{} cannot be opened", closed.join(" ")), mend)
+    Fact::off("nodes", format!("{} cannot be opened", closed.join(" ")), remedy)
 }
 
 pub(super) fn docker(ctid: u32, seen: &Seen) -> Option<Fact> {
@@ -187,13 +187,13 @@ mod tests {
         let both = format!("{}{}", allow("c 195:* rwm"), allow("c 511:* rwm"));
         assert_eq!(rules_of(&format!("{MOUNTS}{both}")), Fact::good("rules", "for nvidia 195, nvidia-uvm 511"));
         for enough in ["a", "c *:* rwm"] {
-            assert_eq!(rules_of(&format!("{MOUNTS}{}", allow(enough))).mend, None, "{enough}");
+            assert_eq!(rules_of(&format!("{MOUNTS}{}", allow(enough))).remedy, None, "{enough}");
         }
         let old = rules_of(&format!("{MOUNTS}{}{}", allow("c 195:* rwm"), allow("c 508:* rwm")));
         assert_eq!(old, Fact::off("rules", "none for nvidia-uvm 511", "type this"));
         assert_eq!(rules_of(MOUNTS).what, "none for nvidia 195, nvidia-uvm 511");
-        assert_eq!(rules_of(&format!("{MOUNTS}unprivileged: 1\n")).mend, None);
-        assert_eq!(rules_of("dev0: /dev/nvidia0\n").mend, None);
+        assert_eq!(rules_of(&format!("{MOUNTS}unprivileged: 1\n")).remedy, None);
+        assert_eq!(rules_of("dev0: /dev/nvidia0\n").remedy, None);
         // Minors that do not fit, an order that takes it back, and what is of another time.
         let ctl = "lxc.mount.entry: /dev/nvidiactl dev/nvidiactl none bind\n";
         let exact = format!("{MOUNTS}{ctl}{}{}{}", allow("c 195:1 rwm"), allow("c 195:255 rwm"), allow("c 511:* rwm"));
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(nodes(101, &given, &good, &[], None), Fact::good("nodes", "/dev/nvidia-uvm /dev/nvidia0"));
         let closed = nodes(101, &given, &Seen::parse("node=/dev/nvidia0\n"), &[], None);
         assert_eq!(
-            (closed.what.as_str(), closed.mend.as_deref()),
+            (closed.what.as_str(), closed.remedy.as_deref()),
             ("/dev/nvidia-uvm cannot be opened", Some("pct reboot 101"))
         );
         assert_eq!(nodes(101, &[], &Seen::default(), &[], None).what, "none on the host now");
@@ -238,13 +238,13 @@ mod tests {
     #[test]
     fn a_toolkit_is_no_duty_but_must_work() {
         let of = |text: &str| toolkit(&Seen::parse(text), "cuda-toolkit-12-8", "580.95.05".parse().ok(), "x");
-        assert_eq!(of("").mend, None);
+        assert_eq!(of("").remedy, None);
         let package = "package=cuda-toolkit-12-8 12.8.1-1 installed\n";
         assert_eq!(of(&format!("{package}nvcc=12.8\n")), Fact::good("cuda", "cuda-toolkit-12-8 12.8.1-1, nvcc 12.8"));
         assert!(of(package).what.contains("nvcc does not work"));
         let old =
             toolkit(&Seen::parse(&format!("{package}nvcc=12.8\n")), "cuda-toolkit-12-8", "470.1".parse().ok(), "x");
-        assert!(old.mend.is_some_and(|mend| mend.contains("525.60.13")));
+        assert!(old.remedy.is_some_and(|remedy| remedy.contains("525.60.13")));
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub(super) fn refuse_unreadable(ctid: u32, bytes: &[u8], style: Style) -> Result
         return Ok(());
     }
     Err(Exit::refused(format!(
-        "container {ctid} was not touched: Proxmox cannot read its {} and starts it with none; mend that: pct set {ctid} \
+        "container {ctid} was not touched: Proxmox cannot read its {} and starts it with none; fix that: pct set {ctid} \
          --delete {}",
         odd.join(" "),
         odd.join(",")

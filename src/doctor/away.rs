@@ -116,8 +116,8 @@ fn by_cause(facts: &Facts, id: &str) -> Vec<Hit> {
     };
     let hit = |cause: &Cause| {
         let found = format!("{} {}", cause.text, cause.does);
-        let then = causes::THEN.trim_start_matches("when that is mended: ");
-        let hit = Hit::at(&cause.place, found, format!("{}; then {then}", cause.mend));
+        let then = causes::THEN.trim_start_matches("when that is fixed: ");
+        let hit = Hit::at(&cause.place, found, format!("{}; then {then}", cause.remedy));
         if is_screens(cause) { hit.only_a(Severity::Warning) } else { hit }
     };
     facts.host.causes.iter().filter(|cause| cause.id == id).map(hit).collect()
@@ -131,7 +131,7 @@ fn elsewhere(facts: &Facts) -> Vec<Hit> {
         let place = format!("/sys/bus/pci/devices/{}/driver", gpu.address);
         let vms = || facts.guests.vms.iter().filter(|vm| vm.slots.contains(&card.slot));
         let without = vms().find(|vm| !vm.has_hook && vm.other_hook.is_none());
-        let mend = match without {
+        let remedy = match without {
             _ if !facts.host.causes.is_empty() => {
                 let mut ids: Vec<&str> = facts.host.causes.iter().map(|cause| cause.id).collect();
                 ids.dedup();
@@ -151,7 +151,7 @@ fn elsewhere(facts: &Facts) -> Vec<Hit> {
         } else {
             String::new()
         };
-        found.push(Hit::at(place, format!("{}{why}", card.text), mend));
+        found.push(Hit::at(place, format!("{}{why}", card.text), remedy));
     }
     found
 }
@@ -169,11 +169,11 @@ fn rival(facts: &Facts) -> Vec<Hit> {
     let hit = |rival: &Rival| {
         let name = rival.module.as_ref().unwrap_or(&rival.driver);
         let place = format!("/sys/module/{name}");
-        let mend = match rival.module {
+        let remedy = match rival.module {
             Some(_) => format!("{KEEP_AWAY}; then reboot the host"),
             None => "boot a kernel without it: it is built into this one".to_string(),
         };
-        let hit = Hit::at(place, rival.to_string(), mend);
+        let hit = Hit::at(place, rival.to_string(), remedy);
         if rival.slot.is_none() { hit.only_a(Severity::Warning) } else { hit }
     };
     let mut found: Vec<Hit> = facts.driver.rivals.iter().map(hit).collect();

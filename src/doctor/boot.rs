@@ -41,8 +41,8 @@ pub fn words(host: &Host, is_sought: &dyn Fn(&str) -> bool) -> Vec<Word> {
 }
 
 impl Word {
-    pub fn hit(&self, found: &str, mend: &str) -> Hit {
-        Hit::at(&self.place, found, mend)
+    pub fn hit(&self, found: &str, remedy: &str) -> Hit {
+        Hit::at(&self.place, found, remedy)
     }
 
     pub fn when(&self) -> &'static str {

@@ -158,8 +158,8 @@ fn screen(facts: &Facts) -> Vec<Hit> {
     let mut numbers = facts.host.release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     let found = format!("the firmware's framebuffer lies in the memory of {address}");
     if (numbers.next(), numbers.next()) < (Some(6), Some(1)) {
-        let mend = "put initcall_blacklist=sysfb_init on the kernel's command line, or the screen on another card in the firmware";
-        return vec![Hit::at("/proc/iomem", found, mend).only_a(Severity::Error)];
+        let remedy = "put initcall_blacklist=sysfb_init on the kernel's command line, or the screen on another card in the firmware";
+        return vec![Hit::at("/proc/iomem", found, remedy).only_a(Severity::Error)];
     }
     vec![Hit::at("/proc/iomem", found, "put the host's screen on another card in the firmware, or do without it")]
 }
@@ -167,11 +167,11 @@ fn screen(facts: &Facts) -> Vec<Hit> {
 const LOG: &str = "kernel log of this boot";
 
 /// The last line that is such, with how many there are.
-fn last(facts: &Facts, is_it: &dyn Fn(&str) -> bool, mend: &str) -> Vec<Hit> {
+fn last(facts: &Facts, is_it: &dyn Fn(&str) -> bool, remedy: &str) -> Vec<Hit> {
     let lines: Vec<&String> = facts.host.log.iter().filter(|line| is_it(line)).collect();
     let Some(last) = lines.last() else { return Vec::new() };
     let more = if lines.len() > 1 { format!(" ({} such lines)", lines.len()) } else { String::new() };
-    vec![Hit::at(LOG, format!("{last}{more}"), mend)]
+    vec![Hit::at(LOG, format!("{last}{more}"), remedy)]
 }
 
 /// Lines about one of the cards.
@@ -196,7 +196,7 @@ fn xid(facts: &Facts) -> Vec<Hit> {
         facts.host.log.iter().filter_map(|line| number(line)).filter(|one| *one != 79).collect();
     numbers.sort_unstable();
     numbers.dedup();
-    let mend = |number| match number {
+    let remedy = |number| match number {
         13 | 31 | 43 | 45 => {
             "look at the program that is named, or what its container runs: gpu-handoff container check --all"
         }
@@ -205,7 +205,7 @@ fn xid(facts: &Facts) -> Vec<Hit> {
         }
         _ => "see docs.nvidia.com/deploy/xid-errors for that number; another version of the driver may help",
     };
-    let hit = |number: u32| last(facts, &|line| self::number(line) == Some(number), mend(number));
+    let hit = |number: u32| last(facts, &|line| self::number(line) == Some(number), remedy(number));
     numbers.into_iter().flat_map(hit).collect()
 }
 

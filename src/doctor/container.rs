@@ -130,11 +130,11 @@ fn by_fact(facts: &Facts, name: &str) -> Vec<Hit> {
     let mut found = Vec::new();
     for container in &facts.guests.containers {
         let of = container.facts.iter().flatten().filter(|fact| fact.name == name);
-        for (fact, mend) in of.filter_map(|fact| Some((fact, fact.mend.as_ref()?))) {
+        for (fact, remedy) in of.filter_map(|fact| Some((fact, fact.remedy.as_ref()?))) {
             // The rule has a finding of its own.
             let what = fact.what.split(&format!("; {V1_ALLOW}")).next().unwrap_or_default();
             let what = format!("container {}: {}{what}", container.id, before(name));
-            found.push(Hit::at(place(container, fact), what, mend.trim()).of(container.id));
+            found.push(Hit::at(place(container, fact), what, remedy.trim()).of(container.id));
         }
     }
     found
@@ -173,12 +173,12 @@ fn incomplete(facts: &Facts) -> Vec<Hit> {
         let line = card.line.split_once(": ").map_or("", |(_, value)| value);
         let place = container.place_of(|setting| setting.value == line);
         let what = format!("container {} is given {} without {}", container.id, card.host, missing.join(" and "));
-        let mend = match &container.attaching {
+        let remedy = match &container.attaching {
             Some(Ok(())) => format!("gpu-handoff container attach {}{which}", container.id),
             Some(Err(why)) => why.clone(),
             None => format!("gpu-handoff doctor {} tells what to type", container.id),
         };
-        Some(Hit::at(place, what, mend).of(container.id))
+        Some(Hit::at(place, what, remedy).of(container.id))
     };
     facts.guests.containers.iter().filter_map(hit).collect()
 }
@@ -189,11 +189,11 @@ fn cgroup_v1(facts: &Facts) -> Vec<Hit> {
         for setting in container.settings.iter().filter(|setting| setting.key == V1_ALLOW) {
             let place = format!("{}:{}", container.path, setting.line);
             let what = format!("container {}: {V1_ALLOW}: {}", container.id, setting.value);
-            let mend = format!(
+            let remedy = format!(
                 "in that line write lxc.cgroup2.devices.allow: {}; then: pct reboot {}",
                 setting.value, container.id
             );
-            found.push(Hit::at(place, what, mend).of(container.id));
+            found.push(Hit::at(place, what, remedy).of(container.id));
         }
     }
     found
@@ -211,11 +211,11 @@ fn dri_without_owner(facts: &Facts) -> Vec<Hit> {
             let what = format!("container {} is unprivileged and has {} by a mount", container.id, given.host);
             let free = (0..).find(|number| !container.config.dev.contains_key(&number.to_string())).unwrap_or_default();
             let node = if given.host == "/dev/dri" { "/dev/dri/renderD128" } else { &given.host };
-            let mend = format!(
+            let remedy = format!(
                 "take that line out and: pct set {} --dev{free} {node},mode=0666; then: pct reboot {}",
                 container.id, container.id
             );
-            found.push(Hit::at(place, what, mend).of(container.id));
+            found.push(Hit::at(place, what, remedy).of(container.id));
         }
     }
     found

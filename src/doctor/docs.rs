@@ -30,7 +30,7 @@ others may not read the guests' configurations.
 With `--json` there is one object: `schema` (1), `version`, `proxmox` (whether this is a Proxmox host), `gpus` (the slots of the
 host's NVIDIA GPUs), `guest` (the one that was asked about, or null), `findings`, and how many `errors`, `warnings` and `notes`
 there are. A finding has `id`, `severity`, `guest` (or null), `place` (a file with the line, or a path in sysfs), `found`,
-`why`, `mend` (what to type or to edit) and `fix` (whether `--fix` does it). Fields may be added, never changed.
+`why`, `remedy` (what to type or to edit) and `fix` (whether `--fix` does it). Fields may be added, never changed.
 ";
 
 /// In lines of at most 125 columns, as the other pages.

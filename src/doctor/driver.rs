@@ -117,11 +117,11 @@ fn missing(facts: &Facts) -> Vec<Hit> {
         return Vec::new();
     }
     let found = format!("kernel {} has no nvidia module", driver.release);
-    let mend = match &driver.newest {
+    let remedy = match &driver.newest {
         Some((newest, true)) => format!("kernel {newest} has it: reboot the host"),
         _ => build(facts, &driver.release),
     };
-    vec![Hit::at(modules(facts), found, mend)]
+    vec![Hit::at(modules(facts), found, remedy)]
 }
 
 /// Whoever built it for another kernel; else whoever can install it.
@@ -157,8 +157,8 @@ fn does_not_build(facts: &Facts) -> Vec<Hit> {
     let version = driver.on_disk.as_ref().or(driver.loaded.as_ref());
     let (Some(version), Some((newest, false))) = (version, &driver.newest) else { return Vec::new() };
     let Some(doubt) = builds::doubt(version, newest) else { return Vec::new() };
-    let (found, mend) = doubt.split_once(": ").unwrap_or((&doubt, ""));
-    vec![Hit::at(format!("/lib/modules/{newest}"), found, mend)]
+    let (found, remedy) = doubt.split_once(": ").unwrap_or((&doubt, ""));
+    vec![Hit::at(format!("/lib/modules/{newest}"), found, remedy)]
 }
 
 fn headers_other_series(facts: &Facts) -> Vec<Hit> {
@@ -231,9 +231,9 @@ fn not_for_card(facts: &Facts) -> Vec<Hit> {
             && let Some(text) = objections.into_iter().next()
         {
             let place = gpu.address.attribute("device");
-            let (what, mend) =
+            let (what, remedy) =
                 text.split_once("; ").unwrap_or((&text, "take its other modules: gpu-handoff setup driver --dry-run"));
-            found.push(Hit::at(place, format!("{}: {what}", gpu.address), mend));
+            found.push(Hit::at(place, format!("{}: {what}", gpu.address), remedy));
         }
     }
     found
@@ -252,10 +252,10 @@ fn drm_holds(facts: &Facts) -> Vec<Hit> {
     let loaded = facts.driver.loaded.as_deref().unwrap_or_default();
     let found = format!("driver {loaded} with nvidia_drm's modeset=1 holds every card");
     let newer = if version >= Version::of(590, 0, 0) { "590.44.01" } else { "580.105.08" };
-    let mend = format!(
+    let remedy = format!(
         "take {newer} or newer; or, where nobody needs a screen on the card: echo 'options nvidia_drm modeset=0 fbdev=0' > /etc/modprobe.d/nvidia-drm-modeset.conf && update-initramfs -u -k all"
     );
-    vec![Hit::at("/sys/module/nvidia_drm/parameters/modeset", found, mend)]
+    vec![Hit::at("/sys/module/nvidia_drm/parameters/modeset", found, remedy)]
 }
 
 fn services(facts: &Facts) -> Vec<Hit> {
@@ -266,9 +266,9 @@ fn services(facts: &Facts) -> Vec<Hit> {
     let hit = |unit: &String, key: &str| {
         let found = format!("{unit} runs, and {key} is refuse");
         let (group, name) = key.split_once('.').unwrap_or((key, ""));
-        let mend =
+        let remedy =
             format!("{{\"{group}\":{{\"{name}\":\"stop\"}}}} in {}; or: systemctl disable --now {unit}", config::PATH);
-        Hit::at(format!("/sys/fs/cgroup/system.slice/{unit}"), found, mend)
+        Hit::at(format!("/sys/fs/cgroup/system.slice/{unit}"), found, remedy)
     };
     let nvidias = facts.driver.services.iter().filter(|_| !policy.stop_nvidia_services);
     let displays = facts.driver.displays.iter().filter(|_| !policy.stop_units);

@@ -51,7 +51,7 @@ struct Option {
     name: String,
     value: String,
     place: String,
-    mend: String,
+    remedy: String,
 }
 
 fn is_about(module: &str) -> bool {
@@ -70,7 +70,7 @@ fn options_contradict(facts: &Facts) -> Vec<Hit> {
                 name: parameter.to_string(),
                 value: value.to_string(),
                 place: word.place.clone(),
-                mend: word.without(""),
+                remedy: word.without(""),
             })
         },
     ));
@@ -86,7 +86,7 @@ fn options_contradict(facts: &Facts) -> Vec<Hit> {
             "{} has {}={} here and {}={} in {}, which counts",
             one.module, one.name, one.value, last.name, last.value, last.place
         );
-        found.push(Hit::at(&one.place, what, format!("if that is right: {}; else take out the other", one.mend)));
+        found.push(Hit::at(&one.place, what, format!("if that is right: {}; else take out the other", one.remedy)));
     }
     found
 }
@@ -115,7 +115,7 @@ fn options_of(line: &Line) -> Vec<Option> {
             name: parameter.to_string(),
             value: value.to_string(),
             place: place.to_string(),
-            mend: take_out(&place.path, place.first, place.last),
+            remedy: take_out(&place.path, place.first, place.last),
         })
     };
     options.iter().filter_map(option).collect()
@@ -130,11 +130,12 @@ fn not_read(facts: &Facts) -> Vec<Hit> {
             continue;
         }
         let plain = path.split('.').next().unwrap_or(path);
-        let mend = format!("if it is to count: mv {path} {plain}.conf && update-initramfs -u -k all; else: rm {path}");
+        let remedy =
+            format!("if it is to count: mv {path} {plain}.conf && update-initramfs -u -k all; else: rm {path}");
         found.push(Hit::at(
             line.place.to_string(),
             format!("{} is in a file that is not read", line.words.join(" ")),
-            mend,
+            remedy,
         ));
     }
     found
@@ -154,8 +155,8 @@ fn hidden(facts: &Facts) -> Vec<Hit> {
 fn renamed(facts: &Facts) -> Vec<Hit> {
     let hit = |text: &String| {
         let place = text.split(' ').next().unwrap_or_default();
-        let (what, mend) = text.split_once(": give it its name again: ").unwrap_or((text, ""));
-        Hit::at(place, what, mend)
+        let (what, remedy) = text.split_once(": give it its name again: ").unwrap_or((text, ""));
+        Hit::at(place, what, remedy)
     };
     facts.host.renamed.iter().map(hit).collect()
 }

@@ -58,21 +58,21 @@ pub struct Hit {
     pub place: String,
     pub found: String,
     /// What to type or to edit.
-    pub mend: String,
+    pub remedy: String,
     /// How `--fix` puts it right, where that is ours to do.
     pub repairs: Vec<Repair>,
 }
 
 impl Hit {
-    pub fn at(place: impl Into<String>, found: impl Into<String>, mend: impl Into<String>) -> Hit {
-        let (place, found, mend) = (place.into(), found.into(), mend.into());
-        Hit { severity: None, guest: None, place, found, mend, repairs: Vec::new() }
+    pub fn at(place: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Hit {
+        let (place, found, remedy) = (place.into(), found.into(), remedy.into());
+        Hit { severity: None, guest: None, place, found, remedy, repairs: Vec::new() }
     }
 
     /// Of what a refusal says in one line: what, then what to do about it.
     pub fn told(place: impl Into<String>, line: &str) -> Hit {
-        let (found, mend) = line.split_once("; ").unwrap_or((line, ""));
-        Hit::at(place, found, mend)
+        let (found, remedy) = line.split_once("; ").unwrap_or((line, ""));
+        Hit::at(place, found, remedy)
     }
 
     #[must_use]
@@ -174,17 +174,17 @@ impl Finding {
             "place": self.hit.place,
             "found": self.hit.found,
             "why": self.check.why,
-            "mend": self.hit.mend,
+            "remedy": self.hit.remedy,
             "fix": !self.hit.repairs.is_empty(),
         })
     }
 
     /// Nobody's file commands a terminal.
     pub fn to_text(&self) -> String {
-        let Hit { place, found, mend, .. } = &self.hit;
+        let Hit { place, found, remedy, .. } = &self.hit;
         let head = format!("{:<7}  {}  {}\n", self.severity, self.check.id, printable(place));
         let line = |name: &str, text: &str| format!("  {name:<5}  {}\n", shortened(&printable(text)));
-        let mend = if mend.is_empty() { String::new() } else { line("do", mend) };
-        [head, line("found", found), line("why", self.check.why), mend].concat()
+        let remedy = if remedy.is_empty() { String::new() } else { line("do", remedy) };
+        [head, line("found", found), line("why", self.check.why), remedy].concat()
     }
 }

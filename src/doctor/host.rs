@@ -118,8 +118,8 @@ fn iommu_off(facts: &Facts) -> Vec<Hit> {
         });
         return told.take(1).collect();
     };
-    let mend = text.split_once(": ").map_or("", |(_, mend)| mend);
-    vec![Hit::at("/sys/kernel/iommu_groups", "no device is in an IOMMU group: the IOMMU is off", mend)]
+    let remedy = text.split_once(": ").map_or("", |(_, remedy)| remedy);
+    vec![Hit::at("/sys/kernel/iommu_groups", "no device is in an IOMMU group: the IOMMU is off", remedy)]
 }
 
 fn is_off(word: &str) -> bool {
@@ -166,9 +166,9 @@ fn interrupts_unsafe(facts: &Facts) -> Vec<Hit> {
         if let ["options", "vfio_iommu_type1" | "vfio-iommu-type1", options @ ..] = line.words().as_slice()
             && options.iter().any(|one| matches!(*one, "allow_unsafe_interrupts=1" | "allow_unsafe_interrupts=Y"))
         {
-            let mend = crate::causes::take_out(&line.place.path, line.place.first, line.place.last);
+            let remedy = crate::causes::take_out(&line.place.path, line.place.first, line.place.last);
             let what = format!("{} has vfio do without interrupt remapping", line.words.join(" "));
-            found.push(Hit::at(line.place.to_string(), what, mend));
+            found.push(Hit::at(line.place.to_string(), what, remedy));
         }
     }
     found

@@ -209,8 +209,8 @@ fn no_quorum(facts: &Facts) -> Vec<Hit> {
 
 fn unreadable(facts: &Facts) -> Vec<Hit> {
     let hit = |(path, why): &(String, String)| {
-        let (what, mend) = why.split_once("; ").unwrap_or((why, "look at it as root; ls -l /etc/pve shows who may"));
-        Hit::at(path, what, mend)
+        let (what, remedy) = why.split_once("; ").unwrap_or((why, "look at it as root; ls -l /etc/pve shows who may"));
+        Hit::at(path, what, remedy)
     };
     facts.guests.unreadable.iter().take(1).map(hit).collect()
 }
@@ -228,8 +228,8 @@ fn rule_masked(facts: &Facts) -> Vec<Hit> {
 }
 
 fn mistakes(facts: &Facts) -> Vec<Hit> {
-    let mend = || "edit that key (man gpu-handoff.json has all); then: gpu-handoff config check";
-    facts.ours.mistakes.iter().map(|text| Hit::at(config::PATH, text, mend())).collect()
+    let remedy = || "edit that key (man gpu-handoff.json has all); then: gpu-handoff config check";
+    facts.ours.mistakes.iter().map(|text| Hit::at(config::PATH, text, remedy())).collect()
 }
 
 fn slots(facts: &Facts) -> Vec<Hit> {
@@ -244,7 +244,7 @@ fn by_fault(facts: &Facts, kind: FaultKind) -> Vec<Hit> {
     let faults = facts.ours.faults.iter().filter(|fault| fault.kind == kind);
     let hit = |fault: &crate::report::status::Fault| {
         let slot = fault.slot.map(|slot| slot.to_string()).unwrap_or_default();
-        let (place, mend) = match kind {
+        let (place, remedy) = match kind {
             FaultKind::Wedged => (
                 format!("/run/gpu-handoff/wedged-{slot}"),
                 "gpu-handoff --status names the process; end what uses the card".to_string(),
@@ -256,7 +256,7 @@ fn by_fault(facts: &Facts, kind: FaultKind) -> Vec<Hit> {
             FaultKind::SetUp => (pending::PATH.to_string(), "gpu-handoff setup pending".to_string()),
             FaultKind::Problem => (place_in(&fault.text), "gpu-handoff --status".to_string()),
         };
-        Hit::at(place, fault.text.trim_start_matches("set-up is not done: "), mend)
+        Hit::at(place, fault.text.trim_start_matches("set-up is not done: "), remedy)
     };
     faults.map(hit).collect()
 }
@@ -333,8 +333,8 @@ fn hook_file(facts: &Facts) -> Vec<Hit> {
         }
         let tool = if facts.guests.vms.iter().any(|vm| vm.id == id) { "qm" } else { "pct" };
         let what = format!("guest {id} has the hookscript {volume}, and {folder}/{file} is not there");
-        let mend = format!("put it there; or: {tool} set {id} --delete hookscript, then gpu-handoff enable {id}");
-        found.push(Hit::at(place, what, mend).of(id));
+        let remedy = format!("put it there; or: {tool} set {id} --delete hookscript, then gpu-handoff enable {id}");
+        found.push(Hit::at(place, what, remedy).of(id));
     }
     found
 }
@@ -380,8 +380,8 @@ fn uvm(facts: &Facts) -> Vec<Hit> {
 fn overrides(facts: &Facts) -> Vec<Hit> {
     let hit = |(address, text): &(Address, String)| {
         let path = address.attribute("driver_override");
-        let mend = format!("gpu-handoff doctor --fix, or: echo > {path}");
-        Hit::at(&path, format!("driver_override is {text}, and nothing is under way"), mend)
+        let remedy = format!("gpu-handoff doctor --fix, or: echo > {path}");
+        Hit::at(&path, format!("driver_override is {text}, and nothing is under way"), remedy)
             .repaired([Repair::Override(*address)])
     };
     facts.ours.overrides.iter().map(hit).collect()

@@ -102,8 +102,8 @@ fn pcie(facts: &Facts) -> Vec<Hit> {
             let machine = vm.value("machine").unwrap_or("i440fx, the default");
             let without: Vec<&str> = raw.split(',').filter(|part| !part.starts_with("pcie=")).collect();
             let what = format!("{key} of VM {} has pcie=1, and its machine is {machine}", vm.id);
-            let mend = format!("qm set {0} --machine q35; or: qm set {0} --{key} {1}", vm.id, without.join(","));
-            found.push(Hit::at(vm.place(&key), what, mend).of(vm.id));
+            let remedy = format!("qm set {0} --machine q35; or: qm set {0} --{key} {1}", vm.id, without.join(","));
+            found.push(Hit::at(vm.place(&key), what, remedy).of(vm.id));
         }
     }
     found
@@ -123,8 +123,8 @@ fn bios(facts: &Facts) -> Vec<Hit> {
     let hit = |vm: &Vm| {
         let (index, _) = card_lines(vm, "x-vga").next().filter(|_| vm.value("bios") != Some("ovmf"))?;
         let what = format!("VM {} boots with SeaBIOS, and hostpci{index} has x-vga=1", vm.id);
-        let mend = "choose OVMF (UEFI) with an EFI disk when the guest is set up; without x-vga=1 it has a display beside the card";
-        Some(Hit::at(vm.place(&format!("hostpci{index}")), what, mend).of(vm.id))
+        let remedy = "choose OVMF (UEFI) with an EFI disk when the guest is set up; without x-vga=1 it has a display beside the card";
+        Some(Hit::at(vm.place(&format!("hostpci{index}")), what, remedy).of(vm.id))
     };
     takers(facts).filter_map(hit).collect()
 }
@@ -138,8 +138,8 @@ fn efidisk(facts: &Facts) -> Vec<Hit> {
         let disks = ["scsi0", "virtio0", "sata0", "ide0", "nvme0"];
         let storage =
             disks.iter().find_map(|disk| vm.value(disk)?.split_once(':')).map_or("local-lvm", |(name, _)| name);
-        let mend = format!("qm set {} --efidisk0 {storage}:1,efitype=4m", vm.id);
-        Some(Hit::at(vm.place("bios"), format!("VM {} has bios: ovmf and no efidisk0", vm.id), mend).of(vm.id))
+        let remedy = format!("qm set {} --efidisk0 {storage}:1,efitype=4m", vm.id);
+        Some(Hit::at(vm.place("bios"), format!("VM {} has bios: ovmf and no efidisk0", vm.id), remedy).of(vm.id))
     };
     takers(facts).filter_map(hit).collect()
 }
@@ -155,8 +155,8 @@ fn romfile(facts: &Facts) -> Vec<Hit> {
             let key = format!("hostpci{index}");
             let without: Vec<&str> = line.raw.split(',').filter(|part| !part.starts_with("romfile=")).collect();
             let what = format!("{key} of VM {} has romfile={rom}, and there is no /usr/share/kvm/{rom}", vm.id);
-            let mend = format!("qm set {} --{key} {}; or put the file there", vm.id, without.join(","));
-            found.push(Hit::at(vm.place(&key), what, vm.fit(&mend)).of(vm.id));
+            let remedy = format!("qm set {} --{key} {}; or put the file there", vm.id, without.join(","));
+            found.push(Hit::at(vm.place(&key), what, vm.fit(&remedy)).of(vm.id));
         }
     }
     found
@@ -185,8 +185,8 @@ fn memory(facts: &Facts) -> Vec<Hit> {
         let starts = vm.value("onboot") == Some("1");
         at_boot += if starts { wants } else { 0 };
         let fits = has.saturating_sub(2 * LEFT);
-        let mend = format!("qm set {} --memory {fits}", vm.id);
-        let hit = |what: String| Hit::at(vm.place("memory"), what, mend.clone()).of(vm.id);
+        let remedy = format!("qm set {} --memory {fits}", vm.id);
+        let hit = |what: String| Hit::at(vm.place("memory"), what, remedy.clone()).of(vm.id);
         if wants > has {
             found.push(hit(format!("VM {} has {wants} MiB, and the host {has}", vm.id)));
         } else if wants + LEFT > has {
@@ -197,8 +197,8 @@ fn memory(facts: &Facts) -> Vec<Hit> {
                 "with VM {} those that have cards and start at boot want {at_boot} MiB, and the host has {has}",
                 vm.id
             );
-            let mend = format!("qm set {} --onboot 0", vm.id);
-            found.push(Hit::at(vm.place("memory"), what, mend).of(vm.id).only_a(Severity::Warning));
+            let remedy = format!("qm set {} --onboot 0", vm.id);
+            found.push(Hit::at(vm.place("memory"), what, remedy).of(vm.id).only_a(Severity::Warning));
         }
     }
     found

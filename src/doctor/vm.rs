@@ -145,9 +145,9 @@ fn no_hook(facts: &Facts) -> Vec<Hit> {
         let found = format!("VM {} takes {} and has no hookscript of gpu-handoff", vm.id, vm.slots_in_words());
         match &vm.other_hook {
             Some(why) => {
-                let (what, mend) = why.split_once("; ").unwrap_or((why, ""));
+                let (what, remedy) = why.split_once("; ").unwrap_or((why, ""));
                 let what = what.split_once("its hookscript is ").map_or(what, |(_, what)| what);
-                Hit::at(vm.place("hookscript"), format!("{found}: it has {what}"), mend)
+                Hit::at(vm.place("hookscript"), format!("{found}: it has {what}"), remedy)
             }
             None => Hit::at(named_in(vm), found, format!("gpu-handoff enable {}", vm.id)),
         }
@@ -159,8 +159,8 @@ fn no_hook(facts: &Facts) -> Vec<Hit> {
 fn hook_no_card(facts: &Facts) -> Vec<Hit> {
     let hit = |vm: &Vm| {
         let text = vm.nothing_named.as_ref()?;
-        let (what, mend) = text.split_once(": ").unwrap_or((text, ""));
-        Some(Hit::at(vm.place("hookscript"), what, vm.fit(mend)).of(vm.id))
+        let (what, remedy) = text.split_once(": ").unwrap_or((text, ""));
+        Some(Hit::at(vm.place("hookscript"), what, vm.fit(remedy)).of(vm.id))
     };
     facts.guests.vms.iter().filter_map(hit).collect()
 }
@@ -169,8 +169,8 @@ fn other_device(facts: &Facts) -> Vec<Hit> {
     let hit = |vm: &Vm| {
         let (is_refused, text) = vm.remark.as_ref()?;
         let text = text.replacen(" was not started: ", " would not be started: ", 1);
-        let (what, mend) = text.split_once("; ").unwrap_or((&text, ""));
-        let hit = Hit::at(first_hostpci(vm), what, vm.fit(mend)).of(vm.id);
+        let (what, remedy) = text.split_once("; ").unwrap_or((&text, ""));
+        let hit = Hit::at(first_hostpci(vm), what, vm.fit(remedy)).of(vm.id);
         Some(if *is_refused { hit } else { hit.only_a(Severity::Warning) })
     };
     facts.guests.vms.iter().filter_map(hit).collect()
@@ -187,11 +187,11 @@ fn unusable(facts: &Facts, is_mapping: bool) -> Vec<Hit> {
         if line.is_some_and(|line| line.mapping.is_some()) != is_mapping {
             return None;
         }
-        let (what, mend) = match text.split_once("; ") {
+        let (what, remedy) = match text.split_once("; ") {
             Some(parts) => parts,
             None => text.split_once(", which ").unwrap_or((text, "lspci -D shows what there is")),
         };
-        Some(Hit::at(vm.place(key), what, vm.fit(mend)).of(vm.id))
+        Some(Hit::at(vm.place(key), what, vm.fit(remedy)).of(vm.id))
     };
     facts.guests.vms.iter().filter_map(hit).collect()
 }
@@ -212,11 +212,11 @@ fn line_not_understood(facts: &Facts) -> Vec<Hit> {
             let number: Option<usize> =
                 text.strip_prefix("line ").and_then(|rest| rest.split(' ').next()?.parse().ok());
             let place = number.map_or_else(|| vm.path.clone(), |number| format!("{}:{number}", vm.path));
-            let (what, mend) = match text.split_once("; if it is a mistake: ") {
-                Some((what, mend)) => (what, vm.fit(mend)),
+            let (what, remedy) = match text.split_once("; if it is a mistake: ") {
+                Some((what, remedy)) => (what, vm.fit(remedy)),
                 None => (text.as_str(), spelt_right(vm, number)),
             };
-            found.push(Hit::at(place, what, mend).of(vm.id));
+            found.push(Hit::at(place, what, remedy).of(vm.id));
         }
     }
     found
@@ -251,14 +251,14 @@ fn args(facts: &Facts) -> Vec<Hit> {
     let mut found = Vec::new();
     for vm in &facts.guests.vms {
         if let Some(text) = &vm.by_args {
-            let (what, mend) = text.split_once("; better: ").unwrap_or((text, ""));
-            found.push(Hit::at(vm.place("args"), what, vm.fit(mend)).of(vm.id));
+            let (what, remedy) = text.split_once("; better: ").unwrap_or((text, ""));
+            found.push(Hit::at(vm.place("args"), what, vm.fit(remedy)).of(vm.id));
         }
         for unread in &vm.config.args.unread {
             let text = hookscript::unread_args(vm.id, &vm.config, unread);
             let slot = facts.slots.first().map_or_else(|| "SLOT".to_string(), |slot| slot.id.to_string());
-            let (what, mend) = text.split_once("; a GPU belongs into hostpci: ").unwrap_or((&text, ""));
-            found.push(Hit::at(vm.place("args"), what, vm.fit(&mend.replace("SLOT", &slot))).of(vm.id));
+            let (what, remedy) = text.split_once("; a GPU belongs into hostpci: ").unwrap_or((&text, ""));
+            found.push(Hit::at(vm.place("args"), what, vm.fit(&remedy.replace("SLOT", &slot))).of(vm.id));
         }
     }
     found
@@ -286,9 +286,9 @@ fn one_function(facts: &Facts) -> Vec<Hit> {
                 slot.id,
                 missing.join(" ")
             );
-            let mend =
+            let remedy =
                 format!("qm set {} --hostpci{index} {}", vm.id, line.raw.replacen(&id.text, &slot.id.to_string(), 1));
-            found.push(Hit::at(vm.place(&format!("hostpci{index}")), what, vm.fit(&mend)).of(vm.id));
+            found.push(Hit::at(vm.place(&format!("hostpci{index}")), what, vm.fit(&remedy)).of(vm.id));
         }
     }
     found
@@ -304,8 +304,8 @@ fn keep(facts: &Facts) -> Vec<Hit> {
             }
             let raw: Vec<&str> = line.raw.split(',').filter(|part| *part != "driver=keep").collect();
             let what = format!("hostpci{index} of VM {} has driver=keep", vm.id);
-            let mend = format!("qm set {} --hostpci{index} {}", vm.id, raw.join(","));
-            found.push(Hit::at(vm.place(&format!("hostpci{index}")), what, vm.fit(&mend)).of(vm.id));
+            let remedy = format!("qm set {} --hostpci{index} {}", vm.id, raw.join(","));
+            found.push(Hit::at(vm.place(&format!("hostpci{index}")), what, vm.fit(&remedy)).of(vm.id));
         }
     }
     found
@@ -328,9 +328,9 @@ fn same_card(facts: &Facts) -> Vec<Hit> {
 fn ha(facts: &Facts) -> Vec<Hit> {
     let hit = |vm: &Vm| {
         let text = vm.surprises.ha.as_ref()?;
-        let mend =
+        let remedy =
             format!("keep HA off it: ha-manager remove vm:{}; or give each node that may start it such a card", vm.id);
-        Some(Hit::at("/etc/pve/ha/resources.cfg", text, mend).of(vm.id))
+        Some(Hit::at("/etc/pve/ha/resources.cfg", text, remedy).of(vm.id))
     };
     takers(facts).filter_map(hit).collect()
 }
@@ -340,8 +340,8 @@ fn cluster(facts: &Facts) -> Vec<Hit> {
     let nodes = if nodes.is_empty() { "the others" } else { &nodes };
     let hit = |vm: &Vm| {
         let (what, _) = vm.surprises.cluster.as_ref()?.split_once(", so ")?;
-        let mend = format!("apt install ./gpu-handoff_*_amd64.deb, on {nodes}");
-        Some(Hit::at("/etc/pve/corosync.conf", what, mend).of(vm.id))
+        let remedy = format!("apt install ./gpu-handoff_*_amd64.deb, on {nodes}");
+        Some(Hit::at("/etc/pve/corosync.conf", what, remedy).of(vm.id))
     };
     facts.guests.vms.iter().filter(|vm| vm.has_hook).filter_map(hit).collect()
 }
@@ -352,9 +352,9 @@ fn would_not_start(facts: &Facts) -> Vec<Hit> {
         let text = vm.refusal.as_ref()?;
         let is_told = facts.only.is_none() && known.iter().any(|known| text.contains(known.as_str()));
         let when = if vm.has_hook { "as things are it" } else { "with the hookscript it" };
-        let (what, mend) = text.split_once("; ").unwrap_or((text, ""));
+        let (what, remedy) = text.split_once("; ").unwrap_or((text, ""));
         let what = format!("VM {}: {when} would not start now: {what}", vm.id);
-        (!is_told).then(|| Hit::at(named_in(vm), what, vm.fit(mend)).of(vm.id))
+        (!is_told).then(|| Hit::at(named_in(vm), what, vm.fit(remedy)).of(vm.id))
     };
     facts.guests.vms.iter().filter_map(hit).collect()
 }

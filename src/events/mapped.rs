@@ -218,7 +218,7 @@ fn one(
     for entry in &entries {
         if let Some(why) = invalid(name, entry, &|address| Seen::read(kernel, address)) {
             return refused(format!(
-                "which Proxmox refuses: PCI device mapping invalid (hardware probably changed): {why}; mend it in Datacenter, \
+                "which Proxmox refuses: PCI device mapping invalid (hardware probably changed): {why}; fix it in Datacenter, \
                  Resource Mappings; what it says now: pvesh get /cluster/mapping/pci/{name}"
             ));
         }

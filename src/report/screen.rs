@@ -67,8 +67,8 @@ fn write_gpu(text: &mut String, gpu: &Gpu, version: Option<&str>, unseen: &str, 
         add(wrapped("nodes", dri));
     }
     gpu.causes.iter().for_each(|cause| add(line("cause", cause)));
-    if let Some(mend) = mend(gpu) {
-        add(line("mend", &mend));
+    if let Some(remedy) = remedy(gpu) {
+        add(line("remedy", &remedy));
     }
     if let Some(last) = &gpu.last {
         add(wrapped("last", &describe_last(last)));
@@ -112,7 +112,7 @@ fn write_functions(text: &mut String, gpu: &Gpu, version: Option<&str>) {
 }
 
 /// What to type; none when all is as it should be, or will be by itself.
-fn mend(gpu: &Gpu) -> Option<String> {
+fn remedy(gpu: &Gpu) -> Option<String> {
     let slot = gpu.slot.id;
     match gpu.has {
         Has::Wedged(_) => Some(of_wedged(gpu)),

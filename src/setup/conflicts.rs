@@ -22,7 +22,7 @@ pub fn of_cards(app: &App, config: &Config, slots: &[SlotId]) -> Vec<String> {
     find(app, config)
 }
 
-/// What shows, then what is behind it, then what to do once that is mended.
+/// What shows, then what is behind it, then what to do once that is fixed.
 pub fn find(app: &App, config: &Config) -> Vec<String> {
     let kernel = app.kernel;
     let causes = Facts::read(kernel, config).causes();

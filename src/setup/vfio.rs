@@ -179,7 +179,7 @@ fn carry_out(app: &App, step: &Step) -> Result<()> {
         }
         Step::Initramfs => {
             kernel.program(UPDATE_INITRAMFS, &["-u", "-k", "all"], LIMIT).map_err(|error| {
-                Exit::failed(format!("{UPDATE_INITRAMFS} -u -k all: {error}; try again when that is mended"))
+                Exit::failed(format!("{UPDATE_INITRAMFS} -u -k all: {error}; try again when that is fixed"))
             })?;
             forget(app)
         }

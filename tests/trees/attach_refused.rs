@@ -106,7 +106,7 @@ fn a_configuration_that_must_not_be_touched() {
         }
     }
     let odd = container(ready(), &with("dev1: /etc/passwd\ndev2: gid=44\n"));
-    let message = "container 101 was not touched: Proxmox cannot read its dev1 dev2 and starts it with none; mend that: pct \
+    let message = "container 101 was not touched: Proxmox cannot read its dev1 dev2 and starts it with none; fix that: pct \
                    set 101 --delete dev1,dev2";
     refuses(&odd, "container attach 101 --style dev", 3, message);
     assert_eq!(odd.run("container attach 101").code, Some(0));

@@ -63,11 +63,11 @@ pub fn silent(id: &str, host: &Host) {
 
 /// What it advises to type is typed, and then it finds that no more.
 #[track_caller]
-pub fn mended(id: &str, host: &Host) {
+pub fn fixed(id: &str, host: &Host) {
     let all = findings(host, "doctor");
     let finding = of(&all, id)[0];
-    let mend = finding["mend"].as_str().unwrap();
-    let first = mend.trim_start_matches("if that is right: ").trim_start_matches("if that is not meant: ");
+    let remedy = finding["remedy"].as_str().unwrap();
+    let first = remedy.trim_start_matches("if that is right: ").trim_start_matches("if that is not meant: ");
     let first = first.trim_start_matches("if it is to count: ").trim_start_matches("then: ");
     let first = ["; or", "; then", "; if", "; else", " && update-", " && proxmox-boot-tool"]
         .iter()
@@ -167,7 +167,7 @@ fn a_finding_is_told_with_all_that_belongs_to_it() {
     let finding = json!({"id": "vm-balloon", "severity": "warning", "guest": 111, "fix": false,
         "place": "/etc/pve/qemu-server/111.conf:8", "found": "VM 111 has 4096 MiB and is to go down to 1024",
         "why": "Memory of a VM with a card is pinned: what the balloon takes from the guest the host does not get.",
-        "mend": "qm set 111 --balloon 0"});
+        "remedy": "qm set 111 --balloon 0"});
     assert_eq!(told["findings"], json!([finding]));
     assert_eq!((&told["errors"], &told["warnings"], &told["notes"]), (&json!(0), &json!(1), &json!(0)));
 }
@@ -394,7 +394,7 @@ fn advice_of_other_verbs_is_the_same_as_doctors() {
     let absent = fires_of("vm-device-absent", &host, "doctor 112");
     let plan = host.run("plan 112");
     assert!(
-        plan.err.contains(absent["found"].as_str().unwrap()) && plan.err.contains(absent["mend"].as_str().unwrap())
+        plan.err.contains(absent["found"].as_str().unwrap()) && plan.err.contains(absent["remedy"].as_str().unwrap())
     );
 }
 

@@ -1,4 +1,4 @@
-use super::doctor::{fires, fires_of, mended, silent, well};
+use super::doctor::{fires, fires_of, fixed, silent, well};
 use super::*;
 use std::time::{Duration, SystemTime};
 
@@ -33,13 +33,13 @@ fn an_iommu_that_is_off() {
     };
     let finding = fires("iommu-off", &off(), "/sys/kernel/iommu_groups", &["error", "no device is in an IOMMU group"]);
     // As setup vfio has it, which is what to type.
-    assert!(off().run("setup vfio").err.contains(finding["mend"].as_str().unwrap()));
+    assert!(off().run("setup vfio").err.contains(finding["remedy"].as_str().unwrap()));
     silent("iommu-off", &well());
     // One card alone is in none.
     let one = well().without(&format!("{}/iommu_group", device("0000:01:00.0")));
     let place = "/sys/bus/pci/devices/0000:01:00.0/iommu_group";
     let finding = fires("iommu-off", &one, place, &["0000:01:00.0 is in no IOMMU group"]);
-    assert!(one.run("plan 111").err.contains(finding["mend"].as_str().unwrap()));
+    assert!(one.run("plan 111").err.contains(finding["remedy"].as_str().unwrap()));
     // A host without a card wants none.
     silent("iommu-off", &Host::new().file("etc/pve/lxc/1.conf", ""));
 }
@@ -60,7 +60,7 @@ fn words_that_turn_the_iommu_off() {
     fires("iommu-word-off", &host, GRUB, &["although there is intel_iommu=on as well"]);
     let both = grub("intel_iommu=on iommu=off", "");
     fires("iommu-word-off", &both, GRUB, &["from the next boot on"]);
-    mended("iommu-word-off", &both);
+    fixed("iommu-word-off", &both);
     let left = fs::read_to_string(both.path("etc/default/grub")).unwrap();
     assert!(left.contains("intel_iommu=on") && !left.contains("iommu=off"), "{left}");
 }
@@ -72,7 +72,7 @@ fn a_word_that_no_kernel_knows() {
     // Not a part of another word.
     let both = grub("intel_iommu=on iommu=on quiet", "");
     fires("iommu-no-such-word", &both, GRUB, &["iommu=on is no option"]);
-    mended("iommu-no-such-word", &both);
+    fixed("iommu-no-such-word", &both);
     let left = fs::read_to_string(both.path("etc/default/grub")).unwrap();
     assert!(left.contains("\"intel_iommu=on  quiet\""), "{left}");
     silent("iommu-no-such-word", &grub("intel_iommu=on iommu=pt", "intel_iommu=on iommu=pt"));
@@ -85,7 +85,7 @@ fn interrupts_that_are_not_remapped() {
     }
     let host = well().file("etc/modprobe.d/x.conf", "# a\noptions vfio_iommu_type1 allow_unsafe_interrupts=1\n");
     fires("interrupts-unsafe", &host, "/etc/modprobe.d/x.conf:2", &["has vfio do without interrupt remapping"]);
-    mended("interrupts-unsafe", &host);
+    fixed("interrupts-unsafe", &host);
     silent("interrupts-unsafe", &grub("intremap=nosid", "intremap=nosid"));
     silent(
         "interrupts-unsafe",
@@ -127,9 +127,9 @@ fn a_word_for_the_other_boot_loader() {
 #[track_caller]
 fn mended_into(host: &Host, file: &str, text: &str) {
     let finding = fires_of("other-boot-loader", host, "doctor");
-    let mend = finding["mend"].as_str().unwrap().split(" && ").next().unwrap();
-    doctor::type_there(host, mend);
-    assert_eq!(fs::read_to_string(host.path(file)).unwrap(), text, "{mend}");
+    let remedy = finding["remedy"].as_str().unwrap().split(" && ").next().unwrap();
+    doctor::type_there(host, remedy);
+    assert_eq!(fs::read_to_string(host.path(file)).unwrap(), text, "{remedy}");
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn a_kernel_without_vfio_pci() {
         "/lib/modules/6.12.48-1-pve/modules.dep",
         &["error", "vfio-pci is neither loaded"],
     );
-    assert!(host.run("plan 111").err.contains(finding["mend"].as_str().unwrap()));
+    assert!(host.run("plan 111").err.contains(finding["remedy"].as_str().unwrap()));
     silent(
         "vfio-missing",
         &host.file("lib/modules/6.12.48-1-pve/modules.dep", "kernel/drivers/vfio/pci/vfio-pci.ko: x\n"),
@@ -175,7 +175,7 @@ fn a_kernel_that_was_removed() {
 fn a_module_that_went_away() {
     let host = well().file("etc/modules", "# x\nvfio\nvfio_virqfd\n");
     fires("vfio-virqfd", &host, "/etc/modules:3", &["note", "kernel 6.12.48-1-pve has no such module"]);
-    mended("vfio-virqfd", &host);
+    fixed("vfio-virqfd", &host);
     let host = well().file("etc/modules-load.d/vfio.conf", "vfio-virqfd\n");
     fires("vfio-virqfd", &host, "/etc/modules-load.d/vfio.conf:1", &[]);
     silent("vfio-virqfd", &host.file("proc/sys/kernel/osrelease", "6.1.0-1-pve\n"));
@@ -211,7 +211,7 @@ fn options_that_contradict_each_other() {
         .file("etc/modprobe.d/b.conf", "options nvidia-drm modeset=1 fbdev=1\n");
     let words = ["warning", "modeset=0 here and modeset=1 in /etc/modprobe.d/b.conf:1, which counts"];
     fires("options-contradict", &host, "/etc/modprobe.d/a.conf:1", &words);
-    mended("options-contradict", &host);
+    fixed("options-contradict", &host);
     let host = grub("nvidia-drm.modeset=1", "nvidia-drm.modeset=1")
         .file("etc/modprobe.d/a.conf", "options nvidia_drm modeset=0\n");
     fires("options-contradict", &host, "/etc/modprobe.d/a.conf:1", &["modeset=1 in /etc/default/grub:2, which counts"]);
@@ -231,7 +231,7 @@ fn a_file_that_modprobe_does_not_read() {
         "/etc/modprobe.d/blacklist-fb:2",
         &["warning", "blacklist nouveau is in a file that is not read"],
     );
-    mended("modprobe-not-read", &host);
+    fixed("modprobe-not-read", &host);
     fires(
         "modprobe-not-read",
         &well().file("etc/modprobe.d/vfio.conf.bak", "options vfio-pci ids=1:2\n"),
@@ -257,7 +257,7 @@ fn a_file_that_hides_a_packages() {
         "/etc/modprobe.d/nvidia.conf",
         &["note", "it hides /usr/lib/modprobe.d/nvidia.conf"],
     );
-    mended("modprobe-hidden", &host);
+    fixed("modprobe-hidden", &host);
     silent(
         "modprobe-hidden",
         &well().file("usr/lib/modprobe.d/a.conf", "blacklist pcspkr\n").file("etc/modprobe.d/a.conf", ""),
@@ -273,6 +273,6 @@ fn proxmoxs_own_file_under_another_name() {
         "/etc/modprobe.d/pve-blacklist-old.conf",
         &["warning", "which belongs to pve-manager"],
     );
-    mended("modprobe-renamed", &host);
+    fixed("modprobe-renamed", &host);
     silent("modprobe-renamed", &well().file("etc/modprobe.d/pve-blacklist.conf", "blacklist nvidiafb\n"));
 }

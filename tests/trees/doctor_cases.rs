@@ -32,7 +32,7 @@ fn found(host: &Host, id: &str, words: &str) -> String {
     let all = findings(host, "doctor");
     let is_it = |finding: &&Value| finding["id"] == id && finding.to_string().contains(words);
     let finding = all.iter().find(is_it).unwrap_or_else(|| panic!("{id} {words}: {all:#?}"));
-    finding["mend"].as_str().unwrap().to_string()
+    finding["remedy"].as_str().unwrap().to_string()
 }
 
 #[track_caller]
@@ -64,8 +64,8 @@ fn a_driver_that_is_kept_away_elsewhere() {
         ("blacklist", "blacklist nvidia_uvm"),
         ("blacklist", "blacklist nvidia_modeset"),
     ] {
-        let mend = found(&host, id, words);
-        type_there(&host, mend.split("; then").next().unwrap());
+        let remedy = found(&host, id, words);
+        type_there(&host, remedy.split("; then").next().unwrap());
     }
     let remove = "ACTION==\"add\", SUBSYSTEM==\"pci\", ATTR{vendor}==\"0x10de\", ATTR{class}==\"0x03[0-9]*\", ATTR{remove}=\"1\"\n";
     found(&Host::new().file("usr/lib/udev/rules.d/50-remove-nvidia.rules", remove), "udev-rule", "ln -s /dev/null");
@@ -106,9 +106,9 @@ fn a_stranger_in_the_group_is_not_to_be_unbound() {
     let disk = vm(card().function("0000:02:00.0", "010802", "144d:a808", "nvme", 1));
     let card = vm(card().function("0000:02:00.0", "030000", "10de:2684", "nvidia", 1));
     for (host, driver) in [(disk, "nvme"), (card, "nvidia")] {
-        let mend =
+        let remedy =
             found(&host, "group-shared", &format!("0000:02:00.0 is in the same IOMMU group (1) and {driver} has it"));
-        assert!(!mend.contains("unbind"), "{mend}");
+        assert!(!remedy.contains("unbind"), "{remedy}");
     }
 }
 
@@ -141,8 +141,8 @@ fn an_address_that_is_another_devices_now() {
         .function("0000:01:00.0", "010802", "144d:a808", "nvme", 14)
         .vm(111, "hookscript: local:snippets/gpu-handoff\nhostpci0: 0000:01:00\n")
         .config(r#"{"gpus":{"0000:01:00":{"home":"nvidia"}}}"#);
-    let mend = found(&host, "vm-other-device", "which nvme has");
-    type_there(&host, mend.split_once(": ").unwrap().1.split("; ").next().unwrap());
+    let remedy = found(&host, "vm-other-device", "which nvme has");
+    type_there(&host, remedy.split_once(": ").unwrap().1.split("; ").next().unwrap());
     assert!(!findings(&host, "doctor").iter().any(|finding| finding["id"] == "vm-other-device"));
     found(&host, "config-slot", "name one of those of this host: 0000:02:00");
 }
@@ -153,8 +153,8 @@ fn who_is_kept_alive_by_somebody_else_is_not_to_be_killed() {
         .vm(111, "hostpci0: 0000:01:00\n")
         .file(&format!("{}/drm/card0/dev", device("0000:01:00.0")), NULL_NUMBER);
     let docker = host.process(PID, "ollama", "/system.slice/docker-0123456789ab.scope", &[NULL]);
-    let mend = found(&docker, "vm-would-not-start", "ollama");
-    assert!(mend.contains("docker stop") && !mend.contains("kill "), "{mend}");
+    let remedy = found(&docker, "vm-would-not-start", "ollama");
+    assert!(remedy.contains("docker stop") && !remedy.contains("kill "), "{remedy}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use super::doctor::{fires, fires_of, mended, silent, well};
+use super::doctor::{fires, fires_of, fixed, silent, well};
 use super::*;
 
 // doctor: containers
@@ -22,7 +22,7 @@ fn nodes_that_are_given_twice() {
     let words = ["error", "/dev/nvidia0 by dev0 and by lxc.mount.entry", "pct set 101 --delete dev0"];
     let finding = fires("ct-node-twice", &host, &format!("{CT}:3"), &words);
     assert_eq!(finding["guest"], 101);
-    mended("ct-node-twice", &host);
+    fixed("ct-node-twice", &host);
     silent("ct-node-twice", &ct(&format!("unprivileged: 1\n{MOUNT}dev0: /dev/nvidia1\n")));
 }
 
@@ -56,7 +56,7 @@ fn rules_that_are_missing_or_of_another_time() {
         &["error", "none for nvidia-uvm 511", "gpu-handoff container attach 101"],
     );
     // What is advised is accepted.
-    let call = finding["mend"].as_str().unwrap().strip_prefix("gpu-handoff ").unwrap().to_string();
+    let call = finding["remedy"].as_str().unwrap().strip_prefix("gpu-handoff ").unwrap().to_string();
     assert_eq!(host.run(&format!("{call} --dry-run")).code, Some(0));
     silent("ct-rules", &ct(&format!("{RULES}{MOUNT}")));
     // What is not about a GPU is not looked at.
@@ -71,7 +71,7 @@ fn nodes_that_go_with_a_card() {
     let host = ct(&format!("{RULES}{MOUNT}"));
     let words = ["warning", "given /dev/nvidia0 without /dev/nvidiactl and /dev/nvidia-uvm"];
     let finding = fires("ct-nodes-incomplete", &host, &format!("{CT}:4"), &words);
-    let call = finding["mend"].as_str().unwrap().strip_prefix("gpu-handoff ").unwrap().to_string();
+    let call = finding["remedy"].as_str().unwrap().strip_prefix("gpu-handoff ").unwrap().to_string();
     assert_eq!(host.run(&format!("{call} --dry-run")).code, Some(0), "{call}");
     silent("ct-nodes-incomplete", &ct(&all));
     silent("ct-nodes-incomplete", &ct("lxc.mount.entry: /dev dev none bind\n"));
@@ -108,7 +108,7 @@ fn a_container_that_has_none() {
     let host = ct("");
     silent("ct-not-attached", &host);
     let finding = fires_of("ct-not-attached", &host, "doctor 101");
-    let call = finding["mend"].as_str().unwrap().strip_prefix("gpu-handoff ").unwrap().to_string();
+    let call = finding["remedy"].as_str().unwrap().strip_prefix("gpu-handoff ").unwrap().to_string();
     assert_eq!(host.run(&format!("{call} --dry-run")).code, Some(0), "{call}");
 }
 

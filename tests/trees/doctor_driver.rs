@@ -161,7 +161,7 @@ fn services_that_hold_the_card() {
     let place = "/sys/fs/cgroup/system.slice/nvidia-persistenced.service";
     let finding = fires("services-hold-card", &host, place, &["warning", "policy.nvidia_services is refuse"]);
     // What it says to write is understood.
-    let json = finding["mend"].as_str().unwrap().split(" in /").next().unwrap().to_string();
+    let json = finding["remedy"].as_str().unwrap().split(" in /").next().unwrap().to_string();
     let told = runs("nvidia-persistenced.service").config(&json);
     assert_eq!(told.run("config check").code, Some(0));
     silent("services-hold-card", &told);

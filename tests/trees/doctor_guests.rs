@@ -1,4 +1,4 @@
-use super::doctor::{findings, fires, fires_of, hooked, mended, silent, well, well_but};
+use super::doctor::{findings, fires, fires_of, fixed, hooked, silent, well, well_but};
 use super::*;
 
 // doctor: VMs and their settings
@@ -31,7 +31,7 @@ fn a_vm_without_the_hookscript() {
     let host = vm("hostpci0: 0000:01:00");
     fires("vm-no-hook", &host, &format!("{VM}:2"), &["warning", "VM 111 takes 0000:01:00", "gpu-handoff enable 111"]);
     let host = super::starts::with_program(host, "usr/sbin/qm", "set");
-    mended("vm-no-hook", &host);
+    fixed("vm-no-hook", &host);
     let other = vm("hostpci0: 0000:01:00\nhookscript: local:snippets/mine.sh").file("var/lib/vz/snippets/mine.sh", "");
     is_at("vm-no-hook", &other, 3, &["it has local:snippets/mine.sh", "chain-hookscript"]);
     silent("vm-no-hook", &well());
@@ -48,7 +48,7 @@ fn a_hookscript_without_a_card() {
         &format!("{VM}:2"),
         &["warning", "names no device yet", "qm set 111 --hostpci0 0000:01:00"],
     );
-    mended("vm-hook-no-card", &vm(HOOK));
+    fixed("vm-hook-no-card", &vm(HOOK));
     silent("vm-hook-no-card", &well());
 }
 
@@ -70,9 +70,9 @@ fn an_address_that_shifted() {
     fires_at("vm-other-device", &host(), &format!("{VM}:3"), &["\"severity\":\"warning\""]);
     silent("vm-other-device", &well());
     // The start is refused in the same words, but for one.
-    let mend = fires_of("vm-other-device", &told, "doctor 111")["mend"].as_str().unwrap().to_string();
-    assert!(told.run("111 pre-start").err.contains(&mend));
-    let line = mend.split(": ").nth(1).unwrap().split("; ").next().unwrap();
+    let remedy = fires_of("vm-other-device", &told, "doctor 111")["remedy"].as_str().unwrap().to_string();
+    assert!(told.run("111 pre-start").err.contains(&remedy));
+    let line = remedy.split(": ").nth(1).unwrap().split("; ").next().unwrap();
     doctor::type_there(&told, line);
     silent("vm-other-device", &told);
 }
@@ -81,8 +81,8 @@ fn an_address_that_shifted() {
 fn a_device_that_is_not_there() {
     let host = vm(&format!("{HOOK}\nhostpci0: 0000:09:00"));
     fires("vm-device-absent", &host, &format!("{VM}:3"), &["error", "there is no such device"]);
-    let mend = fires_of("vm-device-absent", &host, "doctor")["mend"].as_str().unwrap().to_string();
-    doctor::type_there(&host, mend.split_once(": ").unwrap().1);
+    let remedy = fires_of("vm-device-absent", &host, "doctor")["remedy"].as_str().unwrap().to_string();
+    doctor::type_there(&host, remedy.split_once(": ").unwrap().1);
     silent("vm-device-absent", &host);
     silent("vm-mapping", &vm(&format!("{HOOK}\nhostpci0: 0000:09:00")));
 }
@@ -106,11 +106,11 @@ fn lines_that_proxmox_drops_or_not() {
     let words =
         ["warning", "there is no option 'newkey'", "Proxmox may understand it", "qm set 111 --hostpci0 '0000:01:00'"];
     fires("vm-line-not-understood", &host, &format!("{VM}:3"), &words);
-    mended("vm-line-not-understood", &host);
+    fixed("vm-line-not-understood", &host);
     for (written, right) in [("0000:0A:00", "0000:0a:00"), ("1:0.0", "01:00.0")] {
         let host = vm(&format!("{HOOK}\nhostpci0: {written}"));
         is_at("vm-line-not-understood", &host, 3, &[&format!("qm set 111 --hostpci0 {right}")]);
-        mended("vm-line-not-understood", &host);
+        fixed("vm-line-not-understood", &host);
     }
     is_at("vm-line-not-understood", &vm("hostpci0: nonsense"), 2, &["see that line: qm config 111"]);
     silent("vm-line-not-understood", &vm("hostpci0: 01:00"));
@@ -141,7 +141,7 @@ fn one_function_of_several() {
         "qm set 111 --hostpci0 0000:01:00,x-vga=1",
     ];
     fires("vm-one-function", &host, &format!("{VM}:3"), &words);
-    mended("vm-one-function", &host);
+    fixed("vm-one-function", &host);
     silent("vm-one-function", &well());
     silent("vm-one-function", &vm("hostpci0: 0000:01:00.0\nhostpci1: 01:00.1"));
     silent("vm-one-function", &vm("hostpci0: 0000:01:00.0;0000:01:00.1"));
@@ -151,7 +151,7 @@ fn one_function_of_several() {
 fn a_card_that_nobody_makes_ready() {
     let host = vm("hostpci0: 0000:01:00,driver=keep");
     fires("vm-keep", &host, &format!("{VM}:2"), &["warning", "qm set 111 --hostpci0 0000:01:00"]);
-    mended("vm-keep", &host);
+    fixed("vm-keep", &host);
     silent("vm-keep", &vm("hostpci0: 0000:01:00,driver=vfio"));
     let other = vm("hostpci0: 0000:05:00,driver=keep").function("0000:05:00.0", "010802", "144d:a808", "nvme", 5);
     silent("vm-keep", &other);
@@ -164,7 +164,7 @@ fn two_vms_at_boot() {
     let finding =
         fires("vm-same-card-at-boot", &host, "/etc/pve/qemu-server/112.conf:8", &["warning", "VM 111 and VM 112"]);
     assert_eq!(finding["guest"], 112);
-    mended("vm-same-card-at-boot", &host);
+    fixed("vm-same-card-at-boot", &host);
     silent("vm-same-card-at-boot", &two("onboot: 1\n", "onboot: 0\n"));
     silent("vm-same-card-at-boot", &two("onboot: 1\n", ""));
 }
@@ -189,7 +189,7 @@ fn a_start_that_would_be_refused() {
     };
     let words = ["warning", "VM 111: as things are it would not start now", "it is in use", "docker stop"];
     let finding = fires("vm-would-not-start", &used(well()), &format!("{VM}:7"), &words);
-    assert!(used(well()).run("plan 111").err.contains(finding["mend"].as_str().unwrap()));
+    assert!(used(well()).run("plan 111").err.contains(finding["remedy"].as_str().unwrap()));
     fires(
         "vm-would-not-start",
         &used(vm("hostpci0: 0000:01:00")),
@@ -215,7 +215,7 @@ fn pcie_without_pci_express() {
     let host = || vm(&format!("{HOOK}\nhostpci0: 0000:01:00,pcie=1"));
     let words = ["error", "its machine is i440fx, the default", "or: qm set 111 --hostpci0 0000:01:00"];
     fires("vm-pcie-needs-q35", &host(), &format!("{VM}:3"), &words);
-    mended("vm-pcie-needs-q35", &host());
+    fixed("vm-pcie-needs-q35", &host());
     let other = host();
     doctor::type_there(&other, "qm set 111 --hostpci0 0000:01:00");
     silent("vm-pcie-needs-q35", &other);
@@ -230,7 +230,7 @@ fn pcie_without_pci_express() {
 fn displays_and_firmware() {
     let host = vm("hostpci0: 0000:01:00,x-vga=1\nvga: qxl\nbios: ovmf");
     fires("vm-vga-ignored", &host, &format!("{VM}:3"), &["note", "vga: qxl"]);
-    mended("vm-vga-ignored", &host);
+    fixed("vm-vga-ignored", &host);
     silent("vm-vga-ignored", &vm("hostpci0: 0000:01:00,x-vga=1\nvga: none"));
     silent("vm-vga-ignored", &vm("hostpci0: 0000:01:00\nvga: qxl"));
     fires("vm-bios", &vm("hostpci0: 0000:01:00,x-vga=1"), &format!("{VM}:2"), &["note", "SeaBIOS"]);
@@ -242,7 +242,7 @@ fn displays_and_firmware() {
 fn disks_and_files_that_are_missing() {
     let host = vm("hostpci0: 0000:01:00\nbios: ovmf\nscsi0: tank:vm-111-disk-0,size=32G");
     fires("vm-efi-without-disk", &host, &format!("{VM}:3"), &["note", "qm set 111 --efidisk0 tank:1,efitype=4m"]);
-    mended("vm-efi-without-disk", &host);
+    fixed("vm-efi-without-disk", &host);
     silent("vm-efi-without-disk", &vm("hostpci0: 0000:01:00"));
     let host = vm("hostpci0: 0000:01:00,romfile=gpu.rom,x-vga=1");
     fires(
@@ -251,7 +251,7 @@ fn disks_and_files_that_are_missing() {
         &format!("{VM}:2"),
         &["error", "no /usr/share/kvm/gpu.rom", "qm set 111 --hostpci0 0000:01:00,x-vga=1"],
     );
-    mended("vm-romfile-missing", &host);
+    fixed("vm-romfile-missing", &host);
     silent("vm-romfile-missing", &vm("hostpci0: 0000:01:00,romfile=gpu.rom").file("usr/share/kvm/gpu.rom", ""));
 }
 
@@ -260,7 +260,7 @@ fn memory_that_does_not_fit() {
     let host = |mib: u64| well().file("proc/meminfo", &format!("MemTotal:       {} kB\n", mib * 1024));
     let place = format!("{VM}:9");
     fires("vm-memory", &host(4095), &place, &["\"severity\":\"error\"", "VM 111 has 4096 MiB, and the host 4095"]);
-    mended("vm-memory", &host(4095));
+    fixed("vm-memory", &host(4095));
     fires("vm-memory", &host(5119), &place, &["\"severity\":\"warning\"", "leaves it less than 1024"]);
     silent("vm-memory", &host(5120));
     let two = |first: &str| hooked(well_but(first), 112, "onboot: 1\n").file("proc/meminfo", "MemTotal: 7340032 kB\n");
@@ -283,11 +283,11 @@ fn memory_that_does_not_fit() {
 fn a_balloon_and_a_processor() {
     is_at("vm-balloon", &well_but("balloon: 2048\n"), 8, &["warning"]);
     fires("vm-balloon", &well_but("balloon: 2048\n"), &format!("{VM}:8"), &["qm set 111 --balloon 0"]);
-    mended("vm-balloon", &well_but("balloon: 2048\n"));
+    fixed("vm-balloon", &well_but("balloon: 2048\n"));
     silent("vm-balloon", &well_but("balloon: 0\n"));
     silent("vm-balloon", &well_but("balloon: 4096\n"));
     fires("vm-cpu", &vm("hostpci0: 0000:01:00\ncpu: x86-64-v2-AES"), &format!("{VM}:3"), &["note", "x86-64-v2-AES"]);
-    mended("vm-cpu", &vm("hostpci0: 0000:01:00\ncpu: x86-64-v2-AES"));
+    fixed("vm-cpu", &vm("hostpci0: 0000:01:00\ncpu: x86-64-v2-AES"));
     is_at_file("vm-cpu", &vm("hostpci0: 0000:01:00"), &["kvm64"]);
     silent("vm-cpu", &vm("hostpci0: 0000:01:00\ncpu: cputype=host,flags=+aes"));
 }

@@ -1,4 +1,4 @@
-use super::doctor::{fires, fires_of, mended, silent, well, well_but, with_log};
+use super::doctor::{fires, fires_of, fixed, silent, well, well_but, with_log};
 use super::doctor_boot::{GRUB, grub};
 use super::*;
 
@@ -20,20 +20,20 @@ fn blacklists_and_the_like() {
     let at = |text: &str| well().file("etc/modprobe.d/x.conf", text);
     let place = "/etc/modprobe.d/x.conf:1";
     fires("blacklist", &at("blacklist nvidia\n"), place, &["error", "keeps nvidia from being loaded"]);
-    mended("blacklist", &at("blacklist nvidia\n"));
+    fixed("blacklist", &at("blacklist nvidia\n"));
     fires("blacklist", &at("blacklist nvidia_drm\n"), place, &["\"severity\":\"warning\""]);
     fires("blacklist", &at("blacklist nvidia_uvm\n"), place, &["\"severity\":\"error\""]);
     for word in ["modprobe.blacklist=nouveau,nvidiafb,nvidia", "module_blacklist=nvidia"] {
         fires("blacklist", &grub(word, word), GRUB, &["error", word]);
         fires("blacklist", &well().file("proc/cmdline", &format!("{word}\n")), "/proc/cmdline", &[]);
-        mended("blacklist", &grub(word, ""));
+        fixed("blacklist", &grub(word, ""));
     }
     silent("blacklist", &at("blacklist nouveau\nblacklist nvidiafb\n"));
     fires("install", &at("install nvidia /bin/false\n"), place, &["error"]);
-    mended("install", &at("install nvidia /bin/false\n"));
+    fixed("install", &at("install nvidia /bin/false\n"));
     silent("install", &at("install nvidia /sbin/modprobe -i nvidia-current\n"));
     fires("alias", &at("alias nvidia off\n"), place, &["error"]);
-    mended("alias", &at("alias nvidia off\n"));
+    fixed("alias", &at("alias nvidia off\n"));
     silent("alias", &at("alias nouveau off\n"));
 }
 
@@ -54,26 +54,26 @@ fn what_gives_the_card_to_vfio_at_boot() {
         "/sys/bus/pci/devices/0000:01:00.0/driver",
         &["put right what acts at boot: static-ids, softdep"],
     );
-    mended("static-ids", &host);
+    fixed("static-ids", &host);
     let word = "vfio-pci.ids=10de:2684,8086:1572";
     fires("static-ids", &grub(word, word), GRUB, &[word]);
-    mended("static-ids", &grub(word, ""));
+    fixed("static-ids", &grub(word, ""));
     silent("static-ids", &well().file("etc/modprobe.d/vfio.conf", "options vfio-pci ids=8086:1572\n"));
     silent("softdep", &well().file("etc/modprobe.d/vfio.conf", "softdep nvidia pre: vfio-pci\n"));
     let host = taken().file("etc/driverctl.d/0000:01:00.0", "vfio-pci\n");
     fires("driverctl", &host, "/etc/driverctl.d/0000:01:00.0:1", &["error"]);
-    mended("driverctl", &host);
+    fixed("driverctl", &host);
     silent("driverctl", &taken().file("etc/driverctl.d/0000:03:00.0", "vfio-pci\n"));
     let bind = "#!/bin/sh\necho vfio-pci >/sys/bus/pci/devices/0000:01:00.0/driver_override\n";
     let host = taken().file("etc/initramfs-tools/scripts/init-top/vfio.sh", bind);
     fires("bound-at-boot", &host, "/etc/initramfs-tools/scripts/init-top/vfio.sh:2", &["error", "in the initramfs"]);
-    mended("bound-at-boot", &host);
+    fixed("bound-at-boot", &host);
     silent("bound-at-boot", &taken().file("etc/initramfs-tools/scripts/init-top/x.sh", "#!/bin/sh\necho x\n"));
     let host = taken()
         .file("usr/local/bin/bind.sh", bind)
         .file("etc/modprobe.d/vfio.conf", "install vfio-pci /usr/local/bin/bind.sh\n");
     fires("bound-by-install", &host, "/etc/modprobe.d/vfio.conf:1", &["error"]);
-    mended("bound-by-install", &host);
+    fixed("bound-by-install", &host);
     silent("bound-by-install", &taken().file("etc/modprobe.d/vfio.conf", "install vfio-pci /usr/local/bin/none.sh\n"));
 }
 
@@ -82,12 +82,12 @@ fn rules_of_udevs() {
     let bind = "SUBSYSTEM==\"pci\", KERNEL==\"0000:01:00.0\", ATTR{driver_override}=\"vfio-pci\"\n";
     let host = taken().file("etc/udev/rules.d/10-vfio.rules", bind);
     fires("udev-rule", &host, "/etc/udev/rules.d/10-vfio.rules:1", &["error", "when it appears"]);
-    mended("udev-rule", &host);
+    fixed("udev-rule", &host);
     // A card that is removed is nowhere to be seen.
     let remove = "ACTION==\"add\", SUBSYSTEM==\"pci\", ATTR{vendor}==\"0x10de\", ATTR{class}==\"0x03[0-9]*\", ATTR{remove}=\"1\"\n";
     let host = Host::new().file("usr/lib/udev/rules.d/50-x.rules", remove);
     fires("udev-rule", &host, "/usr/lib/udev/rules.d/50-x.rules:1", &["has the kernel forget an NVIDIA card"]);
-    mended("udev-rule", &host);
+    fixed("udev-rule", &host);
     silent("udev-rule", &taken().file("etc/udev/rules.d/10-vfio.rules", &bind.replace("01:00", "03:00")));
 }
 
@@ -127,7 +127,7 @@ fn another_driver_for_the_same_card() {
         "/lib/modules/6.12.48-1-pve/modules.dep",
         &["warning", "nothing keeps it from taking the card"],
     );
-    mended("rival-driver", &race);
+    fixed("rival-driver", &race);
     for kept in
         ["blacklist nouveau\n", "install nouveau /bin/false\n", "alias nouveau off\n", "options nouveau modeset=0\n"]
     {
@@ -151,8 +151,8 @@ fn a_stranger_in_the_group() {
         place,
         &["error", "0000:02:00.0 is in the same IOMMU group (1) and nvme has it"],
     );
-    assert!(!finding["mend"].as_str().unwrap().contains("unbind"));
-    assert!(host().run("plan 111").err.contains(finding["mend"].as_str().unwrap()));
+    assert!(!finding["remedy"].as_str().unwrap().contains("unbind"));
+    assert!(host().run("plan 111").err.contains(finding["remedy"].as_str().unwrap()));
     // It is not told twice.
     silent("vm-would-not-start", &host());
     fires_of("vm-would-not-start", &host(), "doctor 111");

@@ -1,4 +1,4 @@
-use super::doctor::{fires, mended, silent, well, well_but};
+use super::doctor::{fires, fixed, silent, well, well_but};
 use super::setup_driver::{PENDING, executable};
 use super::*;
 
@@ -27,7 +27,7 @@ fn files_of_proxmoxs_that_do_not_let_themselves_be_used() {
     silent("rule-masked", &host);
     let masked = host.link("etc/udev/rules.d/60-gpu-handoff.rules", "dev/null");
     fires("rule-masked", &masked, "/etc/udev/rules.d/60-gpu-handoff.rules", &["error"]);
-    mended("rule-masked", &masked);
+    fixed("rule-masked", &masked);
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn cards_that_are_stuck_or_left() {
     silent("stranded", &well());
     let owed = well().record("vm-111", "0000:01:00", "leaving", "nvidia");
     fires("owed", &owed, "/run/gpu-handoff", &["warning", "bring it home", "gpu-handoff reconcile"]);
-    mended("owed", &owed);
+    fixed("owed", &owed);
     silent("owed", &well());
     let broken = well().file("run/gpu-handoff/vm-111", "{");
     let file = broken.path("run/gpu-handoff/vm-111");
@@ -75,7 +75,7 @@ fn other_names_for_the_same_nodes() {
     };
     let finding =
         fires("dri-names", &host(r#"{"0000:01:00.0":["card0"]}"#), "/dev/dri", &["warning", "card0", "card1"]);
-    assert!(!finding["mend"].as_str().unwrap().is_empty());
+    assert!(!finding["remedy"].as_str().unwrap().is_empty());
     silent("dri-names", &host(r#"{"0000:01:00.0":["card1"]}"#));
 }
 
@@ -118,7 +118,7 @@ fn the_link_that_guests_name() {
     let place = "/var/lib/vz/snippets/gpu-handoff";
     let gone = well().without(link);
     fires("hook-link", &gone, place, &["error", "is not there, and it is the hookscript of 111", "\"fix\":true"]);
-    mended("hook-link", &gone);
+    fixed("hook-link", &gone);
     let dead = well().without("usr/sbin/gpu-handoff");
     fires("hook-link", &dead, place, &["which is not there", "\"fix\":false"]);
     let another = well().without(link).file(link, "#!/bin/sh\n");

@@ -40,7 +40,7 @@ fn a_mapping_that_proxmox_refuses() {
         let host = host.file("etc/pve/mapping/pci.cfg", &format!("gpu\n\t{lines}\n")).vm(111, "hostpci3: mapping=gpu");
         let message = format!(
             "VM 111: hostpci3 uses mapping=gpu, which Proxmox refuses: PCI device mapping invalid (hardware probably changed): \
-             {why}; mend it in Datacenter, Resource Mappings; what it says now: pvesh get /cluster/mapping/pci/gpu"
+             {why}; fix it in Datacenter, Resource Mappings; what it says now: pvesh get /cluster/mapping/pci/gpu"
         );
         refuses(&host, "111 pre-start", 3, &message);
     }

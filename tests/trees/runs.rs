@@ -60,7 +60,7 @@ fn a_way_home_that_fails() {
         assert_eq!(told[0], "0000:01:00 VM 111 -> host", "{call}");
         assert_eq!(told[1], "  wait N ms  nobody has it open any more", "{call}");
         let end = "error: 0000:01:00 is stranded: unbind from vfio-pci 0000:01:00.0: the kernel reported success, but \
-                   nothing changed; mend that, then: gpu-handoff to-nvidia 0000:01:00";
+                   nothing changed; fix that, then: gpu-handoff to-nvidia 0000:01:00";
         assert_eq!(told.last().unwrap(), end, "{call}");
         let record = host.own_file("vm-111");
         assert_eq!(record["progress"], json!("returning"), "{call}");
@@ -272,6 +272,6 @@ fn what_was_left_behind_and_stays_there() {
     assert!(host.has_own_file("vm-112") && !host.has_own_file("vm-113") && host.has_own_file("vm-114"), "{}", run.err);
     let errors: Vec<String> = told(&run).into_iter().filter(|line| line.starts_with("error: ")).collect();
     let end = "error: 0000:01:00 is stranded: unbind from vfio-pci 0000:01:00.0: the kernel reported success, but \
-               nothing changed; mend that, then: gpu-handoff to-nvidia 0000:01:00";
+               nothing changed; fix that, then: gpu-handoff to-nvidia 0000:01:00";
     assert_eq!(errors, [end]);
 }

@@ -33,7 +33,7 @@ fn explains(host: Host, places: &[&str]) -> Host {
     let causes: Vec<&String> = lines.iter().filter(|line| line.contains("; to take it out: ")).collect();
     let told: Vec<&str> = causes.iter().map(|line| line.split_once(": ").unwrap().0).collect();
     assert_eq!(told, places, "{lines:#?}");
-    assert!(lines.contains(&"when that is mended: update-initramfs -u -k all, then reboot the host".to_string()));
+    assert!(lines.contains(&"when that is fixed: update-initramfs -u -k all, then reboot the host".to_string()));
     let run = host.run("setup vfio");
     for line in &lines {
         assert!(run.err.contains(&format!("gpu-handoff: warning: {line}\n")), "{}", run.err);
@@ -67,10 +67,10 @@ fn bound_per_device_at_boot() {
     let lines = found(&driverctl);
     assert_eq!(lines[0], "0000:01:00 is on vfio-pci, and no handoff put it there: the host does not have it");
     let places = ["/etc/driverctl.d/0000:01:00.0:1", "/etc/driverctl.d/pci-0000:01:00.1:1"];
-    let mended = explains(driverctl, &places);
+    let fixed = explains(driverctl, &places);
     // The card is where it was until the host is booted again, and that is not left unsaid.
-    assert_eq!(found(&mended).len(), 2);
-    assert!(found(&mended)[1].starts_with("nothing that acts at boot explains that"));
+    assert_eq!(found(&fixed).len(), 2);
+    assert!(found(&fixed)[1].starts_with("nothing that acts at boot explains that"));
     let rule = "# mine\nSUBSYSTEM==\"pci\", KERNEL==\"0000:01:00.0\", ATTR{driver_override}=\"vfio-pci\"\n";
     let path = "etc/udev/rules.d/10-vfio-bind.rules";
     explains(on("vfio-pci").file(path, rule), &["/etc/udev/rules.d/10-vfio-bind.rules:2"]);
@@ -222,7 +222,7 @@ fn told_wherever_the_card_is_asked_for() {
     let host = || on("vfio-pci").file(file.trim_start_matches('/'), "vfio-pci\n");
     assert_eq!(status(&host())["gpus"][0]["causes"], json!([cause]));
     assert!(host().run("--status").out.contains(&format!("  cause    {cause}\n")));
-    let then = "when that is mended: update-initramfs -u -k all, then reboot the host";
+    let then = "when that is fixed: update-initramfs -u -k all, then reboot the host";
     let line = "0000:01:00 is at home on vfio-pci: no handoff of ours put it there, nothing to do";
     plans(&host(), "to-nvidia --dry-run", &[line, &format!("  found     {cause}"), &format!("  found     {then}")]);
     let run = host().run("to-nvidia");

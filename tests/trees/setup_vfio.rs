@@ -113,7 +113,7 @@ fn nouveau_is_kept_away_once_there_is_an_nvidia_driver() {
 #[test]
 fn an_initramfs_that_was_not_renewed_is_renewed_next_time() {
     let host = host().file("fails", "");
-    let message = "/usr/sbin/update-initramfs -u -k all: no space left on device; try again when that is mended";
+    let message = "/usr/sbin/update-initramfs -u -k all: no space left on device; try again when that is fixed";
     let run = host.run("setup vfio");
     assert_eq!(run.code, Some(1));
     assert!(run.err.ends_with(&format!("gpu-handoff: error: {message}\n")), "{}", run.err);

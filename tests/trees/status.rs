@@ -110,7 +110,7 @@ fn status_has_every_key() {
     let findings = told.as_object_mut().unwrap().remove("findings").unwrap();
     assert_eq!(told, expected);
     let keys: Vec<&str> = findings[0].as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(keys, ["fix", "found", "guest", "id", "mend", "place", "severity", "why"]);
+    assert_eq!(keys, ["fix", "found", "guest", "id", "place", "remedy", "severity", "why"]);
 }
 
 #[test]
@@ -308,7 +308,7 @@ fn status_for_programs_asks_nobody() {
     let findings = status(&host)["findings"].clone();
     let about = |id: &str| findings.as_array().unwrap().iter().find(|finding| finding["id"] == id).cloned();
     let hook = about("vm-no-hook").unwrap();
-    assert_eq!((&hook["guest"], &hook["mend"]), (&json!(111), &json!("gpu-handoff enable 111")));
+    assert_eq!((&hook["guest"], &hook["remedy"]), (&json!(111), &json!("gpu-handoff enable 111")));
     assert!(findings.to_string().contains("/etc/modprobe.d/x.conf:1"), "{findings}");
     assert!(!host.path("calls").exists());
 }
@@ -349,7 +349,7 @@ fn status_for_people() {
          {}  \
            wedged   unbind from nvidia 0000:41:00.0 has not come back since\n           2026-11-20T12:00:00Z (PID 5000001)\n  \
            owed     look again\n  \
-           mend     if the call never ends: reboot\n  \
+           remedy   if the call never ends: reboot\n  \
            last     vfio-pci -> host in 7 ms (wait 7), failed\n\
          reboot required: the host preparation takes effect with the next boot\n",
         user[0], user[1]

@@ -206,7 +206,7 @@ impl Handoff<'_> {
         } else {
             let slot = rest.slot();
             let message =
-                format!("{title} is stranded: {}; mend that, then: gpu-handoff to-nvidia {slot}", outcome.problem());
+                format!("{title} is stranded: {}; fix that, then: gpu-handoff to-nvidia {slot}", outcome.problem());
             Err(if outcome.out_of_time { Exit::overrun(message) } else { Exit::failed(message) })
         }
     }
@@ -326,10 +326,10 @@ impl Handoff<'_> {
     fn run_home(&self, locked: &Locked, stack: &Stack, record: &Record, plan: &Plan, end: Duration) -> Outcome {
         let mut outcome = self.run(locked, stack, record, plan, OnFailure::GoOn, end);
         if outcome.is_complete()
-            && let Some(mended) = self.mend_dri(locked, stack, record, end)
+            && let Some(restored) = self.restore_dri(locked, stack, record, end)
         {
             let phases = std::mem::take(&mut outcome.phases);
-            outcome = mended;
+            outcome = restored;
             outcome.phases.splice(0..0, phases);
         }
         outcome
@@ -340,7 +340,7 @@ impl Handoff<'_> {
             let plan = self.plan_home(record)?;
             let share = match plan::share(&plan) {
                 Share::Alone => Share::Alone,
-                Share::Together => self.share_to_mend(),
+                Share::Together => self.share_to_restore(),
             };
             Ok((plan, share))
         };

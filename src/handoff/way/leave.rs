@@ -254,7 +254,7 @@ impl Handoff<'_> {
             return self.end_record(locked, record, left_out, time);
         }
         let message = format!(
-            "{} is stranded: {}, and on the way back: {}; mend that, then: gpu-handoff to-nvidia {}",
+            "{} is stranded: {}, and on the way back: {}; fix that, then: gpu-handoff to-nvidia {}",
             list(record.slots()),
             failed.problem(),
             back.problem(),

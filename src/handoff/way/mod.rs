@@ -2,6 +2,7 @@
 
 pub mod attempt;
 pub mod departure;
+pub mod dri;
 pub mod elsewhere;
 pub mod given;
 pub mod halt;
@@ -10,7 +11,6 @@ pub mod in_the_way;
 pub mod intent;
 pub mod keeper;
 pub mod leave;
-pub mod mend;
 pub mod origin;
 pub mod part;
 pub mod reconcile;

@@ -114,7 +114,7 @@ fn go_back(on: &Host, before: &Installation, loaded: &[String], version: &str) -
     record::write(app.kernel, &began)?;
     let Some(back) = before.installed.as_ref().filter(|back| back.version != version) else {
         return Err(Exit::failed(format!(
-            "driver {version} is not installed whole, and there is none to go back to: mend what the log tells ({LOG}), \
+            "driver {version} is not installed whole, and there is none to go back to: fix what the log tells ({LOG}), \
              then: gpu-handoff setup driver"
         )));
     };
@@ -124,7 +124,7 @@ fn go_back(on: &Host, before: &Installation, loaded: &[String], version: &str) -
     if facts::whole(app.kernel).as_ref() != Some(&back.version) {
         let why = again.err().unwrap_or_else(|| "it is not whole".to_string());
         return Err(Exit::failed(format!(
-            "driver {version} could not be installed, nor {} again: {why}; there is no driver now: mend that, then: \
+            "driver {version} could not be installed, nor {} again: {why}; there is no driver now: fix that, then: \
              gpu-handoff setup driver",
             back.version
         )));

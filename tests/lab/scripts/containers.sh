@@ -1,6 +1,6 @@
 #!/bin/bash
 # Containers have the card, before a VM had it and after, whether they were stopped for it or not; stale nodes are
-# found, and told of or mended; without the card they start or do not.
+# found, and told of or put right; without the card they start or do not.
 # lab: --timeout 600
 # lab: --driver genuine --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh

@@ -52,7 +52,7 @@ for ((i = 0; i <= steps; i++)); do
             in_no_vm "$text" $slot1
             works "$text: post-stop" $hook 111 post-stop
             guest_unlock ;;
-        2) # a person mends it; before the first write there is nothing to mend
+        2) # a person fixes it; before the first write there is nothing to fix
             works "$text: to-nvidia" gpu-handoff to-nvidia ;;
     esac
     converged "$text"

@@ -51,7 +51,7 @@ refuses 'to-vfio nonsense' 2 nonsense
 call gpu-handoff frobnicate
 refuses 'unknown verb' 2 frobnicate
 
-# ---- our configuration: a person must mend it, a VM starts all the same ----
+# ---- our configuration: a person must fix it, a VM starts all the same ----
 echo '{"time":{"lock_s":"soon"}}' >$config
 call gpu-handoff to-vfio $slot1
 refuses 'broken configuration' 2 $config time.lock_s
@@ -133,8 +133,8 @@ for garbage in 'garbage' '{"schema":2}'; do
     says "$garbage, away: to-nvidia" $records/vm-111
     untouched "$garbage, away: to-nvidia" "$broken"
     mv /run/record $records/vm-111
-    works "$garbage, mended: post-stop" $hook 111 post-stop
-    is_home "$garbage, mended"
+    works "$garbage, fixed: post-stop" $hook 111 post-stop
+    is_home "$garbage, fixed"
 done
 
 # ---- another VM has the card ----

@@ -72,5 +72,5 @@ $hook 111 pre-start 2>/dev/null
 finds 'spoilt: owner' is_home spoilt
 $hook 111 post-stop 2>/dev/null
 is 'a key that is not there' MISSING "$(status $slot1 owner.colour)"
-is_home 'mended'
+is_home 'fixed'
 finish

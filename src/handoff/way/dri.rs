@@ -38,13 +38,19 @@ impl Handoff<'_> {
     }
 
     /// How the stack must be had by who comes home.
-    pub(super) fn share_to_mend(&self) -> Share {
+    pub(super) fn share_to_restore(&self) -> Share {
         if self.store.dri().is_empty() { Share::Together } else { Share::Alone }
     }
 
     /// After a card has come home, as long as its record is there: whoever is killed in between is put right. None when
     /// there was nothing to do; what failed is told, and leaves no card stranded as long as the driver has it.
-    pub(super) fn mend_dri(&self, locked: &Locked, stack: &Stack, record: &Record, end: Duration) -> Option<Outcome> {
+    pub(super) fn restore_dri(
+        &self,
+        locked: &Locked,
+        stack: &Stack,
+        record: &Record,
+        end: Duration,
+    ) -> Option<Outcome> {
         let before = self.store.dri();
         if before.is_empty() {
             return None;
