@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod action;
+mod begin;
 mod device;
 mod expendable;
 pub mod failpoints;
@@ -31,6 +32,7 @@ mod wait;
 mod work;
 
 pub use action::{ActError, Action, Node};
+pub use begin::begin;
 pub use device::DeviceNumber;
 pub use expendable::{Request, decode, encode};
 pub use held::{flock_is_held, posix_lock_is_held};

@@ -2,6 +2,23 @@ use super::*;
 
 // Our own files
 
+/// Or the next file that is opened would be the one that is written to as standard error.
+#[test]
+fn a_caller_without_standard_input_output_and_error() {
+    let host = with_drm_node(host()).process(PID, "ffmpeg", "/job.scope", &[NULL]);
+    let line = r#"exec "$0" 111 pre-start <&- >&- 2>&-"#;
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell.args(["-c", line, env!("CARGO_BIN_EXE_gpu-handoff")]).env("GPU_HANDOFF_ROOT", host.path(""));
+    assert_eq!(shell.status().unwrap().code(), Some(3));
+    let said = host.run("111 pre-start").err;
+    assert!(said.starts_with("gpu-handoff: error: 0000:01:00 was not touched, it is in use"), "{said}");
+    let folder = fs::read_dir(host.path("run/gpu-handoff")).unwrap().map(|entry| entry.unwrap().path());
+    for file in folder.filter(|path| path.is_file()) {
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(!text.contains("gpu-handoff: error"), "{}: {text}", file.display());
+    }
+}
+
 /// Files that are no record, and what is wrong with them.
 pub const NO_RECORDS: [(&str, &str, &str); 7] = [
     ("vm-111", "", "EOF while parsing a value at line 1 column 0"),
