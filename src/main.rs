@@ -14,18 +14,22 @@ use std::ffi::c_int;
 #[unsafe(no_mangle)]
 extern "C" fn main() -> c_int {
     sys::begin();
+    // Not the C library's return: what is to be written is written by this.
+    std::process::exit(c_int::from(run()))
+}
+
+/// The exit code; whoever works for this run, and its locks, are gone by then.
+fn run() -> u8 {
     let linux = Linux::from_environment();
     let app = App::new(&linux);
     let refused = linux.refuse_mixture().map_err(Exit::usage);
     let call = refused.and_then(|()| cli::parse(std::env::args_os().skip(1)));
     let done = call.and_then(|call| cli::run(&app, &call));
-    let code = match done {
+    match done {
         Ok(()) => 0,
         Err(exit) => {
             app.story.error(&exit.message);
-            c_int::from(exit.code as u8)
+            exit.code as u8
         }
-    };
-    // What is to be written is written by this, and not by the C library's return.
-    std::process::exit(code)
+    }
 }
