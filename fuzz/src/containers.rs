@@ -4,7 +4,7 @@ use crate::{assert_one_line, parts};
 use gpu_handoff::containers::Style;
 use gpu_handoff::containers::edit::{self, Change};
 use gpu_handoff::containers::line::Line;
-use gpu_handoff::containers::record::Record;
+use gpu_handoff::containers::record::Attachment;
 use gpu_handoff::containers::rules::{Facts, Gpu, Need, needs};
 use gpu_handoff::proxmox::ct;
 use gpu_handoff::sys::DeviceNumber;
@@ -36,11 +36,11 @@ pub fn attach(data: &[u8]) {
 /// A record, then the configuration that it is about: only whole lines are ever taken out.
 pub fn attachment(data: &[u8]) {
     let [text, bytes] = parts(data);
-    let record = match Record::parse(text) {
+    let record = match Attachment::parse(text) {
         Ok(record) => record,
         Err(error) => return assert_one_line(&format!("{error:#}")),
     };
-    assert_eq!(Record::parse(record.to_json().as_bytes()).expect("was written"), record);
+    assert_eq!(Attachment::parse(record.to_json().as_bytes()).expect("was written"), record);
     let refreshed = Change::refresh(bytes, &record.lines, &wanted(509, record.style));
     for change in [Change::detach(bytes, &record.lines)].into_iter().chain(refreshed) {
         let (new, _) = change.apply(bytes, record.newline);

@@ -3,11 +3,11 @@
 use crate::machine::Machine;
 use crate::{assert_one_line, parts};
 use gpu_handoff::cli::{self, Call};
-use gpu_handoff::gpu::holders::{Place, Reach, Devices};
+use gpu_handoff::exit::Code;
+use gpu_handoff::gpu::holders::{Devices, Place, Reach};
 use gpu_handoff::gpu::inventory::{Function, Slot};
 use gpu_handoff::gpu::{nodes, nvidia, static_ids as ids};
 use gpu_handoff::proxmox::running;
-use gpu_handoff::exit::Code;
 use gpu_handoff::sys::{self, Action, DeviceNumber, Mapped, Node, Read, Request};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

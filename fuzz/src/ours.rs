@@ -8,7 +8,7 @@ use gpu_handoff::handoff::kept::journal::Journal;
 use gpu_handoff::handoff::kept::record::{Owner, Record};
 use gpu_handoff::handoff::kept::wedge::Wedge;
 use gpu_handoff::handoff::plan::step::Step;
-use gpu_handoff::setup::driver::record::Record as Installed;
+use gpu_handoff::setup::driver::record::Installation as Installed;
 use gpu_handoff::setup::kept::document;
 use gpu_handoff::setup::kept::pending::Pending;
 use std::time::Duration;

@@ -3,7 +3,7 @@
 use crate::{assert_one_line, is_lossy};
 use gpu_handoff::address::SlotId;
 use gpu_handoff::proxmox::pci_id::PciId;
-use gpu_handoff::proxmox::property::{self, Key, Kind};
+use gpu_handoff::proxmox::property::{self, Key, Shape};
 use gpu_handoff::proxmox::{ct as containers, mapping as mappings, vm as machines};
 use std::fmt::Write;
 
@@ -94,10 +94,10 @@ pub fn pci_id(data: &[u8]) {
 
 pub fn property(data: &[u8]) {
     const SCHEMA: &[Key] = &[
-        Key::new("host", Kind::Text(|value| !value.contains(&b'!'))).bare(),
-        Key::new("flag", Kind::Boolean),
-        Key::new("n", Kind::Integer { minimum: -5 }),
-        Key::new("any", Kind::Text(|_| true)),
+        Key::new("host", Shape::Text(|value| !value.contains(&b'!'))).bare(),
+        Key::new("flag", Shape::Boolean),
+        Key::new("n", Shape::Integer { minimum: -5 }),
+        Key::new("any", Shape::Text(|_| true)),
     ];
     let name_is_fine = property::is_config_id(data);
     assert!(!name_is_fine || (data.len() > 1 && data.is_ascii()));

@@ -15,9 +15,9 @@ use gpu_handoff::handoff::plan::step::Step;
 use gpu_handoff::handoff::plan::{self, Plan};
 use gpu_handoff::handoff::way::departure::Departure;
 use gpu_handoff::handoff::way::reconcile::Scope;
-use gpu_handoff::report::history;
 use gpu_handoff::report::status::Status;
 use gpu_handoff::report::zone::Zone;
+use gpu_handoff::report::{history, screen};
 use gpu_handoff::story::Story;
 use std::fs;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ pub fn machine(data: &[u8]) {
     let store = Store::at(PathBuf::from("/nonexistent"));
     let status = Status::read(&machine, &store, true);
     assert_eq!(status.to_json()["gpus"].as_array().map(Vec::len), Some(slots.len()));
-    status.to_text();
+    screen::to_text(&status, &Zone(Vec::new()));
 
     let (config, story) = (Config::default(), Story::silent());
     let handoff = Handoff { kernel: &machine, store: &store, config: &config, story: &story };
@@ -49,6 +49,7 @@ pub fn machine(data: &[u8]) {
         address: function.address,
         driver: function.driver.clone(),
         module: function.module.clone(),
+        model: None,
         power: Power { control: Some("auto".to_string()), d3cold_allowed: Some("1".to_string()) },
     });
     let record = Record {
@@ -76,8 +77,8 @@ fn check(plan: &Plan, slots: &[SlotId]) {
         assert!(!matches!(step, Step::Load { modules } if modules.is_empty()));
     }
     let twice = plan.windows(2).find(|pair| pair[0].1 == pair[1].1);
-    assert!(twice.is_none(), "twice in a row: {}", plan::to_text("plan", plan));
-    plan::to_text("plan", plan);
+    assert!(twice.is_none(), "twice in a row: {}", plan::to_text("plan", slots, plan));
+    plan::to_text("plan", slots, plan);
 }
 
 /// The files of `/run/gpu-handoff`: a VM's record, one by hand, a wedge, the journal, what happened last; and the history.
@@ -107,7 +108,7 @@ pub fn store(data: &[u8]) {
     let store = Store::at(FOLDER.clone());
     let status = Status::read(&machine, &store, true);
     status.to_json();
-    status.to_text();
+    screen::to_text(&status, &Zone(Vec::new()));
     let (config, story) = (Config::default(), Story::silent());
     let handoff = Handoff { kernel: &machine, store: &store, config: &config, story: &story };
     for record in store.records().unwrap_or_default() {
