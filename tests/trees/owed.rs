@@ -199,23 +199,27 @@ fn what_was_just_started_again_is_stopped_once_more() {
     assert!(!calls(&not_yet).iter().any(is_stop), "{:?}", calls(&not_yet));
 }
 
+/// What has failed by then is; what somebody has stopped meanwhile is not.
 #[test]
 fn what_runs_again_is_owed_until_it_has_run_for_a_while() {
-    let started = unix_now() - 60;
-    let entry = |id: u32| json!({"what": {"container": id}, "slots": ["0000:01:00"], "tries": 1, "since": started});
+    let entry = |what: Value| json!({"what": what, "slots": ["0000:01:00"], "tries": 1, "since": unix_now() - 60});
+    let unit = |name: &str| entry(json!({"unit": name}));
+    let entries =
+        [entry(json!({"container": 101})), entry(json!({"container": 102})), unit("a.service"), unit("b.service")];
+    let state = "#!/bin/sh\ncase $* in *ActiveState*a.service) echo failed ;; *ActiveState*) echo inactive ;; esac\n";
     let host = with_systemd(settled())
-        .file("etc/pve/lxc/102.conf", "arch: amd64\n")
+        .file("usr/bin/systemctl", state)
         .file("sys/fs/cgroup/lxc/101/cgroup.events", RUNS)
-        .file("run/gpu-handoff/to-start", &json!({"schema": 1, "entries": [entry(101), entry(102)]}).to_string());
+        .file("run/gpu-handoff/to-start", &json!({"schema": 1, "entries": entries}).to_string());
     assert_eq!(status(&host)["gpus"][0]["owed"], json!([]));
     let run = host.run("resume");
-    let ended = "container 102 was stopped for a handoff, ran again, and has ended since; it is tried again";
-    assert!(run.err.contains(ended), "{}", run.err);
+    let failed = "a.service was stopped for a handoff, ran again, and has failed since; it is tried again";
+    assert!(run.err.contains(failed), "{}", run.err);
     let left = host.own_file("to-start")["entries"].clone();
-    assert_eq!((left.as_array().map(Vec::len), &left[0]["what"]), (Some(1), &json!({"container": 102})));
+    assert_eq!((left.as_array().map(Vec::len), &left[0]["what"]), (Some(1), &json!({"unit": "a.service"})));
     assert_eq!(left[0]["since"], json!(null));
     assert!(left[0]["after"].as_u64() > Some(unix_now()), "{left}");
-    assert_eq!(status(&host)["gpus"][0]["owed"], json!([{"what": "start", "container": 102}]));
+    assert_eq!(status(&host)["gpus"][0]["owed"], json!([{"what": "start", "unit": "a.service"}]));
 }
 
 /// Whoever has a lock of one entry's slot keeps nobody else from being started.

@@ -3,7 +3,7 @@
 //!
 //! `/run/gpu-handoff/to-start` has what is to be started. It is written before a record ends, and each entry is taken out
 //! when that has run for a while or is there no more, so that whoever is killed in between loses nothing. What does not
-//! start, or soon ends, is tried again by the keeper.
+//! start, or soon fails, is tried again by the keeper.
 
 use super::{Handoff, LOOK_AGAIN};
 use crate::address::SlotId;
@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 3;
 
 /// Who runs again has this long to open the GPU. Until then nobody can see that it uses that: a handoff that begins
-/// meanwhile stops it once more, and who ends without the GPU is started once more.
+/// meanwhile stops it once more, and who fails without the GPU is started once more.
 const SETTLES: Duration = Duration::from_secs(10);
 
 /// Meanwhile more may come to be started.
@@ -66,7 +66,9 @@ impl Handoff<'_> {
 
     /// What is still to be started for these slots, in the order in which it was stopped.
     pub(super) fn to_start_for(&self, slots: &[SlotId]) -> Vec<Stopped> {
-        let is_for = |entry: &ToStart| entry.slots.iter().any(|slot| slots.contains(slot));
+        // Not what somebody has stopped since it ran again.
+        let is_owed = |entry: &ToStart| entry.since == 0 || self.runs(&entry.what) || self.has_failed(&entry.what);
+        let is_for = |entry: &ToStart| entry.slots.iter().any(|slot| slots.contains(slot)) && is_owed(entry);
         self.to_start().into_iter().rev().filter(is_for).map(|entry| entry.what).collect()
     }
 
@@ -139,23 +141,24 @@ impl Handoff<'_> {
         Ok(if since > 0 { Started::Runs } else { Started::Not })
     }
 
-    /// Of those whose time has come: who runs is owed nothing any more; who does not is the keeper's from now on.
+    /// Of those whose time has come: who has failed is the keeper's from now on, and nobody else is owed anything any more.
+    /// What does not run and has not failed was stopped by somebody who meant it.
     fn see_who_stays(&self, now: u64) -> Result<Vec<Stopped>> {
         let is_due = |entry: &ToStart| entry.since > 0 && left_to_settle(entry, now) == 0;
         let due: Vec<Stopped> = self.to_start().into_iter().filter(is_due).map(|entry| entry.what).collect();
-        let (stay, gone): (Vec<Stopped>, Vec<Stopped>) = due.into_iter().partition(|what| self.runs(what));
-        self.store.change_to_start(|entries| entries.retain(|entry| !(is_due(entry) && stay.contains(&entry.what))))?;
+        let failed: Vec<Stopped> = due.into_iter().filter(|what| self.has_failed(what)).collect();
+        self.store.change_to_start(|entries| entries.retain(|entry| !is_due(entry) || failed.contains(&entry.what)))?;
         // Not one that a handoff has stopped once more since.
         let still = self.to_start();
-        for what in gone.iter().filter(|what| still.iter().any(|entry| entry.what == **what && is_due(entry))) {
+        for what in failed.iter().filter(|what| still.iter().any(|entry| entry.what == **what && is_due(entry))) {
             self.story
-                .warn(&format!("{what} was stopped for a handoff, ran again, and has ended since; it is tried again"));
+                .warn(&format!("{what} was stopped for a handoff, ran again, and has failed since; it is tried again"));
             self.change_entry(what, &|entry| {
                 entry.since = 0;
                 entry.after = now + owed::pause(entry.tries).as_secs();
             })?;
         }
-        Ok(gone)
+        Ok(failed)
     }
 
     fn change_entry(&self, what: &Stopped, change: &dyn Fn(&mut ToStart)) -> Result<()> {
@@ -220,6 +223,10 @@ impl Handoff<'_> {
         }
     }
 
+    fn has_failed(&self, what: &Stopped) -> bool {
+        matches!(what, Stopped::Unit(unit) if systemd::state(self.kernel, unit).as_deref() == Some("failed"))
+    }
+
     fn start(&self, what: &Stopped) -> std::result::Result<(), String> {
         let (asked, remedy) = match what {
             // One of NVIDIA's may run again already, for the cards that stayed; it must see those that came back.
@@ -242,9 +249,7 @@ impl Handoff<'_> {
             if self.runs(what) {
                 return Ok(());
             }
-            let has_failed = matches!(what, Stopped::Unit(unit)
-                if systemd::state(self.kernel, unit).as_deref() == Some("failed"));
-            if has_failed || self.kernel.now() >= end {
+            if self.has_failed(what) || self.kernel.now() >= end {
                 let why = asked.err().map_or_else(|| "it was asked to".to_string(), |error| error.to_string());
                 return Err(format!("does not run again ({why}); start it: {remedy}"));
             }
