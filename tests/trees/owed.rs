@@ -222,6 +222,27 @@ fn what_runs_again_is_owed_until_it_has_run_for_a_while() {
     assert_eq!(status(&host)["gpus"][0]["owed"], json!([{"what": "start", "unit": "a.service"}]));
 }
 
+/// It is being stopped still, by a unit that outlives the handoff which wanted that: it runs, and in a moment it does not.
+#[test]
+fn what_is_still_being_stopped_is_started_after_that() {
+    let entry = json!({"what": {"container": 101}, "slots": ["0000:01:00"]});
+    // Whoever asks for the third time is told that it is over.
+    let state = "#!/bin/sh\nroot=${0%/usr/bin/*}\ncase $* in *gpu-handoff-stop-101.service) ;; *) exit ;; esac\n\
+                 echo x >>$root/asked\n[ $(wc -l <$root/asked) -lt 3 ] && echo active && exit\n\
+                 rm -f $root/sys/fs/cgroup/lxc/101/cgroup.events\necho inactive\n";
+    let pct = "#!/bin/sh\nroot=${0%/usr/sbin/*}\necho \"pct $*\" >>$root/calls\n\
+               echo 'populated 1' >$root/sys/fs/cgroup/lxc/101/cgroup.events\n";
+    let host = with_systemd(settled())
+        .file("usr/bin/systemctl", state)
+        .file("usr/sbin/pct", pct)
+        .file("etc/pve/lxc/101.conf", "arch: amd64\n")
+        .file("sys/fs/cgroup/lxc/101/cgroup.events", RUNS)
+        .file("run/gpu-handoff/to-start", &json!({"schema": 1, "entries": [entry]}).to_string());
+    let run = host.run("resume");
+    assert!(run.err.contains("container 101 runs again"), "{}", run.err);
+    assert_eq!(calls(&host), ["pct start 101"]);
+}
+
 /// Whoever has a lock of one entry's slot keeps nobody else from being started.
 #[test]
 fn one_that_must_wait_does_not_keep_the_others() {

@@ -30,6 +30,11 @@ pub(super) const PHASE: &str = "stop";
 
 pub const PCT: &str = "/usr/sbin/pct";
 
+/// The transient unit that stops a container.
+pub fn stop_unit(ctid: u32) -> String {
+    format!("gpu-handoff-stop-{ctid}")
+}
+
 /// Who must go, given who uses the GPU at that moment; the error is who keeps it.
 type Decide<'a> = &'a dyn Fn(&[Holder]) -> Result<Vec<Halt>, Vec<Holder>>;
 
@@ -127,7 +132,7 @@ impl Handoff<'_> {
                 let timeout = left.saturating_sub(FORCE).as_secs().max(1).to_string();
                 let id = ctid.to_string();
                 let line = [PCT, "shutdown", &id, "--forceStop", "1", "--timeout", &timeout];
-                systemd::run_transient(self.kernel, &format!("gpu-handoff-stop-{ctid}"), &line)
+                systemd::run_transient(self.kernel, &stop_unit(*ctid), &line)
             }
         };
         asked.map_err(|error| format!("{what} does not stop: {error}"))?;

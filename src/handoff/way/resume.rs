@@ -13,7 +13,7 @@ use crate::handoff::kept::owed;
 use crate::handoff::kept::record::Stopped;
 use crate::handoff::kept::to_start::ToStart;
 use crate::handoff::plan::policy::is_nvidia_service;
-use crate::handoff::way::halt::PCT;
+use crate::handoff::way::halt::{PCT, stop_unit};
 use crate::systemd;
 use std::time::Duration;
 
@@ -223,6 +223,17 @@ impl Handoff<'_> {
         }
     }
 
+    /// Whoever asked for it may have been killed since, and that goes on by itself: until it is over the container runs, and
+    /// then it does not.
+    fn wait_until_stopped(&self, ctid: u32) {
+        let unit = format!("{}.service", stop_unit(ctid));
+        let end = self.kernel.now() + self.config.time.stop;
+        let is_at_it = || matches!(systemd::state(self.kernel, &unit).as_deref(), Some("active" | "activating"));
+        while is_at_it() && self.kernel.now() < end && !self.kernel.is_asked_to_end() {
+            self.kernel.sleep(LOOK_FOR_MORE);
+        }
+    }
+
     fn has_failed(&self, what: &Stopped) -> bool {
         matches!(what, Stopped::Unit(unit) if systemd::state(self.kernel, unit).as_deref() == Some("failed"))
     }
@@ -236,6 +247,7 @@ impl Handoff<'_> {
             Stopped::Unit(unit) => (systemd::start(self.kernel, unit), format!("systemctl start {unit}")),
             Stopped::Container(ctid) => {
                 let remedy = format!("pct start {ctid}");
+                self.wait_until_stopped(*ctid);
                 if containers::runs(self.kernel, *ctid) {
                     return Ok(());
                 }
