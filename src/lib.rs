@@ -18,6 +18,7 @@ pub mod events;
 pub mod exit;
 pub mod gpu;
 pub mod handoff;
+pub mod json;
 pub mod modprobe;
 pub mod proxmox;
 pub mod report;

@@ -229,7 +229,7 @@ impl<'a> Teller<'a> {
 fn write_some(log: &mut dyn Write, room: &Cell<usize>, bytes: &[u8]) -> io::Result<()> {
     let had = room.get();
     room.set(had.saturating_sub(bytes.len()));
-    log.write_all(&bytes[..bytes.len().min(had)])?;
+    log.write_all(bytes.get(..had).unwrap_or(bytes))?;
     if had > 0 && room.get() == 0 { log.write_all(b"\n[the rest is left out]\n") } else { Ok(()) }
 }
 
@@ -296,7 +296,7 @@ impl Said {
         let telling: Vec<&String> = self.lines.iter().filter(is_why).collect();
         let chosen = if telling.is_empty() { self.lines.iter().collect() } else { telling };
         let from = chosen.len().saturating_sub(ENOUGH);
-        let lines: Vec<&str> = chosen[from..].iter().map(|line| line.as_str()).collect();
+        let lines: Vec<&str> = chosen.iter().skip(from).map(|line| line.as_str()).collect();
         (!lines.is_empty()).then(|| lines.join(" | "))
     }
 }

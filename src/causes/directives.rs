@@ -99,8 +99,9 @@ fn loads(facts: &Facts, command: &[&str]) -> bool {
         matches!(name, "modprobe" | "insmod" | "kmod")
     };
     if let Some(at) = command.iter().position(|word| is_loader(word)) {
-        return command[at..]
+        return command
             .iter()
+            .skip(at)
             .any(|word| facts.needs(word.trim_matches([';', '"', '\''])) || word.ends_with(".ko"));
     }
     // A script of the administrator's may do anything; one that loads nothing does not.

@@ -8,32 +8,33 @@ pub fn any(patterns: &str, text: &str) -> bool {
 pub fn fits(pattern: &[u8], text: &[u8]) -> bool {
     match pattern {
         [] => text.is_empty(),
-        [b'*', rest @ ..] => (0..=text.len()).any(|at| fits(rest, &text[at..])),
-        [b'?', rest @ ..] => !text.is_empty() && fits(rest, &text[1..]),
+        [b'*', rest @ ..] => ends(text).any(|text| fits(rest, text)),
+        [b'?', rest @ ..] => text.split_first().is_some_and(|(_, text)| fits(rest, text)),
         [b'[', rest @ ..] => {
-            let Some(end) = rest.iter().skip(1).position(|byte| *byte == b']').map(|at| at + 1) else { return false };
-            let (set, rest) = (&rest[..end], &rest[end + 1..]);
+            let end = rest.iter().skip(1).position(|byte| *byte == b']').map(|at| at + 1);
+            let Some((set, [_, rest @ ..])) = end.map(|end| rest.split_at(end)) else { return false };
             text.split_first().is_some_and(|(byte, text)| is_in(set, *byte) && fits(rest, text))
         }
-        [byte, rest @ ..] => text.first() == Some(byte) && fits(rest, &text[1..]),
+        [byte, rest @ ..] => text.split_first().is_some_and(|(first, text)| first == byte && fits(rest, text)),
     }
 }
 
+/// The text, and what is left of it after each byte more.
+fn ends(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    (0..=text.len()).filter_map(|at| text.get(at..))
+}
+
 fn is_in(set: &[u8], byte: u8) -> bool {
-    let (is_not, set) = match set {
+    let (is_not, mut set) = match set {
         [b'!' | b'^', rest @ ..] => (true, rest),
         _ => (false, set),
     };
-    let mut at = 0;
     let mut found = false;
-    while at < set.len() {
-        if let [from, b'-', to, ..] = set[at..] {
-            found |= (from..=to).contains(&byte);
-            at += 3;
-        } else {
-            found |= set[at] == byte;
-            at += 1;
-        }
+    while let [one, rest @ ..] = set {
+        (found, set) = match rest {
+            [b'-', to, rest @ ..] => (found || (*one..=*to).contains(&byte), rest),
+            _ => (found || *one == byte, rest),
+        };
     }
     found != is_not
 }

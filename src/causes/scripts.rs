@@ -62,7 +62,9 @@ pub fn read(kernel: &dyn Kernel) -> Vec<Script> {
         .filter(|script| script.kind == ScriptKind::Boot)
         .flat_map(|script| programs(&script.text))
         .collect();
-    for line in crate::modprobe::read(kernel).iter().filter(|line| line.words[0] == "install") {
+    for line in
+        crate::modprobe::read(kernel).iter().filter(|line| line.words.first().is_some_and(|word| word == "install"))
+    {
         named.extend(programs(&line.words().into_iter().skip(2).collect::<Vec<_>>().join(" ")));
     }
     for path in named.into_iter().filter(|path| !path.ends_with("/modprobe") && !path.ends_with("/gpu-handoff")) {
@@ -237,23 +239,17 @@ fn names_one(text: &str, functions: &[Function]) -> bool {
 
 /// `01:00.0` anywhere, or `10de:2684`.
 fn names_any(code: &str) -> bool {
+    let are_hexadecimal = |digits: &[&u8]| digits.iter().all(|digit| digit.is_ascii_hexdigit());
+    let is_address = |text: &[u8]| match text {
+        [a, b, b':', c, d, b'.', function] => are_hexadecimal(&[a, b, c, d]) && function.is_ascii_digit(),
+        _ => false,
+    };
+    let is_id = |text: &[u8]| match text {
+        [a, b, c, d, b':' | b' ', e, f, g, h] => are_hexadecimal(&[a, b, c, d, e, f, g, h]),
+        _ => false,
+    };
     let bytes = code.as_bytes();
-    let is_hexadecimal = |range: std::ops::Range<usize>| bytes[range].iter().all(u8::is_ascii_hexdigit);
-    let is_address = |at: usize| {
-        bytes.len() >= at + 7
-            && is_hexadecimal(at..at + 2)
-            && bytes[at + 2] == b':'
-            && is_hexadecimal(at + 3..at + 5)
-            && bytes[at + 5] == b'.'
-            && bytes[at + 6].is_ascii_digit()
-    };
-    let is_id = |at: usize| {
-        bytes.len() >= at + 9
-            && is_hexadecimal(at..at + 4)
-            && matches!(bytes[at + 4], b':' | b' ')
-            && is_hexadecimal(at + 5..at + 9)
-    };
-    (0..bytes.len()).any(|at| is_address(at) || is_id(at))
+    bytes.windows(7).any(is_address) || bytes.windows(9).any(is_id)
 }
 
 #[cfg(test)]

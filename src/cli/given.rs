@@ -99,7 +99,9 @@ impl Given<'_> {
         let how = match asked.as_slice() {
             [first, second, ..] => return Err(usage(&format!("--{first} and --{second} exclude each other"))),
             ["explain"] if !others.is_empty() => return Err(usage("--explain stands alone")),
-            ["fix" | "report"] if json => return Err(usage(&format!("--{} and --json exclude each other", asked[0]))),
+            [flag @ ("fix" | "report")] if json => {
+                return Err(usage(&format!("--{flag} and --json exclude each other")));
+            }
             ["explain"] => How::Explain(self.value("explain").unwrap_or_default()),
             ["fix"] => How::Fix,
             ["report"] => How::Report { to: self.value("to") },

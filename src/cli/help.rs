@@ -73,7 +73,7 @@ impl Verb {
 fn list(kind: Heading) -> String {
     let mut text = String::new();
     for verb in VERBS.iter().filter(|verb| verb.kind == kind) {
-        wrap(&mut text, "  gpu-handoff ", &format!("{} {}", verb.names[0], verb.positional()));
+        wrap(&mut text, "  gpu-handoff ", &format!("{} {}", verb.name(), verb.positional()));
         wrap(&mut text, "      ", verb.about);
     }
     text
@@ -81,9 +81,11 @@ fn list(kind: Heading) -> String {
 
 fn one(verb: &Verb) -> String {
     let mut text = "Usage:\n".to_string();
-    wrap(&mut text, "  gpu-handoff ", &format!("{} {}", verb.names[0], verb.usage()));
-    if verb.names.len() > 1 {
-        wrap(&mut text, "  also: ", &verb.names[1..].join(", "));
+    wrap(&mut text, "  gpu-handoff ", &format!("{} {}", verb.name(), verb.usage()));
+    if let [_, others @ ..] = verb.names
+        && !others.is_empty()
+    {
+        wrap(&mut text, "  also: ", &others.join(", "));
     }
     text.push('\n');
     let mut paragraph = [verb.about, ". ", verb.more].concat();
@@ -144,22 +146,29 @@ pub(super) fn meant(typed: &str, flags: impl Iterator<Item = String>) -> Option<
 fn distance(a: &str, b: &str) -> usize {
     let letters = |word: &str| word.trim_start_matches('-').to_ascii_lowercase().into_bytes();
     let (a, b) = (letters(a), letters(b));
-    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
+    // How far apart the first letters of each are: a row for as many of `a`, a column for as many of `b`.
+    let mut rows: Vec<Vec<usize>> = Vec::new();
     for i in 0..=a.len() {
+        let mut row: Vec<usize> = Vec::new();
         for j in 0..=b.len() {
-            if i == 0 || j == 0 {
-                rows[i][j] = i + j;
-                continue;
-            }
-            let same = a[i - 1] == b[j - 1];
-            let mut least = (rows[i - 1][j - 1] + usize::from(!same)).min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                least = least.min(rows[i - 2][j - 2] + 1);
-            }
-            rows[i][j] = least;
+            let back = |of: usize, rows_up: usize, columns: usize| {
+                let row = if rows_up == 0 { Some(&row) } else { rows.get(i.checked_sub(rows_up)?) };
+                Some(of + row?.get(j.checked_sub(columns)?)?)
+            };
+            let letter = |of: &[u8], n: usize, back: usize| of.get(n.checked_sub(back)?).copied();
+            let is_same = letter(&a, i, 1) == letter(&b, j, 1);
+            let is_swapped = letter(&a, i, 1) == letter(&b, j, 2) && letter(&a, i, 2) == letter(&b, j, 1);
+            let ways = [
+                back(usize::from(!is_same), 1, 1),
+                back(1, 1, 0),
+                back(1, 0, 1),
+                if is_swapped { back(1, 2, 2) } else { None },
+            ];
+            row.push(ways.into_iter().flatten().min().unwrap_or(0));
         }
+        rows.push(row);
     }
-    rows[a.len()][b.len()]
+    rows.last().and_then(|row| row.last()).copied().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::doctor;
 use crate::events::{hookscript, manual, settle, stray, switch, udev, watch};
 use crate::exit::{Exit, Result};
 use crate::handoff::kept::history::History;
+use crate::json::put;
 use crate::report::status::Status;
 use crate::report::zone::Zone;
 use crate::report::{self, history, screen};
@@ -138,7 +139,7 @@ fn status(app: &App, json: bool, check: bool) -> Result<()> {
 
 fn status_json(app: &App, status: &Status) -> String {
     let mut document = status.to_json();
-    document["findings"] = doctor::in_files(app, status).into();
+    put(&mut document, "findings", doctor::in_files(app, status));
     format!("{document}\n")
 }
 

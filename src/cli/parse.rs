@@ -64,7 +64,7 @@ fn topic_of(words: &[&str]) -> Result<String> {
         return Ok(String::new());
     }
     match find(words) {
-        Ok((verb, _)) => Ok(verb.names[0].to_string()),
+        Ok((verb, _)) => Ok(verb.name().to_string()),
         Err(_) if !seconds(first).is_empty() => Ok((*first).to_string()),
         Err(exit) => Err(exit),
     }
@@ -87,7 +87,7 @@ fn call(words: &[&str], flags: &Flags) -> Result<Call> {
         return Ok(Call::Hook { id, phase: (*phase).to_string() });
     }
     let (verb, rest) = find(words)?;
-    let mut given = Given { verb: verb.names[0], words: rest, flags };
+    let mut given = Given { verb: verb.name(), words: rest, flags };
     let call = (verb.call)(&mut given)?;
     match given.words.first() {
         Some(flag) if flag.starts_with('-') => return Err(unknown(flag)),
@@ -101,15 +101,18 @@ fn call(words: &[&str], flags: &Flags) -> Result<Call> {
 /// The verb that the words begin with, and what comes after it.
 fn find<'a>(words: &'a [&'a str]) -> Result<(&'static Verb, &'a [&'a str])> {
     let named = |name: &str| VERBS.iter().find(|verb| verb.names.contains(&name));
-    if let Some(verb) = named(words[0]) {
-        return Ok((verb, &words[1..]));
+    let [first, rest @ ..] = words else { return Err(usage("a verb is missing")) };
+    if let Some(verb) = named(first) {
+        return Ok((verb, rest));
     }
-    if let Some(verb) = words.get(1).and_then(|second| named(&format!("{} {second}", words[0]))) {
-        return Ok((verb, &words[2..]));
+    if let [second, rest @ ..] = rest
+        && let Some(verb) = named(&format!("{first} {second}"))
+    {
+        return Ok((verb, rest));
     }
-    Err(match seconds(words[0]).as_slice() {
-        [] => unknown(words[0]),
-        several => usage(&format!("{} needs {}", words[0], listed(several, " or "))),
+    Err(match seconds(first).as_slice() {
+        [] => unknown(first),
+        several => usage(&format!("{first} needs {}", listed(several, " or "))),
     })
 }
 
@@ -136,7 +139,7 @@ fn refuse_other_flags(flags: &Flags, takes: impl Fn(&str) -> bool) -> Result<()>
 
 /// A flag where it does not belong.
 fn misplaced(flag: &str) -> Exit {
-    let verbs: Vec<&str> = VERBS.iter().filter(|verb| verb.takes(flag)).map(|verb| verb.names[0]).collect();
+    let verbs: Vec<&str> = VERBS.iter().filter(|verb| verb.takes(flag)).map(Verb::name).collect();
     usage(&match flag {
         "quiet" => "--quiet goes with a verb".to_string(),
         "dry-run" => "--dry-run goes with a verb that changes something, and plan VMID is that of a start".to_string(),

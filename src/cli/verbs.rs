@@ -40,6 +40,11 @@ pub struct Verb {
 }
 
 impl Verb {
+    /// The one to use.
+    pub fn name(&self) -> &'static str {
+        self.names.first().copied().unwrap_or_default()
+    }
+
     /// Of its own.
     pub fn flags(&self) -> impl Iterator<Item = &'static Flag> {
         self.arguments.iter().flat_map(Argument::terms).filter_map(Term::flag)

@@ -18,7 +18,7 @@ impl Holds {
     fn default(&self) -> Value {
         match self {
             Holds::Seconds(_, default) => (*default).into(),
-            Holds::Word(words) => words[0].into(),
+            Holds::Word(words) => words.first().copied().into(),
             Holds::TextOrNull => Value::Null,
             Holds::Flag => false.into(),
         }
@@ -76,7 +76,7 @@ pub(super) fn weed(value: &mut Value, path: &mut Vec<String>, problems: &mut Vec
     entries.retain(|key, inner| {
         path.push(key.clone());
         let of_slot = || match SlotId::from_written(key) {
-            _ if path.len() != 2 || path[0] != "gpus" => Ok(()),
+            _ if !matches!(path.as_slice(), [gpus, _] if gpus == "gpus") => Ok(()),
             None => Err(format!("{}: no slot; a slot is written like 0000:01:00", at(path))),
             Some(slot) => match slots.insert(slot, key.clone()) {
                 Some(other) => Err(format!("{}: the same slot as {other}", at(path))),
@@ -135,9 +135,10 @@ fn fits(pattern: &str, path: &[String]) -> bool {
 /// Whether `path` is the beginning of `pattern`.
 fn begins(pattern: &str, path: &[String]) -> bool {
     let parts: Vec<&str> = pattern.split('.').collect();
+    let before = [""].iter().chain(&parts);
     path.len() <= parts.len()
-        && path.iter().enumerate().all(|(i, key)| match (parts[i], i.checked_sub(1).map(|j| parts[j])) {
-            ("*", Some("gpus")) => true,
+        && path.iter().zip(&parts).zip(before).all(|((key, part), before)| match (*part, *before) {
+            ("*", "gpus") => true,
             ("*", _) => key.bytes().all(|b| b.is_ascii_digit()) && key.parse::<u32>().is_ok(),
             (part, _) => part == key,
         })

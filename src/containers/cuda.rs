@@ -95,9 +95,10 @@ pub fn fit(release: Release, driver: Version) -> Fit {
     match MADE_FOR.iter().rev().find(|(made, _)| made.0 == release.0 && *made <= release) {
         Some((_, first)) if older_than(first) => Fit::Partly(first),
         // A major version nobody knew when this was written needs at least what the newest one known does.
-        None if MADE_FOR.iter().all(|(made, _)| made.0 < release.0) && older_than(MADE_FOR[MADE_FOR.len() - 1].1) => {
-            Fit::No(MADE_FOR[MADE_FOR.len() - 1].1)
-        }
+        None if MADE_FOR.iter().all(|(made, _)| made.0 < release.0) => match MADE_FOR.last() {
+            Some((_, first)) if older_than(first) => Fit::No(first),
+            _ => Fit::Good,
+        },
         _ => Fit::Good,
     }
 }

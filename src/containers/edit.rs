@@ -36,10 +36,10 @@ impl Change {
         let mut change = Change::default();
         let mut numbers = Numbers::of(&others, &ours);
         for (need, old) in missing.iter().zip(&matched) {
-            change.want(need, old.map(|at| ours[at]), &mut numbers)?;
+            change.want(need, old.and_then(|at| ours.get(at).copied()), &mut numbers)?;
         }
         let is_left = |at: &usize| !matched.contains(&Some(*at));
-        change.remove = (0..ours.len()).filter(is_left).map(|at| ours[at].clone()).collect();
+        change.remove = lines_at(&ours, is_left).collect();
         Ok(change)
     }
 
@@ -60,13 +60,13 @@ impl Change {
         let mut numbers = Numbers::of(&others, &ours);
         change.ours.clear();
         for (need, old) in missing.iter().zip(&matched) {
-            match old.map(|at| all[at]) {
+            match old.and_then(|at| all.get(at).copied()) {
                 Some(old) if !ours.contains(&old) => change.ours.push(old.clone()),
                 old => change.want(need, old, &mut numbers)?,
             }
         }
         let is_left = |at: &usize| !matched.contains(&Some(*at));
-        change.ours.extend((0..all.len()).filter(is_left).map(|at| all[at].clone()));
+        change.ours.extend(lines_at(&all, is_left));
         Ok(change)
     }
 
@@ -151,7 +151,8 @@ impl Change {
     fn put_in_place(&self, bytes: &mut Vec<u8>) {
         let old: Vec<&Line> = self.replace.iter().map(|(old, _)| old).collect();
         for (range, at) in places(bytes, &old).into_iter().rev() {
-            bytes.splice(range, self.replace[at].1.to_string().into_bytes());
+            let new = self.replace.get(at).map(|(_, new)| new.to_string());
+            bytes.splice(range, new.unwrap_or_default().into_bytes());
         }
     }
 
@@ -172,7 +173,7 @@ impl Change {
         if self.add.is_empty() {
             return false;
         }
-        let is_blank = |range: &Range<usize>| ct::is_blank(&bytes[range.clone()]);
+        let is_blank = |range: &Range<usize>| bytes.get(range.clone()).is_some_and(ct::is_blank);
         let last = lines(ct::main_section(bytes)).filter(|range| !is_blank(range)).last();
         let end = last.map_or(0, |range| range.end + 1);
         let added = end > bytes.len();
@@ -199,6 +200,11 @@ pub fn without_ours(bytes: &[u8], recorded: &[Line]) -> Vec<u8> {
 
 fn without(bytes: &[u8], lines: &[&Line]) -> Vec<u8> {
     Change { remove: cloned(lines), ..Change::default() }.apply(bytes, false).0
+}
+
+/// Of those whose place `is_it`.
+fn lines_at(lines: &[&Line], is_it: impl Fn(&usize) -> bool) -> impl Iterator<Item = Line> {
+    (0..).zip(lines).filter(move |(at, _)| is_it(at)).map(|(_, line)| (*line).clone())
 }
 
 fn cloned(lines: &[&Line]) -> Vec<Line> {

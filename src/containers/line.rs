@@ -38,9 +38,9 @@ impl Line {
 pub(super) fn find(bytes: &[u8], wanted: &[&Line]) -> Vec<Option<Range<usize>>> {
     let mut found = vec![None; wanted.len()];
     for range in lines(ct::main_section(bytes)) {
-        let Some(setting) = ct::setting(&bytes[range.clone()]) else { continue };
-        for at in (0..wanted.len()).filter(|at| wanted[*at].is(setting)) {
-            found[at] = Some(range.clone());
+        let Some(setting) = bytes.get(range.clone()).and_then(ct::setting) else { continue };
+        for (place, _) in found.iter_mut().zip(wanted).filter(|(_, line)| line.is(setting)) {
+            *place = Some(range.clone());
         }
     }
     found

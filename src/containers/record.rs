@@ -7,6 +7,7 @@ use super::Style;
 use super::line::Line;
 use super::rules::LineKind;
 use crate::address::{self, SlotId};
+use crate::json::put;
 use crate::sys::Kernel;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -78,7 +79,7 @@ impl Attachment {
             "newline": self.newline,
         });
         if self.unfinished {
-            document["unfinished"] = json!(true);
+            put(&mut document, "unfinished", true);
         }
         format!("{document}\n")
     }

@@ -54,10 +54,13 @@ pub(super) fn is_met(config: &CtConfig, need: &Need) -> bool {
 pub(super) fn matches(lines: &[&Line], needs: &[&Need]) -> Vec<Option<usize>> {
     let mut matched: Vec<Option<usize>> = vec![None; needs.len()];
     for only_equal in [true, false] {
-        for (at, need) in needs.iter().enumerate().filter(|(at, _)| matched[*at].is_none()).collect::<Vec<_>>() {
+        for (at, need) in needs.iter().enumerate() {
             let fits = |line: &Line| line.is_for(need) && (!only_equal || line.value == need.value);
-            let free = |index: &usize| !matched.contains(&Some(*index)) && fits(lines[*index]);
-            matched[at] = (0..lines.len()).find(free);
+            let is_free = |index: usize| !matched.contains(&Some(index));
+            let found = (0..).zip(lines).find(|(index, line)| is_free(*index) && fits(line)).map(|(index, _)| index);
+            if let Some(place) = matched.get_mut(at).filter(|place| place.is_none()) {
+                *place = found;
+            }
         }
     }
     matched

@@ -184,10 +184,8 @@ fn versions(facts: &Facts) -> Vec<Hit> {
     for library in ["libcuda", "libnvidia-ml"] {
         let of: Vec<&str> =
             driver.libraries.iter().filter(|(name, _)| name == library).map(|(_, version)| version.as_str()).collect();
-        if of.is_empty() || of == [target.as_str()] {
-            continue;
-        }
-        let place = format!("/usr/lib/x86_64-linux-gnu/{library}.so.{}", of[0]);
+        let Some(first) = of.first().filter(|_| of != [target.as_str()]) else { continue };
+        let place = format!("/usr/lib/x86_64-linux-gnu/{library}.so.{first}");
         let what = format!("{library} is {}, the module {target}", of.join(" and "));
         found.push(Hit::at(place, what, again(facts)));
     }

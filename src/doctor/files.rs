@@ -79,7 +79,7 @@ fn options_contradict(facts: &Facts) -> Vec<Hit> {
         let last = all.iter().rfind(|other| other.module == one.module && other.name == one.name);
         let Some(last) = last.filter(|last| !is_same(&last.value, &one.value)) else { continue };
         // One of several alike is enough.
-        if all[..at].iter().any(|other| other.place == one.place && other.name == one.name) {
+        if all.iter().take(at).any(|other| other.place == one.place && other.name == one.name) {
             continue;
         }
         let what = format!(

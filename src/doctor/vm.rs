@@ -316,7 +316,7 @@ fn same_card(facts: &Facts) -> Vec<Hit> {
     let all: Vec<&Vm> = takers(facts).filter(starts).collect();
     let mut found = Vec::new();
     for (at, vm) in all.iter().enumerate() {
-        let other = all[..at].iter().find(|other| other.slots.iter().any(|slot| vm.slots.contains(slot)));
+        let other = all.iter().take(at).find(|other| other.slots.iter().any(|slot| vm.slots.contains(slot)));
         if let Some(other) = other {
             let what = format!("VM {} and VM {} both take {} and start at boot", other.id, vm.id, vm.slots_in_words());
             found.push(Hit::at(vm.place("onboot"), what, format!("qm set {} --onboot 0", vm.id)).of(vm.id));

@@ -113,19 +113,20 @@ const GENERATIONS: &[Generation] = &[
         last: None,
         flavours: OPEN,
     },
-    // The rest is older.
-    Generation {
-        ranges: &[(0, 0x133f)],
-        name: "older than Fermi",
-        since: None,
-        last: Some("340"),
-        flavours: PROPRIETARY,
-    },
 ];
+
+/// The rest.
+const OLDEST: Generation = Generation {
+    ranges: &[(0, 0x133f)],
+    name: "older than Fermi",
+    since: None,
+    last: Some("340"),
+    flavours: PROPRIETARY,
+};
 
 fn generation(device: u16) -> &'static Generation {
     let is_in = |one: &&Generation| one.ranges.iter().any(|(first, last)| (*first..=*last).contains(&device));
-    GENERATIONS.iter().find(is_in).unwrap_or(&GENERATIONS[GENERATIONS.len() - 1])
+    GENERATIONS.iter().find(is_in).unwrap_or(&OLDEST)
 }
 
 fn is_after(version: &str, branch: &str) -> bool {
@@ -177,12 +178,9 @@ pub fn choose(devices: &[u16], version: &str, wish: Module, list: Option<&List>)
     let served = |flavour: Flavour| {
         devices.iter().filter(|device| objection(**device, version, flavour, list).is_none()).count()
     };
-    let mut best = flavours[0];
-    for flavour in flavours {
-        if served(*flavour) > served(best) {
-            best = *flavour;
-        }
-    }
+    // The first of those that serve most.
+    let best = flavours.iter().copied().rev().max_by_key(|flavour| served(*flavour));
+    let Some(best) = best else { return Ok(None) };
     if served(best) == 0
         && let Some(why) = devices.first().and_then(|device| objection(*device, version, best, list))
     {

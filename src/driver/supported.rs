@@ -92,7 +92,7 @@ fn archive_in(head: &[u8]) -> Option<(usize, &'static str)> {
         ends.nth(lines.checked_sub(2)?).map(|(at, _)| at + 1)
     })?;
     // Some have a program to unpack it, or signatures, before it.
-    let rest = &head[at_line..];
+    let rest = head.get(at_line..)?;
     let starts = PACKERS.iter().filter_map(|(magic, program)| {
         let at = rest.windows(magic.len()).position(|window| window == *magic)?;
         Some((at_line + at, *program))

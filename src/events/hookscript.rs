@@ -365,7 +365,7 @@ fn taken(app: &App, vmid: u32, config: &VmConfig) -> Result<Taken> {
     for (index, hostpci) in config.hostpci.iter().filter(|(_, hostpci)| hostpci.driver != Driver::Keep) {
         for id in named.ids.get(index).into_iter().flatten() {
             let absent = || {
-                let written = if hostpci.ids.len() == 1 { &hostpci.ids[0].text } else { &hostpci.raw };
+                let written = if let [only] = hostpci.ids.as_slice() { &only.text } else { &hostpci.raw };
                 Exit::refused(format!(
                     "VM {vmid}: hostpci{index} names {written}, but there is no such device; {}",
                     stray::instead_of_nothing(kernel, vmid, *index, config, written)

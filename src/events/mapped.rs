@@ -212,7 +212,8 @@ fn one(
     // What has nothing to do with NVIDIA is Proxmox's own business.
     let is_ours = |entry: &Entry| entry.ids().any(|id| slot_of(kernel, &id).is_some_and(|slot| takes_part(&slot, &id)));
     if !entries.iter().any(is_ours) || hostpci.driver == Driver::Keep {
-        return Ok((entries[pick(kernel, &entries, &[], is_taken).unwrap_or(0)].ids().collect(), None));
+        let entry = pick(kernel, &entries, &[], is_taken).or(entries.first());
+        return Ok((entry.into_iter().flat_map(Entry::ids).collect(), None));
     }
     // One that is wrong keeps Proxmox from all the others.
     for entry in &entries {
@@ -229,18 +230,23 @@ fn one(
         None => Vec::new(),
     };
     let picked = pick(kernel, &entries, &has, is_taken);
-    let entry = &entries[picked.unwrap_or(0)];
     let none_free = if picked.is_none() { ", of which none is free" } else { "" };
+    let Some(entry) = picked.or(entries.first()) else { return Ok((Vec::new(), None)) };
     Ok((entry.ids().collect(), is_ours(entry).then(|| format!("mapping={name}{none_free}"))))
 }
 
 /// A single alternative is it, free or not. A running VM has what it `has`.
-fn pick(kernel: &dyn Kernel, entries: &[Entry], has: &[SlotId], is_taken: &dyn Fn(Address) -> bool) -> Option<usize> {
+fn pick<'a>(
+    kernel: &dyn Kernel,
+    entries: &'a [Entry],
+    has: &[SlotId],
+    is_taken: &dyn Fn(Address) -> bool,
+) -> Option<&'a Entry> {
     let is_had = |entry: &Entry| entry.ids().all(|id| id.slot().is_some_and(|slot| has.contains(&slot)));
     let is_free = |entry: &Entry| !entry.ids().flat_map(|id| functions(kernel, &id)).any(is_taken);
     match entries {
-        [_] => Some(0),
-        _ => entries.iter().position(is_had).or_else(|| entries.iter().position(is_free)),
+        [only] => Some(only),
+        _ => entries.iter().find(|entry| is_had(entry)).or_else(|| entries.iter().find(|entry| is_free(entry))),
     }
 }
 

@@ -172,9 +172,10 @@ fn of_runtime(parts: &[&str]) -> Option<String> {
 
 /// A unit of a user's own systemd: `user.slice/user-1000.slice/user@1000.service/app.slice/x.service`.
 fn of_user(parts: &[&str]) -> Option<String> {
-    let at = parts.iter().position(|part| part.starts_with("user@") && part.ends_with(".service"))?;
-    let uid: u32 = parts[at].strip_prefix("user@")?.strip_suffix(".service")?.parse().ok()?;
-    let unit = parts[at + 1..].iter().find(|part| !part.ends_with(".slice") && is_unit(part))?;
+    let mut parts = parts.iter();
+    let user = parts.find_map(|part| part.strip_prefix("user@")?.strip_suffix(".service"))?;
+    let uid: u32 = user.parse().ok()?;
+    let unit = parts.find(|part| !part.ends_with(".slice") && is_unit(part))?;
     match *unit {
         "init.scope" => Some(format!("loginctl terminate-user {uid}")),
         unit if unit.ends_with(".service") => Some(format!("systemctl --user --machine={uid}@.host stop {unit}")),

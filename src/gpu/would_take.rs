@@ -68,9 +68,10 @@ fn has_file(files: &str, module: &str) -> bool {
 fn fits(pattern: &[u8], text: &[u8]) -> bool {
     match pattern {
         [] => text.is_empty(),
-        [b'*', rest @ ..] => (0..=text.len()).any(|at| fits(rest, &text[at..])),
+        [b'*', rest @ ..] => (0..=text.len()).filter_map(|at| text.get(at..)).any(|text| fits(rest, text)),
         [c, rest @ ..] => {
-            text.first().is_some_and(|t| *c == b'?' || c.eq_ignore_ascii_case(t)) && fits(rest, &text[1..])
+            let is_it = |t: &u8| *c == b'?' || c.eq_ignore_ascii_case(t);
+            text.split_first().is_some_and(|(first, text)| is_it(first) && fits(rest, text))
         }
     }
 }

@@ -104,7 +104,7 @@ pub fn main_section(bytes: &[u8]) -> &[u8] {
     let mut begin = 0;
     for (_, line) in perl::lines(bytes) {
         if section(line).is_some() {
-            return &bytes[..begin];
+            return bytes.get(..begin).unwrap_or(bytes);
         }
         begin += line.len() + 1;
     }
@@ -114,8 +114,8 @@ pub fn main_section(bytes: &[u8]) -> &[u8] {
 /// The key of a line and its value, as Proxmox reads them; none when it is no setting.
 pub fn setting(line: &[u8]) -> Option<(&[u8], &[u8])> {
     raw_lxc(line).or_else(|| {
-        let colon = line.iter().position(|&byte| byte == b':')?;
-        Some((&line[..colon], guest::value(&line[colon + 1..])?))
+        let (key, value) = perl::split_once(line, b':')?;
+        Some((key, guest::value(value)?))
     })
 }
 
@@ -160,15 +160,15 @@ impl CtConfig {
 
     /// The last line with a key counts, also if its value is refused.
     fn read(&mut self, line: &[u8]) {
-        let Some(colon) = line.iter().position(|&byte| byte == b':') else {
+        let Some((key, value)) = perl::split_once(line, b':') else {
             return;
         };
-        let Some(value) = guest::value(&line[colon + 1..]) else {
+        let Some(value) = guest::value(value) else {
             return;
         };
         // A refused value stays as text, and Perl takes all text but 0 for true.
         let is_set = property::boolean(value) != Some(false);
-        match &line[..colon] {
+        match key {
             b"unprivileged" => self.unprivileged = is_set,
             b"template" => self.template = is_set,
             b"lock" => self.lock = Some(perl::text(value)),

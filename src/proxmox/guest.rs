@@ -76,10 +76,9 @@ pub fn is_snapstate(line: &[u8]) -> bool {
 
 /// `PVE::Storage::Plugin::parse_volume_id`: `STORAGE:VOLUME`.
 pub fn is_volume_id(value: &[u8]) -> bool {
-    let Some(colon) = value.iter().position(|&byte| byte == b':') else {
+    let Some((storage, volume)) = perl::split_once(value, b':') else {
         return false;
     };
-    let (storage, volume) = (&value[..colon], &value[colon + 1..]);
     match storage {
         [first, middle @ .., last] => {
             first.is_ascii_alphabetic()

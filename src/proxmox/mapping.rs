@@ -171,7 +171,7 @@ fn property(line: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
     match text.iter().position(perl::is_space) {
         None if text.is_empty() => None,
         None => Some((text, None)),
-        Some(end) => Some((&text[..end], Some(perl::trim_start(&text[end..])))),
+        Some(end) => text.split_at_checked(end).map(|(key, value)| (key, Some(perl::trim_start(value)))),
     }
 }
 
@@ -194,7 +194,7 @@ fn is_path(path: &[u8]) -> bool {
     let mut rest = path;
     loop {
         match slot_len(rest) {
-            Some(len) if len > b"01:00".len() => rest = &rest[len..],
+            Some(len) if len > b"01:00".len() => rest = rest.get(len..).unwrap_or_default(),
             _ => return false,
         }
         // Never ambiguous: after a `;` that ends an address come four digits, not one.

@@ -70,12 +70,11 @@ impl Written {
 
 /// The length of the `[DOMAIN:]BUS:DEVICE` that the text begins with.
 pub(super) fn slot_len(text: &[u8]) -> Option<usize> {
-    let digits = |from: usize| text[from..].iter().take_while(|byte| is_hex(byte)).count();
-    let domain = match digits(0) {
+    let domain = match text.iter().take_while(|byte| is_hex(byte)).count() {
         n @ 4.. if text.get(n) == Some(&b':') => n + 1,
         _ => 0,
     };
-    match &text[domain..] {
+    match text.get(domain..)? {
         [a, b, b':', c, d, ..] if [a, b, c, d].into_iter().all(is_hex) => Some(domain + 5),
         _ => None,
     }

@@ -14,14 +14,22 @@ pub fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     (1..).zip(bytes.split(|&byte| byte == b'\n'))
 }
 
+/// What stands before and after the first such byte.
+pub fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    match bytes.split_at_checked(bytes.iter().position(|byte| *byte == at)?)? {
+        (before, [_, after @ ..]) => Some((before, after)),
+        _ => None,
+    }
+}
+
 pub fn trim_start(bytes: &[u8]) -> &[u8] {
-    let start = bytes.iter().take_while(|byte| is_space(byte)).count();
-    &bytes[start..]
+    let is_kept = |byte: &u8| !is_space(byte);
+    bytes.iter().position(is_kept).and_then(|start| bytes.get(start..)).unwrap_or_default()
 }
 
 pub fn trim_end(bytes: &[u8]) -> &[u8] {
-    let blanks = bytes.iter().rev().take_while(|byte| is_space(byte)).count();
-    &bytes[..bytes.len() - blanks]
+    let is_kept = |byte: &u8| !is_space(byte);
+    bytes.iter().rposition(is_kept).and_then(|last| bytes.get(..=last)).unwrap_or_default()
 }
 
 pub fn trim(bytes: &[u8]) -> &[u8] {

@@ -79,7 +79,7 @@ pub fn parse<'a>(schema: &[Key], string: &'a [u8]) -> Result<Values<'a>> {
         if perl::trim(part).is_empty() {
             continue;
         }
-        let (key, value) = match part.iter().position(|&byte| byte == b'=') {
+        let (key, value) = match perl::split_once(part, b'=') {
             None => {
                 let key = schema.iter().find(|key| key.bare);
                 let key = key.with_context(|| format!("{} is no KEY=VALUE", quoted(part)))?;
@@ -89,8 +89,7 @@ pub fn parse<'a>(schema: &[Key], string: &'a [u8]) -> Result<Values<'a>> {
                 values.0.retain(|&entry| entry != (key.name, b"0"));
                 (key, part)
             }
-            Some(equals) => {
-                let (name, value) = (&part[..equals], &part[equals + 1..]);
+            Some((name, value)) => {
                 ensure!(!name.is_empty() && !value.is_empty(), "{} is no KEY=VALUE", quoted(part));
                 let key = schema.iter().find(|key| key.name.as_bytes() == name);
                 (key.with_context(|| format!("there is no option {}", quoted(name)))?, value)

@@ -123,11 +123,11 @@ impl VmConfig {
         if guest::is_snapstate(line) {
             return Ok(());
         }
-        let colon = line.iter().position(|&byte| byte == b':').context("there is no ':'")?;
-        let value = guest::value(&line[colon + 1..]).context("there is no value")?;
+        let (key, value) = perl::split_once(line, b':').context("there is no ':'")?;
+        let value = guest::value(value).context("there is no value")?;
         ensure!(!value.contains(&b'\r'), "there is a carriage return in it");
 
-        match &line[..colon] {
+        match key {
             b"args" => self.args = Passed::parse(&perl::text(value)),
             b"lock" => self.lock = Some(perl::text(unquote(value))),
             b"hookscript" => {

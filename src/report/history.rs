@@ -24,11 +24,13 @@ pub fn to_text(past: &Past, zone: &Zone) -> String {
     if rows.is_empty() {
         return "no handoff yet\n".to_string();
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths = [width(0), width(1), width(2), width(3), width(4)];
+    let widths = rows.iter().fold([0; 6], |widths: [usize; 6], row| {
+        let mut cells = row.iter().map(|cell| cell.chars().count());
+        widths.map(|width| width.max(cells.next().unwrap_or(0)))
+    });
     let mut text = String::new();
     for [time, way, slots, ms, result, reason] in &rows {
-        let [a, b, c, d, e] = widths;
+        let [a, b, c, d, e, _] = widths;
         let line = format!("{time:<a$}  {way:<b$}  {slots:<c$}  {ms:>d$} ms  {result:<e$}  {reason}");
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{}", line.trim_end());

@@ -39,7 +39,7 @@ impl Zone {
         // What comes first is for those who know times of 32 bits only.
         let [universal, standard, leaps, times, kinds, letters] = counts(0)?[..] else { return None };
         let header = 44 + 5 * times + 6 * kinds + letters + 8 * leaps + standard + universal;
-        let times = counts(header)?[3];
+        let times = *counts(header)?.get(3)?;
         let first = header + 44;
         let begins = |n: usize| Some(i64::from_be_bytes(*self.0.get(first + 8 * n..)?.first_chunk()?));
         let begun = (0..times).take_while(|n| begins(*n).is_some_and(|begin| begin <= at as i64)).count();

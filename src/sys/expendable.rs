@@ -122,8 +122,8 @@ impl Worker {
             return Err(ActError::Stuck { pid: self.pid() });
         }
         let answer = read_block(&mut self.answers).map_err(died)?;
-        let (errno, words) = answer.split_at_checked(4).ok_or(ActError::Died { pid: self.pid.as_raw() })?;
-        match i32::from_ne_bytes([errno[0], errno[1], errno[2], errno[3]]) {
+        let (errno, words) = answer.split_first_chunk().ok_or(ActError::Died { pid: self.pid.as_raw() })?;
+        match i32::from_ne_bytes(*errno) {
             0 => Ok(words.to_vec()),
             IN_WORDS => Err(ActError::Program(String::from_utf8_lossy(words).into_owned())),
             errno => Err(ActError::Os(io::Error::from_raw_os_error(errno))),

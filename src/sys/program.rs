@@ -204,7 +204,7 @@ impl Talking {
         // Not for ever, should it write without end.
         while said.len() < KEPT {
             let Ok(length @ 1..) = self.said.read(&mut block) else { break };
-            said.extend_from_slice(&block[..length]);
+            said.extend(block.iter().take(length));
         }
         said
     }
@@ -248,7 +248,7 @@ impl<T: Read + AsFd> Output<T> {
                 Err(_) => return,
             };
             let room = KEPT.saturating_sub(self.said.len());
-            self.said.extend_from_slice(&block[..length.min(room)]);
+            self.said.extend(block.iter().take(length.min(room)));
         }
     }
 

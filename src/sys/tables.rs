@@ -18,7 +18,7 @@ pub struct Tables {
 impl Tables {
     /// What is open in the table of this process or thread, if it was read for another one.
     pub fn same_as(&self, owner: i32) -> Option<Vec<OpenDevice>> {
-        Some(self.read[self.place(owner).ok()?].1.clone())
+        Some(self.read.get(self.place(owner).ok()?)?.1.clone())
     }
 
     pub fn add(&mut self, owner: i32, open: &[OpenDevice]) {

@@ -13,6 +13,7 @@
     clippy::too_many_lines,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::print_stdout,
     clippy::print_stderr
 )]

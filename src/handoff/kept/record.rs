@@ -7,6 +7,7 @@ use crate::address::{Address, NoAddress, SlotId};
 use crate::gpu::inventory::Function;
 use crate::gpu::model;
 use crate::gpu::power::Power;
+use crate::json::put;
 use crate::proxmox::running;
 use crate::sys::{Kernel, Process};
 use anyhow::{Context, Result, bail};
@@ -216,10 +217,11 @@ impl Record {
                     "module": f.module,
                 });
                 if !f.power.is_empty() {
-                    home["power"] = json!({"control": f.power.control, "d3cold_allowed": f.power.d3cold_allowed});
+                    let power = json!({"control": f.power.control, "d3cold_allowed": f.power.d3cold_allowed});
+                    put(&mut home, "power", power);
                 }
                 if let Some(model) = &f.model {
-                    home["model"] = json!(model);
+                    put(&mut home, "model", model.as_str());
                 }
                 home
             })
@@ -232,16 +234,16 @@ impl Record {
             "caller": self.caller.map(|caller| json!({"pid": caller.pid, "start": caller.start})),
         });
         if !self.stopped.is_empty() {
-            document["stopped"] = self.stopped.iter().map(Stopped::to_json).collect();
+            put(&mut document, "stopped", self.stopped.iter().map(Stopped::to_json).collect::<Value>());
         }
         if !self.frozen.is_empty() {
-            document["frozen"] = json!(self.frozen);
+            put(&mut document, "frozen", self.frozen.clone());
         }
         if self.console {
-            document["console"] = json!(true);
+            put(&mut document, "console", true);
         }
         if self.by_hand {
-            document["by_hand"] = json!(true);
+            put(&mut document, "by_hand", true);
         }
         document.to_string()
     }

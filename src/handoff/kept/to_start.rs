@@ -2,6 +2,7 @@
 
 use super::record::Stopped;
 use crate::address::{self, SlotId};
+use crate::json::put;
 use anyhow::Context;
 use serde_json::{Value, json};
 
@@ -30,11 +31,11 @@ impl ToStart {
         let one = |entry: &ToStart| {
             let mut value = json!({"what": entry.what.to_json(), "slots": address::to_json(&entry.slots)});
             if entry.tries > 0 {
-                value["tries"] = json!(entry.tries);
-                value["after"] = json!(entry.after);
+                put(&mut value, "tries", entry.tries);
+                put(&mut value, "after", entry.after);
             }
             if entry.since > 0 {
-                value["since"] = json!(entry.since);
+                put(&mut value, "since", entry.since);
             }
             value
         };

@@ -174,7 +174,7 @@ pub fn lines(slots: &[SlotId], plan: &Plan) -> Vec<(&'static str, String)> {
 
 /// The steps of each phase, in the order of the plan.
 pub fn by_phase(plan: &Plan) -> impl Iterator<Item = (Phase, &[(Phase, Step)])> {
-    plan.chunk_by(|(one, _), (other, _)| one == other).map(|steps| (steps[0].0, steps))
+    plan.chunk_by(|(one, _), (other, _)| one == other).filter_map(|steps| Some((steps.first()?.0, steps)))
 }
 
 /// `unload nvidia_uvm nvidia, unbind from snd_hda_intel .1`; `only` is the slot that the title names.

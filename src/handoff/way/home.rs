@@ -226,13 +226,13 @@ impl Handoff<'_> {
         self.thaw(locked, &mut record);
         match record.only(&left) {
             None => {
-                if !record.frozen.is_empty() {
+                if let Some(first) = record.frozen.first() {
                     let who: Vec<String> = record.frozen.iter().map(ToString::to_string).collect();
                     return Err(Exit::failed(format!(
                         "{} is home, but container {} is still frozen; thaw it: echo 0 > {}",
                         list(record.slots()),
                         who.join(" "),
-                        containers::freezer(record.frozen[0])
+                        containers::freezer(*first)
                     )));
                 }
                 // First where it is to be from now on.

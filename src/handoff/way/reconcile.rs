@@ -120,17 +120,18 @@ impl Handoff<'_> {
         self.forget_ended_wedges();
         let now = self.kernel.unix_time();
         let before = self.store.retries();
+        let number = |retry: &Value, key: &str| retry.get(key).and_then(Value::as_u64);
         let mut retries = serde_json::Map::new();
         let mut exits = Vec::new();
         for record in left.drain(..) {
             let name = record.owner.file_name();
             let retry = before.get(&name).cloned().unwrap_or_default();
-            if retry["after"].as_u64().is_some_and(|after| now < after) {
+            if number(&retry, "after").is_some_and(|after| now < after) {
                 retries.insert(name, retry);
                 continue;
             }
             if let Err(exit) = self.fetch_left_behind(Scope::Owed, &record, self.config.time.lock) {
-                let tries = 1 + retry["tries"].as_u64().unwrap_or(0);
+                let tries = 1 + number(&retry, "tries").unwrap_or(0);
                 retries.insert(name, json!({"tries": tries, "after": now + owed::pause(tries).as_secs()}));
                 exits.push(exit);
             }

@@ -3,6 +3,7 @@
 
 use crate::driver::flavour::Flavour;
 use crate::gpu::nvidia::Version;
+use crate::json::put;
 use crate::setup::kept::document;
 use crate::sys::Kernel;
 use anyhow::{Context, Result, bail};
@@ -55,11 +56,11 @@ impl Installation {
     pub fn to_json(&self) -> Value {
         let mut value = json!({"version": null, "began": self.began, "copies": self.copies});
         if let Some(installed) = &self.installed {
-            value["version"] = json!(installed.version);
-            value["sha256"] = json!(installed.sha256);
-            value["module"] = json!(installed.flavour.map(Flavour::name));
-            value["dkms"] = json!(installed.dkms);
-            value["kernels"] = json!(installed.kernels);
+            put(&mut value, "version", installed.version.clone());
+            put(&mut value, "sha256", installed.sha256.clone());
+            put(&mut value, "module", installed.flavour.map(Flavour::name));
+            put(&mut value, "dkms", installed.dkms);
+            put(&mut value, "kernels", installed.kernels.clone());
         }
         value
     }

@@ -1,8 +1,9 @@
 //! What set-up keeps in `/var/lib/gpu-handoff`: JSON documents of our own, replaced whole.
 
+use crate::json::put;
 use crate::sys::Kernel;
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::io::ErrorKind;
 
 const SCHEMA: u64 = 1;
@@ -31,7 +32,7 @@ pub fn parse(bytes: &[u8]) -> Result<Value> {
 /// # Errors
 /// Names the file that could not be written; the old one is still whole.
 pub fn write(kernel: &dyn Kernel, path: &'static str, mut value: Value) -> Result<()> {
-    value["schema"] = json!(SCHEMA);
+    put(&mut value, "schema", SCHEMA);
     kernel.write_file(path, format!("{value}\n").as_bytes(), 0o644).context(path)
 }
 

@@ -86,16 +86,16 @@ impl Pending {
     }
 
     pub fn to_json(&self) -> Value {
-        let mut value = json!({"vfio": null, "driver": null, "kernels": {}});
+        let (mut vfio, mut driver, mut kernels) = (Value::Null, Value::Null, serde_json::Map::new());
         for (task, Reason { why, tries }) in &self.0 {
             let reason = json!({"why": why, "tries": tries});
             match task {
-                Task::Vfio => value["vfio"] = reason,
-                Task::Driver => value["driver"] = reason,
-                Task::Kernel(release) => value["kernels"][release] = reason,
+                Task::Vfio => vfio = reason,
+                Task::Driver => driver = reason,
+                Task::Kernel(release) => drop(kernels.insert(release.clone(), reason)),
             }
         }
-        value
+        json!({"vfio": vfio, "driver": driver, "kernels": kernels})
     }
 
     /// All reasons, as one line; none when nothing is pending.
