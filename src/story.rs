@@ -61,6 +61,11 @@ impl Story {
         self.line(Severity::Info, text);
     }
 
+    /// Each line below a title that was said.
+    pub fn say_below(&self, lines: &str) {
+        lines.lines().for_each(|line| self.say(&below(line)));
+    }
+
     /// Once per run: what several parts of a run come across is still one problem.
     pub fn warn(&self, text: &str) {
         let mut warned = self.warned.borrow_mut();
@@ -77,7 +82,7 @@ impl Story {
 
     /// One phase of a handoff, columns aligned with its neighbours.
     pub fn phase(&self, name: &str, took: Duration, what: &str) {
-        self.say(&format!("  {}", row(name, &format_args!("{:>6} ms  {what}", took.as_millis()))));
+        self.say(&below(&row(name, &format_args!("{:>6} ms  {what}", took.as_millis()))));
     }
 
     fn line(&self, severity: Severity, text: &str) {
@@ -121,7 +126,11 @@ impl Severity {
 
 /// What would be done: a title, and below it a line for each thing.
 pub fn titled(title: &str, lines: &str) -> String {
-    lines.lines().fold(format!("{title}\n"), |text, line| text + "  " + line + "\n")
+    lines.lines().fold(format!("{title}\n"), |text, line| text + &below(line) + "\n")
+}
+
+fn below(line: &str) -> String {
+    format!("  {line}")
 }
 
 /// Only a person who looks at a terminal that has colours, and does not mind (no-color.org).

@@ -53,14 +53,13 @@ pub fn run(app: &App, what: &What) -> Result<()> {
 /// # Errors
 /// Why it would refuse.
 pub fn plan(app: &App, what: &What) -> Result<String> {
-    let of_vfio = |wish| Ok(titled("setup vfio", &vfio::plan(app, wish)?));
     let of_driver = |wish| Ok(titled("setup driver", &driver::plan(app, wish)?));
     match what {
-        What::Vfio(wish) => of_vfio(*wish),
+        What::Vfio(wish) => vfio::plan(app, *wish),
         What::Driver(wish) => of_driver(wish),
         What::Kernel(release) => Ok(titled("setup driver", &driver::kernels::plan(app, release)?)),
         What::All(vfio, driver) => {
-            let mut text = of_vfio(*vfio)?;
+            let mut text = vfio::plan(app, *vfio)?;
             if driver.undo || has_driver(app)? {
                 text.push_str(&of_driver(driver)?);
             }

@@ -12,6 +12,7 @@ use crate::driver;
 use crate::driver::rival::{self, RIVALS};
 use crate::exit::{Exit, Result};
 use crate::modprobe;
+use crate::story::titled;
 use crate::sys::Kernel;
 
 pub use super::ours::Wish;
@@ -37,6 +38,9 @@ enum Step {
     Remove { path: &'static str },
     Initramfs,
 }
+
+const TITLE: &str = "setup vfio";
+const NOTHING: &str = "nothing to do: the host is prepared as it should be";
 
 /// How the host is.
 struct Facts {
@@ -118,16 +122,17 @@ pub fn setup(app: &App, wish: Wish) -> Result<()> {
     let steps = Facts::read(app, &config)?.plan(wish.undo);
     let bootloader = Bootloader::read(app.kernel)?;
     let edit = bootloader.plan(wish)?;
+    app.story.say(TITLE);
     for step in &steps {
         carry_out(app, step)?;
-        app.story.say(&step.to_text());
+        app.story.say_below(&step.to_text());
     }
     if let Some(edit) = &edit {
         bootloader::carry_out(app, edit)?;
-        edit.to_text().lines().for_each(|line| app.story.say(line));
+        app.story.say_below(&edit.to_text());
     }
     if steps.is_empty() && edit.is_none() {
-        app.story.say("nothing to do: the host is prepared as it should be");
+        app.story.say_below(NOTHING);
     }
     if !wish.undo {
         for warning in conflicts::find(app, &config) {
@@ -147,7 +152,7 @@ fn config(app: &App, wish: Wish) -> Result<Config> {
     if wish.undo { Ok(Config::default()) } else { app.config_for_verb() }
 }
 
-/// What [`setup`] would do now, a line each.
+/// What [`setup`] would do now, as its log has it: a title, and a line each.
 ///
 /// # Errors
 /// Why it would refuse.
@@ -157,12 +162,12 @@ pub fn plan(app: &App, wish: Wish) -> Result<String> {
     let bootloader = Bootloader::read(app.kernel)?;
     lines.extend(bootloader.plan(wish)?.map(|edit| edit.to_text()));
     if lines.is_empty() {
-        lines.push("nothing to do: the host is prepared as it should be".to_string());
+        lines.push(NOTHING.to_string());
     }
     if !wish.undo {
         lines.extend(conflicts::find(app, &config).into_iter().map(|line| format!("found     {line}")));
     }
-    Ok(lines.iter().map(|line| format!("{line}\n")).collect())
+    Ok(titled(TITLE, &lines.join("\n")))
 }
 
 fn carry_out(app: &App, step: &Step) -> Result<()> {

@@ -62,6 +62,7 @@ fn there_once_and_back() {
     assert_eq!(host.run("setup vfio --dry-run").out, plan);
     assert_eq!(host.snapshot().changes_since(&before), NOTHING);
     let told = works(&host, "setup vfio");
+    assert!(told.replace("gpu-handoff: ", "").starts_with(plan), "laid beside its dry run: {told}");
     assert!(told.contains("the IOMMU is on\n") && told.contains("reboot the host when you can"), "{told}");
     assert!(read(&host, LOAD).ends_with("\nvfio\nvfio_iommu_type1\nvfio_pci\n"));
     assert!(read(&host, MODPROBE).contains("\nblacklist nvidiafb\n") && !read(&host, MODPROBE).contains("nouveau"));
@@ -161,7 +162,7 @@ fn systemd_boot_in_its_own_line() {
     assert!(plan.contains("\n  edit      /etc/kernel/cmdline: add intel_iommu=on iommu=pt\n"), "{plan}");
     assert!(plan.ends_with("\n  run       /usr/sbin/proxmox-boot-tool refresh\n"), "{plan}");
     let told = works(&host, "setup vfio --cmdline");
-    assert!(told.contains("gpu-handoff: run       /usr/sbin/proxmox-boot-tool refresh\n"), "{told}");
+    assert!(told.contains("gpu-handoff:   run       /usr/sbin/proxmox-boot-tool refresh\n"), "{told}");
     assert_eq!(read(&host, CMDLINE), "root=ZFS=rpool/ROOT/pve-1 boot=zfs intel_iommu=on iommu=pt\n");
     assert_eq!(calls(&host), ["update-initramfs -u -k all", "proxmox-boot-tool refresh"]);
     assert!(works(&host, "setup vfio --cmdline").contains("nothing to do"));

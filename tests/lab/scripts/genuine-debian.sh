@@ -19,7 +19,7 @@ done
 # ---- set-up sees the driver, whether it is loaded or not ----
 for when in 'at home' 'away'; do
     works "$when: setup vfio --dry-run" gpu-handoff setup vfio --dry-run
-    ok "$when: setup vfio would keep nvidia off the card at boot" grep -q '^write .*/etc/modprobe.d/gpu-handoff.conf' <<<"$out"
+    ok "$when: setup vfio would keep nvidia off the card at boot" grep -q '^ *write .*/etc/modprobe.d/gpu-handoff.conf' <<<"$out"
     call gpu-handoff setup driver --dry-run
     ok "$when: setup driver sees the installed one" grep -qF "$LAB_DRIVER" <<<"$out$err"
     [ "$when" = away ] || works 'to-vfio' gpu-handoff to-vfio
