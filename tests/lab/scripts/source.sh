@@ -1,0 +1,49 @@
+#!/bin/bash
+# Installed by hand, without the package, each command as docs/installation.md has it; then docs/driver.md's.
+# lab: --timeout 300
+# shellcheck source-path=SCRIPTDIR source=handoff.sh
+. "${0%/*}/handoff.sh"
+
+# The parts of the work tree that are installed, and where make build has left the program.
+cd "${0%/*}/source" || exit 1
+install -D -m 755 /usr/sbin/gpu-handoff target/release/gpu-handoff
+rm -f /usr/sbin/gpu-handoff /var/lib/vz/snippets/gpu-handoff
+sed -i '/^hookscript:/d' "$guests/111.conf"
+mkdir -p /etc/kernel/postinst.d
+
+block() { # block PAGE HEADING: its indented lines
+    sed -n "/^#* *$2\$/,/^#/p" "docs/$1" | sed -n 's/^    //p'
+}
+block installation.md 'By hand, without the package' >/run/typed
+is 'it begins with make build' 'make build' "$(head -n 1 /run/typed)"
+sed -i 1d /run/typed
+remember_home
+works 'the block, a line after the other' bash -e /run/typed
+says 'enable' 'VM 111 has the hookscript local:snippets/gpu-handoff'
+
+# ---- all of it is there, and works ----
+for file in packaging/debian/gpu-handoff.gpu-handoff-*; do
+    unit=${file##*/gpu-handoff.}
+    same "$unit" "$(<"$file")" "$(cat "/etc/systemd/system/$unit")"
+    ok "$unit is one" systemd-analyze verify --man=no "$unit"
+done
+for unit in gpu-handoff-reconcile.service gpu-handoff-setup.service gpu-handoff-keeper.path; do
+    is "$unit" enabled "$(systemctl is-enabled "$unit")"
+done
+is 'gpu-handoff-keeper.path now' active "$(systemctl is-active gpu-handoff-keeper.path)"
+for folder in postinst.d header_postinst.d; do ok "hook in $folder" test -x "/etc/kernel/$folder/gpu-handoff"; done
+same 'the rules' "$(<udev/60-gpu-handoff.rules)" "$(cat /etc/udev/rules.d/60-gpu-handoff.rules)"
+for page in man8/gpu-handoff.8 man5/gpu-handoff.json.5; do ok "$page" test -s "/usr/local/share/man/$page"; done
+works 'qm start 111' qm start 111
+in_vm 'the VM' $slot1 111
+works 'qm stop 111' qm stop 111
+is_home 'after the VM'
+
+# ---- the driver's installer, where it was downloaded ----
+page=$PWD/docs/driver.md
+cd /opt/lab/nvidia || exit 1
+{ read -r put && read -r look; } < <(sed -n 's/^    //p' "$page")
+works "$put" bash -c "$put"
+works "$look" bash -c "$look"
+ok 'it was found' grep -qF "driver $LAB_DRIVER" <<<"$out"
+finish
