@@ -14,12 +14,14 @@ second=$(basename /opt/lab/kernel/linux-image-*.deb)
 second=${second#linux-image-} second=${second%%_*}
 
 # What the package, the driver or the host's preparation may change, but for the second kernel, which is not there at
-# first; of the initramfs what is in it, not its bytes.
+# first; of the initramfs what is in it, not its bytes; of the kernel's own modules, which take long to read, their size and
+# time.
 traces() {
+    find "/lib/modules/$first/kernel" -name '*.ko*' -printf '%p %s %T@\n' | sort
     find /etc/modules-load.d /etc/modprobe.d /etc/udev /etc/systemd/system /etc/kernel /lib/udev/rules.d /usr/sbin \
         /usr/bin/nvidia* /usr/lib/x86_64-linux-gnu/lib{cuda,nvidia}* "/lib/modules/$first" /var/cache/gpu-handoff \
         /usr/share/gpu-handoff /usr/share/bash-completion /var/lib/vz /var/lib/gpu-handoff /etc/gpu-handoff \
-        -type f,l ! -name 'modules.*.bin' -exec sha256sum {} + 2>/dev/null | sort -k2
+        -type f,l ! -name 'modules.*.bin' ! -path "/lib/modules/*/kernel/*.ko*" -exec sha256sum {} + 2>/dev/null | sort -k2
     lsinitramfs "/boot/initrd.img-$first" | grep -E 'modprobe.d|modules-load.d' | sort
 }
 version_for() { modinfo -k "$1" -F version nvidia 2>/dev/null; }
@@ -75,7 +77,6 @@ upgraded() {
 
     # ---- the other kernel's package is configured again, and the driver does not build ----
     rm "/lib/modules/$first"/kernel/drivers/video/nvidia*.ko "/boot/initrd.img-$first"
-    depmod "$first"
     touch /etc/lab-fail-build
     works 'a kernel for which nothing builds' dpkg-reconfigure "linux-image-$first"
     is 'every package is configured' '' "$(dpkg --audit)"
