@@ -102,8 +102,8 @@ pub const AREA: Area = Area {
             severity: Severity::Warning,
             title: "the initramfs is older than what it has a copy of",
             why: "At boot the copy counts, so that what was changed since has no effect.",
-            more: "/etc/modprobe.d, and the scripts, hooks and the list of modules in /etc/initramfs-tools, against \
-                   /boot/initrd.img of the running kernel.",
+            more: "/etc/modprobe.d with what was taken out of it, /lib/modprobe.d, and the scripts, hooks and the list of modules \
+                   in /etc/initramfs-tools, against /boot/initrd.img of the running kernel.",
             find: initramfs_old,
         },
     ],

@@ -183,7 +183,7 @@ fn a_module_that_went_away() {
 }
 
 fn age(host: &Host, path: &str, seconds: u64) {
-    let file = fs::File::options().write(true).open(host.path(path)).unwrap();
+    let file = fs::File::open(host.path(path)).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
 }
 
@@ -195,6 +195,13 @@ fn an_initramfs_that_is_older_than_its_copies() {
     let words = ["warning", "older than /etc/modprobe.d/x.conf", "update-initramfs -u -k 6.12.48-1-pve"];
     fires("initramfs-old", &host, "/boot/initrd.img-6.12.48-1-pve", &words);
     age(&host, "etc/modprobe.d/x.conf", 200);
+    // Something was taken out since; not just when it was made.
+    fires("initramfs-old", &host, "/boot/initrd.img-6.12.48-1-pve", &["the last change in /etc/modprobe.d"]);
+    age(&host, "etc/modprobe.d", 50);
+    silent("initramfs-old", &host);
+    let host = host.file("lib/modprobe.d/y.conf", "options a b=1\n");
+    fires("initramfs-old", &host, "/boot/initrd.img-6.12.48-1-pve", &["/lib/modprobe.d/y.conf"]);
+    age(&host, "lib/modprobe.d/y.conf", 200);
     silent("initramfs-old", &host);
     let host = host.file("etc/initramfs-tools/scripts/init-top/x", "");
     fires("initramfs-old", &host, "/boot/initrd.img-6.12.48-1-pve", &["/etc/initramfs-tools/scripts/init-top/x"]);

@@ -147,16 +147,27 @@ fn initramfs(app: &App, release: &str) -> Option<(String, String)> {
     let kernel = app.kernel;
     let path = format!("/boot/initrd.img-{release}");
     let made = modified(app, &path)?;
-    let mut copied: Vec<String> = modprobe::files(kernel, &["/etc/modprobe.d"], &[".conf"]);
+    let mut copied: Vec<String> = modprobe::files(kernel, &COPIED, &[".conf"]);
     copied.push("/etc/initramfs-tools/modules".to_string());
     let stages = kernel.list("/etc/initramfs-tools/scripts").into_iter();
     for folder in stages.map(|stage| format!("scripts/{stage}")).chain(["hooks".to_string()]) {
         let folder = format!("/etc/initramfs-tools/{folder}");
         copied.extend(kernel.list(&folder).into_iter().map(|name| format!("{folder}/{name}")));
     }
-    let newest = copied.into_iter().filter_map(|path| Some((modified(app, &path)?, path))).max()?;
-    (newest.0 > made).then_some((path, newest.1))
+    let newest = copied.into_iter().filter_map(|path| Some((modified(app, &path)?, path))).max();
+    let newer = newest.filter(|(at, _)| *at > made).map(|(_, path)| path);
+    // What was taken out of it no longer has a time of its own.
+    let [folder, _] = COPIED;
+    let is_other = || modified(app, folder).is_some_and(|at| at > made + AT_ONCE);
+    let newer = newer.or_else(|| is_other().then(|| format!("the last change in {folder}")));
+    Some((path, newer?))
 }
+
+/// Of the directories of modprobe's, those that it has: initramfs-tools copies the first, kmod's hook there the second.
+const COPIED: [&str; 2] = ["/etc/modprobe.d", "/lib/modprobe.d"];
+
+/// Whoever makes a file and then the initramfs may still tidy up.
+const AT_ONCE: Duration = Duration::from_secs(60);
 
 /// Beside those the kernel says thousands of things.
 const TELLING: &str =
