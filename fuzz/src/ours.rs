@@ -38,7 +38,7 @@ pub fn journal(data: &[u8]) {
         Ok(journal) => {
             assert_eq!(Journal::parse(journal.to_json().as_bytes()).expect("was written"), journal);
             let step = Step::Unload { module: journal.step.clone() };
-            let next = Journal { step: step.to_string(), ..journal };
+            let next = Journal { step: step.to_string(), call: Some(step.call()), ..journal };
             assert_eq!(Journal::parse(next.to_json().as_bytes()).expect("was written"), next);
         }
         Err(error) => assert_one_line(&format!("{error:#}")),

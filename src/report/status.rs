@@ -311,7 +311,7 @@ impl Gpu {
             "owner": {"kind": self.has.word(), "vmid": self.has.vmid()},
             "functions": functions,
             "users": self.users.as_ref().map(|users| users.iter().map(user_to_json).collect::<Vec<_>>()),
-            "wedged": self.wedged.as_ref().map(Wedge::to_json).or(self.foreign.as_ref().map(Foreign::to_json)),
+            "wedged": self.wedged.as_ref().map(Wedge::told).or(self.foreign.as_ref().map(Foreign::to_json)),
             "owed": self.owed.iter().map(Owed::to_json).collect::<Vec<_>>(),
             "dri": self.dri,
             "causes": self.causes,

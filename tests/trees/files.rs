@@ -368,6 +368,20 @@ fn what_to_do_about_a_wedged_slot() {
     refuses(&driver("590.48.01"), "111 pre-start", 4, &format!("{WEDGED}; {COMES_HOME}"));
     refuses(&driver("595.45.04"), "111 pre-start", 4, &format!("{WEDGED}; {never}"));
     refuses(&held(driver("595.45.04")), "111 pre-start", 4, &format!("{WEDGED}; {holder}; {never}"));
+    // What the call is decides, and not what it is called.
+    for (call, what) in [
+        (json!({"unbind": "nvidia"}), never),
+        (json!({"unbind": "nvidia-gpu"}), COMES_HOME),
+        (json!({"load": ["nvidia"]}), COMES_HOME),
+        (json!({}), COMES_HOME),
+        (json!({"of a later version": 1}), never),
+    ] {
+        let host = driver("595.45.04");
+        let mut wedge = host.own_file("wedged-0000:01:00");
+        wedge["call"] = call;
+        let host = host.file("run/gpu-handoff/wedged-0000:01:00", &wedge.to_string());
+        refuses(&host, "111 pre-start", 4, &format!("{WEDGED}; {what}"));
+    }
 }
 
 #[test]

@@ -312,6 +312,19 @@ fn a_modprobe_whose_worker_was_killed() {
     let other = modprobe("/usr/sbin/modprobe\0-a\0--\0snd_hda_intel\0");
     assert_eq!(other.run("111 pre-start"), ready());
     assert!(!other.has_own_file("journal-vm-112"));
+    let said = |call: serde_json::Value| {
+        let mut journal = journal.clone();
+        journal["call"] = call;
+        modprobe("/usr/sbin/modprobe\0-a\0--\0nvidia\0nvidia_uvm\0")
+            .file("run/gpu-handoff/journal-vm-112", &journal.to_string())
+    };
+    let host = said(json!({"load": ["nvidia", "nvidia_uvm"]}));
+    assert_eq!(host.run("111 pre-start").code, Some(4));
+    let wedge = host.own_file("wedged-0000:01:00");
+    assert_eq!((&wedge["pid"], &wedge["call"]), (&json!(PID), &json!({"load": ["nvidia", "nvidia_uvm"]})));
+    for other in [json!({"load": ["nvidia"]}), json!({"unbind": "nvidia"})] {
+        assert_eq!(said(other).run("111 pre-start"), ready());
+    }
 }
 
 // How the program is called

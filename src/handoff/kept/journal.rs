@@ -4,7 +4,9 @@
 //! means that a handoff was killed in the middle; its worker may still be in the call that the journal names.
 
 use super::record::{Owner, process};
+use super::wedge::Call;
 use crate::address::{self, SlotId};
+use crate::json::put;
 use crate::sys::Process;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -17,21 +19,26 @@ pub struct Journal {
     /// The slots that the step may leave in an unknown state.
     pub slots: Vec<SlotId>,
     pub step: String,
+    /// None where an earlier version wrote it, which kept the words alone.
+    pub call: Option<Call>,
     /// Who carries the step out.
     pub worker: Process,
 }
 
 impl Journal {
     pub fn to_json(&self) -> String {
-        json!({
+        let mut value = json!({
             "schema": SCHEMA,
             "owner": self.owner.file_name(),
             "slots": address::to_json(&self.slots),
             "step": self.step,
             "pid": self.worker.pid,
             "start": self.worker.start,
-        })
-        .to_string()
+        });
+        if let Some(call) = &self.call {
+            put(&mut value, "call", call.to_json());
+        }
+        value.to_string()
     }
 
     /// # Errors
@@ -45,6 +52,7 @@ impl Journal {
             owner: Owner::from_file_name(text("owner")?).context("owner: unknown")?,
             slots: address::from_json(slots).with_context(|| format!("slots: {slots} is no list of slots"))?,
             step: text("step")?.to_string(),
+            call: Call::of(&value),
             worker: process(&value).context("pid, start: no numbers")?,
         })
     }
@@ -57,8 +65,12 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let (owner, slots) = (Owner::Vm(111), vec!["0000:02:00".parse().unwrap()]);
-        let journal = Journal { owner, slots, step: "a step".to_string(), worker: Process { pid: 7, start: 99 } };
-        assert_eq!(Journal::parse(journal.to_json().as_bytes()).unwrap(), journal);
+        let (step, worker) = ("a step".to_string(), Process { pid: 7, start: 99 });
+        let without = Journal { owner, slots, step, call: None, worker };
+        let journal = Journal { call: Some(Call::Load(vec!["nvidia".to_string()])), ..without.clone() };
+        for journal in [without, journal] {
+            assert_eq!(Journal::parse(journal.to_json().as_bytes()).unwrap(), journal);
+        }
         assert!(Journal::parse(b"{}").is_err());
     }
 }

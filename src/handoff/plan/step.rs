@@ -4,6 +4,7 @@ use crate::address::{Address, SlotId};
 use crate::gpu::inventory::read_override;
 use crate::gpu::power::Power;
 use crate::gpu::{console, containers, nodes};
+use crate::handoff::kept::wedge::Call;
 use crate::sys::{ActError, Action, Kernel};
 use std::fmt;
 use std::time::Duration;
@@ -152,6 +153,23 @@ impl Step {
             | Step::Freeze { .. }
             | Step::Thaw { .. }
             | Step::Console { .. } => None,
+        }
+    }
+
+    /// What is kept of it, beside its words, for whoever finds it under way still.
+    pub fn call(&self) -> Call {
+        match self {
+            Step::Load { modules } => Call::Load(modules.clone()),
+            Step::Unbind { driver, .. } => Call::Unbind { driver: driver.clone() },
+            Step::Freeze { ctid } => Call::Freeze(*ctid),
+            Step::Unload { .. }
+            | Step::Override { .. }
+            | Step::Probe { .. }
+            | Step::RemoveId { .. }
+            | Step::MakeNodes
+            | Step::Thaw { .. }
+            | Step::Power { .. }
+            | Step::Console { .. } => Call::Other,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::gpu::holders::Devices;
 use crate::gpu::inventory::{READ_LIMIT, Slot, VFIO_PCI};
 use crate::handoff::kept::record::{Owner, Progress, Record, Stopped};
 use crate::handoff::kept::store::{Locked, Stack};
-use crate::handoff::kept::wedge::Wedge;
+use crate::handoff::kept::wedge::{Call, Wedge};
 use crate::handoff::plan::check;
 use crate::handoff::plan::facts::Facts;
 use crate::handoff::plan::policy;
@@ -283,10 +283,12 @@ impl Handoff<'_> {
         let had = record.frozen.len();
         let wedges: Vec<Wedge> =
             record.slots().iter().filter_map(|slot| self.store.wedge(*slot).ok().flatten()).collect();
-        // Freezing it may have hung as well: then it freezes when that call comes back.
+        // Freezing it may have hung as well: then it freezes when that call comes back. Of a call that an earlier version
+        // kept without saying what it is that is not thought: hardly ever does one hang in a write to a cgroup, and a
+        // container that is thawed would be owed for as long as the other call takes.
         let freezes_yet = |ctid: u32| {
-            let freeze = Step::Freeze { ctid }.to_string();
-            wedges.iter().any(|wedge| wedge.step == freeze && wedge.is_still_stuck(self.kernel))
+            let freeze = Some(Call::Freeze(ctid));
+            wedges.iter().any(|wedge| wedge.call == freeze && wedge.is_still_stuck(self.kernel))
         };
         record.frozen.retain(|ctid| !self.is_thawed(*ctid) || freezes_yet(*ctid));
         if record.frozen.len() < had {

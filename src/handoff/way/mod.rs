@@ -22,11 +22,12 @@ pub mod takeover;
 use crate::address::{SlotId, list};
 use crate::config::Config;
 use crate::exit::{Exit, Result};
+use crate::handoff::kept::journal::Journal;
 use crate::handoff::kept::record::{Owner, Record};
 use crate::handoff::kept::store::{Locked, Stack, Store};
 use crate::handoff::kept::wedge::{self, Wedge};
 use crate::story::Story;
-use crate::sys::{Kernel, Process, Share};
+use crate::sys::{Kernel, Share};
 use crate::utc::utc;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -130,13 +131,13 @@ impl Handoff<'_> {
                 }
             };
             let end = self.kernel.now() + WORKER_GRACE.min(self.config.time.handoff / 4);
-            let at_it = || wedge::who_is_at_it(self.kernel, &journal.step, journal.worker);
+            let at_it = || wedge::who_is_at_it(self.kernel, journal.call.as_ref(), journal.worker);
             let is_at_it = || at_it().is_some_and(|process| self.kernel.caller() != Some(process));
             while is_at_it() && self.kernel.now() < end {
                 self.kernel.sleep(LOOK_AGAIN);
             }
             if let Some(process) = at_it().filter(|process| self.kernel.caller() != Some(*process)) {
-                self.note_wedge(locked, &journal.slots, &journal.step, process)?;
+                self.note_wedge(locked, &Journal { worker: process, ..journal })?;
             }
             locked.forget_journal(&name)?;
         }
@@ -155,10 +156,12 @@ impl Handoff<'_> {
         Ok(())
     }
 
-    /// Keeps which call is stuck; until it ends nobody may go near the slots.
-    fn note_wedge(&self, locked: &Locked, slots: &[SlotId], step: &str, process: Process) -> Result<()> {
-        let wedge = Wedge { step: step.to_string(), process, since: utc(self.kernel.unix_time()) };
-        for slot in slots {
+    /// Keeps which call is stuck; until it ends nobody may go near the slots. `at`: the step with its slots, and who is in
+    /// its call.
+    fn note_wedge(&self, locked: &Locked, at: &Journal) -> Result<()> {
+        let (step, call) = (at.step.clone(), at.call.clone());
+        let wedge = Wedge { step, call, process: at.worker, since: utc(self.kernel.unix_time()) };
+        for slot in &at.slots {
             locked.set_wedge(*slot, &wedge)?;
         }
         Ok(())

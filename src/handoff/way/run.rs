@@ -310,10 +310,9 @@ impl Handoff<'_> {
         let outcome = run.carry_out(plan);
         let mut noted = Ok(());
         for (step, process) in &outcome.stuck {
-            let slots = journal_of(&record.owner, &slots, step, *process).slots;
-            let step = step.to_string();
-            let process = wedge::who_is_at_it(self.kernel, &step, *process).unwrap_or(*process);
-            noted = noted.and(self.note_wedge(locked, &slots, &step, process));
+            let mut at = journal_of(&record.owner, &slots, step, *process);
+            at.worker = wedge::who_is_at_it(self.kernel, at.call.as_ref(), *process).unwrap_or(*process);
+            noted = noted.and(self.note_wedge(locked, &at));
         }
         // Without a wedge the journal stays: it says the same to whoever comes next.
         if let Err(error) = noted.and_then(|()| Ok(locked.end_journal(&record.owner)?)) {
@@ -326,7 +325,8 @@ impl Handoff<'_> {
 /// A step that names a slot leaves none of the others in an unknown state.
 fn journal_of(owner: &Owner, slots: &[SlotId], step: &Step, worker: Process) -> Journal {
     let of_step = slots.iter().filter(|slot| step.slot().is_none_or(|own| own == **slot));
-    Journal { owner: owner.clone(), slots: of_step.copied().collect(), step: step.to_string(), worker }
+    let (slots, call) = (of_step.copied().collect(), Some(step.call()));
+    Journal { owner: owner.clone(), slots, step: step.to_string(), call, worker }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::gpu::Slot;
 use crate::gpu::foreign::Foreign;
 use crate::gpu::holders::{Devices, Reach};
 use crate::gpu::nvidia;
-use crate::handoff::kept::wedge::Wedge;
+use crate::handoff::kept::wedge::{Call, Wedge};
 
 impl Handoff<'_> {
     /// Those of the slots with a call that has not come back, or of which that is not known.
@@ -54,8 +54,14 @@ impl Handoff<'_> {
 
     /// Whether the driver forgets who had the card attached through its control device: then the call waits for ever.
     pub(super) fn forgets_attached(&self, wedge: &Wedge) -> bool {
-        wedge.step.contains("from nvidia")
-            && nvidia::version(self.kernel).is_some_and(nvidia::Version::forgets_attached)
+        let is_it = match &wedge.call {
+            Some(Call::Unbind { driver }) => driver == "nvidia",
+            Some(Call::Load(_) | Call::Freeze(_) | Call::Other) => false,
+            // By an earlier version. Nearly every call that hangs is that one; and to take another for it has whoever was
+            // stopped run again while it hangs, where else he would wait for a call that may never end.
+            None => true,
+        };
+        is_it && nvidia::version(self.kernel).is_some_and(nvidia::Version::forgets_attached)
     }
 
     /// What to do about a call that never came back.
