@@ -125,13 +125,13 @@ impl Change {
     /// `9 lines added, 1 replaced`
     pub fn summary(&self) -> String {
         let counts = [(self.add.len(), "added"), (self.replace.len(), "replaced"), (self.remove.len(), "removed")];
-        let mut parts: Vec<String> =
-            counts.iter().filter(|(n, _)| *n > 0).map(|(n, how)| format!("{n} {how}")).collect();
-        if let Some(first) = parts.first_mut() {
-            let lines = if first.starts_with("1 ") { " line " } else { " lines " };
-            *first = first.replacen(' ', lines, 1);
-        }
-        parts.join(", ")
+        let counts = counts.into_iter().filter(|(n, _)| *n > 0).enumerate();
+        let parts = counts.map(|(at, (n, how))| match (at, n) {
+            (0, 1) => format!("1 line {how}"),
+            (0, _) => format!("{n} lines {how}"),
+            _ => format!("{n} {how}"),
+        });
+        parts.collect::<Vec<_>>().join(", ")
     }
 
     /// The configuration with this done, and whether a newline at its end is ours: it was (`newline`), or it is now.
