@@ -4,7 +4,12 @@ use crate::modprobe;
 use std::fmt;
 
 /// After any of it was changed: the initramfs has copies.
-pub const THEN: &str = "when that is fixed: update-initramfs -u -k all, then reboot the host";
+pub const THEN: &str = "update-initramfs -u -k all, then reboot the host";
+
+/// [`THEN`], below a list of causes.
+pub fn when_fixed() -> String {
+    format!("when that is fixed: {THEN}")
+}
 
 /// When none was found: Proxmox itself leaves a card so.
 pub const NO_CAUSE: &str = "nothing that acts at boot explains that: a VM that ran without the hookscript leaves its card so, until the next boot";
@@ -16,6 +21,8 @@ pub enum Effect {
     Takes,
     /// A module of the home driver is not loaded.
     KeepsAway,
+    /// One that only a screen on the card needs is not.
+    KeepsScreenAway,
     /// The kernel forgets the card.
     Removes,
 }
@@ -41,6 +48,13 @@ impl fmt::Display for Cause {
         let text: String = self.text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         write!(f, "{}: {text} {}; to take it out: {}", self.place, self.does, self.remedy)
     }
+}
+
+/// As not having a module does.
+pub fn keeps_away(module: &str) -> Effect {
+    let module = modprobe::module(module);
+    let is_screens = ["_drm", "_modeset"].iter().any(|end| module.ends_with(end));
+    if is_screens { Effect::KeepsScreenAway } else { Effect::KeepsAway }
 }
 
 /// What not having a module means.

@@ -1,6 +1,6 @@
 //! On the kernel's command line: as it was booted with, and in the files that it comes from.
 
-use super::cause::{Cause, Effect, replace, without};
+use super::cause::{Cause, Effect, keeps_away, replace, without};
 use super::facts::{Facts, Function, Words};
 use super::ids::{addresses, is_keeper, split_ids};
 use crate::modprobe::{files, module};
@@ -116,7 +116,7 @@ fn meaning(facts: &Facts, word: &str) -> Option<Meaning> {
             // Of all of it the driver itself matters most.
             let most = blocked.iter().min_by_key(|name| name.len())?;
             let does = without(most, if key.starts_with("rd") { " in the initramfs" } else { "" });
-            Some(Meaning { id: "blacklist", effect: Effect::KeepsAway, does, rest: rest_of(rest.join(",")) })
+            Some(Meaning { id: "blacklist", effect: keeps_away(most), does, rest: rest_of(rest.join(",")) })
         }
         key => {
             let (keeper, parameter) = key.split_once('.')?;

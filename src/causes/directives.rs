@@ -1,6 +1,6 @@
 //! In modprobe's configuration.
 
-use super::cause::{Cause, Effect, replace, take_out, without};
+use super::cause::{Cause, Effect, keeps_away, replace, take_out, without};
 use super::facts::{Facts, Function};
 use super::ids::{addresses, is_keeper, split_ids};
 use super::{cmdline, glob, scripts};
@@ -45,10 +45,10 @@ fn one(facts: &Facts, line: &Line) -> Option<Cause> {
             Some(cause("static-ids", Effect::Takes, format!("gives {} to {name} at boot", addresses(&taken)), remedy))
         }
         ["blacklist", name] if facts.needs(name) => {
-            Some(cause("blacklist", Effect::KeepsAway, without(name, " at boot"), whole()))
+            Some(cause("blacklist", keeps_away(name), without(name, " at boot"), whole()))
         }
         ["install", name, command @ ..] if facts.needs(name) && !loads(facts, command) => {
-            Some(cause("install", Effect::KeepsAway, without(name, ""), whole()))
+            Some(cause("install", keeps_away(name), without(name, ""), whole()))
         }
         // A script that binds the card runs whenever vfio-pci is loaded.
         ["install", name, command @ ..] if is_keeper(name) => {
@@ -59,7 +59,7 @@ fn one(facts: &Facts, line: &Line) -> Option<Cause> {
         ["alias", pattern, target] => {
             let is_off = *target == "off" || *target == "null" || *target == "/bin/true";
             if facts.needs(pattern) && *target != *pattern && !facts.needs(target) {
-                return Some(cause("alias", Effect::KeepsAway, without(pattern, ""), whole()));
+                return Some(cause("alias", keeps_away(pattern), without(pattern, ""), whole()));
             }
             let fits = |function: &&Function| glob::fits(pattern.as_bytes(), function.modalias.as_bytes());
             let taken: Vec<&Function> = facts.gpu().filter(fits).collect();

@@ -18,7 +18,7 @@ use crate::gpu::inventory::{VFIO_PCI, nvidia_slots};
 use crate::modprobe;
 use crate::sys::Kernel;
 
-pub use cause::{Cause, Effect, NO_CAUSE, THEN, replace, take_out};
+pub use cause::{Cause, Effect, NO_CAUSE, THEN, replace, take_out, when_fixed};
 pub use facts::{Facts, Function, RuleFile, Script, ScriptKind, Words};
 pub use ids::is_keeper;
 

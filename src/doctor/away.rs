@@ -109,16 +109,10 @@ pub const AREA: Area = Area {
 };
 
 fn by_cause(facts: &Facts, id: &str) -> Vec<Hit> {
-    let is_screens = |cause: &Cause| {
-        let words: Vec<&str> = cause.does.split(' ').collect();
-        cause.effect == Effect::KeepsAway
-            && words.get(1).is_some_and(|name| name.ends_with("_drm") || name.ends_with("_modeset"))
-    };
     let hit = |cause: &Cause| {
         let found = format!("{} {}", cause.text, cause.does);
-        let then = causes::THEN.trim_start_matches("when that is fixed: ");
-        let hit = Hit::at(&cause.place, found, format!("{}; then {then}", cause.remedy));
-        if is_screens(cause) { hit.only_a(Severity::Warning) } else { hit }
+        let hit = Hit::at(&cause.place, found, format!("{}; then {}", cause.remedy, causes::THEN));
+        if cause.effect == Effect::KeepsScreenAway { hit.only_a(Severity::Warning) } else { hit }
     };
     facts.host.causes.iter().filter(|cause| cause.id == id).map(hit).collect()
 }

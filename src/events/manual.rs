@@ -190,7 +190,7 @@ fn why_there(app: &App, config: &Config, slot: SlotId) -> Vec<String> {
     let mut why: Vec<String> =
         elsewhere::behind(app.kernel, &app.store, config, slot).iter().map(ToString::to_string).collect();
     if !why.is_empty() {
-        why.push(causes::THEN.to_string());
+        why.push(causes::when_fixed());
     }
     why
 }

@@ -31,7 +31,7 @@ pub fn find(app: &App, config: &Config) -> Vec<String> {
     let is_unexplained = causes.is_empty() && !found.is_empty();
     found.extend(causes.iter().map(ToString::to_string));
     if !causes.is_empty() {
-        found.push(causes::THEN.to_string());
+        found.push(causes::when_fixed());
     } else if is_unexplained {
         found.push(causes::NO_CAUSE.to_string());
     }
