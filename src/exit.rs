@@ -1,5 +1,6 @@
 //! Why a run ends before its work is done: one line for a person and an exit code that scripts rely on.
 
+use crate::trouble::Trouble;
 use std::fmt;
 
 /// The exit codes of the command line contract; 0 is success.
@@ -20,36 +21,48 @@ pub enum Code {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
     pub code: Code,
-    pub message: String,
+    pub trouble: Trouble,
 }
 
 pub type Result<T> = std::result::Result<T, Exit>;
 
 impl Exit {
-    pub fn failed(message: impl Into<String>) -> Exit {
-        Exit { code: Code::Failed, message: message.into() }
+    pub fn failed(trouble: impl Into<Trouble>) -> Exit {
+        Exit { code: Code::Failed, trouble: trouble.into() }
     }
 
-    pub fn usage(message: impl Into<String>) -> Exit {
-        Exit { code: Code::Usage, message: message.into() }
+    pub fn usage(trouble: impl Into<Trouble>) -> Exit {
+        Exit { code: Code::Usage, trouble: trouble.into() }
     }
 
-    pub fn refused(message: impl Into<String>) -> Exit {
-        Exit { code: Code::Refused, message: message.into() }
+    pub fn refused(trouble: impl Into<Trouble>) -> Exit {
+        Exit { code: Code::Refused, trouble: trouble.into() }
     }
 
-    pub fn overrun(message: impl Into<String>) -> Exit {
-        Exit { code: Code::Overrun, message: message.into() }
+    pub fn overrun(trouble: impl Into<Trouble>) -> Exit {
+        Exit { code: Code::Overrun, trouble: trouble.into() }
     }
 
-    pub fn locked(message: impl Into<String>) -> Exit {
-        Exit { code: Code::Locked, message: message.into() }
+    pub fn locked(trouble: impl Into<Trouble>) -> Exit {
+        Exit { code: Code::Locked, trouble: trouble.into() }
+    }
+
+    /// As [`Trouble::of`].
+    #[must_use]
+    pub fn of(self, whom: &str) -> Exit {
+        Exit { trouble: self.trouble.of(whom), ..self }
+    }
+
+    /// As [`Trouble::and`].
+    #[must_use]
+    pub fn and(self, more: &str) -> Exit {
+        Exit { trouble: self.trouble.and(more), ..self }
     }
 }
 
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(&self.message)
+        self.trouble.fmt(f)
     }
 }
 

@@ -28,6 +28,7 @@ pub mod story;
 pub mod sys;
 pub mod systemd;
 mod teller;
+pub mod trouble;
 pub mod utc;
 
 pub use app::App;

@@ -28,7 +28,7 @@ fn run() -> u8 {
     match done {
         Ok(()) => 0,
         Err(exit) => {
-            app.story.error(&exit.message);
+            app.story.error(&exit.to_string());
             exit.code as u8
         }
     }

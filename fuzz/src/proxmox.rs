@@ -9,9 +9,9 @@ use std::fmt::Write;
 
 pub fn vm(data: &[u8]) {
     let config = machines::parse(data);
-    for warning in &config.warnings {
-        assert_one_line(&warning.warning);
-        assert!(warning.warning.len() < 2000, "{}", warning.warning);
+    for warning in config.warnings.iter().map(ToString::to_string) {
+        assert_one_line(&warning);
+        assert!(warning.len() < 2000, "{warning}");
     }
     for (index, line) in &config.hostpci {
         assert!(*index < 16);

@@ -126,7 +126,7 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
 
 fn status(app: &App, json: bool, check: bool) -> Result<()> {
     let mut status = Status::read(app.kernel, &app.store, nix::unistd::geteuid().is_root());
-    status.add_problems(stray::of_config(app));
+    status.add_mistakes(stray::of_config(app).iter().map(ToString::to_string));
     for problem in status.problems() {
         app.story.warn(problem);
     }
@@ -161,13 +161,13 @@ fn zone(app: &App) -> Zone {
 
 fn check_config(app: &App) -> Result<()> {
     let (_, mut problems) = Config::read(app.kernel).map_err(Exit::usage)?;
-    problems.extend(stray::of_config(app));
+    problems.extend(stray::of_config(app).iter().map(ToString::to_string));
     match problems.as_slice() {
         [] => print(&format!("{}: nothing is wrong\n", config::PATH)),
-        [problem] => Err(Exit::usage(problem)),
+        [problem] => Err(Exit::usage(problem.as_str())),
         [others @ .., last] => {
             others.iter().for_each(|problem| app.story.error(problem));
-            Err(Exit::usage(last))
+            Err(Exit::usage(last.as_str()))
         }
     }
 }

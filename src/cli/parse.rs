@@ -158,7 +158,7 @@ fn unknown(word: &str) -> Exit {
 
 #[cfg(test)]
 pub(super) fn parsed(line: &str) -> std::result::Result<Asked, String> {
-    parse(line.split_whitespace().map(OsString::from)).map_err(|exit| exit.message)
+    parse(line.split_whitespace().map(OsString::from)).map_err(|exit| exit.to_string())
 }
 
 #[cfg(test)]

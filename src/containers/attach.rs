@@ -53,7 +53,7 @@ pub fn refresh(app: &App, ctid: u32) -> Result<bool> {
 pub fn refresh_all(app: &App) -> Vec<u32> {
     let is_changed = |ctid: &u32| {
         let changed = refresh(app, *ctid);
-        changed.inspect_err(|exit| app.story.warn(&exit.message)).is_ok_and(|changed| changed)
+        changed.inspect_err(|exit| app.story.warn(&exit.to_string())).is_ok_and(|changed| changed)
     };
     attached(app).into_iter().filter(is_changed).collect()
 }

@@ -7,10 +7,10 @@ use super::record::{self, Attachment};
 use super::rules::{self, Away, Facts, Need};
 use super::theirs::Theirs;
 use super::wanted::{Wanted, look, not_given, readable_record, refuse_unreadable, too_many, warn_of_permissions};
-use super::{Style, Wish, config};
+use super::{Style, Wish, config, untouched};
 use crate::App;
 use crate::address::list;
-use crate::exit::{Exit, Result};
+use crate::exit::Result;
 use crate::gpu::{containers, nodes};
 use crate::handoff::way::reconcile::nodes_to_text;
 use crate::proxmox::ct;
@@ -224,8 +224,7 @@ fn save(app: &App, ctid: u32, old: Option<&Attachment>, new: &Attachment) -> Res
     if old == Some(new) {
         return Ok(());
     }
-    record::write(app.kernel, ctid, new)
-        .map_err(|error| Exit::refused(format!("container {ctid} was not touched: {error:#}")))
+    record::write(app.kernel, ctid, new).map_err(|error| untouched(ctid, format!("{error:#}")))
 }
 
 /// The record as it fits the configuration again. Should that fail it names lines that are not there, which does no

@@ -46,7 +46,7 @@ pub fn check(app: &App, who: Who) -> Result<(String, Result<()>)> {
         let looked = Look { app, ctid: *ctid, config: &config, is_attached: attached.contains(ctid) }.facts();
         let facts = match looked {
             // The others are looked at all the same.
-            Err(exit) if who == Who::All => vec![Fact::off("state", exit.message, "see its log")],
+            Err(exit) if who == Who::All => vec![Fact::off("state", exit.to_string(), "see its log")],
             looked => looked?,
         };
         let names: Vec<&str> = facts.iter().filter(|fact| fact.remedy.is_some()).map(|fact| fact.name).collect();
@@ -91,7 +91,7 @@ impl Look<'_> {
         } else {
             Fact::off("attached", "no", self.attach(&theirs))
         }];
-        facts.extend(theirs.hook.iter().map(|hook| self.hook(hook)));
+        facts.extend(containers::nvidia_hook_line(&theirs.config).map(|(key, value)| self.hook(key, value)));
         facts.extend(twice(ctid, &theirs));
         facts.extend(self.lines(&theirs));
         if !runs {
@@ -125,20 +125,20 @@ impl Look<'_> {
 
     /// How to attach it, or what keeps that from working now.
     fn attach(&self, theirs: &Theirs) -> String {
-        self.or_why_not(theirs, "attach")
+        self.or_why_not(theirs, "attach").unwrap_or_else(|why| why)
     }
 
     /// What is advised must be accepted when it is typed.
-    fn or_why_not(&self, theirs: &Theirs, verb: &str) -> String {
+    fn or_why_not(&self, theirs: &Theirs, verb: &str) -> std::result::Result<String, String> {
         let (app, ctid) = (self.app, self.ctid);
         let gpus = self.gpus(theirs);
         let wish = Wish { gpus: gpus.clone(), style: None, dri: false };
         match Attaching::read(app, ctid, &wish) {
             Ok(_) => {
                 let flags: String = gpus.iter().map(|slot| format!(" --gpu {slot}")).collect();
-                format!("gpu-handoff container {verb} {ctid}{flags}")
+                Ok(format!("gpu-handoff container {verb} {ctid}{flags}"))
             }
-            Err(exit) => exit.message.replace(&format!("container {ctid} was not touched: "), ""),
+            Err(exit) => Err(exit.trouble.untitled().to_string()),
         }
     }
 
@@ -162,7 +162,8 @@ impl Look<'_> {
         named
     }
 
-    fn hook(&self, hook: &str) -> Fact {
+    fn hook(&self, key: &str, value: &str) -> Fact {
+        let hook = format!("{key}: {value}");
         let tools = ["/usr/bin/nvidia-container-cli", "/usr/local/bin/nvidia-container-cli"];
         if tools.iter().any(|tool| self.app.kernel.exists(tool)) {
             return Fact::good("hook", format!("LXC's own gives it the host's driver and nodes: {hook}"));
@@ -178,6 +179,7 @@ impl Look<'_> {
                 self.ctid
             ),
         )
+        .at(value.split_whitespace().next().map(str::to_string))
     }
 
     /// Lines that do not do what they seem to.
@@ -187,8 +189,8 @@ impl Look<'_> {
         let is_ours = |path: &str| path.starts_with("/dev/nvidia") || is_at_or_below(path, "/dev/dri");
         for given in theirs.given.iter().filter(|given| is_ours(&given.host)) {
             if let Some(problem) = wanted::will_not_do(ctid, &theirs.config, given) {
-                let (what, remedy) = problem.rsplit_once(": ").unwrap_or((&problem, ""));
-                facts.push(Fact::off("lines", what, remedy));
+                let at = [given.key.clone(), given.host.clone()];
+                facts.push(Fact::off("lines", problem.what, problem.remedy).at(at));
             }
         }
         let ignored = |entry: &&str| {
@@ -197,22 +199,20 @@ impl Look<'_> {
         };
         for entry in theirs.config.mount_entries().filter(ignored) {
             let what = format!("LXC ignores lxc.mount.entry: {entry}, because its target is absolute");
-            facts.push(Fact::off("lines", what, self.attach(theirs)));
+            let source = entry.split_whitespace().next().map(str::to_string);
+            facts.push(Fact::off("lines", what, self.attach(theirs)).at(source));
         }
         if let Some(why) = wanted::refuses_dev(&theirs.config) {
             let devs = dev_keys(theirs);
             if !devs.is_empty() {
-                facts.push(Fact::off(
-                    "lines",
-                    format!("{} and {why}", devs.join(" ")),
-                    match self.is_attached {
-                        true => format!("gpu-handoff container attach {ctid} --style mount"),
-                        false => format!(
-                            "pct set {ctid} --delete {}, then gpu-handoff container attach {ctid}",
-                            devs.join(",")
-                        ),
-                    },
-                ));
+                let what = format!("{} and {why}", devs.join(" "));
+                let remedy = match self.is_attached {
+                    true => format!("gpu-handoff container attach {ctid} --style mount"),
+                    false => {
+                        format!("pct set {ctid} --delete {}, then gpu-handoff container attach {ctid}", devs.join(","))
+                    }
+                };
+                facts.push(Fact::off("lines", what, remedy).at(devs));
             }
         }
         facts
@@ -225,21 +225,23 @@ impl Look<'_> {
         let devs = theirs.given.iter().filter(|given| given.way == Way::Dev && !kernel.exists(&given.inside));
         let (made, others): (Vec<_>, Vec<_>) = devs.partition(|given| makes.contains(&given.inside));
         let told = |list: &[&containers::Given]| {
-            let each: Vec<String> =
-                list.iter().map(|given| format!("{} is {}", theirs::key_of(&given.line), given.inside)).collect();
+            let each: Vec<String> = list.iter().map(|given| format!("{} is {}", given.key, given.inside)).collect();
             format!("{}, which does not exist: it does not start", each.join(", "))
+        };
+        let at = |list: &[&containers::Given]| {
+            list.iter().flat_map(|given| [given.key.clone(), given.inside.clone()]).collect::<Vec<_>>()
         };
         let mut facts = Vec::new();
         if !made.is_empty() {
-            facts.push(Fact::off("devices", told(&made), "gpu-handoff reconcile"));
+            facts.push(Fact::off("devices", told(&made), "gpu-handoff reconcile").at(at(&made)));
         }
         if !others.is_empty() {
-            let keys: Vec<String> = others.iter().map(|given| theirs::key_of(&given.line)).collect();
+            let keys: Vec<String> = others.iter().map(|given| given.key.clone()).collect();
             let delete = format!("pct set {ctid} --delete {}", keys.join(","));
             let away =
                 host::away(self.app, ctid).filter(|_| others.iter().any(|g| g.inside.starts_with("/dev/nvidia")));
             let remedy = away.map_or_else(|| delete.clone(), |away| format!("{away}; or without it: {delete}"));
-            facts.push(Fact::off("devices", told(&others), remedy));
+            facts.push(Fact::off("devices", told(&others), remedy).at(at(&others)));
         }
         facts
     }
@@ -272,9 +274,7 @@ impl Look<'_> {
             return Fact::off("driver", what, why.replace(&format!("container {ctid} "), "it "));
         }
         let source = driver::source(self.app, &self.config.driver, host);
-        let first = source
-            .err()
-            .map_or_else(String::new, |exit| format!("{}; then: ", exit.message.replace("; nothing was touched", "")));
+        let first = source.err().map_or_else(String::new, |exit| format!("{}; then: ", exit.trouble.what));
         let remedy = if inside.is_some() {
             format!("gpu-handoff container sync {ctid}")
         } else {
@@ -296,10 +296,10 @@ impl Look<'_> {
             stages::check(self.ctid, seen, &wanted, &todo)?;
             stages::check_space(self.ctid, seen, &todo, None)
         });
-        let call = self.or_why_not(theirs, "setup");
-        match works.is_ok() && self.is_attached || !call.starts_with("gpu-handoff") {
-            true => call,
-            false => format!("{call} --driver-only"),
+        match self.or_why_not(theirs, "setup") {
+            Ok(call) if works.is_ok() && self.is_attached => call,
+            Ok(call) => format!("{call} --driver-only"),
+            Err(why) => why,
         }
     }
 
@@ -317,7 +317,7 @@ impl Look<'_> {
                 }
             }
         };
-        let setup = self.or_why_not(theirs, "setup");
+        let setup = self.or_why_not(theirs, "setup").unwrap_or_else(|why| why);
         toolkit(seen, &package, driver, &setup)
     }
 }

@@ -1,10 +1,12 @@
 //! A container's configuration as a file of Proxmox's: read, and changed under Proxmox's own lock.
 
+use super::untouched;
 use crate::App;
-use crate::exit::{Exit, Result};
+use crate::exit::{Code, Exit, Result};
 use crate::proxmox::ct::CtConfig;
 use crate::proxmox::{guest, vm};
 use crate::sys::{Kernel, Lock, Share};
+use crate::trouble::Trouble;
 use nix::libc;
 use std::io::{self, ErrorKind};
 use std::time::Duration;
@@ -93,9 +95,10 @@ pub fn refuse_template(ctid: u32, config: &CtConfig) -> Result<()> {
 /// When the cluster has no quorum: then nothing can be changed in /etc/pve.
 pub fn refuse_read_only(kernel: &dyn Kernel, ctid: u32) -> Result<()> {
     match kernel.is_writable("/etc/pve/local") {
-        Ok(false) => Err(Exit::refused(format!(
-            "container {ctid} was not touched: /etc/pve is read-only, the cluster has no quorum; see: pvecm status"
-        ))),
+        Ok(false) => {
+            let why = Trouble::new("/etc/pve is read-only, the cluster has no quorum", "see: pvecm status");
+            Err(untouched(ctid, why))
+        }
         _ => Ok(()),
     }
 }
@@ -106,10 +109,7 @@ pub fn refuse_large(ctid: u32, bytes: &[u8]) -> Result<()> {
     if bytes.len() <= LARGEST {
         return Ok(());
     }
-    Err(Exit::refused(format!(
-        "container {ctid} was not touched: {} would grow beyond the 1 MiB that Proxmox allows",
-        path(ctid)
-    )))
+    Err(untouched(ctid, format!("{} would grow beyond the 1 MiB that Proxmox allows", path(ctid))))
 }
 
 /// Proxmox's lock on this container's configuration. Not to be taken with the lock on handoffs held: a hook may be
@@ -119,14 +119,12 @@ pub fn refuse_large(ctid: u32, bytes: &[u8]) -> Result<()> {
 /// When Proxmox kept it for too long.
 pub fn lock(app: &App, ctid: u32, again: &str) -> Result<Lock> {
     let path = format!("{LOCKS}/pve-config-{ctid}.lock");
-    let cannot = |error: io::Error| Exit::refused(format!("container {ctid} was not touched: {path}: {error}"));
+    let cannot = |error: io::Error| untouched(ctid, format!("{path}: {error}"));
     let lock = app.kernel.lock(&path, Share::Alone, PATIENCE).map_err(cannot)?;
     lock.ok_or_else(|| {
-        Exit::locked(format!(
-            "container {ctid} was not touched: Proxmox is at work on it (it has held {path} for {} s); then try again: \
-             {again}",
-            PATIENCE.as_secs()
-        ))
+        let what = format!("Proxmox is at work on it (it has held {path} for {} s)", PATIENCE.as_secs());
+        let why = Trouble::new(what, format!("then try again: {again}"));
+        Exit { code: Code::Locked, ..untouched(ctid, why) }
     })
 }
 
@@ -138,7 +136,7 @@ pub fn write(kernel: &dyn Kernel, ctid: u32, bytes: &[u8], _lock: &Lock) -> Resu
     let path = path(ctid);
     kernel.write_file(&path, bytes, 0o640).map_err(|error| {
         let why = explain(&error);
-        Exit::refused(format!("container {ctid} was not touched: {path} cannot be written: {why}"))
+        untouched(ctid, format!("{path} cannot be written: {why}"))
     })
 }
 

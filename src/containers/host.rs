@@ -1,8 +1,8 @@
 //! How the host has the GPUs that a container is to get.
 
-use super::Wish;
 use super::record::{self};
 use super::rules::{Away, Facts};
+use super::{Wish, untouched};
 use crate::App;
 use crate::address::SlotId;
 use crate::exit::{Exit, Result};
@@ -14,6 +14,7 @@ use crate::handoff::way::reconcile::nodes_to_text;
 use crate::proxmox::running::is_alive;
 use crate::proxmox::{running, vm};
 use crate::sys::{ActError, Action, Kernel, Node};
+use crate::trouble::Trouble;
 use std::time::Duration;
 
 pub(super) const UVM: &str = "nvidia-uvm";
@@ -27,7 +28,7 @@ pub(super) fn chosen(app: &App, wish: &Wish) -> Result<Vec<SlotId>> {
     if wish.gpus.is_empty() {
         return Ok(vec![choose(app.kernel, None).map_err(|exit| match nvidia_slots(app.kernel).len() {
             0 | 1 => exit,
-            _ => Exit { message: format!("{} (--gpu SLOT, also more than once)", exit.message), ..exit },
+            _ => Exit { trouble: format!("{exit} (--gpu SLOT, also more than once)").into(), ..exit },
         })?]);
     }
     let mut slots = Vec::new();
@@ -43,10 +44,8 @@ pub(super) fn chosen(app: &App, wish: &Wish) -> Result<Vec<SlotId>> {
 pub(super) fn facts(app: &App, ctid: u32, slots: &[SlotId]) -> Result<Facts> {
     Facts::read(app.kernel, slots).map_err(|away| {
         let Whose { who, then } = explain(app, ctid, &away);
-        Exit::refused(format!(
-            "container {ctid} was not touched: the numbers of {} are not known: {who}; {then}",
-            away.slot
-        ))
+        let what = format!("the numbers of {} are not known: {who}", away.slot);
+        untouched(ctid, Trouble::new(what, then))
     })
 }
 

@@ -17,22 +17,30 @@ pub struct Fact {
     pub name: &'static str,
     pub what: String,
     pub remedy: Option<String>,
+    /// [`Fact::what`] without what the doctor has a finding of its own for, where there is such a thing.
+    pub alone: Option<String>,
+    /// Keys of the container's configuration and paths on the host, as the lines have them that it is about.
+    pub at: Vec<String>,
 }
 
 impl Fact {
     pub(super) fn good(name: &'static str, what: impl Into<String>) -> Fact {
-        Fact { name, what: what.into(), remedy: None }
+        Fact { name, what: what.into(), remedy: None, alone: None, at: Vec::new() }
     }
 
     pub(super) fn off(name: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Fact {
-        Fact { name, what: what.into(), remedy: Some(remedy.into()) }
+        Fact { remedy: Some(remedy.into()), ..Fact::good(name, what) }
+    }
+
+    pub(super) fn at(self, at: impl IntoIterator<Item = String>) -> Fact {
+        Fact { at: at.into_iter().collect(), ..self }
     }
 }
 
 pub(super) fn write_report(text: &mut String, ctid: u32, facts: &[Fact]) {
     // Writing to a String cannot fail.
     let _ = writeln!(text, "container {ctid}");
-    for Fact { name, what, remedy } in facts {
+    for Fact { name, what, remedy, .. } in facts {
         let remedy = remedy.as_ref().map_or_else(String::new, |remedy| format!(": {remedy}"));
         let _ = writeln!(text, "  {name:<8}  {what}{remedy}");
     }
@@ -40,7 +48,7 @@ pub(super) fn write_report(text: &mut String, ctid: u32, facts: &[Fact]) {
 
 pub(super) fn dev_keys(theirs: &Theirs) -> Vec<String> {
     let devs = theirs.given.iter().filter(|given| given.way == Way::Dev);
-    devs.map(|given| theirs::key_of(&given.line)).collect()
+    devs.map(|given| given.key.clone()).collect()
 }
 
 /// Proxmox makes the node of a `devN`, and the container does not start where there is one by then.
@@ -50,7 +58,8 @@ pub(super) fn twice(ctid: u32, theirs: &Theirs) -> Option<Fact> {
     let devs: Vec<&str> = pairs.iter().map(|(_, dev, _)| dev.as_str()).collect();
     (!pairs.is_empty()).then(|| {
         let what = format!("{}: it does not start with that", each.join(", "));
-        Fact::off("twice", what, format!("pct set {ctid} --delete {}", devs.join(",")))
+        let at = pairs.iter().flat_map(|(path, dev, other)| [path.clone(), dev.clone(), other.clone()]);
+        Fact::off("twice", what, format!("pct set {ctid} --delete {}", devs.join(","))).at(at)
     })
 }
 
@@ -93,7 +102,9 @@ pub(super) fn rules(theirs: &Theirs, known: &[(String, DeviceNumber)], remedy: &
         let all: Vec<String> = needed.iter().map(|(major, (kind, _))| format!("{kind} {major}")).collect();
         return Fact::good("rules", format!("for {}{old}", all.join(", ")));
     }
-    Fact::off("rules", format!("none for {}{old}", missing.join(", ")), remedy())
+    let alone = format!("none for {}", missing.join(", "));
+    let fact = Fact::off("rules", format!("{alone}{old}"), remedy());
+    if old.is_empty() { fact } else { Fact { alone: Some(alone), ..fact } }
 }
 
 pub(super) fn kind_of(path: &str) -> &'static str {
@@ -119,14 +130,16 @@ pub(super) fn nodes(ctid: u32, given: &[String], seen: &Seen, stale: &[Stale], a
             Some(inside) => format!("{path} is {inside}, on the host {host}"),
             None => format!("{path} is missing"),
         });
-        return Fact::off("nodes", words.collect::<Vec<_>>().join(", "), remedy);
+        let at = stale.iter().map(|stale| stale.path.clone());
+        return Fact::off("nodes", words.collect::<Vec<_>>().join(", "), remedy).at(at);
     }
     let closed: Vec<&str> = given.iter().filter(|node| !seen.has_node(node)).map(String::as_str).collect();
     if closed.is_empty() {
         let open = if given.is_empty() { "none on the host now".to_string() } else { given.join(" ") };
         return Fact::good("nodes", away.map_or_else(|| open.clone(), |away| format!("{open}; {away}")));
     }
-    Fact::off("nodes", format!("{} cannot be opened", closed.join(" ")), remedy)
+    let at = closed.iter().map(ToString::to_string);
+    Fact::off("nodes", format!("{} cannot be opened", closed.join(" ")), remedy).at(at)
 }
 
 pub(super) fn docker(ctid: u32, seen: &Seen) -> Option<Fact> {

@@ -29,6 +29,8 @@ mod there;
 mod wanted;
 
 use crate::address::SlotId;
+use crate::exit::Exit;
+use crate::trouble::Trouble;
 
 /// What a container shall have. Of one that is attached already, what is not said stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,4 +58,9 @@ pub enum Who {
     One(u32),
     /// All that were attached.
     All,
+}
+
+/// It was refused for this container, which is as it was.
+fn untouched(ctid: u32, why: impl Into<Trouble>) -> Exit {
+    Exit::refused(why.into().of(&format!("container {ctid} was not touched")))
 }

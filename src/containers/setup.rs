@@ -77,7 +77,7 @@ pub fn setup(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<()>
         Err(exit) if !was_running => {
             // As it was found.
             if let Err(more) = inside.shut_down("as it was") {
-                app.story.warn(&more.message);
+                app.story.warn(&more.to_string());
             }
             return Err(exit);
         }
@@ -115,10 +115,10 @@ pub fn plan(app: &App, ctid: u32, wish: &Wish, driver_only: bool) -> Result<Stri
         text.extend(sizes);
     } else {
         text.extend([Task::Attach(attaching), Task::Start].map(|task| task.to_text(ctid)));
-        if let Err(Exit { message, .. }) = source {
+        if let Err(exit) = source {
             text.push_str(&format!(
                 "  {}\n",
-                row("refuse", &format_args!("if it has no driver {}: {message}", wanted.driver))
+                row("refuse", &format_args!("if it has no driver {}: {exit}", wanted.driver))
             ));
         }
         // Which one is known when it can be looked into.

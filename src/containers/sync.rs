@@ -25,7 +25,7 @@ pub fn sync(app: &App, who: Who) -> Result<()> {
             Ok(how) => app.story.say(&format!("container {ctid}: {how}")),
             Err(exit) if app.kernel.is_asked_to_end() || matches!(who, Who::One(_)) => return Err(exit),
             Err(exit) => {
-                app.story.warn(&exit.message);
+                app.story.warn(&exit.to_string());
                 failed.push(ctid.to_string());
             }
         }
@@ -54,7 +54,7 @@ pub fn plan_sync(app: &App, who: Who) -> Result<String> {
         let lines = match what_to_sync(app, ctid, &wanted) {
             Ok(ToSync::Leave(why)) => vec![why],
             Ok(ToSync::Install(todo)) => todo.iter().map(Stage::to_string).collect(),
-            Err(exit) => vec![exit.message],
+            Err(exit) => vec![exit.to_string()],
         };
         for line in lines {
             text.push_str(&format!("container {ctid}: {line}\n"));

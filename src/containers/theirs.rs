@@ -142,10 +142,10 @@ pub fn twice(theirs: &Theirs) -> Vec<(String, String, String)> {
             // LXC puts its own /dev over what Proxmox mounted there.
             Way::MountPoint => false,
         };
-        let other = others.filter(clashes).map(|(_, other)| key_of(&other.line)).next();
-        let hook = theirs.hook.as_deref().filter(|_| given.inside.starts_with("/dev/nvidia")).map(key_of);
-        if let Some(other) = other.or(hook) {
-            found.push((given.inside.clone(), key_of(&given.line), other));
+        let other = others.filter(clashes).map(|(_, other)| other.key.clone()).next();
+        let hook = containers::nvidia_hook_line(&theirs.config).filter(|_| given.inside.starts_with("/dev/nvidia"));
+        if let Some(other) = other.or_else(|| hook.map(|(key, _)| key.clone())) {
+            found.push((given.inside.clone(), given.key.clone(), other));
         }
     }
     found
@@ -193,7 +193,7 @@ fn fits(rule: &str, number: DeviceNumber, to_use: bool) -> bool {
 /// Lines that give the container something of NVIDIA's, as they stand there.
 pub fn told(theirs: &Theirs) -> Vec<String> {
     let is_nvidia = |given: &&Given| [&given.host, &given.inside].iter().any(|path| path.starts_with("/dev/nvidia"));
-    let mut told: Vec<String> = theirs.given.iter().filter(is_nvidia).map(|given| given.line.clone()).collect();
+    let mut told: Vec<String> = theirs.given.iter().filter(is_nvidia).map(Given::line).collect();
     // Mounts first, as they always were told.
     told.sort_by_key(|line| !line.starts_with("lxc."));
     let rules = theirs.config.raw_lxc.iter().filter(|(key, rule)| {

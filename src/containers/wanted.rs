@@ -5,15 +5,16 @@ use super::host::chosen;
 use super::line;
 use super::record::{self, Attachment};
 use super::rules::{self, Facts, LineKind, Need};
-use super::theirs::{About, Theirs, key_of};
+use super::theirs::{About, Theirs};
 use super::there;
-use super::{Style, Wish, config};
+use super::{Style, Wish, config, untouched};
 use crate::App;
 use crate::address::SlotId;
-use crate::exit::{Exit, Result};
+use crate::exit::{Code, Exit, Result};
 use crate::gpu::Slot;
 use crate::gpu::containers::{Given, Way};
 use crate::proxmox::ct;
+use crate::trouble::Trouble;
 
 /// What a container shall have, with nothing left open.
 #[derive(Clone)]
@@ -67,12 +68,9 @@ pub(super) fn refuse_unreadable(ctid: u32, bytes: &[u8], style: Style) -> Result
     if style != Style::Dev || odd.is_empty() {
         return Ok(());
     }
-    Err(Exit::refused(format!(
-        "container {ctid} was not touched: Proxmox cannot read its {} and starts it with none; fix that: pct set {ctid} \
-         --delete {}",
-        odd.join(" "),
-        odd.join(",")
-    )))
+    let what = format!("Proxmox cannot read its {} and starts it with none", odd.join(" "));
+    let remedy = format!("fix that: pct set {ctid} --delete {}", odd.join(","));
+    Err(untouched(ctid, Trouble::new(what, remedy)))
 }
 
 /// Why Proxmox starts no such container with a `devN`: it looks at errno without a call that failed, and says that the
@@ -92,12 +90,11 @@ pub(super) fn not_given(app: &App, ctid: u32, others: &[u8], facts: &Facts, want
     let all = rules::needs(facts, wanted.style, wanted.dri);
     let needs_rules = theirs.needs_rules(app.kernel, &all);
     let left = theirs.left(app.kernel, all, &|need| need.by_node(facts));
-    let mut left = left.map_err(|Given { inside, line, .. }| {
-        Exit::refused(format!(
-            "container {ctid} was not touched: something else than the host's {inside} is given to it there, by {line}; take \
-             that line out of {}, then: gpu-handoff container attach {ctid}",
-            config::path(ctid)
-        ))
+    let mut left = left.map_err(|given| {
+        let what = format!("something else than the host's {} is given to it there, by {}", given.inside, given.line());
+        let path = config::path(ctid);
+        let remedy = format!("take that line out of {path}, then: gpu-handoff container attach {ctid}");
+        untouched(ctid, Trouble::new(what, remedy))
     })?;
     left.retain(|need| needs_rules || need.kind != LineKind::Rule);
     Ok(left)
@@ -122,34 +119,34 @@ fn warn_of_theirs(app: &App, ctid: u32, facts: &Facts, wanted: &Wanted) {
 }
 
 /// What is wrong with a line that gives a node, and what to type.
-pub(super) fn will_not_do(ctid: u32, config: &ct::CtConfig, given: &Given) -> Option<String> {
-    let Given { host, way, line, .. } = given;
-    let key = key_of(line);
+pub(super) fn will_not_do(ctid: u32, config: &ct::CtConfig, given: &Given) -> Option<Trouble> {
+    let Given { host, way, key, .. } = given;
+    let trouble = |what: String, remedy: String| Some(Trouble::new(what, remedy).joined(": "));
     let dev = key.strip_prefix("dev").and_then(|digits| config.dev.get(digits)?.device.as_ref());
     match way {
-        Way::Dev if dev.is_some_and(|dev| dev.deny_write) => Some(format!(
-            "{key} gives it {host} without leave to write, which CUDA needs: pct set {ctid} --{key} {host},mode=0666"
-        )),
-        Way::MountPoint if host.starts_with("/dev/") => Some(format!(
-            "Proxmox takes {host} of {key} for a disk, and such a container does not start: pct set {ctid} --delete {key}"
-        )),
+        Way::Dev if dev.is_some_and(|dev| dev.deny_write) => trouble(
+            format!("{key} gives it {host} without leave to write, which CUDA needs"),
+            format!("pct set {ctid} --{key} {host},mode=0666"),
+        ),
+        Way::MountPoint if host.starts_with("/dev/") => trouble(
+            format!("Proxmox takes {host} of {key} for a disk, and such a container does not start"),
+            format!("pct set {ctid} --delete {key}"),
+        ),
         Way::Dev | Way::Entry | Way::MountPoint => None,
     }
 }
 
 pub(super) fn too_many(ctid: u32) -> Exit {
-    Exit::refused(format!(
-        "container {ctid} was not touched: there are not enough numbers between dev0 and dev255 left for its devices; \
-         delete some (pct set {ctid} --delete devN), or use --style mount"
-    ))
+    let what = "there are not enough numbers between dev0 and dev255 left for its devices";
+    let remedy = format!("delete some (pct set {ctid} --delete devN), or use --style mount");
+    untouched(ctid, Trouble::new(what, remedy))
 }
 
 pub(super) fn readable_record(app: &App, ctid: u32) -> Result<Option<Attachment>> {
     record::read(app.kernel, ctid).map_err(|error| {
-        Exit::failed(format!(
-            "container {ctid} was not touched: the record of what was attached cannot be read: {error:#}; if you \
-             remove that file, its lines are yours to take out"
-        ))
+        let what = format!("the record of what was attached cannot be read: {error:#}");
+        let why = Trouble::new(what, "if you remove that file, its lines are yours to take out");
+        Exit { code: Code::Failed, ..untouched(ctid, why) }
     })
 }
 

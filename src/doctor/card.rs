@@ -132,7 +132,7 @@ pub const AREA: Area = Area {
 
 fn group_shared(facts: &Facts) -> Vec<Hit> {
     let told = facts.in_groups().into_iter();
-    told.map(|(one, text)| Hit::told(one.address.attribute("iommu_group"), &text)).collect()
+    told.map(|(one, trouble)| Hit::told(one.address.attribute("iommu_group"), &trouble)).collect()
 }
 
 fn divided(facts: &Facts) -> Vec<Hit> {
@@ -150,7 +150,7 @@ fn gone(facts: &Facts) -> Vec<Hit> {
 }
 
 fn behind(facts: &Facts) -> Vec<Hit> {
-    facts.behind.iter().map(|(address, text)| Hit::told(address.attribute("driver"), text)).collect()
+    facts.behind.iter().map(|(address, trouble)| Hit::told(address.attribute("driver"), trouble)).collect()
 }
 
 fn screen(facts: &Facts) -> Vec<Hit> {

@@ -131,8 +131,8 @@ fn by_fact(facts: &Facts, name: &str) -> Vec<Hit> {
     for container in &facts.guests.containers {
         let of = container.facts.iter().flatten().filter(|fact| fact.name == name);
         for (fact, remedy) in of.filter_map(|fact| Some((fact, fact.remedy.as_ref()?))) {
-            // The rule has a finding of its own.
-            let what = fact.what.split(&format!("; {V1_ALLOW}")).next().unwrap_or_default();
+            // A rule of cgroup v1 has a finding of its own.
+            let what = fact.alone.as_ref().unwrap_or(&fact.what);
             let what = format!("container {}: {}{what}", container.id, before(name));
             found.push(Hit::at(place(container, fact), what, remedy.trim()).of(container.id));
         }
@@ -152,14 +152,14 @@ fn before(name: &str) -> &'static str {
 
 /// The first line that a fact names by its key or by what is in it.
 fn place(container: &Container, fact: &Fact) -> String {
-    let words: Vec<&str> = fact.what.split([' ', ',', ':', ';', '(', ')']).filter(|word| !word.is_empty()).collect();
+    let is_meant = |word: &str| fact.at.iter().any(|at| at == word);
     container.place_of(|setting| {
         let is_dev = setting.key.starts_with("dev") || setting.key.starts_with("mp");
         let is_rule = fact.name == "rules" && setting.key.contains("devices.allow");
         let is_named = setting.key.starts_with("lxc.mount") || setting.key.starts_with("lxc.hook");
         is_rule
-            || (is_dev && words.contains(&setting.key.as_str()))
-            || (is_named && setting.value.split_whitespace().next().is_some_and(|first| words.contains(&first)))
+            || (is_dev && is_meant(&setting.key))
+            || (is_named && setting.value.split_whitespace().next().is_some_and(is_meant))
     })
 }
 
@@ -170,8 +170,7 @@ fn incomplete(facts: &Facts) -> Vec<Hit> {
     };
     let hit = |container: &Container| {
         let (card, missing) = container.lacks()?;
-        let line = card.line.split_once(": ").map_or("", |(_, value)| value);
-        let place = container.place_of(|setting| setting.value == line);
+        let place = container.place_of(|setting| setting.value == card.value);
         let what = format!("container {} is given {} without {}", container.id, card.host, missing.join(" and "));
         let remedy = match &container.attaching {
             Some(Ok(())) => format!("gpu-handoff container attach {}{which}", container.id),
@@ -206,8 +205,7 @@ fn dri_without_owner(facts: &Facts) -> Vec<Hit> {
         let is_dri = |path: &str| is_at_or_below(path, "/dev/dri");
         let given = container.given.iter().filter(|given| is_dri(&given.host) && given.way == Way::Entry);
         for given in given.filter(|_| !is_mapped) {
-            let line = given.line.split_once(": ").map_or("", |(_, value)| value);
-            let place = container.place_of(|setting| setting.key == "lxc.mount.entry" && setting.value == line);
+            let place = container.place_of(|setting| setting.key == "lxc.mount.entry" && setting.value == given.value);
             let what = format!("container {} is unprivileged and has {} by a mount", container.id, given.host);
             let free = (0..).find(|number| !container.config.dev.contains_key(&number.to_string())).unwrap_or_default();
             let node = if given.host == "/dev/dri" { "/dev/dri/renderD128" } else { &given.host };

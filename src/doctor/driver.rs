@@ -157,8 +157,7 @@ fn does_not_build(facts: &Facts) -> Vec<Hit> {
     let version = driver.on_disk.as_ref().or(driver.loaded.as_ref());
     let (Some(version), Some((newest, false))) = (version, &driver.newest) else { return Vec::new() };
     let Some(doubt) = builds::doubt(version, newest) else { return Vec::new() };
-    let (found, remedy) = doubt.split_once(": ").unwrap_or((&doubt, ""));
-    vec![Hit::at(format!("/lib/modules/{newest}"), found, remedy)]
+    vec![Hit::told(format!("/lib/modules/{newest}"), &doubt)]
 }
 
 fn headers_other_series(facts: &Facts) -> Vec<Hit> {
@@ -166,8 +165,8 @@ fn headers_other_series(facts: &Facts) -> Vec<Hit> {
     if facts.driver.dkms.is_empty() && facts.driver.ours.is_none() {
         return Vec::new();
     }
-    let text = packages::other_series(&facts.driver.release, &facts.driver.headers);
-    text.iter().map(|text| Hit::told("/var/lib/dpkg/status", text)).collect()
+    let trouble = packages::other_series(&facts.driver.release, &facts.driver.headers);
+    trouble.iter().map(|trouble| Hit::told("/var/lib/dpkg/status", trouble)).collect()
 }
 
 fn versions(facts: &Facts) -> Vec<Hit> {
@@ -226,12 +225,11 @@ fn not_for_card(facts: &Facts) -> Vec<Hit> {
         let objections: Vec<_> =
             flavours.iter().filter_map(|flavour| flavour::objection(gpu.device, version, *flavour, None)).collect();
         if objections.len() == flavours.len()
-            && let Some(text) = objections.into_iter().next()
+            && let Some(objection) = objections.into_iter().next()
         {
             let place = gpu.address.attribute("device");
-            let (what, remedy) =
-                text.split_once("; ").unwrap_or((&text, "take its other modules: gpu-handoff setup driver --dry-run"));
-            found.push(Hit::at(place, format!("{}: {what}", gpu.address), remedy));
+            let hit = Hit::told(place, &objection.of(&gpu.address.to_string()));
+            found.push(hit.or_else("take its other modules: gpu-handoff setup driver --dry-run"));
         }
     }
     found
@@ -262,16 +260,12 @@ fn services(facts: &Facts) -> Vec<Hit> {
         return Vec::new();
     }
     let hit = |unit: &String, key: &str| {
-        let found = format!("{unit} runs, and {key} is refuse");
-        let (group, name) = key.split_once('.').unwrap_or((key, ""));
+        let found = format!("{unit} runs, and policy.{key} is refuse");
         let remedy =
-            format!("{{\"{group}\":{{\"{name}\":\"stop\"}}}} in {}; or: systemctl disable --now {unit}", config::PATH);
+            format!("{{\"policy\":{{\"{key}\":\"stop\"}}}} in {}; or: systemctl disable --now {unit}", config::PATH);
         Hit::at(format!("/sys/fs/cgroup/system.slice/{unit}"), found, remedy)
     };
     let nvidias = facts.driver.services.iter().filter(|_| !policy.stop_nvidia_services);
     let displays = facts.driver.displays.iter().filter(|_| !policy.stop_units);
-    nvidias
-        .map(|unit| hit(unit, "policy.nvidia_services"))
-        .chain(displays.map(|unit| hit(unit, "policy.unit")))
-        .collect()
+    nvidias.map(|unit| hit(unit, "nvidia_services")).chain(displays.map(|unit| hit(unit, "unit"))).collect()
 }

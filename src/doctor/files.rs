@@ -4,6 +4,7 @@ use super::facts::Facts;
 use super::finding::{Area, Check, Hit, Severity};
 use crate::causes::take_out;
 use crate::modprobe::{Line, module};
+use std::collections::BTreeSet;
 
 pub const AREA: Area = Area {
     title: "What modprobe is told",
@@ -123,10 +124,11 @@ fn options_of(line: &Line) -> Vec<Option> {
 
 fn not_read(facts: &Facts) -> Vec<Hit> {
     let mut found: Vec<Hit> = Vec::new();
+    let mut told = BTreeSet::new();
     for line in &facts.host.unread {
         let path = &line.place.path;
         // One for each file, at its first line.
-        if found.iter().any(|hit| hit.place.rsplit_once(':').is_some_and(|(other, _)| other == path)) {
+        if !told.insert(path) {
             continue;
         }
         let plain = path.split('.').next().unwrap_or(path);
@@ -153,12 +155,7 @@ fn hidden(facts: &Facts) -> Vec<Hit> {
 }
 
 fn renamed(facts: &Facts) -> Vec<Hit> {
-    let hit = |text: &String| {
-        let place = text.split(' ').next().unwrap_or_default();
-        let (what, remedy) = text.split_once(": give it its name again: ").unwrap_or((text, ""));
-        Hit::at(place, what, remedy)
-    };
-    facts.host.renamed.iter().map(hit).collect()
+    facts.host.renamed.iter().map(|(path, trouble)| Hit::told(path, trouble)).collect()
 }
 
 #[cfg(test)]

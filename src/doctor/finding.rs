@@ -4,6 +4,7 @@ use super::facts::Facts;
 use crate::address::{Address, SlotId};
 use crate::story::printable;
 use crate::sys::{Action, Node};
+use crate::trouble::Trouble;
 use serde_json::{Value, json};
 use std::fmt;
 
@@ -69,10 +70,14 @@ impl Hit {
         Hit { severity: None, guest: None, place, found, remedy, repairs: Vec::new() }
     }
 
-    /// Of what a refusal says in one line: what, then what to do about it.
-    pub fn told(place: impl Into<String>, line: &str) -> Hit {
-        let (found, remedy) = line.split_once("; ").unwrap_or((line, ""));
-        Hit::at(place, found, remedy)
+    pub fn told(place: impl Into<String>, trouble: &Trouble) -> Hit {
+        Hit::at(place, trouble.found(), &trouble.remedy)
+    }
+
+    /// Where the trouble itself says nothing of what to do.
+    #[must_use]
+    pub fn or_else(self, remedy: impl Into<String>) -> Hit {
+        if self.remedy.is_empty() { Hit { remedy: remedy.into(), ..self } } else { self }
     }
 
     #[must_use]
@@ -186,5 +191,18 @@ impl Finding {
         let line = |name: &str, text: &str| format!("  {name:<5}  {}\n", shortened(&printable(text)));
         let remedy = if remedy.is_empty() { String::new() } else { line("do", remedy) };
         [head, line("found", found), line("why", self.check.why), remedy].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trouble_is_told_in_its_two_halves() {
+        let trouble = Trouble::new("it is in use; by two", "type: kill 7").of("0000:01:00 was not touched");
+        let hit = Hit::told("/x", &trouble).or_else("look");
+        assert_eq!(hit, Hit::at("/x", "0000:01:00 was not touched: it is in use; by two", "type: kill 7"));
+        assert_eq!(Hit::told("/x", &"odd".into()).or_else("look"), Hit::at("/x", "odd", "look"));
     }
 }

@@ -110,7 +110,7 @@ pub const AREA: Area = Area {
 };
 
 fn iommu_off(facts: &Facts) -> Vec<Hit> {
-    let Some(text) = &facts.host.iommu else {
+    let Some(off) = &facts.host.iommu else {
         let without = facts.functions().filter(|one| one.iommu_group.is_none());
         let told = without.filter_map(|one| {
             let path = one.address.attribute("iommu_group");
@@ -118,8 +118,7 @@ fn iommu_off(facts: &Facts) -> Vec<Hit> {
         });
         return told.take(1).collect();
     };
-    let remedy = text.split_once(": ").map_or("", |(_, remedy)| remedy);
-    vec![Hit::at("/sys/kernel/iommu_groups", "no device is in an IOMMU group: the IOMMU is off", remedy)]
+    vec![Hit::told("/sys/kernel/iommu_groups", &off.clone().of("no device is in an IOMMU group"))]
 }
 
 fn is_off(word: &str) -> bool {
@@ -205,22 +204,22 @@ fn other_boot_loader(facts: &Facts) -> Vec<Hit> {
         Loader::Grub => path == "/etc/kernel/cmdline",
         Loader::Unknown => false,
     };
-    let (boots, add) = match host.loader {
-        Loader::SystemdBoot => (
-            "systemd-boot, from /etc/kernel/cmdline",
-            "sed -i '1s|$| WORD|' /etc/kernel/cmdline && proxmox-boot-tool refresh",
-        ),
-        _ => (
-            "GRUB, from /etc/default/grub",
-            "sed -i 's|^GRUB_CMDLINE_LINUX_DEFAULT=\"|&WORD |' /etc/default/grub && update-grub",
-        ),
+    let boots = match host.loader {
+        Loader::SystemdBoot => "systemd-boot, from /etc/kernel/cmdline",
+        _ => "GRUB, from /etc/default/grub",
+    };
+    let add = |word: &str| match host.loader {
+        Loader::SystemdBoot => {
+            format!("sed -i '1s|$| {word}|' /etc/kernel/cmdline && proxmox-boot-tool refresh")
+        }
+        _ => format!("sed -i 's|^GRUB_CMDLINE_LINUX_DEFAULT=\"|&{word} |' /etc/default/grub && update-grub"),
     };
     let mut found = Vec::new();
     for line in host.command_files().iter().filter(|line| is_others(&line.path)) {
         for word in line.words.iter().filter(|word| is_ours_to_know(word) && !host.booted().contains(word)) {
             let place = format!("{}:{}", line.path, line.line);
             let what = format!("{word} stands there, and this host boots by {boots}");
-            found.push(Hit::at(place, what, format!("{}; then reboot the host", add.replace("WORD", word))));
+            found.push(Hit::at(place, what, format!("{}; then reboot the host", add(word))));
         }
     }
     found
@@ -247,7 +246,7 @@ fn not_booted_with(facts: &Facts) -> Vec<Hit> {
 fn vfio_missing(facts: &Facts) -> Vec<Hit> {
     let is_missing = facts.host.vfio == Availability::Missing && !facts.slots.is_empty();
     let place = format!("/lib/modules/{}/modules.dep", facts.host.release);
-    is_missing.then(|| Hit::told(place, check::NO_VFIO_PCI)).into_iter().collect()
+    is_missing.then(|| Hit::told(place, &check::no_vfio_pci())).into_iter().collect()
 }
 
 fn kernel_removed(facts: &Facts) -> Vec<Hit> {

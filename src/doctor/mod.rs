@@ -172,7 +172,10 @@ mod tests {
     #[test]
     fn an_unknown_finding_is_answered_with_where_to_look() {
         let exit = explain("iommu").unwrap_err();
-        assert_eq!(exit.message, "there is no finding iommu; those that there are: gpu-handoff doctor --explain all");
+        assert_eq!(
+            exit.to_string(),
+            "there is no finding iommu; those that there are: gpu-handoff doctor --explain all"
+        );
         assert!(explain("all").unwrap().contains("\niommu-off "));
     }
 }

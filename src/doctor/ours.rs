@@ -12,6 +12,7 @@ use crate::proxmox::storage::{self, Storage};
 use crate::report::status::FaultKind;
 use crate::setup::hookscript::{LINK, PROGRAM};
 use crate::setup::kept::pending;
+use crate::trouble::Trouble;
 
 pub const AREA: Area = Area {
     title: "gpu-handoff itself, and what is left over",
@@ -197,7 +198,7 @@ pub const AREA: Area = Area {
 };
 
 fn pve_down(facts: &Facts) -> Vec<Hit> {
-    let hit = || Hit::told("/etc/pve", guest::DOWN);
+    let hit = || Hit::told("/etc/pve", &guest::down());
     facts.is_down.then(hit).into_iter().collect()
 }
 
@@ -208,9 +209,8 @@ fn no_quorum(facts: &Facts) -> Vec<Hit> {
 }
 
 fn unreadable(facts: &Facts) -> Vec<Hit> {
-    let hit = |(path, why): &(String, String)| {
-        let (what, remedy) = why.split_once("; ").unwrap_or((why, "look at it as root; ls -l /etc/pve shows who may"));
-        Hit::at(path, what, remedy)
+    let hit = |(path, why): &(String, Trouble)| {
+        Hit::told(path, why).or_else("look at it as root; ls -l /etc/pve shows who may")
     };
     facts.guests.unreadable.iter().take(1).map(hit).collect()
 }
@@ -233,10 +233,7 @@ fn mistakes(facts: &Facts) -> Vec<Hit> {
 }
 
 fn slots(facts: &Facts) -> Vec<Hit> {
-    let hit = |text: &String| {
-        let (what, there) = text.split_once("; ").unwrap_or((text, ""));
-        Hit::at(config::PATH, what, format!("name one of {there}"))
-    };
+    let hit = |slot: &Trouble| Hit::at(config::PATH, &slot.what, format!("name one of {}", slot.remedy));
     facts.ours.slots.iter().map(hit).collect()
 }
 
@@ -254,20 +251,19 @@ fn by_fault(facts: &Facts, kind: FaultKind) -> Vec<Hit> {
             FaultKind::Dri => ("/dev/dri".to_string(), AGAIN.to_string()),
             FaultKind::Reboot => ("/run/reboot-required".to_string(), "reboot the host".to_string()),
             FaultKind::SetUp => (pending::PATH.to_string(), "gpu-handoff setup pending".to_string()),
-            FaultKind::Problem => (place_in(&fault.text), "gpu-handoff --status".to_string()),
+            FaultKind::Problem => {
+                let file = fault.file.clone().unwrap_or_else(|| "/run/gpu-handoff".to_string());
+                (file, "gpu-handoff --status".to_string())
+            }
+            // Those have a finding of their own.
+            FaultKind::Mistake => (config::PATH.to_string(), String::new()),
         };
-        Hit::at(place, fault.text.trim_start_matches("set-up is not done: "), remedy)
+        Hit::at(place, &fault.text, remedy)
     };
     faults.map(hit).collect()
 }
 
 const AGAIN: &str = "the next handoff puts that right while nobody uses a card; or: reboot the host";
-
-/// The file that a problem begins with.
-fn place_in(text: &str) -> String {
-    let first = text.split(": ").next().unwrap_or_default();
-    if first.starts_with('/') { first.to_string() } else { "/run/gpu-handoff".to_string() }
-}
 
 fn masked(facts: &Facts) -> Vec<Hit> {
     let hit = |unit: &String| {
@@ -308,7 +304,7 @@ fn link(facts: &Facts) -> Vec<Hit> {
     let what = match &facts.ours.link {
         Link::Fine => return Vec::new(),
         Link::Missing => format!("{LINK} is not there"),
-        Link::Another(text) => text.split("; ").next().unwrap_or_default().to_string(),
+        Link::Another(trouble) => trouble.what.clone(),
         Link::Dead => format!("{LINK} leads to {PROGRAM}, which is not there"),
     };
     let Some(first) = named.first().cloned() else { return Vec::new() };

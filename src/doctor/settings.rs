@@ -3,7 +3,7 @@
 use super::facts::Facts;
 use super::facts::guests::Vm;
 use super::finding::{Area, Check, Hit, Severity};
-use crate::proxmox::vm::Hostpci;
+use crate::proxmox::vm::{Hostpci, fitting};
 
 pub const AREA: Area = Area {
     title: "Settings of VMs with a card",
@@ -155,8 +155,9 @@ fn romfile(facts: &Facts) -> Vec<Hit> {
             let key = format!("hostpci{index}");
             let without: Vec<&str> = line.raw.split(',').filter(|part| !part.starts_with("romfile=")).collect();
             let what = format!("{key} of VM {} has romfile={rom}, and there is no /usr/share/kvm/{rom}", vm.id);
-            let remedy = format!("qm set {} --{key} {}; or put the file there", vm.id, without.join(","));
-            found.push(Hit::at(vm.place(&key), what, vm.fit(&remedy)).of(vm.id));
+            let without = fitting(vm.config.is_q35, &without.join(","));
+            let remedy = format!("qm set {} --{key} {without}; or put the file there", vm.id);
+            found.push(Hit::at(vm.place(&key), what, remedy).of(vm.id));
         }
     }
     found

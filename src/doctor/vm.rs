@@ -4,9 +4,12 @@ use super::facts::Facts;
 use super::facts::guests::Vm;
 use super::finding::{Area, Check, Hit, Severity};
 use crate::address::SlotId;
-use crate::events::hookscript;
+use crate::events::hookscript::{self, DroppedLine};
+use crate::events::mapped::Unusable;
+use crate::events::stray::Remark;
 use crate::proxmox::pci_id::PciId;
-use crate::proxmox::vm::Driver;
+use crate::proxmox::vm::{Driver, fitting};
+use crate::setup::hookscript as registration;
 
 pub const AREA: Area = Area {
     title: "VMs and their card",
@@ -144,10 +147,9 @@ fn no_hook(facts: &Facts) -> Vec<Hit> {
     let hit = |vm: &Vm| {
         let found = format!("VM {} takes {} and has no hookscript of gpu-handoff", vm.id, vm.slots_in_words());
         match &vm.other_hook {
-            Some(why) => {
-                let (what, remedy) = why.split_once("; ").unwrap_or((why, ""));
-                let what = what.split_once("its hookscript is ").map_or(what, |(_, what)| what);
-                Hit::at(vm.place("hookscript"), format!("{found}: it has {what}"), remedy)
+            Some(other) => {
+                let found = format!("{found}: it has {other}, and a guest has only one");
+                Hit::at(vm.place("hookscript"), found, registration::CHAIN)
             }
             None => Hit::at(named_in(vm), found, format!("gpu-handoff enable {}", vm.id)),
         }
@@ -157,21 +159,19 @@ fn no_hook(facts: &Facts) -> Vec<Hit> {
 }
 
 fn hook_no_card(facts: &Facts) -> Vec<Hit> {
-    let hit = |vm: &Vm| {
-        let text = vm.nothing_named.as_ref()?;
-        let (what, remedy) = text.split_once(": ").unwrap_or((text, ""));
-        Some(Hit::at(vm.place("hookscript"), what, vm.fit(remedy)).of(vm.id))
-    };
+    let hit = |vm: &Vm| Some(Hit::told(vm.place("hookscript"), vm.nothing_named.as_ref()?).of(vm.id));
     facts.guests.vms.iter().filter_map(hit).collect()
 }
 
 fn other_device(facts: &Facts) -> Vec<Hit> {
     let hit = |vm: &Vm| {
-        let (is_refused, text) = vm.remark.as_ref()?;
-        let text = text.replacen(" was not started: ", " would not be started: ", 1);
-        let (what, remedy) = text.split_once("; ").unwrap_or((&text, ""));
-        let hit = Hit::at(first_hostpci(vm), what, vm.fit(remedy)).of(vm.id);
-        Some(if *is_refused { hit } else { hit.only_a(Severity::Warning) })
+        let hit = match vm.remark.as_ref()? {
+            Remark::Refused(why) => {
+                Hit::told(first_hostpci(vm), &why.clone().of(&format!("VM {} would not be started", vm.id)))
+            }
+            Remark::Told(what) => Hit::told(first_hostpci(vm), what).only_a(Severity::Warning),
+        };
+        Some(hit.of(vm.id))
     };
     facts.guests.vms.iter().filter_map(hit).collect()
 }
@@ -179,19 +179,13 @@ fn other_device(facts: &Facts) -> Vec<Hit> {
 /// A start that its own configuration forbids; by a line that has a mapping, or by another.
 fn unusable(facts: &Facts, is_mapping: bool) -> Vec<Hit> {
     let hit = |vm: &Vm| {
-        let text = vm.unusable.as_ref()?;
-        let key =
-            text.split([' ', ':']).find(|word| word.starts_with("hostpci") || *word == "args").unwrap_or("hostpci0");
-        let index: Option<u32> = key.strip_prefix("hostpci").and_then(|digits| digits.parse().ok());
+        let Unusable { index, trouble } = vm.unusable.as_ref()?;
+        let key = index.map_or_else(|| "args".to_string(), |index| format!("hostpci{index}"));
         let line = index.and_then(|index| vm.config.hostpci.get(&index));
         if line.is_some_and(|line| line.mapping.is_some()) != is_mapping {
             return None;
         }
-        let (what, remedy) = match text.split_once("; ") {
-            Some(parts) => parts,
-            None => text.split_once(", which ").unwrap_or((text, "lspci -D shows what there is")),
-        };
-        Some(Hit::at(vm.place(key), what, vm.fit(remedy)).of(vm.id))
+        Some(Hit::told(vm.place(&key), trouble).of(vm.id))
     };
     facts.guests.vms.iter().filter_map(hit).collect()
 }
@@ -207,24 +201,17 @@ fn mapping(facts: &Facts) -> Vec<Hit> {
 fn line_not_understood(facts: &Facts) -> Vec<Hit> {
     let mut found = Vec::new();
     for vm in &facts.guests.vms {
-        for text in &vm.dropped {
-            // `line 3 'hostpci0: …' is …`
-            let number: Option<usize> =
-                text.strip_prefix("line ").and_then(|rest| rest.split(' ').next()?.parse().ok());
-            let place = number.map_or_else(|| vm.path.clone(), |number| format!("{}:{number}", vm.path));
-            let (what, remedy) = match text.split_once("; if it is a mistake: ") {
-                Some((what, remedy)) => (what, vm.fit(remedy)),
-                None => (text.as_str(), spelt_right(vm, number)),
-            };
-            found.push(Hit::at(place, what, remedy).of(vm.id));
+        for DroppedLine { number, trouble } in &vm.dropped {
+            let hit = Hit::told(format!("{}:{number}", vm.path), trouble);
+            found.push(hit.or_else(spelt_right(vm, *number)).of(vm.id));
         }
     }
     found
 }
 
 /// The same line as Proxmox would take it, if there is such a thing.
-fn spelt_right(vm: &Vm, line: Option<usize>) -> String {
-    let setting = vm.settings.iter().find(|setting| Some(setting.line) == line);
+fn spelt_right(vm: &Vm, line: usize) -> String {
+    let setting = vm.settings.iter().find(|setting| setting.line == line);
     let right = setting.and_then(|setting| {
         let (address, rest) = setting.value.split_once(',').map_or((setting.value.as_str(), ""), |(a, b)| (a, b));
         let address = address.to_ascii_lowercase();
@@ -250,15 +237,13 @@ fn spelt_right(vm: &Vm, line: Option<usize>) -> String {
 fn args(facts: &Facts) -> Vec<Hit> {
     let mut found = Vec::new();
     for vm in &facts.guests.vms {
-        if let Some(text) = &vm.by_args {
-            let (what, remedy) = text.split_once("; better: ").unwrap_or((text, ""));
-            found.push(Hit::at(vm.place("args"), what, vm.fit(remedy)).of(vm.id));
+        if let Some(trouble) = &vm.by_args {
+            found.push(Hit::told(vm.place("args"), trouble).of(vm.id));
         }
         for unread in &vm.config.args.unread {
-            let text = hookscript::unread_args(vm.id, &vm.config, unread);
             let slot = facts.slots.first().map_or_else(|| "SLOT".to_string(), |slot| slot.id.to_string());
-            let (what, remedy) = text.split_once("; a GPU belongs into hostpci: ").unwrap_or((&text, ""));
-            found.push(Hit::at(vm.place("args"), what, vm.fit(&remedy.replace("SLOT", &slot))).of(vm.id));
+            let trouble = hookscript::unread_args(vm.id, &vm.config, unread, &slot);
+            found.push(Hit::told(vm.place("args"), &trouble).of(vm.id));
         }
     }
     found
@@ -286,9 +271,9 @@ fn one_function(facts: &Facts) -> Vec<Hit> {
                 slot.id,
                 missing.join(" ")
             );
-            let remedy =
-                format!("qm set {} --hostpci{index} {}", vm.id, line.raw.replacen(&id.text, &slot.id.to_string(), 1));
-            found.push(Hit::at(vm.place(&format!("hostpci{index}")), what, vm.fit(&remedy)).of(vm.id));
+            let whole = fitting(vm.config.is_q35, &line.raw.replacen(&id.text, &slot.id.to_string(), 1));
+            let remedy = format!("qm set {} --hostpci{index} {whole}", vm.id);
+            found.push(Hit::at(vm.place(&format!("hostpci{index}")), what, remedy).of(vm.id));
         }
     }
     found
@@ -304,8 +289,8 @@ fn keep(facts: &Facts) -> Vec<Hit> {
             }
             let raw: Vec<&str> = line.raw.split(',').filter(|part| *part != "driver=keep").collect();
             let what = format!("hostpci{index} of VM {} has driver=keep", vm.id);
-            let remedy = format!("qm set {} --hostpci{index} {}", vm.id, raw.join(","));
-            found.push(Hit::at(vm.place(&format!("hostpci{index}")), what, vm.fit(&remedy)).of(vm.id));
+            let remedy = format!("qm set {} --hostpci{index} {}", vm.id, fitting(vm.config.is_q35, &raw.join(",")));
+            found.push(Hit::at(vm.place(&format!("hostpci{index}")), what, remedy).of(vm.id));
         }
     }
     found
@@ -339,9 +324,9 @@ fn cluster(facts: &Facts) -> Vec<Hit> {
     let nodes = facts.guests.nodes.join(" and ");
     let nodes = if nodes.is_empty() { "the others" } else { &nodes };
     let hit = |vm: &Vm| {
-        let (what, _) = vm.surprises.cluster.as_ref()?.split_once(", so ")?;
+        let trouble = vm.surprises.cluster.as_ref()?;
         let remedy = format!("apt install ./gpu-handoff_*_amd64.deb, on {nodes}");
-        Some(Hit::at("/etc/pve/corosync.conf", what, remedy).of(vm.id))
+        Some(Hit::at("/etc/pve/corosync.conf", &trouble.what, remedy).of(vm.id))
     };
     facts.guests.vms.iter().filter(|vm| vm.has_hook).filter_map(hit).collect()
 }
@@ -349,12 +334,11 @@ fn cluster(facts: &Facts) -> Vec<Hit> {
 fn would_not_start(facts: &Facts) -> Vec<Hit> {
     let known = facts.known_refusals();
     let hit = |vm: &Vm| {
-        let text = vm.refusal.as_ref()?;
-        let is_told = facts.only.is_none() && known.iter().any(|known| text.contains(known.as_str()));
+        let why = vm.refusal.as_ref()?;
+        let is_told = facts.only.is_none() && why.about.is_some_and(|about| known.contains(&about));
         let when = if vm.has_hook { "as things are it" } else { "with the hookscript it" };
-        let (what, remedy) = text.split_once("; ").unwrap_or((text, ""));
-        let what = format!("VM {}: {when} would not start now: {what}", vm.id);
-        (!is_told).then(|| Hit::at(named_in(vm), what, vm.fit(remedy)).of(vm.id))
+        let why = why.clone().of(&format!("VM {}: {when} would not start now", vm.id));
+        (!is_told).then(|| Hit::told(named_in(vm), &why).of(vm.id))
     };
     facts.guests.vms.iter().filter_map(hit).collect()
 }

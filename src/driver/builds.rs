@@ -1,6 +1,7 @@
 //! Kernels that a driver is known not to build for. Pure. What is not in here may fail as well.
 
 use crate::gpu::nvidia::Version;
+use crate::trouble::Trouble;
 
 /// A branch that does not build from a kernel on.
 struct Row {
@@ -27,7 +28,7 @@ const ROWS: &[Row] = &[
 ];
 
 /// Why this driver will hardly build for a kernel.
-pub fn doubt(version: &str, release: &str) -> Option<String> {
+pub fn doubt(version: &str, release: &str) -> Option<Trouble> {
     let branch: u32 = version.split('.').next()?.parse().ok()?;
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
     let (series, stable) = ((numbers.next()?, numbers.next()?), numbers.next().unwrap_or(0));
@@ -44,7 +45,8 @@ pub fn doubt(version: &str, release: &str) -> Option<String> {
         Some(fixed) => format!("take {fixed} or newer"),
         None => "take a newer branch, or boot an older kernel".to_string(),
     };
-    Some(format!("driver {version} is known not to build for kernel {release}: {then}"))
+    let what = format!("driver {version} is known not to build for kernel {release}");
+    Some(Trouble::new(what, then).joined(": "))
 }
 
 #[cfg(test)]
@@ -63,7 +65,7 @@ mod tests {
             ("570.144", "6.15.1", "take 570.153.02 or newer"),
             ("580.142", "7.1.0-1-pve", "take 580.159.04 or newer"),
         ] {
-            let said = doubt(version, release).unwrap_or_default();
+            let said = doubt(version, release).map(|doubt| doubt.to_string()).unwrap_or_default();
             assert!(said.contains(then), "{version} {release}: {said}");
         }
         for (version, release) in [

@@ -4,6 +4,7 @@
 use super::supported::List;
 use crate::config::Module;
 use crate::gpu::nvidia::Version;
+use crate::trouble::Trouble;
 
 /// From then on an installer has two flavours of modules.
 pub const TWO_FLAVOURS: &str = "515";
@@ -135,11 +136,13 @@ fn is_after(version: &str, branch: &str) -> bool {
 }
 
 /// Why modules of this flavour and version are none for a GPU.
-pub fn objection(device: u16, version: &str, flavour: Flavour, list: Option<&List>) -> Option<String> {
+pub fn objection(device: u16, version: &str, flavour: Flavour, list: Option<&List>) -> Option<Trouble> {
     let generation = generation(device);
     let card = format!("the GPU with id 10de:{device:04x} ({})", generation.name);
-    let gone =
-        |branch: &str| format!("driver {version} no longer has {card}; the newest branch that has it is {branch}");
+    let gone = |branch: &str| {
+        let what = format!("driver {version} no longer has {card}");
+        Trouble::new(what, format!("the newest branch that has it is {branch}"))
+    };
     let listed = list.map(|list| list.0.get(&device));
     if let Some(Some(branch)) = listed.flatten().map(|entry| &entry.legacy) {
         return Some(gone(branch.trim_end_matches(".xx")));
@@ -148,18 +151,20 @@ pub fn objection(device: u16, version: &str, flavour: Flavour, list: Option<&Lis
         return Some(gone(branch));
     }
     if let Some(first) = generation.since.filter(|first| !is_from(version, first)) {
-        return Some(format!("driver {version} has not got {card} yet; take {first} or newer"));
+        let what = format!("driver {version} has not got {card} yet");
+        return Some(Trouble::new(what, format!("take {first} or newer")));
     }
     if listed == Some(None) {
-        return Some(format!(
-            "driver {version} has not got {card}: it is not in the list of GPUs that its installer carries; take a newer one"
+        return Some(Trouble::new(
+            format!("driver {version} has not got {card}: it is not in the list of GPUs that its installer carries"),
+            "take a newer one",
         ));
     }
     let has_flavour = match (flavour, listed.flatten()) {
         (Flavour::Open, Some(entry)) => entry.open,
         _ => generation.flavours.contains(&flavour),
     };
-    (!has_flavour).then(|| format!("driver {version} has no {} modules for {card}", flavour.name()))
+    (!has_flavour).then(|| format!("driver {version} has no {} modules for {card}", flavour.name()).into())
 }
 
 /// The flavour of modules that serves most of these GPUs; none where the driver has only one. The others are ignored, as the
@@ -184,7 +189,7 @@ pub fn choose(devices: &[u16], version: &str, wish: Module, list: Option<&List>)
     if served(best) == 0
         && let Some(why) = devices.first().and_then(|device| objection(*device, version, best, list))
     {
-        return Err(why);
+        return Err(why.to_string());
     }
     Ok(is_from(version, TWO_FLAVOURS).then_some(best))
 }

@@ -5,6 +5,7 @@ use crate::config::Driver;
 use crate::exit::{Exit, Result};
 use crate::gpu::nvidia::Version;
 use crate::teller::Teller;
+use crate::trouble::Trouble;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::time::Duration;
@@ -94,7 +95,7 @@ pub fn source(app: &App, config: &Driver, version: &str) -> Result<Source> {
     let kept = format!("{CACHE}/{}", file_name(version));
     let source = match (&config.runfile, &config.runfile_url) {
         (Some(path), _) if !kernel.exists(path) => {
-            return Err(Exit::refused(format!("driver.runfile: there is no {path}; nothing was touched")));
+            return Err(untouched(format!("driver.runfile: there is no {path}")));
         }
         (Some(path), _) => Source::File(path.clone()),
         (None, _) if kernel.exists(&kept) => Source::File(kept),
@@ -103,17 +104,16 @@ pub fn source(app: &App, config: &Driver, version: &str) -> Result<Source> {
         }
         (None, Some(url)) => Source::Url(url.clone()),
         (None, None) => {
-            return Err(Exit::refused(format!(
+            return Err(untouched(format!(
                 "no installer of driver {version}, which the host has: copy {} to {CACHE}, or name it in driver.runfile or \
-                 driver.runfile_url; nothing was touched",
+                 driver.runfile_url",
                 file_name(version)
             )));
         }
     };
     match &source {
         Source::File(path) => {
-            let header =
-                header(app, path).map_err(|error| Exit::refused(format!("{path}: {error}; nothing was touched")))?;
+            let header = header(app, path).map_err(|error| untouched(format!("{path}: {error}")))?;
             if is_vgpu(path) || is_vgpu_header(&header) {
                 return Err(vgpu(path));
             }
@@ -229,14 +229,11 @@ pub fn download(app: &App, url: &str, to: &str, teller: &Teller) -> Result<()> {
     };
     let download = || teller.run(&format!("downloading {url}"), CURL, &arguments, DOWNLOAD, &so_far);
     let mut done = download();
-    if had && done.as_ref().is_err_and(|exit| NO_REST.iter().any(|words| exit.message.contains(words))) {
+    if had && done.as_ref().is_err_and(|exit| NO_REST.iter().any(|words| exit.trouble.what.contains(words))) {
         let _ = app.kernel.remove_file(to);
         done = download();
     }
-    done.map_err(|exit| Exit {
-        message: format!("{}; is the network up, and the address right?", exit.message),
-        ..exit
-    })
+    done.map_err(|exit| exit.and("is the network up, and the address right?"))
 }
 
 fn header(app: &App, path: &str) -> io::Result<Vec<u8>> {
@@ -277,11 +274,15 @@ fn is_vgpu_header(bytes: &[u8]) -> bool {
     lines.any(|line| (line.starts_with("targetdir=") || line.starts_with("label=")) && line.contains("vgpu-kvm"))
 }
 
+/// What to do about it is in the words already: `container check`, which would touch nothing anyway, tells those alone.
+fn untouched(why: String) -> Exit {
+    Exit::refused(Trouble::new(why, "nothing was touched"))
+}
+
 fn vgpu(path: &str) -> Exit {
-    Exit::refused(format!(
+    untouched(format!(
         "{path} is NVIDIA's vGPU manager, which cuts a card into slices for VMs: with it neither the host nor a container has \
-         CUDA, and a whole card cannot be handed over; take the driver itself, NVIDIA-Linux-x86_64-VERSION.run; nothing \
-         was touched"
+         CUDA, and a whole card cannot be handed over; take the driver itself, NVIDIA-Linux-x86_64-VERSION.run"
     ))
 }
 
@@ -292,14 +293,13 @@ pub fn file_name(version: &str) -> String {
 fn check_version(what: &str, name: Option<String>, header: Option<String>, wanted: &str) -> Result<()> {
     for version in [&header, &name].into_iter().flatten() {
         if version != wanted {
-            return Err(Exit::refused(format!(
-                "{what}: wrong installer version: it is {version}, wanted is {wanted}; nothing was touched"
-            )));
+            let why = format!("{what}: wrong installer version: it is {version}, wanted is {wanted}");
+            return Err(untouched(why));
         }
     }
     // An address need not end in the file's name; what comes from there is looked at again.
     if name.is_none() && header.is_none() && !what.contains("://") {
-        return Err(Exit::refused(format!("{what} is no installer of NVIDIA's driver; nothing was touched")));
+        return Err(untouched(format!("{what} is no installer of NVIDIA's driver")));
     }
     Ok(())
 }
@@ -363,7 +363,7 @@ mod tests {
     fn name_and_header_must_both_be_of_the_hosts_version() {
         let check = |name: Option<&str>, header: Option<&str>| {
             check_version("/x.run", name.map(str::to_string), header.map(str::to_string), "580.95.05")
-                .map_err(|exit| exit.message)
+                .map_err(|exit| exit.to_string())
         };
         assert_eq!(check(Some("580.95.05"), Some("580.95.05")), Ok(()));
         assert_eq!(check(None, Some("580.95.05")), Ok(()));

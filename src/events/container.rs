@@ -13,6 +13,7 @@ use crate::handoff::kept::record::{Owner, Progress, Record};
 use crate::handoff::way::reconcile::make_nodes;
 use crate::proxmox::ct::CtConfig;
 use crate::sys::Kernel;
+use crate::trouble::Trouble;
 use std::time::Duration;
 
 /// For a GPU that is on its way home to arrive.
@@ -28,14 +29,15 @@ pub fn pre_start(app: &App, ctid: u32) -> Result<()> {
     Notes::of(app.kernel).forget(ctid);
     wait_for_way_home(app);
     if let Err(exit) = make_nodes(app.kernel, &app.story, &containers::missing_nodes(app.kernel), NODE) {
-        app.story.warn(&exit.message);
+        app.story.warn(&exit.to_string());
     }
     let Some(away) = gone(app, &ct) else { return Ok(()) };
     let (slots, owner) = (list(away.slots()), &away.owner);
     if away.progress == Progress::Returning {
         let problem = format!("{slots} is not home yet from {owner}, see gpu-handoff --status");
         if app.config_for_hook().policy.refuse_ct_without_gpu {
-            return Err(Exit::refused(format!("container {ctid} was not started: {problem}; then: pct start {ctid}")));
+            let what = format!("container {ctid} was not started: {problem}");
+            return Err(Exit::refused(Trouble::new(what, format!("then: pct start {ctid}"))));
         }
         app.story.say(&format!("container {ctid} starts without its GPU: {problem}; then: pct reboot {ctid}"));
         return Ok(());
@@ -45,11 +47,11 @@ pub fn pre_start(app: &App, ctid: u32) -> Result<()> {
         Owner::Manual(slot) => format!("gpu-handoff to-nvidia {slot}"),
     };
     if app.config_for_hook().policy.refuse_ct_without_gpu {
-        return Err(Exit::refused(format!(
-            "container {ctid} was not started: {owner} has {slots}, and policy.ct_without_gpu is refuse in {}; first: \
-             {remedy}, then: pct start {ctid}",
+        let what = format!(
+            "container {ctid} was not started: {owner} has {slots}, and policy.ct_without_gpu is refuse in {}",
             config::PATH
-        )));
+        );
+        return Err(Exit::refused(Trouble::new(what, format!("first: {remedy}, then: pct start {ctid}"))));
     }
     app.story.say(&format!("container {ctid} starts without {slots}: {owner} has it; to get it back: {remedy}"));
     Ok(())

@@ -4,7 +4,7 @@
 //! costs one read of its configuration.
 
 use super::container;
-use super::mapped::{self, Named, slot_of, takes_gpu, takes_part};
+use super::mapped::{self, Named, Unusable, slot_of, takes_gpu, takes_part};
 use super::stray;
 use super::watch::{self, After};
 use crate::App;
@@ -19,11 +19,13 @@ use crate::handoff::way::attempt::Direction;
 use crate::handoff::way::departure::Departure;
 use crate::handoff::way::home::Asker;
 use crate::proxmox::pci_id::PciId;
-use crate::proxmox::vm::{self, Driver, Hostpci, VmConfig};
+use crate::proxmox::vm::{self, Driver, Dropped, Hostpci, VmConfig};
 use crate::proxmox::{guest, mapping, running};
 use crate::sys::{Kernel, Lock};
 use crate::systemd::Shutdown;
+use crate::trouble::Trouble;
 use std::cell::OnceCell;
+use std::fmt;
 use std::io::ErrorKind;
 
 /// # Errors
@@ -55,7 +57,8 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
     let mut tried: Vec<Vec<SlotId>> = Vec::new();
     loop {
         mapped::wait_for_others(app, vmid, &vm).inspect_err(|exit| refused(&[], exit))?;
-        let Taken { slots, named } = taken(app, vmid, &vm).inspect_err(|exit| refused(&[], exit))?;
+        let taken = taken(app, vmid, &vm).map_err(Exit::from);
+        let Taken { slots, named } = taken.inspect_err(|exit| refused(&[], exit))?;
         if slots.is_empty() {
             return without_gpu(app, vmid, &vm).inspect_err(|exit| refused(&[], exit));
         }
@@ -85,7 +88,7 @@ fn without_gpu(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
         && let Err(exit) = home(app, &owner)
     {
         // No reason to keep a VM from starting that does not want the GPU any more.
-        app.story.warn(&exit.message);
+        app.story.warn(&exit.to_string());
     }
     stray::look(app, vmid, vm)
 }
@@ -107,7 +110,7 @@ fn make_these_ready(
     handoff.leave(&departure)?;
     if let Err(exit) = handoff.come_home_but(&owner, slots, "its configuration names it no longer") {
         // It has what it wants, and the rest comes home when it stops.
-        app.story.warn(&exit.message);
+        app.story.warn(&exit.to_string());
     }
     Ok(())
 }
@@ -120,7 +123,8 @@ pub(super) fn departure(app: &App, vmid: u32) -> Result<Departure<'static>> {
     let vm = read_config(app.kernel, vmid)?.unwrap_or_default();
     let Taken { slots, named } = taken(app, vmid, &vm)?;
     if slots.is_empty() {
-        return Err(Exit::refused(format!("guest {vmid} takes no NVIDIA GPU; see gpu-handoff plan {vmid}")));
+        let what = format!("guest {vmid} takes no NVIDIA GPU");
+        return Err(Exit::refused(Trouble::new(what, format!("see gpu-handoff plan {vmid}"))));
     }
     // It would take the card, and nobody would know whose it is.
     if vm.hookscript.is_none() {
@@ -163,7 +167,7 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
     if slots.is_empty() {
         stray::look(app, vmid, &vm)?;
         if stray::has_hook(&vm) {
-            stray::nothing_named(app, vmid, &vm).iter().for_each(|text| app.story.warn(text));
+            stray::nothing_named(app, vmid, &vm).iter().for_each(|what| app.story.warn(&what.to_string()));
         }
         let stale = if app.store.has_record(&owner) { ", but its record's slots would come home" } else { "" };
         let title = format!("guest {vmid} takes no NVIDIA GPU: nothing to do{stale}");
@@ -181,36 +185,43 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
 /// read what this program cannot, and takes a GPU then whoever uses it: so it is made ready all the same.
 fn warn_of_dropped_lines(app: &App, vmid: u32, vm: &VmConfig) {
     for line in dropped_lines(app.kernel, vmid, vm) {
-        app.story.warn(&format!("VM {vmid}: {line}"));
+        app.story.warn(&line.trouble.of(&format!("VM {vmid}")).to_string());
     }
     for unread in &vm.args.unread {
-        app.story.warn(&format!("VM {vmid}: {}", unread_args(vmid, vm, unread)));
+        app.story.warn(&unread_args(vmid, vm, unread, &"SLOT").of(&format!("VM {vmid}")).to_string());
     }
 }
 
-/// The `hostpci` lines that are not understood, in words.
-pub fn dropped_lines(kernel: &dyn Kernel, vmid: u32, vm: &VmConfig) -> Vec<String> {
-    let hostpci = vm.warnings.iter().filter(|dropped| dropped.is_hostpci).map(|dropped| &dropped.warning);
-    let in_words = |warning: &String| {
-        let doubtful = vm.doubtful.iter().find(|(_, doubtful)| doubtful.warning == *warning);
-        let gpu = doubtful.and_then(|(index, doubtful)| Some((index, doubtful, named_gpu(kernel, &doubtful.line)?)));
-        let Some((index, doubtful, gpu)) = gpu else { return warning.clone() };
-        let warning = warning.replacen(" is ignored: ", " is not understood: ", 1);
-        let instead = doubtful.instead.as_ref().map_or_else(String::new, |value| {
-            format!("; if it is a mistake: qm set {vmid} --hostpci{index} '{value}'")
-        });
-        format!("{warning}; Proxmox may understand it, so {gpu} is given to the VM all the same{instead}")
-    };
-    hostpci.map(in_words).collect()
+/// A `hostpci` line that is not understood.
+pub struct DroppedLine {
+    /// In the VM's configuration.
+    pub number: usize,
+    /// With the line to set instead, where there is one.
+    pub trouble: Trouble,
 }
 
-/// What of `args` may name a device that nobody can tell.
-pub fn unread_args(vmid: u32, vm: &VmConfig, unread: &str) -> String {
-    format!(
-        "args has {}, and which device that names cannot be read; a GPU belongs into hostpci: qm set {vmid} --hostpci0 {}",
-        unread.escape_debug(),
-        vm.hostpci_of(&"SLOT")
+pub fn dropped_lines(kernel: &dyn Kernel, vmid: u32, vm: &VmConfig) -> Vec<DroppedLine> {
+    let in_words = |dropped: &Dropped| {
+        let doubtful = vm.doubtful.iter().find(|(_, doubtful)| doubtful.number == dropped.line);
+        let gpu = doubtful.and_then(|(index, doubtful)| Some((index, doubtful, named_gpu(kernel, &doubtful.line)?)));
+        let Some((index, doubtful, gpu)) = gpu else { return dropped.to_string().into() };
+        let told = dropped.told("not understood");
+        let what = format!("{told}; Proxmox may understand it, so {gpu} is given to the VM all the same");
+        let instead = doubtful.instead.as_ref();
+        let instead = instead.map(|value| format!("qm set {vmid} --hostpci{index} '{value}'"));
+        Trouble::new(what, instead.unwrap_or_default()).joined("; if it is a mistake: ")
+    };
+    let hostpci = vm.warnings.iter().filter(|dropped| dropped.is_hostpci);
+    hostpci.map(|dropped| DroppedLine { number: dropped.line, trouble: in_words(dropped) }).collect()
+}
+
+/// What of `args` may name a device that nobody can tell; `device` is what to name instead.
+pub fn unread_args(vmid: u32, vm: &VmConfig, unread: &str, device: &dyn fmt::Display) -> Trouble {
+    Trouble::new(
+        format!("args has {}, and which device that names cannot be read", unread.escape_debug()),
+        format!("qm set {vmid} --hostpci0 {}", vm.hostpci_of(device)),
     )
+    .joined("; a GPU belongs into hostpci: ")
 }
 
 /// The first NVIDIA GPU that a line names.
@@ -243,11 +254,13 @@ fn is_backup(vm: &VmConfig) -> bool {
 /// A VM that is stopped is started to be backed up, with its GPU and all.
 fn for_backup(config: Config, vmid: u32, vm: &VmConfig, slots: &[SlotId]) -> Result<Config> {
     match config.backup {
-        Backup::Refuse if is_backup(vm) => Err(Exit::refused(format!(
-            "{} was not touched: VM {vmid} is only started for a backup, and policy.backup is refuse in {}; so this \
-             backup fails; back VM {vmid} up while it runs, or set policy.backup to idle",
-            list(slots),
-            config::PATH
+        Backup::Refuse if is_backup(vm) => Err(Exit::refused(Trouble::new(
+            format!(
+                "{} was not touched: VM {vmid} is only started for a backup, and policy.backup is refuse in {}",
+                list(slots),
+                config::PATH
+            ),
+            format!("so this backup fails; back VM {vmid} up while it runs, or set policy.backup to idle"),
         ))),
         Backup::Idle if is_backup(vm) => Ok(Config { policy: config.policy.for_idle(), ..config }),
         Backup::Idle | Backup::Refuse | Backup::Policy => Ok(config),
@@ -259,8 +272,7 @@ fn in_backup(exit: Exit, vmid: u32, vm: &VmConfig) -> Exit {
     if !is_backup(vm) {
         return exit;
     }
-    let message = format!("{}; VM {vmid} was only to be started for a backup, which fails with this", exit.message);
-    Exit { message, ..exit }
+    exit.and(&format!("VM {vmid} was only to be started for a backup, which fails with this"))
 }
 
 fn post_stop(app: &App, vmid: u32) -> Result<()> {
@@ -330,9 +342,10 @@ fn read_config(kernel: &dyn Kernel, id: u32) -> Result<Option<VmConfig>> {
                 return Ok(None);
             }
             if guest::is_down(kernel) {
-                return Err(Exit::failed(guest::DOWN));
+                return Err(Exit::failed(guest::down()));
             }
-            Err(Exit::usage(format!("there is no guest {id}: {path} does not exist; qm list shows the VMs")))
+            let what = format!("there is no guest {id}: {path} does not exist");
+            Err(Exit::usage(Trouble::new(what, "qm list shows the VMs")))
         }
         Err(error) => Err(guest::unreadable(&path, &error)),
     }
@@ -349,11 +362,11 @@ struct Taken {
 ///
 /// # Errors
 /// As for the VM's start.
-pub fn nvidia_slots(app: &App, vmid: u32, config: &VmConfig) -> Result<Vec<SlotId>> {
+pub fn nvidia_slots(app: &App, vmid: u32, config: &VmConfig) -> std::result::Result<Vec<SlotId>, Unusable> {
     Ok(taken(app, vmid, config)?.slots)
 }
 
-fn taken(app: &App, vmid: u32, config: &VmConfig) -> Result<Taken> {
+fn taken(app: &App, vmid: u32, config: &VmConfig) -> std::result::Result<Taken, Unusable> {
     let kernel = app.kernel;
     let mut slots: Vec<SlotId> = Vec::new();
     let mut add = |slot: SlotId| {
@@ -366,10 +379,9 @@ fn taken(app: &App, vmid: u32, config: &VmConfig) -> Result<Taken> {
         for id in named.ids.get(index).into_iter().flatten() {
             let absent = || {
                 let written = if let [only] = hostpci.ids.as_slice() { &only.text } else { &hostpci.raw };
-                Exit::refused(format!(
-                    "VM {vmid}: hostpci{index} names {written}, but there is no such device; {}",
-                    stray::instead_of_nothing(kernel, vmid, *index, config, written)
-                ))
+                let what = format!("VM {vmid}: hostpci{index} names {written}, but there is no such device");
+                let remedy = stray::instead_of_nothing(kernel, vmid, *index, config, written);
+                Unusable { index: Some(*index), trouble: Trouble::new(what, remedy) }
             };
             let slot = slot_of(kernel, id).filter(|slot| is_there(slot, id)).ok_or_else(absent)?;
             if takes_part(&slot, id) {
@@ -380,9 +392,8 @@ fn taken(app: &App, vmid: u32, config: &VmConfig) -> Result<Taken> {
     for id in &config.args.ids {
         let slot = slot_of(kernel, id).filter(|slot| is_there(slot, id));
         let slot = slot.ok_or_else(|| {
-            Exit::refused(format!(
-                "VM {vmid}: args names {id}, but there is no such device; lspci -D shows what there is"
-            ))
+            let what = format!("VM {vmid}: args names {id}, but there is no such device");
+            Unusable { index: None, trouble: Trouble::new(what, "lspci -D shows what there is") }
         })?;
         if takes_part(&slot, id) {
             add(slot.id);
@@ -422,20 +433,20 @@ pub fn named_slots(kernel: &dyn Kernel, vm: &VmConfig) -> Vec<SlotId> {
 /// As for its start.
 pub fn slots_of(app: &App, vmid: u32) -> Result<Vec<SlotId>> {
     let Some(vm) = read_config(app.kernel, vmid)? else { return Ok(Vec::new()) };
-    nvidia_slots(app, vmid, &vm)
+    Ok(nvidia_slots(app, vmid, &vm)?)
 }
 
 /// GPUs that a VM is given by `args` work, but Proxmox does not know of them.
-pub fn by_args(kernel: &dyn Kernel, vmid: u32) -> Option<String> {
+pub fn by_args(kernel: &dyn Kernel, vmid: u32) -> Option<Trouble> {
     let vm = read_config(kernel, vmid).ok()??;
     let is_gpu = |id: &&PciId| slot_of(kernel, id).is_some_and(|slot| takes_gpu(&slot, id));
     let id = vm.args.ids.iter().find(is_gpu)?;
-    Some(format!(
-        "VM {vmid} passes {0} by args, of which Proxmox itself does not know: it does not keep other VMs from it; better: qm set \
-         {vmid} --hostpci0 {1}, and take it out of args",
-        id.slot_name(),
-        vm.hostpci_of(&id.slot_name())
-    ))
+    let name = id.slot_name();
+    let what = format!(
+        "VM {vmid} passes {name} by args, of which Proxmox itself does not know: it does not keep other VMs from it"
+    );
+    let remedy = format!("qm set {vmid} --hostpci0 {}, and take it out of args", vm.hostpci_of(&name));
+    Some(Trouble::new(what, remedy).joined("; better: "))
 }
 
 fn is_there(slot: &Slot, id: &PciId) -> bool {

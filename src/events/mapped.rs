@@ -15,6 +15,7 @@ use crate::proxmox::pci_id::PciId;
 use crate::proxmox::vm::{self, Driver, Hostpci, VmConfig};
 use crate::proxmox::{reservations, running};
 use crate::sys::Kernel;
+use crate::trouble::Trouble;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,9 +45,25 @@ impl Named {
         if self.by.is_empty() {
             return exit;
         }
-        Exit { message: format!("{}: {}", self.by.join(", "), exit.message), ..exit }
+        exit.of(&self.by.join(", "))
     }
 }
+
+/// What of a VM's configuration keeps it from starting.
+#[derive(Debug)]
+pub struct Unusable {
+    /// Of its `hostpci` line; none where it is in `args`.
+    pub index: Option<u32>,
+    pub trouble: Trouble,
+}
+
+impl From<Unusable> for Exit {
+    fn from(unusable: Unusable) -> Exit {
+        Exit::refused(unusable.trouble)
+    }
+}
+
+type Usable<T> = std::result::Result<T, Unusable>;
 
 /// Whose a device is that this VM cannot have.
 type Taken = BTreeMap<Address, u32>;
@@ -55,7 +72,7 @@ type Taken = BTreeMap<Address, u32>;
 ///
 /// # Errors
 /// Why Proxmox would not start the VM.
-pub fn resolve(app: &App, vmid: u32, vm: &VmConfig) -> Result<Named> {
+pub fn resolve(app: &App, vmid: u32, vm: &VmConfig) -> Usable<Named> {
     let mut named = Named::default();
     let mut used: Vec<Address> = Vec::new();
     let taken = OnceCell::new();
@@ -102,11 +119,13 @@ pub fn wait_for_others(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
         }
         let waited = kernel.now().saturating_sub(begin);
         if waited >= limit || kernel.is_asked_to_end() {
-            return Err(Exit::locked(format!(
+            let what = format!(
                 "VM {other} is still on its way to {slot} after {} s, so which device of its mapping VM {vmid} gets is \
-                 not known; then start VM {vmid} again: qm start {vmid}",
+                 not known",
                 waited.as_secs()
-            )));
+            );
+            let remedy = format!("then start VM {vmid} again: qm start {vmid}");
+            return Err(Exit::locked(Trouble::new(what, remedy)));
         }
         if waited >= PATIENCE && told != Some(other) {
             told = Some(other);
@@ -168,7 +187,7 @@ pub fn look_again(handoff: &Handoff, vmid: u32) -> Result<()> {
 ///
 /// # Errors
 /// As [`resolve`].
-pub fn resolve_one(app: &App, vmid: u32, index: u32, hostpci: &Hostpci) -> Result<Vec<PciId>> {
+pub fn resolve_one(app: &App, vmid: u32, index: u32, hostpci: &Hostpci) -> Usable<Vec<PciId>> {
     match &hostpci.mapping {
         Some(name) => {
             let taken = taken_from(app, vmid);
@@ -185,29 +204,32 @@ fn one(
     (index, hostpci): (u32, &Hostpci),
     name: &str,
     is_taken: &dyn Fn(Address) -> bool,
-) -> Result<(Vec<PciId>, Option<String>)> {
+) -> Usable<(Vec<PciId>, Option<String>)> {
     let kernel = app.kernel;
     let entries = mapping::alternatives(kernel, name);
-    let refused = |why: String| Err(Exit::refused(format!("VM {vmid}: hostpci{index} uses mapping={name}, {why}")));
+    let refused = |why: &str, remedy: &str| {
+        let what = format!("VM {vmid}: hostpci{index} uses mapping={name}, {why}");
+        Err(Unusable { index: Some(index), trouble: Trouble::new(what, remedy) })
+    };
     if entries.is_empty() {
         let see = "see: pvesh get /cluster/mapping/pci";
-        return refused(match mapping::not_understood(kernel, name) {
+        let why = match mapping::not_understood(kernel, name) {
             Some((line, text)) => format!(
-                "whose entry for this node is not understood ({}:{line}: map {}), so which device it gives is not known; {see}",
+                "whose entry for this node is not understood ({}:{line}: map {}), so which device it gives is not known",
                 mapping::PATH,
                 text.escape_debug()
             ),
-            None => format!("which {} does not have for this node; {see}", mapping::PATH),
-        });
+            None => format!("which {} does not have for this node", mapping::PATH),
+        };
+        return refused(&why, see);
     }
     let absent = entries
         .iter()
         .flat_map(|entry| entry.path.split(';'))
         .find(|path| PciId::parse(path).is_none_or(|id| functions(kernel, &id).is_empty()));
     if let Some(absent) = absent {
-        return refused(format!(
-            "which stands for {absent}, but there is no such device; lspci -D shows what there is"
-        ));
+        let why = format!("which stands for {absent}, but there is no such device");
+        return refused(&why, "lspci -D shows what there is");
     }
     // What has nothing to do with NVIDIA is Proxmox's own business.
     let is_ours = |entry: &Entry| entry.ids().any(|id| slot_of(kernel, &id).is_some_and(|slot| takes_part(&slot, &id)));
@@ -218,10 +240,11 @@ fn one(
     // One that is wrong keeps Proxmox from all the others.
     for entry in &entries {
         if let Some(why) = invalid(name, entry, &|address| Seen::read(kernel, address)) {
-            return refused(format!(
-                "which Proxmox refuses: PCI device mapping invalid (hardware probably changed): {why}; fix it in Datacenter, \
-                 Resource Mappings; what it says now: pvesh get /cluster/mapping/pci/{name}"
-            ));
+            let why = format!("which Proxmox refuses: PCI device mapping invalid (hardware probably changed): {why}");
+            let remedy = format!(
+                "fix it in Datacenter, Resource Mappings; what it says now: pvesh get /cluster/mapping/pci/{name}"
+            );
+            return refused(&why, &remedy);
         }
     }
     let owner = Owner::Vm(vmid);

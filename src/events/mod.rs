@@ -4,7 +4,7 @@
 mod container;
 pub mod hookscript;
 pub mod manual;
-mod mapped;
+pub mod mapped;
 pub mod notes;
 pub mod settle;
 pub mod stray;

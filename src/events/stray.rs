@@ -11,6 +11,7 @@ use crate::proxmox::mapping;
 use crate::proxmox::pci_id::PciId;
 use crate::proxmox::vm::{Driver, Hostpci, VmConfig};
 use crate::sys::Kernel;
+use crate::trouble::Trouble;
 
 /// A device that a line of the VM names, and that is none of NVIDIA's.
 struct Stray {
@@ -31,8 +32,8 @@ pub fn has_hook(vm: &VmConfig) -> bool {
 /// What there is to say of a VM that takes no NVIDIA GPU.
 pub enum Remark {
     /// It must not start: a GPU was where the host has another device in use now.
-    Refused(String),
-    Told(String),
+    Refused(Trouble),
+    Told(Trouble),
 }
 
 /// For a VM that takes no NVIDIA GPU.
@@ -41,9 +42,9 @@ pub enum Remark {
 /// When a GPU was where the host has another device in use now.
 pub fn look(app: &App, vmid: u32, vm: &VmConfig) -> Result<()> {
     match remark(app, vmid, vm) {
-        Some(Remark::Refused(why)) => Err(Exit::refused(why)),
-        Some(Remark::Told(text)) => {
-            app.story.warn(&text);
+        Some(Remark::Refused(why)) => Err(Exit::refused(why.of(&format!("VM {vmid} was not started")))),
+        Some(Remark::Told(what)) => {
+            app.story.warn(&what.to_string());
             Ok(())
         }
         None => Ok(()),
@@ -63,24 +64,24 @@ pub fn remark(app: &App, vmid: u32, vm: &VmConfig) -> Option<Remark> {
         else {
             continue;
         };
-        return Some(Remark::Refused(format!(
-            "VM {vmid} was not started: hostpci{index} names {}, where an NVIDIA GPU was ({why}) and now is {}, which {driver} has: \
-             addresses shift with what is in the host, and Proxmox would take that device from it; {}; if VM {vmid} shall have \
-             that device: gpu-handoff disable {vmid}",
+        let what = format!(
+            "hostpci{index} names {}, where an NVIDIA GPU was ({why}) and now is {}, which {driver} has: addresses shift with \
+             what is in the host, and Proxmox would take that device from it",
             stray.id,
             what(&stray.function),
-            where_now(app, vmid, vm, stray)
-        )));
+        );
+        let keep = format!("if VM {vmid} shall have that device: gpu-handoff disable {vmid}");
+        return Some(Remark::Refused(Trouble::new(what, where_now(app, vmid, vm, stray)).and(&keep)));
     }
     strays.first().map(|stray| {
         let driver = stray.function.driver.as_deref().map_or_else(String::new, |driver| format!(" ({driver} has it)"));
-        Remark::Told(format!(
-            "VM {vmid} has this hookscript and takes no NVIDIA GPU: {} names {}, which is {}{driver}; {}",
+        let what = format!(
+            "VM {vmid} has this hookscript and takes no NVIDIA GPU: {} names {}, which is {}{driver}",
             stray.index.map_or_else(|| "args".to_string(), |index| format!("hostpci{index}")),
             stray.id,
             what(&stray.function),
-            where_now(app, vmid, vm, stray)
-        ))
+        );
+        Remark::Told(Trouble::new(what, where_now(app, vmid, vm, stray)))
     })
 }
 
@@ -104,18 +105,18 @@ pub fn instead_of_nothing(kernel: &dyn Kernel, vmid: u32, index: u32, vm: &VmCon
 }
 
 /// What a person who asks about such a VM should know beside that.
-pub fn nothing_named(app: &App, vmid: u32, vm: &VmConfig) -> Option<String> {
+pub fn nothing_named(app: &App, vmid: u32, vm: &VmConfig) -> Option<Trouble> {
     let names_none = vm.hostpci.is_empty() && vm.doubtful.is_empty() && vm.args.ids.is_empty();
     let gpus = gpus(app);
     (names_none && !gpus.is_empty()).then(|| {
         let each: Vec<String> =
             gpus.iter().map(|slot| format!("qm set {vmid} --hostpci0 {}", vm.hostpci_of(slot))).collect();
-        format!("VM {vmid} names no device yet (hostpci): {}", each.join(", or: "))
+        Trouble::new(format!("VM {vmid} names no device yet (hostpci)"), each.join(", or: ")).joined(": ")
     })
 }
 
 /// Slots of the configuration that are no GPU's.
-pub fn of_config(app: &App) -> Vec<String> {
+pub fn of_config(app: &App) -> Vec<Trouble> {
     let (config, _) = Config::lenient(app.kernel);
     let is_gpu = |slot: SlotId| Slot::read(app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
     let others = config.homes.keys().filter(|slot| !is_gpu(**slot));
@@ -123,7 +124,8 @@ pub fn of_config(app: &App) -> Vec<String> {
     others
         .map(|slot| {
             let there = if gpus.is_empty() { "none".to_string() } else { list(&gpus) };
-            format!("gpus.{slot} in {} names no NVIDIA GPU; those of this host: {there}", config::PATH)
+            let what = format!("gpus.{slot} in {} names no NVIDIA GPU", config::PATH);
+            Trouble::new(what, format!("those of this host: {there}"))
         })
         .collect()
 }
@@ -185,7 +187,9 @@ fn where_now(app: &App, vmid: u32, vm: &VmConfig, stray: &Stray) -> String {
     let gpus = gpus(app);
     let free = || (0..).find(|index| !vm.hostpci.contains_key(index) && !vm.doubtful.contains_key(index));
     let line = |gpu: &SlotId| match stray.index {
-        Some(index) => format!("qm set {vmid} --hostpci{index} {}", stray.raw.replacen(&stray.id, &gpu.to_string(), 1)),
+        Some(index) => {
+            format!("qm set {vmid} --hostpci{index} {}", stray.raw.replacen(&stray.id, &gpu.to_string(), 1))
+        }
         None => format!(
             "qm set {vmid} --hostpci{} {}, and take {} out of args",
             free().unwrap_or_default(),

@@ -5,6 +5,7 @@ use crate::App;
 use crate::exit::{Exit, Result};
 use crate::handoff::way::takeover::QM;
 use crate::proxmox::running;
+use crate::trouble::Trouble;
 use std::time::Duration;
 
 /// A start of a VM may take as long as Proxmox lets it; its hook has time boxes of its own.
@@ -24,7 +25,8 @@ pub fn switch(app: &App, vmid: u32) -> Result<()> {
     // Until its hook is through, nobody else takes over.
     let _locks = handoff.take_over(&departure.owner, &making_way)?;
     let started = app.kernel.program(QM, &["start", &vmid.to_string()], START);
-    started.map_err(|error| Exit::failed(format!("VM {vmid} was not started: {error}; see gpu-handoff --status")))?;
+    let see = "see gpu-handoff --status";
+    started.map_err(|error| Exit::failed(Trouble::new(format!("VM {vmid} was not started: {error}"), see)))?;
     app.story.say(&format!("VM {vmid} is started"));
     Ok(())
 }
@@ -43,7 +45,7 @@ pub fn plan(app: &App, vmid: u32) -> Result<String> {
 
 fn refuse_running(app: &App, vmid: u32) -> Result<()> {
     match running::qemu_pid(app.kernel, vmid) {
-        Some(_) => Err(Exit::refused(format!("VM {vmid} runs already; see gpu-handoff --status"))),
+        Some(_) => Err(Exit::refused(Trouble::new(format!("VM {vmid} runs already"), "see gpu-handoff --status"))),
         None => Ok(()),
     }
 }

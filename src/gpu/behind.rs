@@ -4,6 +4,7 @@
 use super::inventory::{Function, VFIO_PCI};
 use crate::story::printable;
 use crate::sys::{ActError, Kernel};
+use crate::trouble::{About, Trouble};
 use nix::libc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ struct Behind {
 }
 
 /// Why the host cannot do without this function now, and what to do about it; none when it can.
-pub fn in_use(kernel: &dyn Kernel, function: &Function) -> Option<String> {
+pub fn in_use(kernel: &dyn Kernel, function: &Function) -> Option<Trouble> {
     let driver = function.driver.as_deref().filter(|driver| *driver != VFIO_PCI)?;
     if function.is_nvidia_gpu() || driver == "snd_hda_intel" {
         return None;
@@ -30,23 +31,23 @@ pub fn in_use(kernel: &dyn Kernel, function: &Function) -> Option<String> {
     let mut behind = Behind::default();
     collect(kernel, function.address.attribute("").trim_end_matches('/'), DEPTH, &mut behind);
     let told = |name: &str, (what, then): (String, String)| {
-        format!("the disk {name} is on {} and {what}; {then}", function.address)
+        Trouble::new(format!("the disk {name} is on {} and {what}", function.address), then)
     };
     let mut blocks = behind.blocks.iter();
     let disk = blocks.find_map(|(name, folder)| Some(told(name, use_of_block(kernel, name, folder, DEPTH)?)));
     // Only then: a disk is claimed by whatever its partitions are used for.
     let disk = disk.or_else(|| behind.blocks.iter().find_map(|(name, _)| Some(told(name, claimed(kernel, name)?))));
-    disk.or_else(|| {
+    let trouble = disk.or_else(|| {
         let mut interfaces = behind.interfaces.iter();
         interfaces.find_map(|(name, folder)| {
             let what = use_of_interface(kernel, name, folder)?;
-            Some(format!(
-                "the network interface {name} is on {} and {what}; take it out of the host's network configuration, or \
-                 move that device to another card",
-                function.address
+            Some(Trouble::new(
+                format!("the network interface {name} is on {} and {what}", function.address),
+                "take it out of the host's network configuration, or move that device to another card",
             ))
         })
-    })
+    })?;
+    Some(trouble.about(About::Behind(function.address)))
 }
 
 /// Everything below a directory that is a disk, a partition or an interface.

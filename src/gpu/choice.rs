@@ -4,6 +4,7 @@ use super::inventory::{Slot, nvidia_slots};
 use crate::address::SlotId;
 use crate::exit::{Exit, Result};
 use crate::sys::Kernel;
+use crate::trouble::Trouble;
 
 /// The slot that was named; or the only GPU there is.
 ///
@@ -13,7 +14,10 @@ pub fn choose(kernel: &dyn Kernel, named: Option<SlotId>) -> Result<SlotId> {
     let Some(id) = named else {
         let slots = nvidia_slots(kernel);
         return match slots.as_slice() {
-            [] => Err(Exit::refused("there is no NVIDIA GPU in this host; lspci -nn shows what there is")),
+            [] => {
+                let what = "there is no NVIDIA GPU in this host";
+                Err(Exit::refused(Trouble::new(what, "lspci -nn shows what there is")))
+            }
             [slot] => Ok(slot.id),
             several => {
                 let all: Vec<String> = several.iter().map(|slot| slot.id.to_string()).collect();
@@ -22,9 +26,11 @@ pub fn choose(kernel: &dyn Kernel, named: Option<SlotId>) -> Result<SlotId> {
         };
     };
     let slot = Slot::read(kernel, id)
-        .ok_or_else(|| Exit::refused(format!("there is no device in slot {id}; lspci -D shows what there is")))?;
+        .ok_or_else(|| Trouble::new(format!("there is no device in slot {id}"), "lspci -D shows what there is"))
+        .map_err(Exit::refused)?;
     if !slot.is_nvidia_gpu() && !slot.is_nvswitch() {
-        return Err(Exit::refused(format!("slot {id} has no NVIDIA GPU; gpu-handoff --status shows those there are")));
+        let what = format!("slot {id} has no NVIDIA GPU");
+        return Err(Exit::refused(Trouble::new(what, "gpu-handoff --status shows those there are")));
     }
     Ok(id)
 }

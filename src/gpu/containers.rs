@@ -121,11 +121,18 @@ pub struct Given {
     /// In the container.
     pub inside: String,
     pub way: Way,
-    /// As it stands there: `dev0: /dev/nvidia0,gid=44`.
-    pub line: String,
+    /// Of its line, `dev0`.
+    pub key: String,
+    /// Of its line as well, `/dev/nvidia0,gid=44`.
+    pub value: String,
 }
 
 impl Given {
+    /// As it stands there: `dev0: /dev/nvidia0,gid=44`.
+    pub fn line(&self) -> String {
+        format!("{}: {}", self.key, self.value)
+    }
+
     /// What of a path in the container is left below this one: nothing of its own. A `devN` gives one node, whatever it
     /// names.
     pub fn below<'a>(&self, inside: &'a str) -> Option<&'a str> {
@@ -168,19 +175,22 @@ pub fn all_given(config: &CtConfig) -> impl Iterator<Item = Given> {
         host: plain(&device.path),
         inside: plain(&device.path),
         way: Way::Dev,
-        line: format!("dev{digits}: {}", dev.raw),
+        key: format!("dev{digits}"),
+        value: dev.raw.clone(),
     });
     let by_entry = config.mount_entries().filter_map(|entry| {
         let mut words = entry.split_whitespace().map(unescape);
         let (host, target) = (words.next()?, words.next()?);
         let inside = plain(&format!("/{}", relative(&target)?));
-        Some(Given { host: plain(&host), inside, way: Way::Entry, line: format!("lxc.mount.entry: {entry}") })
+        let (key, value) = ("lxc.mount.entry".to_string(), entry.to_string());
+        Some(Given { host: plain(&host), inside, way: Way::Entry, key, value })
     });
     let by_point = config.mount_points.iter().map(|(digits, point)| Given {
         host: plain(&point.host),
         inside: plain(&point.inside),
         way: Way::MountPoint,
-        line: format!("mp{digits}: {}", point.raw),
+        key: format!("mp{digits}"),
+        value: point.raw.clone(),
     });
     by_dev.chain(by_entry).chain(by_point)
 }
@@ -222,11 +232,15 @@ pub fn is_at_or_below(path: &str, directory: &str) -> bool {
 
 /// LXC's own hook, which has nvidia-container-cli mount the host's driver and its nodes: as it stands there.
 pub fn nvidia_hook(config: &CtConfig) -> Option<String> {
+    nvidia_hook_line(config).map(|(key, value)| format!("{key}: {value}"))
+}
+
+/// As [`nvidia_hook`], key and value.
+pub fn nvidia_hook_line(config: &CtConfig) -> Option<&(String, String)> {
     let is_it = |value: &str| {
         value.split_whitespace().any(|word| matches!(word.rsplit('/').next(), Some("nvidia" | "nvidia-container-cli")))
     };
-    let hooks = config.raw_lxc.iter().filter(|(key, value)| key.starts_with("lxc.hook.") && is_it(value));
-    hooks.map(|(key, value)| format!("{key}: {value}")).next()
+    config.raw_lxc.iter().find(|(key, value)| key.starts_with("lxc.hook.") && is_it(value))
 }
 
 /// The configuration of a container of this node, with what it includes.

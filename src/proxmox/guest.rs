@@ -4,11 +4,15 @@ use super::perl;
 use crate::exit::Exit;
 use crate::story::printable;
 use crate::sys::Kernel;
+use crate::trouble::Trouble;
 use nix::libc;
 
-/// What is wrong when nothing is known of any guest, and what to type.
-pub const DOWN: &str =
-    "there is nothing in /etc/pve: Proxmox's cluster file system is down; systemctl restart pve-cluster";
+const RESTART: &str = "systemctl restart pve-cluster";
+
+/// What is wrong when nothing is known of any guest.
+pub fn down() -> Trouble {
+    Trouble::new("there is nothing in /etc/pve: Proxmox's cluster file system is down", RESTART)
+}
 
 /// Whether Proxmox's cluster file system is not there: then the files of guests that exist are not, either.
 pub fn is_down(kernel: &dyn Kernel) -> bool {
@@ -19,9 +23,9 @@ pub fn is_down(kernel: &dyn Kernel) -> bool {
 pub fn unreadable(path: &str, error: &std::io::Error) -> Exit {
     // What is mounted there has no process behind it any more.
     match error.raw_os_error() {
-        Some(libc::ENOTCONN | libc::ECONNABORTED) => Exit::failed(format!(
-            "{path}: {error}: Proxmox's cluster file system has died; systemctl restart pve-cluster"
-        )),
+        Some(libc::ENOTCONN | libc::ECONNABORTED) => {
+            Exit::failed(Trouble::new(format!("{path}: {error}: Proxmox's cluster file system has died"), RESTART))
+        }
         _ => Exit::failed(format!("{path}: {error}")),
     }
 }

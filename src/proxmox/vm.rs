@@ -33,15 +33,32 @@ pub struct VmConfig {
 #[derive(Debug, PartialEq)]
 pub struct Dropped {
     pub is_hostpci: bool,
-    pub warning: String,
+    /// Its number in the file.
+    pub line: usize,
+    /// What stands there, in quotes.
+    pub text: String,
+    pub reason: String,
+}
+
+impl Dropped {
+    /// `line 3 'hostpci0: x' is ignored: there is no …`
+    pub fn told(&self, what: &str) -> String {
+        format!("line {} {} is {what}: {}", self.line, self.text, self.reason)
+    }
+}
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.told("ignored"))
+    }
 }
 
 /// A `hostpciN` line that is refused here.
 #[derive(Debug, PartialEq)]
 pub struct Doubtful {
     pub line: Hostpci,
-    /// As it is in the warnings.
-    pub warning: String,
+    /// The number of that line in the file.
+    pub number: usize,
     /// The line with what is understood of it, to be set instead; none when that is nothing, or has no number.
     pub instead: Option<String>,
 }
@@ -103,9 +120,13 @@ pub fn parse(bytes: &[u8]) -> VmConfig {
         if looks_like_ours(line)
             && let Err(reason) = config.read(line)
         {
-            let warning = format!("line {number} {} is ignored: {reason:#}", quoted(line));
-            config.doubtful.extend(Doubtful::read(line, &warning));
-            config.warnings.push(Dropped { is_hostpci: line.starts_with(b"hostpci"), warning });
+            config.doubtful.extend(Doubtful::read(line, number));
+            config.warnings.push(Dropped {
+                is_hostpci: line.starts_with(b"hostpci"),
+                line: number,
+                text: quoted(line).to_string(),
+                reason: format!("{reason:#}"),
+            });
         }
     }
     config
@@ -116,6 +137,19 @@ impl VmConfig {
     /// model is not enabled", `PVE::QemuServer::PCI`).
     pub fn hostpci_of(&self, device: &dyn fmt::Display) -> String {
         format!("{device}{}", if self.is_q35 { ",pcie=1" } else { "" })
+    }
+
+    /// As if all of its lines could be set again as they are: for who proposes others like them.
+    #[must_use]
+    pub fn fitted(mut self) -> VmConfig {
+        let is_q35 = self.is_q35;
+        let fit = |raw: &mut String| *raw = fitting(is_q35, raw);
+        self.hostpci.values_mut().for_each(|line| fit(&mut line.raw));
+        for doubtful in self.doubtful.values_mut() {
+            fit(&mut doubtful.line.raw);
+            doubtful.instead.iter_mut().for_each(fit);
+        }
+        self
     }
 
     /// A line that is refused leaves an earlier one with the same key in force.
@@ -144,6 +178,11 @@ impl VmConfig {
     }
 }
 
+/// What a `hostpciN` may be set to that is like this one: without `pcie=1` where the machine would not start with it.
+pub fn fitting(is_q35: bool, raw: &str) -> String {
+    raw.split(',').filter(|part| is_q35 || *part != "pcie=1").collect::<Vec<_>>().join(",")
+}
+
 impl Hostpci {
     fn parse(value: &[u8]) -> Result<Hostpci> {
         let options = property::parse(HOSTPCI, value)?;
@@ -166,11 +205,11 @@ impl Hostpci {
 
 impl Doubtful {
     /// By its number, which may be one that Proxmox does not have yet.
-    fn read(line: &[u8], warning: &str) -> Option<(u32, Doubtful)> {
+    fn read(line: &[u8], number: usize) -> Option<(u32, Doubtful)> {
         let text = perl::text(line);
         let (key, value) = text.split_once(':')?;
         let digits = key.strip_prefix("hostpci")?;
-        let number: u32 = digits.parse().ok().filter(|number: &u32| number.to_string() == digits)?;
+        let index: u32 = digits.parse().ok().filter(|index: &u32| index.to_string() == digits)?;
         let value = value.trim();
         let parts = || value.split(',').map(|part| part.split_once('=').unwrap_or(("host", part)));
         let of = |name: &str| parts().find(|(key, _)| *key == name).map(|(_, value)| value);
@@ -191,7 +230,7 @@ impl Doubtful {
             driver: if of("driver") == Some("keep") { Driver::Keep } else { Driver::Vfio },
             mdev: of("mdev").map(String::from),
         };
-        Some((number, Doubtful { line, warning: warning.to_string(), instead: is_good.then_some(known) }))
+        Some((index, Doubtful { line, number, instead: is_good.then_some(known) }))
     }
 }
 
@@ -328,7 +367,10 @@ mod tests {
         assert_eq!(config.lock.as_deref(), Some("backup"));
         assert!(config.template);
         assert_eq!(config.warnings.len(), 3);
-        assert_eq!(config.warnings[0].warning, "line 2 'hostpci0: 0X:00' is ignored: option 'host' cannot be '0X:00'");
+        assert_eq!(
+            config.warnings[0].to_string(),
+            "line 2 'hostpci0: 0X:00' is ignored: option 'host' cannot be '0X:00'"
+        );
     }
 
     #[test]
@@ -427,6 +469,18 @@ mod tests {
             assert_eq!(passed(args), (ids.to_string(), unread), "{args}");
         }
         assert_eq!(parse(b"[snap]\nargs: -device vfio-pci,host=01:00.0\n").args, Passed::default());
+    }
+
+    #[test]
+    fn a_line_that_is_proposed_fits_the_machine() {
+        let lines = "hostpci0: 01:00,pcie=1,x-vga=1\nhostpci1: pcie=1,mapping=gpu,new=1\n";
+        for (machine, first, second) in
+            [("pc", "01:00,x-vga=1", "mapping=gpu"), ("q35", "01:00,pcie=1,x-vga=1", "pcie=1,mapping=gpu")]
+        {
+            let fitted = parse(format!("machine: {machine}\n{lines}").as_bytes()).fitted();
+            assert_eq!(fitted.hostpci[&0].raw, first);
+            assert_eq!(fitted.doubtful[&1].instead.as_deref(), Some(second));
+        }
     }
 
     #[test]

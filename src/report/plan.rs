@@ -13,7 +13,7 @@ pub fn to_json(vmid: u32, planned: &Result<Outline>) -> Value {
     let slots = outline.map_or(&[][..], |outline| &outline.slots);
     let (exit, reason) = match planned {
         Ok(_) => (0, None),
-        Err(exit) => (exit.code as u8, Some(&exit.message)),
+        Err(exit) => (exit.code as u8, Some(exit.to_string())),
     };
     json!({"schema": 1, "vmid": vmid, "slots": address::to_json(slots), "steps": steps, "exit": exit, "reason": reason})
 }

@@ -19,6 +19,7 @@ use crate::proxmox::mapping;
 use crate::setup::kept::pending::Pending;
 use crate::sys::{How, Kernel, User};
 use serde_json::{Value, json};
+use std::fmt;
 
 const SCHEMA: u64 = 1;
 
@@ -76,13 +77,48 @@ pub enum FaultKind {
     SetUp,
     /// What could not be read or understood.
     Problem,
+    /// In the configuration.
+    Mistake,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     pub kind: FaultKind,
     pub slot: Option<SlotId>,
+    /// Where it is one file's.
+    pub file: Option<String>,
     pub text: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let title = if self.kind == FaultKind::SetUp { "set-up is not done: " } else { "" };
+        write!(f, "{title}{}", self.text)
+    }
+}
+
+/// What could not be read or understood.
+struct Problem {
+    file: Option<String>,
+    is_mistake: bool,
+    text: String,
+}
+
+impl Problem {
+    /// Of one of the store's files, which names the file first.
+    fn of_file(error: &anyhow::Error) -> Problem {
+        Problem { file: Some(error.to_string()), ..Problem::from(format!("{error:#}")) }
+    }
+
+    fn mistake(text: String) -> Problem {
+        Problem { is_mistake: true, ..Problem::from(text) }
+    }
+}
+
+impl From<String> for Problem {
+    fn from(text: String) -> Problem {
+        Problem { file: None, is_mistake: false, text }
+    }
 }
 
 pub struct Status {
@@ -93,7 +129,7 @@ pub struct Status {
     pub(super) reboot_required: bool,
     /// Why set-up is not done with.
     pub(super) setup_error: Option<String>,
-    problems: Vec<String>,
+    problems: Vec<Problem>,
 }
 
 pub(super) struct Gpu {
@@ -130,11 +166,11 @@ impl Status {
         for record in store.each_record() {
             match record {
                 Ok(record) => records.push(record),
-                Err(error) => problems.push(format!("{error:#}")),
+                Err(error) => problems.push(Problem::of_file(&error)),
             }
         }
         let (config, mistakes) = Config::lenient(kernel);
-        problems.extend(mistakes);
+        problems.extend(mistakes.into_iter().map(Problem::mistake));
         let setup_error = match Pending::read(kernel) {
             Ok(pending) => pending.why(),
             Err(error) => Some(format!("{error:#}")),
@@ -167,28 +203,32 @@ impl Status {
     }
 
     /// Files of ours that could not be read or understood.
-    pub fn problems(&self) -> &[String] {
-        &self.problems
+    pub fn problems(&self) -> impl Iterator<Item = &str> {
+        self.problems.iter().map(|problem| problem.text.as_str())
     }
 
-    pub fn add_problems(&mut self, problems: Vec<String>) {
-        self.problems.extend(problems);
+    /// In the configuration.
+    pub fn add_mistakes(&mut self, mistakes: impl IntoIterator<Item = String>) {
+        self.problems.extend(mistakes.into_iter().map(Problem::mistake));
     }
 
     /// What is not as it should be. A handoff that is under way may owe what it likes.
     pub fn faults(&self) -> Vec<String> {
-        self.each_fault().into_iter().map(|fault| fault.text).collect()
+        self.each_fault().iter().map(ToString::to_string).collect()
     }
 
     /// As [`Status::faults`], with what each is about.
     pub fn each_fault(&self) -> Vec<Fault> {
-        let fault = |kind, text: String| Fault { kind, slot: None, text };
+        let fault = |kind, text: String| Fault { kind, slot: None, file: None, text };
         let mut faults: Vec<Fault> = self.gpus.iter().filter_map(Gpu::fault).collect();
         if self.reboot_required {
             faults.push(fault(FaultKind::Reboot, "a reboot is required".to_string()));
         }
-        faults.extend(self.setup_error.iter().map(|why| fault(FaultKind::SetUp, format!("set-up is not done: {why}"))));
-        faults.extend(self.problems.iter().map(|problem| fault(FaultKind::Problem, problem.clone())));
+        faults.extend(self.setup_error.iter().map(|why| fault(FaultKind::SetUp, why.clone())));
+        faults.extend(self.problems.iter().map(|problem| {
+            let kind = if problem.is_mistake { FaultKind::Mistake } else { FaultKind::Problem };
+            Fault { file: problem.file.clone(), ..fault(kind, problem.text.clone()) }
+        }));
         faults
     }
 
@@ -199,7 +239,7 @@ impl Status {
             "gpus": gpus,
             "driver": self.driver,
             "setup": {"reboot_required": self.reboot_required, "error": self.setup_error},
-            "problems": self.problems,
+            "problems": self.problems().collect::<Vec<_>>(),
         })
     }
 }
@@ -212,13 +252,13 @@ impl Gpu {
         records: &[Record],
         mut slot: Slot,
         open: Option<&[User]>,
-        problems: &mut Vec<String>,
+        problems: &mut Vec<Problem>,
     ) -> Gpu {
         let ours: Vec<&Record> = records.iter().filter(|r| r.slots().contains(&slot.id)).collect();
         let wedge = store.wedge(slot.id).map(|wedge| wedge.filter(|wedge| wedge.is_still_stuck(kernel)));
         let is_wedged = !matches!(wedge, Ok(None));
         let wedged = wedge.unwrap_or_else(|error| {
-            problems.push(format!("{error:#}"));
+            problems.push(Problem::of_file(&error));
             None
         });
         let homes = slot.functions.iter().map(|function| {
@@ -232,7 +272,7 @@ impl Gpu {
         if !store.has_call(kernel, slot.id)
             && let Err(error) = slot.read_slow_attributes_asleep(kernel)
         {
-            problems.push(format!("{}: reading its driver_override {error}", slot.id));
+            problems.push(Problem::from(format!("{}: reading its driver_override {error}", slot.id)));
         }
         let devices = Devices::of_slots(kernel, std::slice::from_ref(&slot), Reach::Slots);
         let is_blind = devices.is_blind;
@@ -283,7 +323,7 @@ impl Gpu {
             (Has::Host | Has::None, Some(dri)) => (FaultKind::Dri, dri.clone()),
             _ => return None,
         };
-        Some(Fault { kind, slot: Some(slot), text })
+        Some(Fault { kind, slot: Some(slot), file: None, text })
     }
 
     fn to_json(&self) -> Value {
@@ -323,7 +363,7 @@ impl Gpu {
 }
 
 /// Who has something of any slot open; none when that cannot be told in time.
-fn look(kernel: &dyn Kernel, config: &Config, slots: &[Slot], problems: &mut Vec<String>) -> Option<Vec<User>> {
+fn look(kernel: &dyn Kernel, config: &Config, slots: &[Slot], problems: &mut Vec<Problem>) -> Option<Vec<User>> {
     let devices = [Devices::of_slots(kernel, slots, Reach::Slots), Devices::vfio_of_slots(kernel, slots)];
     if devices.iter().all(|devices| devices.is_idle(kernel)) {
         return Some(Vec::new());
@@ -331,12 +371,12 @@ fn look(kernel: &dyn Kernel, config: &Config, slots: &[Slot], problems: &mut Vec
     match kernel.look(&Devices::sought(&devices), config.time.handoff / 2) {
         Ok(sight) => {
             if !sight.hidden.is_empty() {
-                problems.push(format!("not seen is what these have open: {}", hidden(&sight.hidden)));
+                problems.push(Problem::from(format!("not seen is what these have open: {}", hidden(&sight.hidden))));
             }
             Some(sight.users)
         }
         Err(problem) => {
-            problems.push(problem);
+            problems.push(Problem::from(problem));
             None
         }
     }

@@ -268,12 +268,12 @@ pub fn carry_out(app: &App, edit: &Edit) -> Result<()> {
         };
         let now = match taken_back {
             Ok(()) => "the kernel's command line is as it was".to_string(),
-            Err(error) => format!("and taking it back failed too: {}", error.message),
+            Err(error) => format!("and taking it back failed too: {error}"),
         };
         if taken_back_is_done(app) {
             remove(app, PENDING)?;
         }
-        return Err(Exit::failed(format!("{}; {now}", why.message)));
+        return Err(Exit::failed(why.trouble.and(&now)));
     }
     remove(app, PENDING)
 }
@@ -390,7 +390,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_left_to_the_administrator() {
         let refused = on(Loader::Unknown, "").plan(ASKED).unwrap_err();
-        assert!(refused.message.ends_with(": intel_iommu=on iommu=pt"), "{}", refused.message);
+        assert!(refused.to_string().ends_with(": intel_iommu=on iommu=pt"), "{refused}");
         assert_eq!(on(Loader::Unknown, "intel_iommu=on iommu=pt").plan(ASKED), Ok(None));
         assert_eq!(on(Loader::Unknown, "").plan(UNDO), Ok(None));
         let amd = Bootloader { is_intel: false, ..on(Loader::Grub, "") };

@@ -6,6 +6,7 @@ use crate::causes::{self, Facts};
 use crate::config::Config;
 use crate::handoff::way::elsewhere::{self, Elsewhere};
 use crate::sys::Kernel;
+use crate::trouble::Trouble;
 
 const DIRECTORY: &str = "/etc/modprobe.d";
 
@@ -35,16 +36,16 @@ pub fn find(app: &App, config: &Config) -> Vec<String> {
     } else if is_unexplained {
         found.push(causes::NO_CAUSE.to_string());
     }
-    found.extend(renamed(kernel));
+    found.extend(renamed(kernel).map(|(_, trouble)| trouble.to_string()));
     found
 }
 
-/// Proxmox's own file under a name that its package does not know.
-pub fn renamed(kernel: &dyn Kernel) -> Option<String> {
+/// Proxmox's own file under a name that its package does not know, by its path.
+pub fn renamed(kernel: &dyn Kernel) -> Option<(String, Trouble)> {
     let is_renamed = |name: &String| name.starts_with("pve-blacklist") && name != PVE_BLACKLIST;
     let name = kernel.list(DIRECTORY).into_iter().find(is_renamed)?;
-    Some(format!(
-        "{DIRECTORY}/{name} was Proxmox's {PVE_BLACKLIST}, which belongs to pve-manager: give it its name again: mv \
-         {DIRECTORY}/{name} {DIRECTORY}/{PVE_BLACKLIST}"
-    ))
+    let path = format!("{DIRECTORY}/{name}");
+    let what = format!("{path} was Proxmox's {PVE_BLACKLIST}, which belongs to pve-manager");
+    let remedy = format!("mv {path} {DIRECTORY}/{PVE_BLACKLIST}");
+    Some((path, Trouble::new(what, remedy).joined(": give it its name again: ")))
 }

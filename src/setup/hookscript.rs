@@ -17,8 +17,13 @@ use crate::handoff::way::home::Asker;
 use crate::proxmox::running::is_alive;
 use crate::proxmox::{ct, guest, storage, vm};
 use crate::sys::Kernel;
+use crate::trouble::Trouble;
 use std::fmt;
 use std::time::Duration;
+
+/// What to do where a guest has somebody else's.
+pub const CHAIN: &str =
+    "to have both, let one call the other as in /usr/share/doc/gpu-handoff/examples/chain-hookscript";
 
 const CLUSTER: &str = "/etc/pve/corosync.conf";
 
@@ -106,11 +111,11 @@ impl Guest {
             }
         }
         if guest::is_down(kernel) {
-            return Err(Exit::failed(guest::DOWN));
+            return Err(Exit::failed(guest::down()));
         }
         Err(Exit::usage(match guest::node_of(kernel, id) {
-            Some(node) => format!("guest {id} is on node {node}: say this there"),
-            None => format!("there is no guest {id}; qm list and pct list show those that there are"),
+            Some(node) => Trouble::new(format!("guest {id} is on node {node}"), "say this there").joined(": "),
+            None => Trouble::new(format!("there is no guest {id}"), "qm list and pct list show those that there are"),
         }))
     }
 
@@ -125,10 +130,10 @@ impl Guest {
             Some(own) if self.has_ours() && volume.is_none_or(|volume| volume == own) => Ok(Todo::Nothing),
             None => Ok(to_set(&["--hookscript", volume.unwrap_or(VOLUME)])),
             Some(_) if self.has_ours() => Ok(to_set(&["--hookscript", volume.unwrap_or(VOLUME)])),
-            Some(other) => Err(Exit::refused(format!(
-                "{self} was not changed: its hookscript is {other}, and a guest has only one; to have both, let one \
-                 call the other as in /usr/share/doc/gpu-handoff/examples/chain-hookscript"
-            ))),
+            Some(other) => {
+                let what = format!("{self} was not changed: its hookscript is {other}, and a guest has only one");
+                Err(Exit::refused(Trouble::new(what, CHAIN)))
+            }
         }
     }
 
@@ -139,9 +144,9 @@ impl Guest {
                 "{self} was not changed: its hookscript is {other}, which is not this program"
             ))),
             // Nobody would bring it home when the VM stops.
-            Some(_) if app.store.has_record(&Owner::Vm(self.id)) => Err(Exit::refused(format!(
-                "{self} was not changed: it has a GPU, which comes home by the hookscript; stop it first: qm shutdown {}",
-                self.id
+            Some(_) if app.store.has_record(&Owner::Vm(self.id)) => Err(Exit::refused(Trouble::new(
+                format!("{self} was not changed: it has a GPU, which comes home by the hookscript"),
+                format!("stop it first: qm shutdown {}", self.id),
             ))),
             Some(_) => Ok(to_set(&["--delete", "hookscript"])),
         }
@@ -154,9 +159,8 @@ impl Guest {
     /// How the guest is afterwards. That counts, whatever the program said: one that took too long may have done it.
     fn set(&self, app: &App, arguments: &[String], is_done: &dyn Fn(&Guest) -> bool) -> Result<Guest> {
         if let Ok(false) = app.kernel.is_writable("/etc/pve/local") {
-            return Err(Exit::refused(format!(
-                "{self} was not changed: /etc/pve is read-only, the cluster has no quorum; see: pvecm status"
-            )));
+            let what = format!("{self} was not changed: /etc/pve is read-only, the cluster has no quorum");
+            return Err(Exit::refused(Trouble::new(what, "see: pvecm status")));
         }
         let id = self.id.to_string();
         let line: Vec<&str> = ["set", &id].into_iter().chain(arguments.iter().map(String::as_str)).collect();
@@ -169,10 +173,9 @@ impl Guest {
                 Ok(now)
             }
             Ok(_) => Err(Exit::failed(format!("{self} was not changed: {call}: {error}"))),
-            Err(exit) => Err(Exit::failed(format!(
-                "whether {self} was changed is not known: {call}: {error}; and now {}",
-                exit.message
-            ))),
+            Err(exit) => {
+                Err(Exit::failed(format!("whether {self} was changed is not known: {call}: {error}; and now {exit}")))
+            }
         }
     }
 }
@@ -185,12 +188,10 @@ pub fn find(kernel: &dyn Kernel, id: u32) -> Result<()> {
     Guest::read(kernel, id).map(drop)
 }
 
-/// Why [`enable`] would refuse a guest for its hookscript.
-///
-/// # Errors
-/// As [`find`]; or what it has instead, and what to do.
-pub fn may_enable(kernel: &dyn Kernel, id: u32) -> Result<()> {
-    Guest::read(kernel, id)?.enable(None).map(drop)
+/// Somebody else's hookscript, for which [`enable`] would refuse a guest.
+pub fn other_hookscript(kernel: &dyn Kernel, id: u32) -> Option<String> {
+    let guest = Guest::read(kernel, id).ok()?;
+    if guest.has_ours() { None } else { guest.hookscript }
 }
 
 /// What may surprise whoever enables a guest.
@@ -199,7 +200,7 @@ pub struct Surprises {
     /// HA manages it.
     pub ha: Option<String>,
     /// It may start on other nodes.
-    pub cluster: Option<String>,
+    pub cluster: Option<Trouble>,
 }
 
 /// None for a guest that is not here.
@@ -221,9 +222,9 @@ pub fn enable(app: &App, id: u32, storage: Option<&str>) -> Result<()> {
             let is_done = |guest: &Guest| guest.enable(place.asked()) == Ok(Todo::Nothing);
             guest = guest.set(app, &arguments, &is_done)?;
             if !is_done(&guest) {
-                return Err(Exit::failed(format!(
-                    "{guest} has no hookscript although Proxmox set it; look at it: {} config {id}",
-                    guest.kind.tool()
+                return Err(Exit::failed(Trouble::new(
+                    format!("{guest} has no hookscript although Proxmox set it"),
+                    format!("look at it: {} config {id}", guest.kind.tool()),
                 )));
             }
             app.story.say(&format!("{guest} has the hookscript {} from its next start on", place.volume()));
@@ -292,10 +293,10 @@ fn tell_of_start(app: &App, id: u32) {
         return;
     }
     if let Err(exit) = hookscript::plan(app, id) {
-        app.story.warn(&format!("as things are VM {id} would not start: {}", exit.message));
+        app.story.warn(&format!("as things are VM {id} would not start: {exit}"));
     }
-    for text in hookscript::by_args(app.kernel, id).iter().chain(&stray::of_config(app)) {
-        app.story.warn(text);
+    for trouble in hookscript::by_args(app.kernel, id).iter().chain(&stray::of_config(app)) {
+        app.story.warn(&trouble.to_string());
     }
 }
 
@@ -303,6 +304,7 @@ fn tell_of_start(app: &App, id: u32) {
 fn warn(app: &App, guest: &Guest) {
     let config = Config::lenient(app.kernel).0;
     let Surprises { ha, cluster } = warnings(app.kernel, guest);
+    let cluster = cluster.map(|trouble| trouble.to_string());
     for warning in ha.iter().chain(&cluster).chain(&conflicts::of_cards(app, &config, &guest.slots)) {
         app.story.warn(warning);
     }
@@ -364,7 +366,7 @@ fn plan_put_right(app: &App, guest: &Guest) -> String {
     let title = format!("{title} vfio-pci -> host, where Proxmox left it");
     handoff
         .plan_home(&record)
-        .map_or_else(|exit| format!("{}\n", exit.message), |plan| plan::to_text(&title, &record.slots(), &plan))
+        .map_or_else(|exit| format!("{exit}\n"), |plan| plan::to_text(&title, &record.slots(), &plan))
 }
 
 /// What [`disable`] would do now, a line each.
@@ -391,21 +393,23 @@ fn warnings(kernel: &dyn Kernel, guest: &Guest) -> Surprises {
     Surprises { ha, cluster }
 }
 
-fn of_cluster(kernel: &dyn Kernel, guest: &Guest) -> String {
+fn of_cluster(kernel: &dyn Kernel, guest: &Guest) -> Trouble {
     let storages = storage::all(kernel);
     let volume = guest.hookscript.as_deref().unwrap_or(VOLUME);
     if storage::of_volume(&storages, volume).is_some_and(|storage| storage.is_shared) {
-        return format!(
+        let what = format!(
             "this node is in a cluster: on nodes without gpu-handoff {guest} starts all the same and its card stays on \
-             vfio-pci, so install it on all that may start it"
+             vfio-pci"
         );
+        return Trouble::new(what, "install it on all that may start it").joined(", so ");
     }
-    format!(
-        "this node is in a cluster: {guest} starts only on nodes that have gpu-handoff, so install it on all that may start \
-         it, or have its hookscript on a shared storage: gpu-handoff enable {} --storage {}",
+    let what = format!("this node is in a cluster: {guest} starts only on nodes that have gpu-handoff");
+    let remedy = format!(
+        "install it on all that may start it, or have its hookscript on a shared storage: gpu-handoff enable {} --storage {}",
         guest.id,
         snippet::candidate(&storages)
-    )
+    );
+    Trouble::new(what, remedy).joined(", so ")
 }
 
 #[cfg(test)]
@@ -425,7 +429,7 @@ mod tests {
         }
         for volume in ["local:snippets/gpu-handoff.sh", "local:snippets/my-gpu-handoff", "local:snippets/a"] {
             let refused = guest(Some(volume)).enable(None).unwrap_err();
-            assert!(refused.message.contains(volume), "{}", refused.message);
+            assert!(refused.to_string().contains(volume), "{refused}");
         }
         assert_eq!(guest(None).enable(None), Ok(to_set(&["--hookscript", VOLUME])));
     }

@@ -4,6 +4,7 @@
 use crate::exit::{Exit, Result};
 use crate::proxmox::storage::{self, Storage};
 use crate::sys::Kernel;
+use crate::trouble::Trouble;
 use std::io::ErrorKind;
 
 /// Storage `local` is /var/lib/vz on every Proxmox host (PVE::Storage::Plugin).
@@ -15,6 +16,8 @@ pub const PROGRAM: &str = "/usr/sbin/gpu-handoff";
 const NAME: &str = "gpu-handoff";
 
 const SCRIPT: &str = include_str!("../../hooks/shared-hookscript");
+
+const MOVE_AWAY: &str = "move it away, then try again";
 
 /// An earlier version of the script says so as well.
 const MARK: &str = "\n# Put here by: gpu-handoff enable ";
@@ -87,14 +90,14 @@ impl Snippet {
         let storages = storage::all(kernel);
         let volume = format!("{name}:snippets/{NAME}");
         let Some(storage) = storage::of_volume(&storages, &volume) else {
-            return Err(Exit::usage(format!("there is no storage {name}; {}", those(&storages))));
+            return Err(Exit::usage(Trouble::new(format!("there is no storage {name}"), those(&storages))));
         };
-        let folder =
-            usable(storage).map_err(|why| Exit::refused(format!("storage {name} {why}; {}", those(&storages))))?;
+        let folder = usable(storage)
+            .map_err(|why| Exit::refused(Trouble::new(format!("storage {name} {why}"), those(&storages))))?;
         if !kernel.exists(&folder) {
-            return Err(Exit::refused(format!(
-                "{folder} is not there: storage {name} is not mounted, or was never used for snippets; see: pvesm status \
-                 --storage {name}"
+            return Err(Exit::refused(Trouble::new(
+                format!("{folder} is not there: storage {name} is not mounted, or was never used for snippets"),
+                format!("see: pvesm status --storage {name}"),
             )));
         }
         let path = format!("{folder}/{NAME}");
@@ -106,9 +109,10 @@ impl Snippet {
             Err(error) if error.kind() == ErrorKind::NotFound && kernel.link_name(&path).is_err() => {
                 Ok(Snippet { volume, path, is_there: false })
             }
-            _ => Err(Exit::refused(format!(
-                "{path} is there and is not gpu-handoff's script; move it away, then try again"
-            ))),
+            _ => {
+                let what = format!("{path} is there and is not gpu-handoff's script");
+                Err(Exit::refused(Trouble::new(what, MOVE_AWAY)))
+            }
         }
     }
 
@@ -159,6 +163,6 @@ pub fn link_is_missing(kernel: &dyn Kernel) -> Result<bool> {
     match kernel.link_name(LINK) {
         Ok(name) if name == "gpu-handoff" => Ok(false),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        _ => Err(Exit::refused(format!("{LINK} is no link to {PROGRAM}; move it away, then try again"))),
+        _ => Err(Exit::refused(Trouble::new(format!("{LINK} is no link to {PROGRAM}"), MOVE_AWAY))),
     }
 }

@@ -14,6 +14,7 @@ use crate::exit::{Exit, Result};
 use crate::modprobe;
 use crate::story::titled;
 use crate::sys::Kernel;
+use crate::trouble::Trouble;
 
 pub use super::ours::Wish;
 
@@ -138,7 +139,8 @@ pub fn setup(app: &App, wish: Wish) -> Result<()> {
         for warning in conflicts::find(app, &config) {
             app.story.warn(&warning);
         }
-        app.story.say(&iommu(app.kernel, &bootloader, wish));
+        let off = iommu(app.kernel, &bootloader, wish).map(|trouble| trouble.to_string());
+        app.story.say(off.as_deref().unwrap_or("the IOMMU is on"));
     }
     if !steps.is_empty() || edit.is_some() {
         app.story.say("reboot the host when you can: until then it runs with what it booted with");
@@ -233,16 +235,17 @@ fn has_nvidia(kernel: &dyn Kernel) -> bool {
     kernel.exists("/sys/module/nvidia") || driver::installed::find(kernel, &release).is_some()
 }
 
-/// Whether the IOMMU is on, and what to do where it is not.
-pub fn iommu(kernel: &dyn Kernel, bootloader: &Bootloader, wish: Wish) -> String {
+/// That the IOMMU is off, and what to do then; none where it is on.
+pub fn iommu(kernel: &dyn Kernel, bootloader: &Bootloader, wish: Wish) -> Option<Trouble> {
     if !kernel.list("/sys/kernel/iommu_groups").is_empty() {
-        return "the IOMMU is on".to_string();
+        return None;
     }
     let firmware = "turn on VT-d (Intel) or AMD-Vi (AMD) in the firmware";
-    if wish.cmdline || bootloader.has_all() {
-        return format!("the IOMMU is off: if it still is after a reboot, {firmware}");
-    }
-    format!("the IOMMU is off: {firmware}, and let the kernel use it: gpu-handoff setup vfio --cmdline")
+    let remedy = match wish.cmdline || bootloader.has_all() {
+        true => format!("if it still is after a reboot, {firmware}"),
+        false => format!("{firmware}, and let the kernel use it: gpu-handoff setup vfio --cmdline"),
+    };
+    Some(Trouble::new("the IOMMU is off", remedy).joined(": "))
 }
 
 /// As Debian's packages ask for a reboot.

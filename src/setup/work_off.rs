@@ -44,7 +44,7 @@ pub fn run(app: &App) -> Result<()> {
         if first.is_ok() {
             first = Err(exit);
         } else {
-            app.story.warn(&exit.message);
+            app.story.warn(&exit.to_string());
         }
         Ok::<(), Exit>(())
     };

@@ -203,7 +203,7 @@ impl Bench {
         }));
         let end = match done {
             Ok(Ok(())) => End::Exit(0, String::new()),
-            Ok(Err(exit)) => End::Exit(exit.code as u8, exit.message),
+            Ok(Err(exit)) => End::Exit(exit.code as u8, exit.to_string()),
             Err(payload) => match payload.downcast::<Killed>() {
                 Ok(_) => End::Killed,
                 Err(payload) => match payload.downcast::<Stalled>() {
@@ -241,7 +241,7 @@ impl Bench {
         let done = watch(&self.handoff(), vmid, after);
         self.resume();
         self.kernel.end(false);
-        done.map_err(|exit| exit.message)?;
+        done.map_err(|exit| exit.to_string())?;
         Ok(self.kernel.acts.borrow().len())
     }
 
@@ -259,7 +259,7 @@ impl Bench {
             let resumed = self.handoff().resume();
             self.kernel.fault_is_set(took_place);
             if let Err(exit) = resumed {
-                self.log.push(format!("resume: {}", exit.message));
+                self.log.push(format!("resume: {exit}"));
             }
         }
     }

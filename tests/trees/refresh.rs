@@ -16,7 +16,7 @@ fn refreshed(host: &Host) -> Result<bool, String> {
         attach::attached(&app),
         if host.path(RECORD).exists() && host.path(CONFIG).exists() { vec![101] } else { vec![] }
     );
-    attach::refresh(&app, 101).map_err(|exit| format!("{} {}", exit.code as u8, exit.message))
+    attach::refresh(&app, 101).map_err(|exit| format!("{} {exit}", exit.code as u8))
 }
 
 /// No change, and not even a lock taken.

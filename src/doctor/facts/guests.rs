@@ -4,7 +4,9 @@ use crate::App;
 use crate::address::SlotId;
 use crate::config::Config;
 use crate::containers::{Wish, attach, check};
-use crate::events::{hookscript, stray};
+use crate::events::hookscript::{self, DroppedLine};
+use crate::events::mapped::Unusable;
+use crate::events::stray;
 use crate::gpu::containers::{self, Given};
 use crate::gpu::{Slot, nodes, power};
 use crate::proxmox::ct::{self, CtConfig};
@@ -16,6 +18,7 @@ use crate::proxmox::vm::{self, VmConfig};
 use crate::setup::hookscript as registration;
 use crate::story::Story;
 use crate::sys::Kernel;
+use crate::trouble::Trouble;
 use std::collections::BTreeSet;
 
 /// Plans are made for so many different wishes; each looks at every process.
@@ -28,7 +31,7 @@ pub struct Guests {
     /// Volumes that are there.
     pub snippets: Vec<String>,
     /// Why the configuration of a guest that is there cannot be read.
-    pub unreadable: Vec<(String, String)>,
+    pub unreadable: Vec<(String, Trouble)>,
     /// The cluster file system takes no changes.
     pub is_read_only: bool,
     /// Files that may be a card's ROM.
@@ -58,19 +61,19 @@ pub struct Vm {
     /// Every address that it names.
     pub listed: Vec<PciId>,
     /// Why that cannot be told: a start is refused for it.
-    pub unusable: Option<String>,
-    /// It has the hook and names another device; whether its start is refused for that.
-    pub remark: Option<(bool, String)>,
+    pub unusable: Option<Unusable>,
+    /// It has the hook and names another device.
+    pub remark: Option<stray::Remark>,
     /// It has the hook and names nothing.
-    pub nothing_named: Option<String>,
-    pub dropped: Vec<String>,
-    pub by_args: Option<String>,
-    /// Why it cannot have the hook.
+    pub nothing_named: Option<Trouble>,
+    pub dropped: Vec<DroppedLine>,
+    pub by_args: Option<Trouble>,
+    /// Somebody else's, for which it cannot have ours.
     pub other_hook: Option<String>,
     pub surprises: registration::Surprises,
     pub runs: bool,
     /// Why it would not start now.
-    pub refusal: Option<String>,
+    pub refusal: Option<Trouble>,
 }
 
 pub struct Container {
@@ -93,7 +96,7 @@ impl Guests {
         let mut unreadable = Vec::new();
         for folder in ["/etc/pve/qemu-server", "/etc/pve/lxc"] {
             for path in ids(kernel, folder).into_iter().map(|id| format!("{folder}/{id}.conf")) {
-                let why = kernel.read(&path).err().map(|error| guest::unreadable(&path, &error).message);
+                let why = kernel.read(&path).err().map(|error| guest::unreadable(&path, &error).trouble);
                 unreadable.extend(why.map(|why| (path, why)));
             }
         }
@@ -142,7 +145,7 @@ fn ask_for_starts(app: &App, vms: &mut [Vm], slots: &[Slot], only: Option<u32>) 
         let is_new = wishes.len() < PLANS && !wishes.contains(&vm.slots);
         if only == Some(vm.id) || (only.is_none() && is_free && is_new) {
             wishes.insert(vm.slots.clone());
-            vm.refusal = hookscript::plan(app, vm.id).err().map(|exit| exit.message);
+            vm.refusal = hookscript::plan(app, vm.id).err().map(|exit| exit.trouble);
         }
     }
 }
@@ -174,25 +177,23 @@ impl Vm {
         let config = vm::parse(&bytes);
         let has_hook = stray::has_hook(&config);
         let names_any = !(config.hostpci.is_empty() && config.doubtful.is_empty() && config.args.ids.is_empty());
-        let found = if names_any { hookscript::nvidia_slots(app, id, &config) } else { Ok(Vec::new()) };
+        let proposed = vm::parse(&bytes).fitted();
+        let found = if names_any { hookscript::nvidia_slots(app, id, &proposed) } else { Ok(Vec::new()) };
         let (slots, unusable) = match found {
             Ok(slots) => (slots, None),
-            Err(exit) => (Vec::new(), Some(exit.message)),
+            Err(unusable) => (Vec::new(), Some(unusable)),
         };
         let takes_none = slots.is_empty() && unusable.is_none() && !config.template;
-        let remark = if takes_none { stray::remark(app, id, &config) } else { None };
+        let remark = if takes_none { stray::remark(app, id, &proposed) } else { None };
         let takes_part = has_hook || !slots.is_empty();
         Some(Vm {
             has_hook,
             listed: if names_any { hookscript::listed(app, id, &config) } else { Vec::new() },
-            remark: remark.map(|remark| match remark {
-                stray::Remark::Refused(text) => (true, text),
-                stray::Remark::Told(text) => (false, text),
-            }),
+            remark,
             nothing_named: if takes_none && has_hook { stray::nothing_named(app, id, &config) } else { None },
-            dropped: hookscript::dropped_lines(kernel, id, &config),
+            dropped: hookscript::dropped_lines(kernel, id, &proposed),
             by_args: if config.args.ids.is_empty() { None } else { hookscript::by_args(kernel, id) },
-            other_hook: registration::may_enable(kernel, id).err().map(|exit| exit.message).filter(|_| takes_part),
+            other_hook: registration::other_hookscript(kernel, id).filter(|_| takes_part),
             surprises: if takes_part {
                 registration::surprises(kernel, id)
             } else {
@@ -234,11 +235,6 @@ impl Vm {
     pub fn is_q35(&self) -> bool {
         self.value("machine").is_some_and(|machine| machine.contains("q35"))
     }
-
-    /// A command for this VM: what only q35 has is left out for another machine, which would not start with it.
-    pub fn fit(&self, command: &str) -> String {
-        if self.is_q35() { command.to_string() } else { command.replace(",pcie=1", "") }
-    }
 }
 
 pub fn place(path: &str, setting: Option<&Setting>) -> String {
@@ -264,7 +260,7 @@ impl Container {
         Some(Container {
             attaching: None,
             given: containers::given(&theirs).collect(),
-            facts: facts.map_err(|exit| exit.message),
+            facts: facts.map_err(|exit| exit.to_string()),
             settings: settings(&bytes),
             config: theirs,
             has_nvidia,
@@ -298,7 +294,7 @@ fn ask_for_attaching(app: &App, all: &mut [Container], slots: &[Slot], only: Opt
     let is_asked = |one: &&mut Container| only.is_none_or(|only| only == one.id) && one.lacks().is_some();
     for container in all.iter_mut().filter(is_asked).take(PLANS) {
         let wish = Wish { gpus: gpus.clone(), style: None, dri: false };
-        container.attaching = Some(attach::plan(app, container.id, &wish).map(drop).map_err(|exit| exit.message));
+        container.attaching = Some(attach::plan(app, container.id, &wish).map(drop).map_err(|exit| exit.to_string()));
     }
 }
 

@@ -11,6 +11,7 @@ use crate::modprobe::{self, DIRECTORIES, Line, logical_lines};
 use crate::setup::bootloader::{Bootloader, Loader};
 use crate::setup::{conflicts, vfio};
 use crate::sys::Kernel;
+use crate::trouble::Trouble;
 use std::time::{Duration, SystemTime};
 
 pub struct Host {
@@ -30,9 +31,9 @@ pub struct Host {
     pub unread: Vec<Line>,
     /// A file that hides a package's of the same name, and the package's.
     pub hidden: Vec<(String, String)>,
-    pub renamed: Option<String>,
+    pub renamed: Option<(String, Trouble)>,
     /// Why no device is in an IOMMU group, and what to do; none when some are.
-    pub iommu: Option<String>,
+    pub iommu: Option<Trouble>,
     pub vfio: Availability,
     /// The initramfs of this kernel, and the newest file that it has a copy of, where that is newer.
     pub initramfs: Option<(String, String)>,
@@ -55,7 +56,7 @@ impl Host {
         let iommu = bootloader.as_ref().filter(|_| groups.is_empty() && !slots.is_empty());
         Host {
             loader: bootloader.as_ref().map_or(Loader::Unknown, Bootloader::kind),
-            iommu: iommu.map(|bootloader| vfio::iommu(kernel, bootloader, vfio::Wish::default())),
+            iommu: iommu.and_then(|bootloader| vfio::iommu(kernel, bootloader, vfio::Wish::default())),
             command_lines: facts.command_lines,
             elsewhere: elsewhere::find(kernel, &app.store, config, !causes.is_empty()),
             causes,

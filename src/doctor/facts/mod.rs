@@ -15,6 +15,7 @@ use crate::proxmox::guest;
 use crate::proxmox::pci_id::PciId;
 use crate::report::status::Status;
 use crate::sys::Kernel;
+use crate::trouble::{About, Trouble};
 
 pub struct Facts {
     /// The guest that was asked about.
@@ -30,7 +31,7 @@ pub struct Facts {
     /// By slot: who shares an IOMMU group with it.
     pub strangers: Vec<(SlotId, Function)>,
     /// What of the host is behind another function of a card, and in use.
-    pub behind: Vec<(Address, String)>,
+    pub behind: Vec<(Address, Trouble)>,
     pub host: host::Host,
     pub driver: driver::Driver,
     pub ours: ours::Ours,
@@ -47,7 +48,7 @@ impl Facts {
     pub fn of(app: &App, only: Option<u32>, status: Option<&Status>) -> Facts {
         let kernel = app.kernel;
         let is_whole = status.is_none();
-        let (config, warnings) = Config::lenient(kernel);
+        let (config, _) = Config::lenient(kernel);
         let mistakes = Config::read(kernel).map_or_else(|problem| vec![problem], |(_, problems)| problems);
         let mut slots = nvidia_slots(kernel);
         for slot in &mut slots {
@@ -69,7 +70,7 @@ impl Facts {
             strangers: strangers(kernel, &slots),
             behind,
             driver: driver::Driver::read(app, &config, &slots),
-            ours: ours::Ours { mistakes, ..ours::Ours::read(app, &config, &warnings, &slots, &host, &guests, status) },
+            ours: ours::Ours { mistakes, ..ours::Ours::read(app, &config, &slots, &host, &guests, status) },
             host,
             guests,
             slots,
@@ -82,30 +83,28 @@ impl Facts {
     }
 
     /// Why who shares a group with a card keeps it from a VM. A VM that takes the card may list the other as well.
-    pub fn in_groups(&self) -> Vec<(&Function, String)> {
+    pub fn in_groups(&self) -> Vec<(&Function, Trouble)> {
         let one = |(slot, stranger): &'_ (SlotId, Function)| {
             let takers = self.guests.vms.iter().filter(|vm| vm.slots.contains(slot));
             let listed: Vec<PciId> = takers.flat_map(|vm| vm.listed.iter().cloned()).collect();
             check::of_stranger(stranger, &listed)
         };
         let told = self.strangers.iter().filter_map(|pair| Some((&pair.1, one(pair)?)));
-        let mut found: Vec<(&Function, String)> = Vec::new();
-        for (function, text) in told {
-            if !found.iter().any(|(_, other)| *other == text) {
-                found.push((function, text));
+        let mut found: Vec<(&Function, Trouble)> = Vec::new();
+        for (function, trouble) in told {
+            if !found.iter().any(|(_, other)| *other == trouble) {
+                found.push((function, trouble));
             }
         }
         found
     }
 
     /// What a start is refused for that has a finding of its own.
-    pub fn known_refusals(&self) -> Vec<String> {
-        let mut known: Vec<String> = self.functions().filter_map(check::of_function).collect();
-        known.extend(self.functions().filter_map(check::gone_function));
-        known.extend(self.in_groups().into_iter().map(|(_, text)| text));
-        known.extend(self.behind.iter().map(|(_, text)| text.clone()));
-        known.push(check::NO_VFIO_PCI.to_string());
-        known
+    pub fn known_refusals(&self) -> Vec<About> {
+        let own = self.functions().filter_map(|one| check::of_function(one).or_else(|| check::gone_function(one)));
+        let groups = self.in_groups().into_iter().map(|(_, trouble)| trouble);
+        let behind = self.behind.iter().map(|(_, trouble)| trouble.clone());
+        own.chain(groups).chain(behind).chain([check::no_vfio_pci()]).filter_map(|trouble| trouble.about).collect()
     }
 }
 

@@ -10,10 +10,11 @@ use crate::events::stray;
 use crate::gpu::inventory::VFIO_PCI;
 use crate::gpu::{Function, Slot, containers, nodes, static_ids};
 use crate::proxmox::running::is_alive;
-use crate::report::status::{Fault, FaultKind, Status};
+use crate::report::status::{Fault, Status};
 use crate::setup::hookscript::{self, PROGRAM};
 use crate::sys::{Kernel, Node};
 use crate::systemd;
+use crate::trouble::Trouble;
 
 /// Of the package; who runs without it has none of them.
 const UNITS: [&str; 4] = [
@@ -33,7 +34,7 @@ pub struct Ours {
     /// In the configuration, a line each.
     pub mistakes: Vec<String>,
     /// Its slots that are no GPU's.
-    pub slots: Vec<String>,
+    pub slots: Vec<Trouble>,
     pub masked: Vec<String>,
     pub failed: Vec<String>,
     /// What is wrong with the link that guests name as their hookscript.
@@ -51,8 +52,7 @@ pub struct Ours {
 pub enum Link {
     Fine,
     Missing,
-    /// In these words.
-    Another(String),
+    Another(Trouble),
     /// It is there, and this program is not where it points to.
     Dead,
 }
@@ -62,7 +62,6 @@ impl Ours {
     pub fn read(
         app: &App,
         config: &Config,
-        warnings: &[String],
         slots: &[Slot],
         host: &Host,
         guests: &Guests,
@@ -73,18 +72,14 @@ impl Ours {
             None => Status::read(kernel, &app.store, nix::unistd::geteuid().is_root()).each_fault(),
             Some(status) => status.each_fault(),
         };
-        let others = stray::of_config(app);
-        let is_mistake = |fault: &Fault| {
-            fault.kind == FaultKind::Problem && (warnings.contains(&fault.text) || others.contains(&fault.text))
-        };
         let installed =
             UNITS.iter().filter(|unit| UNIT_FOLDERS.iter().any(|folder| kernel.exists(&format!("{folder}/{unit}"))));
         let installed: Vec<&str> = installed.copied().collect();
         let uvm = || kernel.exists("/sys/module/nvidia") && !kernel.exists("/sys/module/nvidia_uvm");
         let mut ours = Ours {
-            faults: faults.into_iter().filter(|fault| !is_mistake(fault)).collect(),
+            faults,
             are_rules_hidden: kernel.exists(RULES) && (kernel.exists(OWN_RULES) || kernel.link_name(OWN_RULES).is_ok()),
-            slots: others.clone(),
+            slots: stray::of_config(app),
             masked: installed.iter().filter(|unit| is_masked(kernel, unit)).map(ToString::to_string).collect(),
             failed: if status.is_none() { failed(kernel, &installed) } else { Vec::new() },
             link: link(kernel),
@@ -151,6 +146,6 @@ fn link(kernel: &dyn Kernel) -> Link {
         Ok(true) => Link::Missing,
         Ok(false) if kernel.exists(PROGRAM) => Link::Fine,
         Ok(false) => Link::Dead,
-        Err(exit) => Link::Another(exit.message),
+        Err(exit) => Link::Another(exit.trouble),
     }
 }

@@ -168,7 +168,7 @@ impl Store {
         let read = |name: String| match Owner::from_file_name(&name) {
             Some(owner) => self.record(&owner).transpose(),
             None if name.starts_with(MANUAL) => {
-                Some(Err(anyhow!("{}: named after no slot", self.directory.join(name).display())))
+                Some(Err(anyhow!("named after no slot").context(self.directory.join(name).display().to_string())))
             }
             None => None,
         };

@@ -17,6 +17,7 @@ use crate::handoff::plan::step::Step;
 use crate::story;
 use crate::story::row;
 use crate::sys::Share;
+use crate::trouble::Trouble;
 use std::collections::BTreeSet;
 
 /// Steps in the order in which they must be done, each under the phase that the log names.
@@ -52,7 +53,7 @@ impl Phase {
 ///
 /// # Errors
 /// One line saying why there is no safe way.
-pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, String> {
+pub fn to_vfio(facts: &Facts, record: &Record) -> Result<Plan, Trouble> {
     let mut plan = Plan::new();
     if facts.vfio_pci != Availability::Registered {
         plan.push((Phase::Prepare, load(&["vfio_pci"])));
@@ -213,12 +214,13 @@ enum WayOut {
     UnbindWithoutDrm,
 }
 
-fn way_out(facts: &Facts, driver: &str, modules: &GpuDriver) -> Result<WayOut, String> {
+fn way_out(facts: &Facts, driver: &str, modules: &GpuDriver) -> Result<WayOut, Trouble> {
     if modules.elsewhere.is_empty() {
         return match &modules.unload_order {
             Ok(order) => Ok(WayOut::Unload(order.clone())),
-            Err(holder) => Err(format!(
-                "module {holder} holds {driver} and is none that gpu-handoff may unload; unload it first: modprobe -r {holder}"
+            Err(holder) => Err(Trouble::new(
+                format!("module {holder} holds {driver} and is none that gpu-handoff may unload"),
+                format!("unload it first: modprobe -r {holder}"),
             )),
         };
     }

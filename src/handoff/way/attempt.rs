@@ -77,7 +77,7 @@ impl Attempt {
             "exit": exit.map_or(0, |exit| exit.code as u8),
             "ms": took.as_millis() as u64,
             "phases": phases,
-            "reason": exit.map(|exit| &exit.message),
+            "reason": exit.map(ToString::to_string),
         })
     }
 }

@@ -18,6 +18,7 @@ use crate::handoff::way::attempt::{Attempt, Direction};
 use crate::handoff::way::run::{OnFailure, Outcome};
 use crate::proxmox::running::is_alive;
 use crate::sys::{ActError, Share};
+use crate::trouble::Trouble;
 use std::time::Duration;
 
 /// Who wants a slot to come home.
@@ -121,17 +122,18 @@ impl Handoff<'_> {
         let records = self.store.each_record().into_iter().flatten();
         let mut owners = records.filter(has_it).filter_map(|other| other.owner.vmid());
         if let Some(id) = owners.find(|id| is_alive(self.kernel, *id)) {
-            return Err(Exit::refused(format!(
-                "{slot} was not touched: VM {id} has it; stop that VM and it comes home by itself: qm shutdown {id}"
+            return Err(Exit::refused(Trouble::new(
+                format!("{slot} was not touched: VM {id} has it"),
+                format!("stop that VM and it comes home by itself: qm shutdown {id}"),
             )));
         }
         let devices = Devices::vfio_of_slots(self.kernel, &self.slots_of(record));
         let holders = devices.holders(self.kernel, self.config.time.handoff / 3);
         let holders = holders.map_err(|problem| Exit::refused(format!("{slot} was not touched: {problem}")))?;
         match holders.first() {
-            Some(holder) => Err(Exit::refused(format!(
-                "{slot} was not touched: {holder}; end it ({}), then: gpu-handoff to-nvidia {slot}",
-                holder.remedy()
+            Some(holder) => Err(Exit::refused(Trouble::new(
+                format!("{slot} was not touched: {holder}"),
+                format!("end it ({}), then: gpu-handoff to-nvidia {slot}", holder.remedy()),
             ))),
             None => Ok(()),
         }
@@ -205,9 +207,9 @@ impl Handoff<'_> {
             self.end_record(locked, record, &wedged, time)
         } else {
             let slot = rest.slot();
-            let message =
-                format!("{title} is stranded: {}; fix that, then: gpu-handoff to-nvidia {slot}", outcome.problem());
-            Err(if outcome.out_of_time { Exit::overrun(message) } else { Exit::failed(message) })
+            let what = format!("{title} is stranded: {}", outcome.problem());
+            let trouble = Trouble::new(what, format!("fix that, then: gpu-handoff to-nvidia {slot}"));
+            Err(if outcome.out_of_time { Exit::overrun(trouble) } else { Exit::failed(trouble) })
         }
     }
 
@@ -228,11 +230,10 @@ impl Handoff<'_> {
             None => {
                 if let Some(first) = record.frozen.first() {
                     let who: Vec<String> = record.frozen.iter().map(ToString::to_string).collect();
-                    return Err(Exit::failed(format!(
-                        "{} is home, but container {} is still frozen; thaw it: echo 0 > {}",
-                        list(record.slots()),
-                        who.join(" "),
-                        containers::freezer(*first)
+                    let title = list(record.slots());
+                    return Err(Exit::failed(Trouble::new(
+                        format!("{title} is home, but container {} is still frozen", who.join(" ")),
+                        format!("thaw it: echo 0 > {}", containers::freezer(*first)),
                     )));
                 }
                 // First where it is to be from now on.
@@ -274,7 +275,7 @@ impl Handoff<'_> {
                 record.stopped = services;
                 self.save(locked, record);
             }
-            Err(exit) => self.story.warn(&exit.message),
+            Err(exit) => self.story.warn(&exit.to_string()),
         }
     }
 
@@ -437,12 +438,9 @@ impl Handoff<'_> {
                 let holders = devices.holders(self.kernel, self.config.time.handoff / 10).unwrap_or_default();
                 let who = holders.first().map_or_else(|| "a VM is still closing it".to_string(), ToString::to_string);
                 let why = if asked { "asked to end".to_string() } else { format!("after {} s", waited.as_secs()) };
-                let message = format!(
-                    "{} was not touched: {who} ({why}); end it, then: gpu-handoff to-nvidia {}",
-                    list(record.slots()),
-                    record.slot()
-                );
-                return Err(if asked { Exit::failed(message) } else { Exit::overrun(message) });
+                let what = format!("{} was not touched: {who} ({why})", list(record.slots()));
+                let trouble = Trouble::new(what, format!("end it, then: gpu-handoff to-nvidia {}", record.slot()));
+                return Err(if asked { Exit::failed(trouble) } else { Exit::overrun(trouble) });
             }
             self.kernel.sleep(LOOK_AGAIN);
         }
@@ -471,8 +469,8 @@ pub(super) fn is_at_home_on_vfio(record: &Record) -> bool {
 
 /// A device that does not even let itself be read.
 pub(super) fn unreadable(slots: &[SlotId], error: &ActError) -> Exit {
-    Exit::overrun(format!(
-        "{} was not touched: reading its attributes {error}; something else is stuck with it, only a reboot frees it",
-        list(slots)
+    Exit::overrun(Trouble::new(
+        format!("{} was not touched: reading its attributes {error}", list(slots)),
+        "something else is stuck with it, only a reboot frees it",
     ))
 }

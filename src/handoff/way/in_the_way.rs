@@ -11,6 +11,7 @@ use crate::gpu::inventory::{self, Function, Slot};
 use crate::gpu::nodes::{MODESET_MINOR, NVIDIA_MAJOR};
 use crate::gpu::{behind, nodes, nvidia, usage};
 use crate::sys::{DeviceNumber, Kernel, failpoints};
+use crate::trouble::Trouble;
 use std::time::Duration;
 
 /// Drivers of which it is known what holds a reference on their module: open files, and nothing else.
@@ -40,7 +41,7 @@ pub fn of_unbinding(kernel: &dyn Kernel, address: Address, driver: &str, limit: 
         Err(problem) => Some(problem),
         Ok(found) => match found.holders.first() {
             Some(holder) => Some(format!("meanwhile {holder}")),
-            None => unseen(kernel, &function, &devices, found, limit),
+            None => unseen(kernel, &function, &devices, found, limit).map(|why| why.to_string()),
         },
     }
 }
@@ -75,7 +76,7 @@ pub fn unseen(
     devices: &Devices,
     mut found: Found,
     limit: Duration,
-) -> Option<String> {
+) -> Option<Trouble> {
     let driver = function.driver.as_deref().filter(|driver| *driver != inventory::VFIO_PCI)?;
     // What nobody could have open needs no count; and who is blind counts nothing.
     if devices.paths().is_empty() || failpoints::is_blind() {
@@ -107,10 +108,10 @@ pub fn unseen(
         kernel.sleep(LOOK_AGAIN);
         found = match devices.find(kernel, limit) {
             Ok(found) => found,
-            Err(problem) => return Some(problem),
+            Err(problem) => return Some(problem.into()),
         };
         if let Some(holder) = found.holders.first() {
-            return Some(format!("meanwhile {holder}"));
+            return Some(format!("meanwhile {holder}").into());
         }
     }
 }
@@ -142,18 +143,20 @@ fn nodes_of(kernel: &dyn Kernel, driver: &str) -> Vec<DeviceNumber> {
     functions.flat_map(|function| Devices::of_function(kernel, &function).numbers()).collect()
 }
 
-fn in_words(function: &Function, driver: &str, more: Option<u64>, found: &Found) -> String {
+fn in_words(function: &Function, driver: &str, more: Option<u64>, found: &Found) -> Trouble {
     let hidden = holders::hidden(&found.hidden);
     let address = function.address;
     match more {
-        Some(more) if hidden.is_empty() => format!(
-            "{driver} has {more} open file(s) that belong to no process, such as a descriptor that was sent and not yet \
-             received, and nobody can tell whether it is {address}: taking that from the driver could hang; end what \
-             uses {driver}"
+        Some(more) if hidden.is_empty() => Trouble::new(
+            format!(
+                "{driver} has {more} open file(s) that belong to no process, such as a descriptor that was sent and not \
+                 yet received, and nobody can tell whether it is {address}: taking that from the driver could hang"
+            ),
+            format!("end what uses {driver}"),
         ),
-        _ => format!(
-            "whether {address} is in use cannot be seen, and taking it from {driver} could hang: {hidden}; end that, or \
-             wait for it"
+        _ => Trouble::new(
+            format!("whether {address} is in use cannot be seen, and taking it from {driver} could hang: {hidden}"),
+            "end that, or wait for it",
         ),
     }
 }

@@ -20,6 +20,7 @@ use crate::handoff::way::halt;
 use crate::handoff::way::home::unreadable;
 use crate::proxmox::running;
 use crate::systemd;
+use crate::trouble::Trouble;
 
 /// More holders than this are counted, not named.
 const NAMED_HOLDERS: usize = 5;
@@ -85,25 +86,24 @@ impl Handoff<'_> {
         let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(names, &error))?;
         let facts = facts.avoiding(&self.store.wedged_slots());
         record.console |= facts.console.is_attached && facts.console.screen.is_some();
-        let refuse = |reason: String| Exit::refused(format!("{} was not touched: {reason}", list(names)));
+        let refuse = |why: Trouble| Exit::refused(why.of(&format!("{} was not touched", list(names))));
+        let then = format!("then {}", again(owner));
         check::check(&facts, listed).map_err(refuse)?;
         let needed = facts.functions().find_map(|function| behind::in_use(self.kernel, function));
-        needed.map_or(Ok(()), |what| Err(refuse(format!("{what}; then {}", again(owner)))))?;
+        needed.map_or(Ok(()), |why| Err(refuse(why.and(&then))))?;
         let plan = plan::to_vfio(&facts, &record).map_err(refuse)?;
         let devices = self.devices(&facts, &plan);
         if devices.is_blind {
             let busy = nvidia::busy(self.kernel);
-            return Err(refuse(format!(
-                "{busy}, so who uses the card is not known; when that is over, {}",
-                again(owner)
-            )));
+            let what = format!("{busy}, so who uses the card is not known");
+            return Err(refuse(Trouble::new(what, format!("when that is over, {}", again(owner)))));
         }
         // What is left of the time is for the steps, and for going back.
         let limit = self.config.time.handoff / 3;
         let found = devices.find_lasting(self.kernel, limit, &|holder| {
             !is_own(owner, holder) && !policy::stops(&self.config.policy, holder)
         });
-        let found = found.map_err(|problem| refuse(format!("{problem}; then {}", again(owner))))?;
+        let found = found.map_err(|problem| refuse(Trouble::new(problem, &then)))?;
         let halts = self.decide(owner, &facts, &found.holders).map_err(|keepers| {
             busy(owner, names, &self.config.policy, &keepers, self.of_all_cards(&facts, &keepers))
         })?;
@@ -112,7 +112,7 @@ impl Handoff<'_> {
         }
         if halts.is_empty() {
             let unseen = self.unseen(&facts, &plan, &devices, &found);
-            unseen.map_or(Ok(()), |what| Err(refuse(format!("{what}; then {}", again(owner)))))?;
+            unseen.map_or(Ok(()), |why| Err(refuse(why.and(&then))))?;
         }
         add_missing(&mut record.frozen, self.to_freeze(&facts, &halts));
         let plan = if record.frozen.is_empty() { plan } else { plan::to_vfio(&facts, &record).map_err(refuse)? };
@@ -138,7 +138,7 @@ impl Handoff<'_> {
     }
 
     /// Why a function that is unbound alone might make that hang, although nobody was seen that has it open.
-    fn unseen(&self, facts: &Facts, plan: &Plan, devices: &Devices, found: &Found) -> Option<String> {
+    fn unseen(&self, facts: &Facts, plan: &Plan, devices: &Devices, found: &Found) -> Option<Trouble> {
         let is_unbound = |function: &&Function| {
             plan.iter().any(|(_, step)| matches!(step, Step::Unbind { address, .. } if *address == function.address))
         };
@@ -212,12 +212,13 @@ impl Handoff<'_> {
             if let Some(id) =
                 record.owner.vmid().filter(|id| record.owner != *owner && is_with(self.kernel, &record, *id))
             {
-                return Err(Exit::refused(format!(
-                    "{0} was not touched: VM {id} has it; stop that VM (qm shutdown {id}), or if it does not run: \
-                     gpu-handoff to-nvidia {0}; then {1}",
-                    slot.id,
+                let slot = slot.id;
+                let what = format!("{slot} was not touched: VM {id} has it");
+                let remedy = format!(
+                    "stop that VM (qm shutdown {id}), or if it does not run: gpu-handoff to-nvidia {slot}; then {}",
                     again(owner)
-                )));
+                );
+                return Err(Exit::refused(Trouble::new(what, remedy)));
             }
             earlier.push(record);
         }
@@ -229,11 +230,10 @@ impl Handoff<'_> {
         let Err(error) = self.store.record(owner) else { return Ok(()) };
         let problem = format!("{error:#}");
         refuse_unknown_homes(slots, &problem)?;
-        Err(Exit::refused(format!(
-            "{} was not touched: an earlier record of {owner} cannot be read: {problem}; if gpu-handoff --status shows \
-             the card at home, remove that file; then {}",
-            list(slots.iter().map(|slot| slot.id)),
-            again(owner)
+        let title = list(slots.iter().map(|slot| slot.id));
+        Err(Exit::refused(Trouble::new(
+            format!("{title} was not touched: an earlier record of {owner} cannot be read: {problem}"),
+            format!("if gpu-handoff --status shows the card at home, remove that file; then {}", again(owner)),
         )))
     }
 
@@ -314,10 +314,11 @@ fn refuse_unknown_homes(slots: &[Slot], problem: &str) -> Result<()> {
 
 /// A function on vfio-pci whose home may stand in a file that cannot be read.
 pub fn unknown_home(address: Address, problem: &str) -> Exit {
-    Exit::refused(format!(
+    let what = format!(
         "{address} was not touched: it is on {VFIO_PCI}, and the file that may say where it is at home cannot be \
-         read: {problem}; if it is at home there, remove that file"
-    ))
+         read: {problem}"
+    );
+    Exit::refused(Trouble::new(what, "if it is at home there, remove that file"))
 }
 
 /// The VM itself may have its GPU already: then there is nothing left to do.
@@ -331,7 +332,8 @@ fn busy(owner: &Owner, slots: &[SlotId], policy: &Policy, keepers: &[Holder], wh
     if keepers.len() > NAMED_HOLDERS {
         who.push(format!("{} more", keepers.len() - NAMED_HOLDERS));
     }
-    let mut parts = vec![format!("{} was not touched, it is in use: {}{why}", list(slots), who.join(", "))];
+    let what = format!("{} was not touched, it is in use: {}{why}", list(slots), who.join(", "));
+    let mut parts = Vec::new();
     let keys = policy::that_would_do(policy, keepers);
     if !keys.is_empty() {
         parts.push(format!("{} in {} would end that by itself", keys.join(", "), config::PATH));
@@ -346,7 +348,7 @@ fn busy(owner: &Owner, slots: &[SlotId], policy: &Policy, keepers: &[Holder], wh
     parts.extend(told);
     let commands = policy::commands(keepers).into_iter().chain([command(owner)]);
     parts.push(format!("{then}type: {}", commands.collect::<Vec<_>>().join("; ")));
-    Exit::refused(parts.join("; "))
+    Exit::refused(Trouble::new(what, parts.join("; ")))
 }
 
 /// With what of it would not be understood from the command that ends it.

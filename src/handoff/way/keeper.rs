@@ -23,10 +23,7 @@ impl Handoff<'_> {
             }
         }
         match self.start_keeper() {
-            Ok(()) => Exit {
-                message: format!("{}; gpu-handoff-keeper tries again by itself: {}", exit.message, to_text(&owed)),
-                ..exit
-            },
+            Ok(()) => exit.and(&format!("gpu-handoff-keeper tries again by itself: {}", to_text(&owed))),
             // Who has no systemd has nobody to ask.
             Err(_) => exit,
         }

@@ -18,6 +18,7 @@ use crate::handoff::way::home::{TimeBox, unreadable};
 use crate::handoff::way::intent::{Intent, add_missing};
 use crate::handoff::way::run::{OnFailure, Outcome};
 use crate::sys::Share;
+use crate::trouble::Trouble;
 use std::time::Duration;
 
 /// Of the time box, what the way there may take; the rest is for going back.
@@ -141,7 +142,7 @@ impl Handoff<'_> {
         let waits_since = self.kernel.now();
         let now = match way.problem {
             Some(problem) => return Err(problem),
-            None => self.plan_once_more(record, departure).map_err(|exit| exit.message)?,
+            None => self.plan_once_more(record, departure).map_err(|exit| exit.to_string())?,
         };
         *begin_of_steps += self.kernel.now().saturating_sub(waits_since);
         Ok(now)
@@ -184,7 +185,7 @@ impl Handoff<'_> {
             let services: Vec<Stopped> = record.stopped.iter().filter(is_service).cloned().collect();
             // The record has them as well, for when its own card is home.
             if let Err(exit) = self.start_again(&record.slots(), &services) {
-                self.story.warn(&exit.message);
+                self.story.warn(&exit.to_string());
             }
         }
     }
@@ -233,11 +234,8 @@ impl Handoff<'_> {
         };
         exit.unwrap_or_else(|| {
             let code = if failed.out_of_time { Code::Overrun } else { Code::Failed };
-            let title = list(&slots);
-            Exit {
-                code,
-                message: format!("{title} is back where it was: {}; then {}", failed.problem(), again(&record.owner)),
-            }
+            let what = format!("{} is back where it was: {}", list(&slots), failed.problem());
+            Exit { code, trouble: Trouble::new(what, format!("then {}", again(&record.owner))) }
         })
     }
 
@@ -253,14 +251,12 @@ impl Handoff<'_> {
         if back.is_complete() || back.only_stuck() || (back.failures.is_empty() && self.is_back(record, left_out)) {
             return self.end_record(locked, record, left_out, time);
         }
-        let message = format!(
-            "{} is stranded: {}, and on the way back: {}; fix that, then: gpu-handoff to-nvidia {}",
-            list(record.slots()),
-            failed.problem(),
-            back.problem(),
-            record.slot()
+        let title = list(record.slots());
+        let trouble = Trouble::new(
+            format!("{title} is stranded: {}, and on the way back: {}", failed.problem(), back.problem()),
+            format!("fix that, then: gpu-handoff to-nvidia {}", record.slot()),
         );
-        Err(if failed.out_of_time { Exit::overrun(message) } else { Exit::failed(message) })
+        Err(if failed.out_of_time { Exit::overrun(trouble) } else { Exit::failed(trouble) })
     }
 }
 

@@ -28,6 +28,7 @@ use crate::handoff::kept::store::{Locked, Stack, Store};
 use crate::handoff::kept::wedge::{self, Wedge};
 use crate::story::Story;
 use crate::sys::{Kernel, Share};
+use crate::trouble::Trouble;
 use crate::utc::utc;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -75,7 +76,7 @@ impl Handoff<'_> {
             format!("another handoff is under way and did not end within {} s", limit.as_secs_f64())
         };
         let title = if slots.is_empty() { String::new() } else { format!("{} was not touched: ", list(slots)) };
-        Exit::locked(format!("{title}{why}; see gpu-handoff --status, then {again}"))
+        Exit::locked(Trouble::new(format!("{title}{why}"), format!("see gpu-handoff --status, then {again}")))
     }
 
     /// Whatever a record names together with one of these slots, and what goes together with that.

@@ -63,7 +63,7 @@ impl Handoff<'_> {
         exits.extend(make_nodes(self.kernel, self.story, &self.missing_nodes(scope), limit).err());
         let mut exits = exits.into_iter();
         let first = exits.next();
-        exits.for_each(|exit| self.story.error(&exit.message));
+        exits.for_each(|exit| self.story.error(&exit.to_string()));
         first.map_or(Ok(()), Err)
     }
 
@@ -100,7 +100,7 @@ impl Handoff<'_> {
 
     fn tell_but_locked(&self, exit: &Exit) {
         if exit.code != Code::Locked {
-            self.story.warn(&exit.message);
+            self.story.warn(&exit.to_string());
         }
     }
 
@@ -255,7 +255,7 @@ impl Handoff<'_> {
                 self.finish(record, end)
             };
             if let Err(exit) = done {
-                self.story.warn(&exit.message);
+                self.story.warn(&exit.to_string());
             }
         }
     }

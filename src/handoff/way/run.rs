@@ -316,7 +316,7 @@ impl Handoff<'_> {
         }
         // Without a wedge the journal stays: it says the same to whoever comes next.
         if let Err(error) = noted.and_then(|()| Ok(locked.end_journal(&record.owner)?)) {
-            self.story.warn(&error.message);
+            self.story.warn(&error.to_string());
         }
         outcome
     }

@@ -8,6 +8,7 @@ use crate::gpu::foreign::Foreign;
 use crate::gpu::holders::{Devices, Reach};
 use crate::gpu::nvidia;
 use crate::handoff::kept::wedge::{Call, Wedge};
+use crate::trouble::Trouble;
 
 impl Handoff<'_> {
     /// Those of the slots with a call that has not come back, or of which that is not known.
@@ -23,22 +24,23 @@ impl Handoff<'_> {
     pub(super) fn refuse_wedged(&self, slots: &[SlotId]) -> Result<()> {
         for &slot in slots {
             let wedge = self.store.wedge(slot).map_err(|error| {
-                Exit::overrun(format!("{slot} may be wedged and was not touched: {error:#}; a reboot clears that"))
+                let what = format!("{slot} may be wedged and was not touched: {error:#}");
+                Exit::overrun(Trouble::new(what, "a reboot clears that"))
             })?;
             if let Some(wedge) = wedge.filter(|wedge| wedge.is_still_stuck(self.kernel)) {
-                return Err(Exit::overrun(format!(
-                    "{slot} is wedged and left alone: {wedge}; {}",
-                    self.remedy_of_wedge(slot, &wedge)
-                )));
+                let what = format!("{slot} is wedged and left alone: {wedge}");
+                return Err(Exit::overrun(Trouble::new(what, self.remedy_of_wedge(slot, &wedge))));
             }
             if let Some(foreign) =
                 Foreign::wait(self.kernel, slot, WORKER_GRACE, || self.store.has_call(self.kernel, slot))
             {
                 let holder = self.holder_of(slot).map(|holder| format!("{holder}; ")).unwrap_or_default();
-                return Err(Exit::overrun(format!(
-                    "{slot} is wedged and left alone: {foreign}; {holder}until that ends nobody can have the card, and if \
-                     it never does, only a reboot frees it; other cards keep working"
-                )));
+                let remedy = format!(
+                    "{holder}until that ends nobody can have the card, and if it never does, only a reboot frees it; other \
+                     cards keep working"
+                );
+                let what = format!("{slot} is wedged and left alone: {foreign}");
+                return Err(Exit::overrun(Trouble::new(what, remedy)));
             }
         }
         Ok(())
@@ -66,16 +68,13 @@ impl Handoff<'_> {
 
     /// What to do about a call that never came back.
     pub(super) fn remedy_of_wedge(&self, slot: SlotId, wedge: &Wedge) -> String {
-        let holder = self.holder_of(slot);
+        let holder = self.holder_of(slot).map(|holder| format!("{holder}; ")).unwrap_or_default();
         let then = if self.forgets_attached(wedge) {
             "the card comes home by itself when the call ends; it never does, with this version of the driver, where \
              somebody had the card attached through /dev/nvidiactl: then only a reboot frees it"
         } else {
             "the card comes home by itself when the call ends; if it never does, only a reboot frees it"
         };
-        format!(
-            "{}; other cards keep working",
-            [holder.as_deref(), Some(then)].map(Option::unwrap_or_default).join("; ").trim_start_matches("; ")
-        )
+        format!("{holder}{then}; other cards keep working")
     }
 }

@@ -16,6 +16,7 @@ use crate::handoff::way::home::unreadable;
 use crate::proxmox::{guest, running, vm};
 use crate::sys::Lock;
 use crate::systemd;
+use crate::trouble::Trouble;
 use std::fmt;
 use std::time::Duration;
 
@@ -76,11 +77,8 @@ impl Handoff<'_> {
     fn refuse_to_shut_down(&self, owner: &Owner, one: &MakesWay) -> Result<()> {
         let vmid = one.vmid;
         let refused = |why: String| {
-            Err(Exit::refused(format!(
-                "{} was not touched: VM {vmid} has it and {why}; then {}",
-                list(&one.slots),
-                again(owner)
-            )))
+            let what = format!("{} was not touched: VM {vmid} has it and {why}", list(&one.slots));
+            Err(Exit::refused(Trouble::new(what, format!("then {}", again(owner)))))
         };
         let config = self.kernel.read(&format!("/etc/pve/qemu-server/{vmid}.conf")).unwrap_or_default();
         if let Some(lock) = vm::parse(&config).lock.filter(|lock| !lock.is_empty()) {
@@ -109,7 +107,8 @@ impl Handoff<'_> {
         self.refuse_wedged(slots)?;
         let facts = Facts::read(self.kernel, self.read_slots(slots)?, &[], &[]);
         let facts = facts.map_err(|error| unreadable(slots, &error))?.avoiding(&self.store.wedged_slots());
-        check::check(&facts, listed).map_err(|why| Exit::refused(format!("{} was not touched: {why}", list(slots))))?;
+        check::check(&facts, listed)
+            .map_err(|why| Exit::refused(why.of(&format!("{} was not touched", list(slots)))))?;
         let is_had = |slot: &SlotId| making_way.iter().any(|one| one.slots.contains(slot));
         let rest: Vec<SlotId> = slots.iter().copied().filter(|slot| !is_had(slot)).collect();
         if rest.is_empty() {
@@ -136,11 +135,10 @@ impl Handoff<'_> {
                         continue;
                     }
                     let who = other.map_or_else(|| "another VM".to_string(), |other| format!("VM {other}"));
-                    return Err(Exit::refused(format!(
-                        "{} was not touched: {who} takes it over from VM {} already; see gpu-handoff --status, then {}",
-                        list(&one.slots),
-                        one.vmid,
-                        again(owner)
+                    let slots = list(&one.slots);
+                    return Err(Exit::refused(Trouble::new(
+                        format!("{slots} was not touched: {who} takes it over from VM {} already", one.vmid),
+                        format!("see gpu-handoff --status, then {}", again(owner)),
                     )));
                 }
             }
@@ -189,10 +187,10 @@ impl Handoff<'_> {
                     continue;
                 }
             };
-            return Err(Exit::refused(format!(
-                "{slots} was not touched: {why} {vmid} has not shut down after {} s; stop it: qm stop {vmid}; then {}",
-                self.kernel.now().saturating_sub(begin).as_secs(),
-                again(owner)
+            let took = self.kernel.now().saturating_sub(begin).as_secs();
+            return Err(Exit::refused(Trouble::new(
+                format!("{slots} was not touched: {why} {vmid} has not shut down after {took} s"),
+                format!("stop it: qm stop {vmid}; then {}", again(owner)),
             )));
         }
         // What Proxmox does about its end, with its lock, and takes its note away before; then QEMU lets go of the card.

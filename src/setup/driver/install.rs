@@ -54,7 +54,7 @@ pub fn install(on: &Host, installer: &Installer, is_copy: bool, wanted: &Install
     let failed = run_installer(on, installer, *flavour, *dkms).err();
     let has_begun = has_uninstalled(app);
     if facts::whole(app.kernel).as_ref() == Some(version) && (failed.is_none() || has_begun) {
-        failed.iter().for_each(|exit| app.story.warn(&exit.message));
+        failed.iter().for_each(|exit| app.story.warn(&exit.to_string()));
         finish(app, &before, installer, *flavour, *dkms)?;
         return load_new(on, &before, &loaded, version);
     }
@@ -65,14 +65,12 @@ pub fn install(on: &Host, installer: &Installer, is_copy: bool, wanted: &Install
         put_back(app, &before)?;
         // It takes out the modules before it builds.
         let again = reload(on, &loaded);
-        let there =
-            facts::whole(app.kernel).map_or_else(String::new, |old| format!("; driver {old} is there as before"));
-        return Err(Exit { message: format!("{}{there}{again}", failed.message), ..failed });
+        let there = facts::whole(app.kernel).map(|old| format!("driver {old} is there as before"));
+        return Err(there.into_iter().chain(again).fold(failed, |failed, more| failed.and(&more)));
     }
-    app.story.warn(&failed.message);
+    app.story.warn(&failed.to_string());
     let old = go_back(on, &before, &loaded, version)?;
-    let message = format!("driver {version} could not be installed, {old} is there again: {}", failed.message);
-    Err(Exit { message, ..failed })
+    Err(failed.of(&format!("driver {version} could not be installed, {old} is there again")))
 }
 
 /// With the record from before, if there was any.
@@ -93,17 +91,17 @@ fn load_new(on: &Host, before: &Installation, loaded: &[String], version: &str) 
     let stays = |why: String| Exit::failed(format!("driver {version} is installed, but {why}"));
     if let Some(other) = nvidia::version_as_written(on.app.kernel) {
         return Err(stays(if other == version {
-            exit.message
+            exit.to_string()
         } else {
             format!("{other} was loaded meanwhile: reboot the host, or stop what uses it and unload nvidia")
         }));
     }
     if before.installed.as_ref().is_none_or(|old| old.version == version) {
-        return Err(stays(exit.message));
+        return Err(stays(exit.to_string()));
     }
-    on.app.story.warn(&exit.message);
+    on.app.story.warn(&exit.to_string());
     let old = go_back(on, before, loaded, version)?;
-    Err(Exit::failed(format!("driver {version} cannot be loaded, {old} is there again: {}", exit.message)))
+    Err(Exit::failed(exit.trouble.of(&format!("driver {version} cannot be loaded, {old} is there again"))))
 }
 
 /// Back to the driver on record, after the other took its place; which that is.
@@ -120,7 +118,7 @@ fn go_back(on: &Host, before: &Installation, loaded: &[String], version: &str) -
     };
     let again = kept(app, on.teller, back)
         .and_then(|installer| run_installer(on, &installer, back.flavour, back.dkms))
-        .map_err(|exit| exit.message);
+        .map_err(|exit| exit.to_string());
     if facts::whole(app.kernel).as_ref() != Some(&back.version) {
         let why = again.err().unwrap_or_else(|| "it is not whole".to_string());
         return Err(Exit::failed(format!(
@@ -130,19 +128,16 @@ fn go_back(on: &Host, before: &Installation, loaded: &[String], version: &str) -
         )));
     }
     record::write(app.kernel, before)?;
-    let trouble = reload(on, loaded);
-    if !trouble.is_empty() {
-        app.story.warn(trouble.trim_start_matches("; "));
-    }
+    reload(on, loaded).iter().for_each(|trouble| app.story.warn(trouble));
     Ok(back.version.clone())
 }
 
-/// What was loaded before an installer took it out; what went wrong, to be added to a message.
-fn reload(on: &Host, loaded: &[String]) -> String {
+/// What was loaded before an installer took it out; what went wrong.
+fn reload(on: &Host, loaded: &[String]) -> Option<String> {
     if loaded.is_empty() || !on.may_load {
-        return String::new();
+        return None;
     }
-    load(on.app, on.config, loaded, None).err().map_or_else(String::new, |exit| format!("; {}", exit.message))
+    load(on.app, on.config, loaded, None).err().map(|exit| exit.to_string())
 }
 
 /// Modules of the driver that are loaded, in the order in which they can be.
@@ -207,8 +202,7 @@ pub fn execute(
     line.extend(flags.iter().map(String::as_str));
     teller.run_apart(what, LOCK, SH, &line, limit, &about).map_err(|exit| {
         let is_there = app.kernel.exists(LOG) && !app.kernel.is_asked_to_end();
-        let message = if is_there { format!("{}; all of it: {LOG}", exit.message) } else { exit.message };
-        Exit { message, ..exit }
+        if is_there { exit.and(&format!("all of it: {LOG}")) } else { exit }
     })
 }
 

@@ -93,7 +93,7 @@ pub fn build_pending(app: &App) -> Result<()> {
         if let Err(exit) = &outcome
             && first.is_err()
         {
-            app.story.warn(&exit.message);
+            app.story.warn(&exit.to_string());
         }
         first = first.and(outcome);
     }
@@ -129,10 +129,10 @@ fn build(app: &App, release: &str) -> Result<()> {
         return Err(Exit::locked("an installer that an earlier run started is still at work: try again after it"));
     }
     if let Some(doubt) = builds::doubt(version, release) {
-        app.story.warn(&doubt);
+        app.story.warn(&doubt.to_string());
     }
     let teller = Teller::new(app, "driver", "driver")?;
-    let installer = install::kept(app, &teller, &installed).map_err(|exit| later(exit.message))?;
+    let installer = install::kept(app, &teller, &installed).map_err(|exit| later(exit.to_string()))?;
     let flags = flags::kernel(version, release, *flavour, facts::key(app.kernel).as_ref());
     // What a build that was cut off left would be in the way of this one.
     install::remove_modules(app, release)?;

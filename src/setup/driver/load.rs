@@ -41,7 +41,7 @@ fn try_load(app: &App, config: &Config, before: &[String], wanted: Option<&str>)
         .map_err(|error| Exit::failed(format!("driver: its modules cannot be loaded: {error}")))?;
     // A GPU may have come home meanwhile and found no driver; and the nodes are made.
     if let Err(exit) = app.handoff(config).reconcile(Scope::All) {
-        app.story.warn(&exit.message);
+        app.story.warn(&exit.to_string());
     }
     let said = app.kernel.program(NVIDIA_SMI, &["--query-gpu=driver_version", "--format=csv,noheader"], SMI);
     let said = said.map_err(|error| Exit::failed(format!("driver: nvidia-smi does not work: {error}")))?;

@@ -82,7 +82,7 @@ pub fn setup(app: &App, wish: &Wish) -> Result<()> {
         && installer.is_some()
         && let Err(exit) = install::kept(app, &teller, installed)
     {
-        app.story.warn(&format!("should this fail, there is no way back to {}: {}", installed.version, exit.message));
+        app.story.warn(&format!("should this fail, there is no way back to {}: {exit}", installed.version));
     }
     let on = Host { app, config: &config, teller: &teller, may_load: !wish.defer };
     let run = Run { on, installer };
@@ -97,8 +97,7 @@ pub fn setup(app: &App, wish: &Wish) -> Result<()> {
     if let Err(exit) = outcome {
         // Whoever is without a driver now wants one first of all.
         let is_bare = !purged.is_empty() && facts::whole(app.kernel).is_none();
-        let message = if is_bare { format!("{}; {}", exit.message, plan::way_back(purged)) } else { exit.message };
-        return Err(Exit { message, ..exit });
+        return Err(if is_bare { exit.and(&plan::way_back(purged)) } else { exit });
     }
     let attached = attach::attached(app);
     if !attached.is_empty() {

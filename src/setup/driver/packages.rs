@@ -1,5 +1,7 @@
 //! Packages of the distribution: those that hold another NVIDIA driver, and those that an installer needs. Pure.
 
+use crate::trouble::Trouble;
+
 /// Names, or beginnings of names that end in `*`: NVIDIA's driver as Debian, Ubuntu and NVIDIA's own repository cut it up.
 const DRIVER: &[&str] = &[
     "cuda-drivers*",
@@ -108,16 +110,17 @@ pub fn header_series(said: &str) -> Vec<String> {
 }
 
 /// When the headers follow another series than the kernel that runs: the next kernel would have none, and no driver.
-pub fn other_series(release: &str, series: &[String]) -> Option<String> {
+pub fn other_series(release: &str, series: &[String]) -> Option<Trouble> {
     let mut numbers = release.strip_suffix("-pve")?.split(['.', '-']);
     let running = format!("{}.{}", numbers.next()?, numbers.next()?);
     let is_followed = series.is_empty() || series.contains(&running);
     (!is_followed).then(|| {
-        format!(
+        let what = format!(
             "the packages with kernel headers follow {}, and kernel {release} runs: its next update would come without \
-             headers, and so without a driver; apt-get install proxmox-headers-{running}",
+             headers, and so without a driver",
             series.join(" and ")
-        )
+        );
+        Trouble::new(what, format!("apt-get install proxmox-headers-{running}"))
     })
 }
 
@@ -160,7 +163,7 @@ mod tests {
     fn headers_of_the_series_that_runs() {
         let said = "proxmox-headers-6.8 installed\nproxmox-headers-6.8.12-4-pve installed\nproxmox-headers-6.14 config-files\n";
         assert_eq!(header_series(said), ["6.8"]);
-        let told = other_series("6.14.11-4-pve", &header_series(said)).unwrap();
+        let told = other_series("6.14.11-4-pve", &header_series(said)).unwrap().to_string();
         assert!(told.ends_with("apt-get install proxmox-headers-6.14"), "{told}");
         assert_eq!(other_series("6.8.12-4-pve", &header_series(said)), None);
         assert_eq!(other_series("6.14.11-4-pve", &[]), None);

@@ -208,8 +208,9 @@ pub fn notes(facts: &Facts, wanted: &Wanted, steps: &[Step]) -> Vec<String> {
         return Vec::new();
     }
     let mut notes = Vec::new();
-    notes.extend(builds::doubt(wanted.version, &facts.release));
-    notes.extend(packages::other_series(&facts.release, &facts.headers));
+    let troubles =
+        [builds::doubt(wanted.version, &facts.release), packages::other_series(&facts.release, &facts.headers)];
+    notes.extend(troubles.iter().flatten().map(ToString::to_string));
     let is_purge = steps.iter().any(|step| matches!(step, Step::Purge { .. }));
     if is_purge && !facts.packages.is_empty() {
         notes.push(format!(

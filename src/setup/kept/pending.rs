@@ -121,7 +121,7 @@ impl Pending {
 pub fn note(app: &App, task: &Task, outcome: &Result<()>) -> Result<()> {
     change(app, |pending| match outcome {
         Ok(()) => drop(pending.0.remove(task)),
-        Err(exit) => pending.0.entry(task.clone()).or_default().why.clone_from(&exit.message),
+        Err(exit) => pending.0.entry(task.clone()).or_default().why = exit.to_string(),
     })
 }
 
