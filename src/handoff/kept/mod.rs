@@ -1,6 +1,7 @@
 //! What handoffs keep: in `/run/gpu-handoff` who has which slots, what is stuck and what is still owed, in
 //! `/var/lib/gpu-handoff` what has happened.
 
+mod books;
 pub mod history;
 pub mod journal;
 pub mod next;

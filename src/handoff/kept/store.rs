@@ -11,7 +11,7 @@
 
 use super::history::History;
 use super::journal::Journal;
-use super::record::{MANUAL, Owner, Record, Stopped};
+use super::record::{MANUAL, Owner, Record};
 use super::to_start::ToStart;
 use super::wedge::Wedge;
 use crate::address::SlotId;
@@ -33,26 +33,23 @@ pub(super) const KEEPER: &str = "lock-keeper";
 pub(super) const WATCH: &str = "lock-watch-";
 const JOURNAL: &str = "journal";
 const WEDGED: &str = "wedged-";
-const TO_START: &str = "to-start";
+pub(super) const TO_START: &str = "to-start";
 const RETRIES: &str = "retries";
-const DRI: &str = "dri";
+pub(super) const DRI: &str = "dri";
 /// What a set-up of the driver has stopped: written there, and read there.
 pub const SET_UP: &str = "setup-stopped";
-
-/// Reading and writing a file takes microseconds.
-const BOOKKEEPING: Duration = Duration::from_secs(5);
 
 /// Reads by anybody.
 #[derive(Debug, Clone)]
 pub struct Store {
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     /// Not below `directory`: it outlives a reboot.
     history: Option<History>,
 }
 
 /// Writes by the holder of slots' locks.
 pub struct Locked<'a> {
-    store: &'a Store,
+    pub(super) store: &'a Store,
     slots: BTreeSet<SlotId>,
     _locks: Vec<Lock>,
 }
@@ -287,7 +284,7 @@ impl Store {
         files::write(&path, text.as_bytes(), 0o644).with_context(|| path.display().to_string())
     }
 
-    fn unlink(&self, name: &str) -> Result<()> {
+    pub(super) fn unlink(&self, name: &str) -> Result<()> {
         let path = self.directory.join(name);
         files::remove(&path).with_context(|| path.display().to_string())
     }
@@ -342,35 +339,6 @@ impl Locked<'_> {
         self.store.unlink(name)
     }
 
-    /// None of the cards is forgotten that are kept already; of nothing the file goes.
-    ///
-    /// # Errors
-    /// As [`Locked::save`].
-    pub fn keep_dri(&self, names: &dri::Names) -> Result<()> {
-        self.store.write_dri(&mut |kept| {
-            names.iter().for_each(|(card, names)| {
-                kept.entry(*card).or_insert_with(|| names.clone());
-            })
-        })
-    }
-
-    /// # Errors
-    /// As [`Locked::remove`].
-    pub fn forget_dri(&self) -> Result<()> {
-        self.store.write_dri(&mut dri::Names::clear)
-    }
-
-    /// What waits to be started for these slots is this record's from now on, which has been saved.
-    ///
-    /// # Errors
-    /// As [`Locked::save`]; then it is in both places.
-    pub fn take_over(&self, stopped: &[Stopped]) -> Result<()> {
-        if stopped.is_empty() {
-            return Ok(());
-        }
-        self.store.change_to_start(|entries| entries.retain(|entry| !stopped.contains(&entry.what)))
-    }
-
     /// # Errors
     /// As [`Locked::save`].
     pub fn set_wedge(&self, slot: SlotId, wedge: &Wedge) -> Result<()> {
@@ -387,49 +355,6 @@ impl Locked<'_> {
     /// As [`Locked::save`].
     pub fn set_last(&self, slot: SlotId, last: &Value) -> Result<()> {
         self.store.write(&last_file(slot), &last.to_string())
-    }
-}
-
-impl Store {
-    fn open_books(&self) -> Result<Lock> {
-        let path = self.directory.join(BOOKS);
-        self.books(BOOKKEEPING)?.with_context(|| format!("{}: locked by somebody all the time", path.display()))
-    }
-
-    fn write_dri(&self, change: &mut dyn FnMut(&mut dri::Names)) -> Result<()> {
-        let _books = self.open_books()?;
-        let before = self.dri();
-        let mut names = before.clone();
-        change(&mut names);
-        match names {
-            names if names == before => Ok(()),
-            names if names.is_empty() => self.unlink(DRI),
-            names => self.write(DRI, &dri::to_json(&names).to_string()),
-        }
-    }
-
-    /// What cannot be understood is put aside.
-    ///
-    /// # Errors
-    /// When what waits to be started cannot be read or written.
-    pub fn change_to_start(&self, change: impl FnOnce(&mut Vec<ToStart>)) -> Result<()> {
-        let _books = self.open_books()?;
-        let before = match self.to_start() {
-            Ok(entries) => entries,
-            // Nobody can act on it; an administrator may still read it.
-            Err(_) => {
-                let path = self.directory.join(TO_START);
-                files::rename(&path, &path.with_extension("unreadable")).with_context(|| path.display().to_string())?;
-                Vec::new()
-            }
-        };
-        let mut entries = before.clone();
-        change(&mut entries);
-        match entries.as_slice() {
-            same if same == before => Ok(()),
-            [] => self.unlink(TO_START),
-            entries => self.write(TO_START, &ToStart::to_json(entries)),
-        }
     }
 }
 

@@ -1,0 +1,86 @@
+//! The files of `/run/gpu-handoff` that are not one slot's, each changed under the books' lock.
+
+use super::record::Stopped;
+use super::store::{BOOKS, DRI, Locked, Store, TO_START};
+use super::to_start::ToStart;
+use crate::gpu::dri;
+use crate::sys::{Lock, files};
+use anyhow::{Context, Result};
+use std::time::Duration;
+
+/// Reading and writing a file takes microseconds.
+const BOOKKEEPING: Duration = Duration::from_secs(5);
+
+impl Locked<'_> {
+    /// None of the cards is forgotten that are kept already; of nothing the file goes.
+    ///
+    /// # Errors
+    /// As [`Locked::save`].
+    pub fn keep_dri(&self, names: &dri::Names) -> Result<()> {
+        self.store.write_dri(&mut |kept| {
+            names.iter().for_each(|(card, names)| {
+                kept.entry(*card).or_insert_with(|| names.clone());
+            })
+        })
+    }
+
+    /// # Errors
+    /// As [`Locked::remove`].
+    pub fn forget_dri(&self) -> Result<()> {
+        self.store.write_dri(&mut dri::Names::clear)
+    }
+
+    /// What waits to be started for these slots is this record's from now on, which has been saved.
+    ///
+    /// # Errors
+    /// As [`Locked::save`]; then it is in both places.
+    pub fn take_over(&self, stopped: &[Stopped]) -> Result<()> {
+        if stopped.is_empty() {
+            return Ok(());
+        }
+        self.store.change_to_start(|entries| entries.retain(|entry| !stopped.contains(&entry.what)))
+    }
+}
+
+impl Store {
+    fn open_books(&self) -> Result<Lock> {
+        let path = self.directory.join(BOOKS);
+        self.books(BOOKKEEPING)?.with_context(|| format!("{}: locked by somebody all the time", path.display()))
+    }
+
+    fn write_dri(&self, change: &mut dyn FnMut(&mut dri::Names)) -> Result<()> {
+        let _books = self.open_books()?;
+        let before = self.dri();
+        let mut names = before.clone();
+        change(&mut names);
+        match names {
+            names if names == before => Ok(()),
+            names if names.is_empty() => self.unlink(DRI),
+            names => self.write(DRI, &dri::to_json(&names).to_string()),
+        }
+    }
+
+    /// What cannot be understood is put aside.
+    ///
+    /// # Errors
+    /// When what waits to be started cannot be read or written.
+    pub fn change_to_start(&self, change: impl FnOnce(&mut Vec<ToStart>)) -> Result<()> {
+        let _books = self.open_books()?;
+        let before = match self.to_start() {
+            Ok(entries) => entries,
+            // Nobody can act on it; an administrator may still read it.
+            Err(_) => {
+                let path = self.directory.join(TO_START);
+                files::rename(&path, &path.with_extension("unreadable")).with_context(|| path.display().to_string())?;
+                Vec::new()
+            }
+        };
+        let mut entries = before.clone();
+        change(&mut entries);
+        match entries.as_slice() {
+            same if same == before => Ok(()),
+            [] => self.unlink(TO_START),
+            entries => self.write(TO_START, &ToStart::to_json(entries)),
+        }
+    }
+}
