@@ -2,7 +2,7 @@
 
 use super::zone::Zone;
 use crate::gpu::inventory::VFIO_PCI;
-use crate::handoff::kept::history::Past;
+use crate::handoff::kept::history::{Past, result};
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -46,18 +46,6 @@ fn row(entry: &Value, zone: &Zone) -> [String; 6] {
     let ms = entry.get("ms").and_then(Value::as_u64).unwrap_or(0).to_string();
     [zone.local(&text("time")), way(entry), slots, ms, result(entry).to_string(), text("reason")]
         .map(|cell| one_line(&cell))
-}
-
-/// In one word, here and in the status.
-pub fn result(entry: &Value) -> &'static str {
-    match entry.get("exit").and_then(Value::as_u64) {
-        Some(0) => "done",
-        Some(1) => "failed",
-        Some(2 | 3) => "refused",
-        Some(4) => "overrun",
-        Some(5) => "locked",
-        _ => "?",
-    }
 }
 
 /// `VM 111 -> host`

@@ -1,8 +1,9 @@
 //! What `--status` shows to people. All but what others wrote, such as a cause or a process, fits into 80 columns.
 
-use super::history::{result, way};
+use super::history::way;
 use super::status::{Gpu, Has, Status};
 use super::zone::Zone;
+use crate::handoff::kept::history::result;
 use crate::handoff::kept::owed;
 use crate::handoff::plan::policy;
 use crate::story::printable;

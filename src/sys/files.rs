@@ -37,34 +37,44 @@ pub fn exists(path: &Path) -> bool {
 /// # Errors
 /// When it could not be written: the old one is whole, and nothing is left beside it.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    trace::timed(|| format!("write {}", path.display()), || replace(path, bytes, mode))
+    trace::timed(|| format!("write {}", path.display()), || replace(path, bytes, mode, true))
 }
 
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+/// As [`write`], but waits for no disk: after a power loss the file may be empty. For what nobody acts on.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_lightly(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    trace::timed(|| format!("write {}", path.display()), || replace(path, bytes, mode, false))
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32, lasts: bool) -> io::Result<()> {
     let (folder, name) = open_folder(path)?;
     let mut beside = OsString::from(".");
     beside.push(name);
     beside.push(".new");
     unlink(&folder, &beside)?;
-    let done = write_in(&folder, &beside, bytes, mode)
+    let done = write_in(&folder, &beside, bytes, mode, lasts)
         .and_then(|()| renameat(&folder, &*beside, &folder, name).map_err(io::Error::from));
     if done.is_err() {
         let _ = unlink(&folder, &beside);
         return done;
     }
     // So that the rename outlives a power loss; by now the file is as it should be, whatever this says.
-    let _ = fsync(&folder);
+    if lasts {
+        let _ = fsync(&folder);
+    }
     Ok(())
 }
 
-fn write_in(folder: &Dir, name: &OsStr, bytes: &[u8], mode: u32) -> io::Result<()> {
+fn write_in(folder: &Dir, name: &OsStr, bytes: &[u8], mode: u32, lasts: bool) -> io::Result<()> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mode = Mode::from_bits_truncate(mode);
     let mut file = File::from(openat(folder, name, flags, mode)?);
     file.write_all(bytes)?;
     // Whatever the umask is.
     fchmod(&file, mode)?;
-    file.sync_all()
+    if lasts { file.sync_all() } else { Ok(()) }
 }
 
 fn unlink(folder: &Dir, name: &OsStr) -> io::Result<()> {

@@ -364,10 +364,12 @@ impl Snapshot {
             .collect()
     }
 
-    /// Locks may have been taken to find out, and the history tells of refusals: neither is a trace of a handoff.
+    /// Locks may have been taken to find out, and the history and its counters tell of refusals: none is a trace of a handoff.
     pub fn without_lock(mut self) -> Snapshot {
-        let is_none =
-            |name: &String| name.starts_with("run/gpu-handoff/lock") || name == "var/lib/gpu-handoff/history.jsonl";
+        let is_none = |name: &String| {
+            name.starts_with("run/gpu-handoff/lock")
+                || ["history.jsonl", "counters.json"].iter().any(|file| *name == format!("var/lib/gpu-handoff/{file}"))
+        };
         self.0.retain(|name, _| !is_none(name));
         // Nor are directories that were made for them.
         for directory in ["run/gpu-handoff", "run", "var/lib/gpu-handoff", "var/lib", "var"] {

@@ -25,8 +25,10 @@ use std::time::Duration;
 
 const HISTORY: &str = "history.jsonl";
 
-/// A disk that takes nothing.
-const FULL: &str = "/dev/full";
+const COUNTERS: &str = "counters.json";
+
+/// A place that takes nothing.
+const NOWHERE: &str = "/dev/null/history.jsonl";
 
 /// For what systemd starts the keeper.
 const KEEPER: &str = include_str!("../../packaging/debian/gpu-handoff.gpu-handoff-keeper.path");
@@ -150,7 +152,7 @@ impl Bench {
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if !name.starts_with("lock") && !name.starts_with("last-") && !name.starts_with(HISTORY) {
+            if !["lock", "last-", HISTORY, COUNTERS].iter().any(|other| name.starts_with(other)) {
                 files.insert(name, fs::read(entry.path()).unwrap_or_default());
             }
         }
@@ -178,14 +180,19 @@ impl Bench {
         self.store.history().and_then(|history| history.read().ok()).unwrap_or_default().entries
     }
 
+    /// How many handoffs and refusals the last run counted.
+    pub fn counted(&self) -> u64 {
+        self.store.counters().handoffs.iter().flatten().sum()
+    }
+
     /// One run of the program, called by Proxmox, by a person, or by a worker that outlived its run. Proxmox holds the guest's lock around a hook, and lets go of it afterwards.
     fn run_from(&mut self, wish: &Wish, fault: Option<Fault>, caller: Option<Process>) -> Ran {
         let guest = match wish {
             Wish::Leave(Owner::Vm(id), _) | Wish::Home(Owner::Vm(id)) | Wish::Keep(Owner::Vm(id), _) => Some(*id),
             _ => None,
         };
-        self.forget_file(HISTORY);
-        let history = if fault.is_some() { PathBuf::from(FULL) } else { self.directory.join(HISTORY) };
+        [HISTORY, COUNTERS].iter().for_each(|name| self.forget_file(name));
+        let history = if fault.is_some() { PathBuf::from(NOWHERE) } else { self.directory.join(HISTORY) };
         self.store = self.store.clone().with_history(History::at(history));
         self.kernel.begin(fault);
         self.kernel.state.borrow_mut().locked_guests.extend(guest);

@@ -256,6 +256,9 @@ pub fn history_tells(bench: &Bench, wish: &Wish, ran: &Ran) -> Check {
     };
     let mine = lines.iter().filter(|line| line["direction"] == direction && line["vmid"] == json!(owner.vmid()));
     let mine: Vec<&Value> = mine.collect();
+    if bench.counted() != lines.len() as u64 {
+        return Err(format!("{} handoffs were counted, and the history is {lines:?}", bench.counted()));
+    }
     let is_told = match mine.as_slice() {
         // Others' handoffs may have been put right on the way.
         [] => *code == 0 && (ran.acts == 0 || !lines.is_empty()),

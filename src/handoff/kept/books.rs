@@ -1,11 +1,14 @@
-//! The files of `/run/gpu-handoff` that are not one slot's, each changed under the books' lock.
+//! The files that are not one slot's, each changed under the books' lock.
 
+use super::counters::Counters;
 use super::record::Stopped;
 use super::store::{BOOKS, DRI, Locked, Store, TO_START};
 use super::to_start::ToStart;
 use crate::gpu::dri;
 use crate::sys::{Lock, files};
 use anyhow::{Context, Result};
+use serde_json::Value;
+use std::fs;
 use std::time::Duration;
 
 /// Reading and writing a file takes microseconds.
@@ -82,5 +85,28 @@ impl Store {
             [] => self.unlink(TO_START),
             entries => self.write(TO_START, &ToStart::to_json(entries)),
         }
+    }
+
+    /// A line more in the history, and one handoff more in what is counted. Nobody acts on either, so whatever cannot be
+    /// written is for a warning, and no disk is waited for.
+    pub fn remember(&self, entry: &Value) -> Vec<anyhow::Error> {
+        self.set_changed();
+        let Some(history) = self.history() else { return Vec::new() };
+        let books = self.open_books();
+        let written = history.append(entry, books.is_ok());
+        let counted = books.and_then(|_books| {
+            let path = history.counters();
+            let mut counters = self.counters();
+            counters.add(entry);
+            files::write_lightly(&path, counters.to_json().as_bytes(), 0o644)
+                .with_context(|| path.display().to_string())
+        });
+        [written, counted].into_iter().filter_map(Result::err).collect()
+    }
+
+    /// Nothing, where they cannot be read.
+    pub fn counters(&self) -> Counters {
+        let bytes = self.history().and_then(|history| fs::read(history.counters()).ok());
+        Counters::parse(&bytes.unwrap_or_default())
     }
 }

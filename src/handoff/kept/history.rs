@@ -16,6 +16,9 @@ pub const PATH: &str = "/var/lib/gpu-handoff/history.jsonl";
 /// Of the lines.
 pub const SCHEMA: u64 = 1;
 
+/// In one word each; see [`result`].
+pub const RESULTS: [&str; 5] = ["done", "failed", "refused", "overrun", "locked"];
+
 /// A file that has grown to this takes the place of the older one: together they stay below twice as much.
 const ENOUGH: u64 = 128 * 1024;
 
@@ -39,13 +42,13 @@ impl History {
         History { path }
     }
 
-    fn older(&self) -> PathBuf {
-        self.path.with_extension("jsonl.1")
+    /// What the entries add up to, those that are no longer there as well.
+    pub fn counters(&self) -> PathBuf {
+        self.path.with_file_name("counters.json")
     }
 
-    /// Whether room must be made with the next line.
-    pub fn is_full(&self) -> bool {
-        fs::metadata(&self.path).is_ok_and(|meta| meta.len() >= ENOUGH)
+    fn older(&self) -> PathBuf {
+        self.path.with_extension("jsonl.1")
     }
 
     /// Without the books' lock nobody may make room, and the file only grows: two who do at once could throw away what is
@@ -88,6 +91,18 @@ impl History {
             }
         }
         Ok(past)
+    }
+}
+
+/// How a handoff ended, in one of [`RESULTS`].
+pub fn result(entry: &Value) -> &'static str {
+    match entry.get("exit").and_then(Value::as_u64) {
+        Some(0) => "done",
+        Some(1) => "failed",
+        Some(2 | 3) => "refused",
+        Some(4) => "overrun",
+        Some(5) => "locked",
+        _ => "?",
     }
 }
 

@@ -2,6 +2,7 @@
 //! `/var/lib/gpu-handoff` what has happened.
 
 mod books;
+pub mod counters;
 pub mod history;
 pub mod journal;
 pub mod next;

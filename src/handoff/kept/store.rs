@@ -19,6 +19,7 @@ use crate::gpu::dri;
 use crate::sys::{Kernel, Lock, Share, files};
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Map, Value};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
@@ -45,6 +46,7 @@ pub struct Store {
     pub(super) directory: PathBuf,
     /// Not below `directory`: it outlives a reboot.
     history: Option<History>,
+    is_changed: Cell<bool>,
 }
 
 /// Writes by the holder of slots' locks.
@@ -70,12 +72,21 @@ impl Stack {
 impl Store {
     /// `directory` is [`DIRECTORY`], below whatever root there is.
     pub fn at(directory: PathBuf) -> Store {
-        Store { directory, history: None }
+        Store { directory, history: None, is_changed: Cell::default() }
     }
 
     #[must_use]
     pub fn with_history(self, history: History) -> Store {
         Store { history: Some(history), ..self }
+    }
+
+    /// Whether this run has written anything of what is kept.
+    pub fn is_changed(&self) -> bool {
+        self.is_changed.get()
+    }
+
+    pub(super) fn set_changed(&self) {
+        self.is_changed.set(true);
     }
 
     /// None when none is kept.
@@ -280,11 +291,13 @@ impl Store {
 
     /// Root acts on what stands in these files: nobody else writes them.
     pub(super) fn write(&self, name: &str, text: &str) -> Result<()> {
+        self.set_changed();
         let path = self.directory.join(name);
         files::write(&path, text.as_bytes(), 0o644).with_context(|| path.display().to_string())
     }
 
     pub(super) fn unlink(&self, name: &str) -> Result<()> {
+        self.set_changed();
         let path = self.directory.join(name);
         files::remove(&path).with_context(|| path.display().to_string())
     }

@@ -98,10 +98,7 @@ impl Handoff<'_> {
         if let Some(locked) = locked.filter(|_| attempt.has_begun()) {
             attempt.slots.iter().for_each(|slot| warn(locked.set_last(*slot, &document)));
         }
-        if let Some(history) = self.store.history() {
-            let books = history.is_full().then(|| self.store.books(Duration::ZERO).ok().flatten()).flatten();
-            warn(history.append(&document, books.is_some()));
-        }
+        self.store.remember(&document).into_iter().for_each(|error| warn(Err(error)));
     }
 
     /// As [`Handoff::note`], of one that was refused before anybody took the lock for it.
