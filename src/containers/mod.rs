@@ -9,6 +9,7 @@ pub mod check;
 mod config;
 pub mod detach;
 pub mod edit;
+pub mod library;
 pub mod line;
 pub mod record;
 pub mod rules;

@@ -45,6 +45,8 @@ pub enum Request {
     TryClaim(String),
     /// The number of the device node that a process finds at a path.
     Inside(i32, String),
+    /// What the symbolic link leads to that a process finds at a path, its last component.
+    LinkInside(i32, String),
 }
 
 /// For the trace.
@@ -58,7 +60,7 @@ impl fmt::Display for Request {
             Request::Read(path) | Request::ReadHead(path, _) => write!(f, "read {path}"),
             Request::TryOpen(path) | Request::TryClaim(path) => write!(f, "open {path}"),
             Request::Weigh(node, counter) => write!(f, "weigh {node} by {counter}"),
-            Request::Inside(pid, path) => write!(f, "look at {path} of process {pid}"),
+            Request::Inside(pid, path) | Request::LinkInside(pid, path) => write!(f, "look at {path} of process {pid}"),
         }
     }
 }
@@ -221,6 +223,7 @@ pub fn encode(request: &Request) -> Vec<u8> {
         Request::Weigh(node, counter) => (b'G', node.as_str(), counter.as_str()),
         Request::TryClaim(path) => (b'C', path.as_str(), ""),
         Request::Inside(pid, path) => (b'I', path.as_str(), &*pid.to_string()),
+        Request::LinkInside(pid, path) => (b'J', path.as_str(), &*pid.to_string()),
     };
     [&[kind], first.as_bytes(), &[0], second.as_bytes()].concat()
 }
@@ -241,6 +244,7 @@ pub fn decode(block: &[u8]) -> Option<Request> {
         b'G' => Request::Weigh(first, second),
         b'C' => Request::TryClaim(first),
         b'I' => Request::Inside(second.parse().ok()?, first),
+        b'J' => Request::LinkInside(second.parse().ok()?, first),
         _ => return None,
     })
 }
@@ -386,6 +390,7 @@ mod tests {
             Request::TryClaim("/dev/sdb".to_string()),
             Request::Weigh("/dev/nvidiactl".to_string(), "/sys/module/nvidia/refcnt".to_string()),
             Request::Inside(812, "/dev/nvidia0".to_string()),
+            Request::LinkInside(812, "/usr/lib/libcuda.so.1".to_string()),
         ] {
             assert_eq!(decode(&encode(&request)), Some(request));
         }

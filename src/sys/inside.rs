@@ -1,9 +1,11 @@
 //! What a process sees at a path: a container may have put symbolic links there that would lead out of it.
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use std::fs::{File, OpenOptions};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -26,13 +28,41 @@ pub fn device(host: &Path, pid: i32, path: &str) -> io::Result<Option<u64>> {
 
 /// As [`device`], below any directory.
 pub(super) fn below(root: &Path, path: &str) -> io::Result<Option<u64>> {
+    let found = find(root, path, OFlag::empty())?;
+    Ok(found.and_then(|found| number(File::from(found).metadata())))
+}
+
+/// The last component of what a symbolic link leads to, as this process sees the link; none when there is none.
+///
+/// # Errors
+/// When its root cannot be looked into.
+pub fn link(host: &Path, pid: i32, path: &str) -> io::Result<Option<OsString>> {
+    let root = host.join(format!("proc/{pid}/root"));
+    if host != Path::new("/") {
+        root.metadata()?;
+        return Ok(fs::read_link(root.join(path.trim_start_matches('/'))).ok().and_then(last));
+    }
+    link_below(&root, path)
+}
+
+fn link_below(root: &Path, path: &str) -> io::Result<Option<OsString>> {
+    let found = find(root, path, OFlag::O_NOFOLLOW)?;
+    Ok(found.and_then(|found| readlinkat(&found, "").ok()).and_then(last))
+}
+
+fn last(target: impl AsRef<Path>) -> Option<OsString> {
+    target.as_ref().file_name().map(OsString::from)
+}
+
+/// What is at a path below a directory, which no link leads out of.
+fn find(root: &Path, path: &str, flags: OFlag) -> io::Result<Option<OwnedFd>> {
     let root = OpenOptions::new().read(true).custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits()).open(root)?;
     let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | flags)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     for _ in 0..TRIES {
         match openat2(&root, path, how) {
-            Ok(found) => return Ok(number(File::from(found).metadata())),
+            Ok(found) => return Ok(Some(found)),
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
             Err(Errno::EAGAIN) => {}
             Err(error) => return Err(error.into()),
@@ -66,6 +96,14 @@ mod tests {
         for path in ["/dev/null", "/dev/up", "/dev/file", "/dev/file2", "/dev/nothing", "/nothing/null"] {
             assert_eq!(below(&root, path).unwrap(), None, "{path}");
         }
+        for (path, name) in
+            [("/dev/null", Some("null")), ("/dev/file2", Some("file")), ("/dev/file", None), ("/no", None)]
+        {
+            assert_eq!(link_below(&root, path).unwrap(), name.map(OsString::from), "{path}");
+        }
+        // On the way there a link does not lead out either.
+        symlink("/proc/self", root.join("out")).unwrap();
+        assert_eq!(link_below(&root, "/out/exe").unwrap(), None);
         std::fs::remove_dir_all(&root).unwrap();
         assert!(below(&root, "/dev/null").is_err(), "there is no root");
     }

@@ -43,6 +43,14 @@ pub trait Read {
         }
         Ok(self.device_number(&format!("{root}{path}")).ok())
     }
+    /// What a symbolic link leads to as a process sees that path, its last component; as [`Read::device_number_inside`].
+    /// None when there is no link.
+    ///
+    /// # Errors
+    /// As [`Read::device_number_inside`].
+    fn link_name_inside(&self, pid: i32, path: &str, _limit: Duration) -> Result<Option<String>, ActError> {
+        Ok(self.link_name(&format!("/proc/{pid}/root{path}")).ok())
+    }
     /// Device and inode number of a file, without opening it: how `/proc/locks` names it.
     fn file_id(&self, path: &str) -> io::Result<(DeviceNumber, u64)>;
     /// As [`Read::read`], for attributes whose reading takes the device's lock: behind a hung unbind it never returns.

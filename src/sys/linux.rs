@@ -85,7 +85,7 @@ impl Linux {
 impl Linux {
     fn ask(&self, request: &Request, limit: Duration) -> Result<Vec<u8>, ActError> {
         // Nothing of the machine's own: the file system of a container that does not answer.
-        self.ask_of(request, limit, !matches!(request, Request::Inside(..)))
+        self.ask_of(request, limit, !matches!(request, Request::Inside(..) | Request::LinkInside(..)))
     }
 
     /// `matters`: a worker that is stuck is left behind, because there is something to put right once it comes back.
@@ -151,6 +151,11 @@ impl Read for Linux {
     fn device_number_inside(&self, pid: i32, path: &str, limit: Duration) -> Result<Option<DeviceNumber>, ActError> {
         let answer = self.ask(&Request::Inside(pid, path.to_string()), limit)?;
         Ok(String::from_utf8_lossy(&answer).parse().ok())
+    }
+
+    fn link_name_inside(&self, pid: i32, path: &str, limit: Duration) -> Result<Option<String>, ActError> {
+        let answer = self.ask(&Request::LinkInside(pid, path.to_string()), limit)?;
+        Ok((!answer.is_empty()).then(|| String::from_utf8_lossy(&answer).into_owned()))
     }
 
     fn file_id(&self, path: &str) -> io::Result<(DeviceNumber, u64)> {

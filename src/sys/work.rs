@@ -9,6 +9,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,10 @@ pub fn carry_out(root: &Path, request: &Request) -> Result<Vec<u8>, ActError> {
         Request::Inside(pid, path) => {
             let found = inside::device(root, *pid, path).map_err(ActError::Os)?;
             Ok(found.map_or_else(Vec::new, |device| DeviceNumber::of(device).to_string().into_bytes()))
+        }
+        Request::LinkInside(pid, path) => {
+            let found = inside::link(root, *pid, path).map_err(ActError::Os)?;
+            Ok(found.map_or_else(Vec::new, OsStringExt::into_vec))
         }
     }
 }
