@@ -24,6 +24,7 @@ pub enum Call {
     Status { json: bool, check: bool },
     Doctor(doctor::Wish),
     History { json: bool, vmid: Option<u32>, count: Option<usize> },
+    Metrics { write: bool },
     ToVfio { slot: Option<SlotId> },
     ToNvidia { slot: Option<SlotId> },
     Plan { vmid: u32, json: bool },
@@ -66,6 +67,7 @@ impl Asked {
                 | Call::Enable { .. }
                 | Call::Disable { .. }
                 | Call::HostSetup { .. }
+                | Call::Metrics { write: true }
                 | Call::Doctor(doctor::Wish { how: doctor::How::Fix, .. })
                 | Call::Udev
                 | Call::Settle

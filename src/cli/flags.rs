@@ -79,6 +79,7 @@ pub const EXPLAIN: Term = option("explain", Value::Finding, "tell more of a find
 pub const FIX: Term = flag("fix", "make missing nodes, take away what is left over");
 pub const REPORT: Term = flag("report", "all that a helper would ask for");
 pub const STORAGE: Term = option("storage", Value::Storage, "have the hookscript on this shared storage");
+pub const WRITE: Term = flag("write", "to the file that metrics.textfile names, and print nothing");
 pub const TO: Term = option("to", Value::File, "a new file for the report");
 
 const fn flag(name: &'static str, about: &'static str) -> Term {

@@ -5,6 +5,7 @@ mod flags;
 mod given;
 mod help;
 mod parse;
+mod textfile;
 mod verbs;
 
 pub use call::{Asked, Call};
@@ -20,6 +21,8 @@ use crate::events::{hookscript, manual, settle, stray, switch, udev, watch};
 use crate::exit::{Exit, Result};
 use crate::handoff::kept::history::History;
 use crate::json::put;
+use crate::report::measured;
+use crate::report::metrics::Format;
 use crate::report::status::Status;
 use crate::report::zone::Zone;
 use crate::report::{self, history, screen};
@@ -44,7 +47,18 @@ pub fn run(app: &App, asked: &Asked) -> Result<()> {
     if asked.dry_run {
         return print(&would(app, call)?);
     }
-    do_it(app, call)
+    let done = do_it(app, call);
+    let is_due = match call {
+        // For most guests they change nothing.
+        Call::Hook { .. } | Call::Watch { .. } => app.store.is_changed(),
+        // udev waits for it, and has the rest done in a unit.
+        Call::Udev | Call::Metrics { .. } => false,
+        _ => changes,
+    };
+    if is_due {
+        textfile::refresh(app);
+    }
+    done
 }
 
 /// What a call would do, a line each.
@@ -114,6 +128,8 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
             outcome
         }
         Call::Status { json, check } => status(app, *json, *check),
+        Call::Metrics { write: true } => textfile::write_now(app),
+        Call::Metrics { write: false } => metrics(app),
         Call::History { json, vmid, count } => past(app, *json, *vmid, *count),
         Call::Help { topic } => print(&help::help(topic)),
         Call::Everyday => {
@@ -141,6 +157,14 @@ fn status_json(app: &App, status: &Status) -> String {
     let mut document = status.to_json();
     put(&mut document, "findings", doctor::in_files(app, status));
     format!("{document}\n")
+}
+
+fn metrics(app: &App) -> Result<()> {
+    let status = Status::read(app.kernel, &app.store, nix::unistd::geteuid().is_root());
+    for problem in status.problems() {
+        app.story.warn(problem);
+    }
+    print(&measured::read(app, &status).to_text(Format::Open))
 }
 
 fn past(app: &App, json: bool, vmid: Option<u32>, count: Option<usize>) -> Result<()> {

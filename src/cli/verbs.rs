@@ -6,7 +6,7 @@ use super::flags::{
     ALL, Argument, CHECK, CMDLINE, CTID, DEFER, DRI, DRIVER_ONLY, DRY_RUN, EXPLAIN, FIX, Flag, GPU, ID,
 };
 use super::flags::{INSTALL_DEPS, JSON, KERNEL, NUMBER, OUTPUT_FORMAT, OWED, PURGE, QUIET, REBOOT, REPORT, SLOT, STOP};
-use super::flags::{STORAGE, STYLE, TO, Term, UNDO, UNFINISHED, VERB, VMID};
+use super::flags::{STORAGE, STYLE, TO, Term, UNDO, UNFINISHED, VERB, VMID, WRITE};
 use super::given::{Given, usage};
 use crate::events::settle;
 use crate::events::watch::After;
@@ -288,6 +288,16 @@ pub const VERBS: &[Verb] = &[
         more: "",
         example: "config show",
         call: |_| Ok(Call::ConfigShow),
+    },
+    Verb {
+        names: &["metrics"],
+        kind: Heading::Host,
+        arguments: &[May(&[WRITE])],
+        about: "numbers for Prometheus: who has each GPU, handoffs, how long they took",
+        more: "OpenMetrics 1.0. With --write they are in Prometheus's own text format, for node_exporter's textfile collector; \
+               with metrics.textfile in the configuration whatever changes something does so by itself.",
+        example: "metrics",
+        call: |given| Ok(Call::Metrics { write: given.has("write") }),
     },
     Verb {
         names: &["reconcile"],

@@ -11,6 +11,8 @@ enum Holds {
     /// The first is the default.
     Word(&'static [&'static str]),
     TextOrNull,
+    /// A file for node_exporter, which reads no other.
+    PromOrNull,
     Flag,
 }
 
@@ -19,7 +21,7 @@ impl Holds {
         match self {
             Holds::Seconds(_, default) => (*default).into(),
             Holds::Word(words) => words.first().copied().into(),
-            Holds::TextOrNull => Value::Null,
+            Holds::TextOrNull | Holds::PromOrNull => Value::Null,
             Holds::Flag => false.into(),
         }
     }
@@ -48,6 +50,7 @@ const KEYS: &[(&str, Holds)] = &[
     ("driver.module", Holds::Word(&["auto", "open", "proprietary"])),
     ("cuda.package", Holds::TextOrNull),
     ("cuda.repo", Holds::TextOrNull),
+    ("metrics.textfile", Holds::PromOrNull),
 ];
 
 /// Takes out of a document what cannot stand there: an unknown key, a wrong type, a slot that is none or is there twice. A
@@ -123,6 +126,13 @@ fn check_value(value: &Value, kind: &Holds) -> Result<(), String> {
         }
         Holds::Word(words) => (value.as_str().is_some_and(|w| words.contains(&w)), words.join(" or ")),
         Holds::TextOrNull => (value.is_string() || value.is_null(), "a string or null".to_string()),
+        Holds::PromOrNull => {
+            let is_file = |text: &str| text.starts_with('/') && text.ends_with(".prom") && !text.contains('\n');
+            (
+                value.is_null() || value.as_str().is_some_and(is_file),
+                "an absolute path that ends in .prom, or null".to_string(),
+            )
+        }
         Holds::Flag => (value.is_boolean(), "true or false".to_string()),
     };
     if right { Ok(()) } else { Err(expected) }

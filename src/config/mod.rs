@@ -20,6 +20,8 @@ pub struct Config {
     pub backup: Backup,
     pub driver: Driver,
     pub cuda: Cuda,
+    /// `metrics.textfile`: written at the end of whatever changes something.
+    pub textfile: Option<String>,
 }
 
 /// How long what may take: `time`.
@@ -182,6 +184,7 @@ impl Default for Config {
             backup: Backup::Idle,
             driver: Driver::default(),
             cuda: Cuda::default(),
+            textfile: None,
         }
     }
 }
@@ -262,6 +265,7 @@ impl Config {
                 },
             },
             cuda: Cuda { package: text("/cuda/package"), repo: text("/cuda/repo") },
+            textfile: text("/metrics/textfile"),
         }
     }
 }
@@ -355,7 +359,7 @@ mod tests {
             "policy":{"process":"refuse","unit":"refuse","nvidia_services":"stop","container":"refuse",
               "containers":{},"backup":"idle","ct_without_gpu":"start"},
             "driver":{"runfile":null,"runfile_url":null,"sha256":null,"dkms":false,"module":"auto"},
-            "cuda":{"package":null,"repo":null}}"#;
+            "cuda":{"package":null,"repo":null},"metrics":{"textfile":null}}"#;
         assert_eq!(Config::parse(text.as_bytes()).unwrap(), Config::default());
         assert_eq!(Config::parse(b"{}").unwrap(), Config::default());
     }

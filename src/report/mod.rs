@@ -1,8 +1,10 @@
-//! What people and programs ask to read: the status, the history, a plan, the configuration.
+//! What people and programs ask to read: the status, the history, a plan, the metrics, the configuration.
 
 mod claims;
 pub mod config;
 pub mod history;
+pub mod measured;
+pub mod metrics;
 pub mod plan;
 pub mod screen;
 pub mod status;

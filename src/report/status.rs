@@ -20,6 +20,7 @@ use crate::setup::kept::pending::Pending;
 use crate::sys::{How, Kernel, User};
 use serde_json::{Value, json};
 use std::fmt;
+use std::time::Duration;
 
 const SCHEMA: u64 = 1;
 
@@ -161,6 +162,11 @@ impl Status {
     /// `sees_all`: whether this process may look into every other one (root may). What cannot be read is a problem,
     /// not a failure: the rest can still be told.
     pub fn read(kernel: &dyn Kernel, store: &Store, sees_all: bool) -> Status {
+        Status::read_within(kernel, store, sees_all, None)
+    }
+
+    /// As [`Status::read`]; what is to be seen of processes must be seen in this time.
+    pub fn read_within(kernel: &dyn Kernel, store: &Store, sees_all: bool, limit: Option<Duration>) -> Status {
         let mut problems = Vec::new();
         let mut records = Vec::new();
         for record in store.each_record() {
@@ -176,7 +182,8 @@ impl Status {
             Err(error) => Some(format!("{error:#}")),
         };
         let slots = nvidia_slots(kernel);
-        let open = if sees_all { look(kernel, &config, &slots, &mut problems) } else { None };
+        let limit = limit.unwrap_or(config.time.handoff / 2);
+        let open = if sees_all { look(kernel, &slots, limit, &mut problems) } else { None };
         let users = open.as_deref();
         let claims = claims::all(kernel);
         let gpus = slots.into_iter().map(|slot| {
@@ -363,12 +370,12 @@ impl Gpu {
 }
 
 /// Who has something of any slot open; none when that cannot be told in time.
-fn look(kernel: &dyn Kernel, config: &Config, slots: &[Slot], problems: &mut Vec<Problem>) -> Option<Vec<User>> {
+fn look(kernel: &dyn Kernel, slots: &[Slot], limit: Duration, problems: &mut Vec<Problem>) -> Option<Vec<User>> {
     let devices = [Devices::of_slots(kernel, slots, Reach::Slots), Devices::vfio_of_slots(kernel, slots)];
     if devices.iter().all(|devices| devices.is_idle(kernel)) {
         return Some(Vec::new());
     }
-    match kernel.look(&Devices::sought(&devices), config.time.handoff / 2) {
+    match kernel.look(&Devices::sought(&devices), limit) {
         Ok(sight) => {
             if !sight.hidden.is_empty() {
                 problems.push(Problem::from(format!("not seen is what these have open: {}", hidden(&sight.hidden))));

@@ -130,6 +130,15 @@ pub trait Files {
         files::write(&path, bytes, mode)
     }
 
+    /// As [`Files::write_file`], in a folder that is there, and without waiting for a disk: after a power loss the file may
+    /// be empty.
+    ///
+    /// # Errors
+    /// As [`Files::write_file`].
+    fn write_lightly(&self, path: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
+        files::write_lightly(&self.path(path), bytes, mode)
+    }
+
     /// # Errors
     /// What the kernel said; nothing when there is no such file.
     fn remove_file(&self, path: &str) -> io::Result<()> {

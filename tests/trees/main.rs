@@ -38,6 +38,7 @@ mod guests;
 mod history;
 mod holders;
 mod mappings;
+mod metrics;
 mod owed;
 mod policy;
 mod refresh;
