@@ -230,7 +230,7 @@ fn read_slowly(kernel: &dyn Kernel, address: Address, name: &str, limit: Duratio
 
 /// Vendor and device are all ones where no device answers; the files of that name say what once answered. One that sleeps
 /// in D3cold is woken by this, as a handoff would do next, and does not answer either when it cannot wake up.
-fn is_gone(kernel: &dyn Kernel, address: Address) -> Result<bool, ActError> {
+pub fn is_gone(kernel: &dyn Kernel, address: Address) -> Result<bool, ActError> {
     let sleeps = kernel.text(&address.attribute("power_state")).as_deref() == Some("D3cold");
     let limit = if sleeps { WAKE_LIMIT } else { READ_LIMIT };
     match kernel.read_head(&address.attribute("config"), 4, limit) {

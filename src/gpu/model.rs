@@ -1,7 +1,7 @@
 //! What a card is called: as its driver has it, else as the list of PCI ids has it that pciutils brings along.
 
-use super::inventory::{Function, READ_LIMIT};
-use super::nvidia::GPUS;
+use super::inventory::Function;
+use super::nvidia::{self, GPUS};
 use crate::address::Address;
 use crate::story::printable;
 use crate::sys::Kernel;
@@ -14,8 +14,7 @@ pub fn by_driver(kernel: &dyn Kernel, address: Address) -> Option<String> {
     if !kernel.exists(&path) {
         return None;
     }
-    let text = kernel.read_slowly(&path, READ_LIMIT).ok()?;
-    let text = String::from_utf8_lossy(&text);
+    let text = nvidia::information(kernel, address).ok()?;
     let model = text.lines().find_map(|line| line.strip_prefix("Model:"))?.trim();
     // Before it has looked at the card it says that.
     (!model.is_empty() && model != "Unknown").then(|| printable(model))

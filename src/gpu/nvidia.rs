@@ -1,6 +1,7 @@
 //! What the NVIDIA driver says of itself in `/proc/driver/nvidia` and `/sys/module`.
 
-use super::inventory::{READ_LIMIT, addresses};
+use super::inventory::{self, READ_LIMIT, addresses};
+use super::power;
 use crate::address::Address;
 use crate::story::printable;
 use crate::sys::{ActError, Kernel};
@@ -83,10 +84,8 @@ impl Minors {
     pub fn read(kernel: &dyn Kernel) -> Minors {
         let mut minors = Minors::default();
         for address in addresses(kernel, GPUS) {
-            match kernel.read_slowly(&format!("{GPUS}/{address}/information"), READ_LIMIT) {
-                Ok(text) => {
-                    minors.of.extend(device_minor(&String::from_utf8_lossy(&text)).map(|minor| (address, minor)))
-                }
+            match information(kernel, address) {
+                Ok(text) => minors.of.extend(device_minor(&text).map(|minor| (address, minor))),
                 Err(ActError::Stuck { .. }) => {
                     minors.is_busy = true;
                     return minors;
@@ -104,6 +103,19 @@ impl Minors {
     pub fn each(&self) -> impl Iterator<Item = (Address, u64)> {
         self.of.iter().map(|(address, minor)| (*address, *minor))
     }
+}
+
+/// What the driver says of a GPU; nothing of one that does not answer on its bus: asked then, the driver looks for the end of
+/// a list of capabilities that has none, and never gives its lock back (`pciPbiCheck`, seen with 550.163.01).
+///
+/// # Errors
+/// [`ActError::Stuck`] while the driver is busy.
+pub fn information(kernel: &dyn Kernel, address: Address) -> Result<String, ActError> {
+    if !power::sleeps(kernel, address) && inventory::is_gone(kernel, address)? {
+        return Ok(String::new());
+    }
+    let text = kernel.read_slowly(&format!("{GPUS}/{address}/information"), READ_LIMIT)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// That of one GPU; none, too, while the driver is busy.

@@ -1,4 +1,5 @@
 use super::*;
+use std::time::{Duration, Instant};
 
 // Functions beside GPU and audio
 
@@ -98,6 +99,20 @@ fn a_card_that_fell_off_the_bus() {
     }
 }
 
+/// NVIDIA's driver never comes back when it is asked about such a card, and keeps its lock meanwhile.
+#[test]
+fn a_card_that_fell_off_the_bus_is_not_asked_about() {
+    let information = "proc/driver/nvidia/gpus/0000:01:00.0/information";
+    let host = |bytes: &[u8]| host().answers("0000:01:00.0", bytes).silent(information);
+    for verb in ["--status", "doctor", "111 pre-start"] {
+        let begin = Instant::now();
+        let run = host(&[0xff; 64]).run(verb);
+        assert!(!(run.err + &run.out).contains("busy") && begin.elapsed() < Duration::from_secs(2), "{verb}");
+    }
+    // One that answers on its bus is.
+    assert!(host(&[0xde, 0x10, 0x84, 0x26]).run("--status").out.contains("busy"));
+}
+
 #[test]
 fn a_card_that_fell_off_the_bus_goes_home_as_far_as_it_gets() {
     let host = settled().record("vm-111", "0000:01:00", "away", "nvidia").answers("0000:01:00.0", &[0xff; 64]);
@@ -107,6 +122,12 @@ fn a_card_that_fell_off_the_bus_goes_home_as_far_as_it_gets() {
     assert!(told.contains(&format!("warning: {GONE}; going home as far as it gets")), "{}", run.err);
     assert!(told.last().unwrap().starts_with("error: 0000:01:00 is stranded: "), "{}", run.err);
     assert_eq!(host.own_file("vm-111")["progress"], json!("returning"));
+    // The driver might look at it for ever: it stays with vfio-pci, until it answers again.
+    assert!(!told.iter().any(|line| line.contains("load ") || line.contains("unbind")), "{}", run.err);
+    let plan = host.run("to-home --dry-run").out;
+    assert!(!plan.contains("bind"), "{plan}");
+    let plan = host.answers("0000:01:00.0", &[0xde, 0x10, 0x84, 0x26]).run("to-home --dry-run").out;
+    assert!(plan.contains("unbind from vfio-pci .0"), "{plan}");
 }
 
 // The console

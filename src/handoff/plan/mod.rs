@@ -250,7 +250,11 @@ fn set_power(plan: &mut Plan, phase: Phase, address: Address, power: Power) {
 /// Every function of the record back to its home, what was loaded before loaded again, every trace removed.
 pub fn to_home(facts: &Facts, record: &Record) -> Plan {
     let mut plan: Plan = thaw(record).collect();
-    let functions: Vec<(&Function, &HomeOf)> = with_home(facts, record).collect();
+    // A driver that meets a card which has fallen off the bus may look at it for ever (`pciPbiCheck` of NVIDIA's 550.163.01):
+    // with vfio-pci it is in nobody's way.
+    let fallen: BTreeSet<SlotId> = facts.functions().filter(|f| f.is_gone).map(|f| f.address.slot).collect();
+    let functions: Vec<(&Function, &HomeOf)> =
+        with_home(facts, record).filter(|(f, _)| !fallen.contains(&f.address.slot)).collect();
     // A function that lives on vfio-pci never left; one that somebody gave another driver is home enough.
     let lives_there = |home: &HomeOf| home.driver.as_deref() == Some(VFIO_PCI);
     let returning: Vec<(&Function, &HomeOf)> = functions

@@ -5,7 +5,7 @@ use crate::address::{Address, SlotId, list};
 use crate::exit::{Exit, Result};
 use crate::gpu::containers;
 use crate::gpu::holders::Devices;
-use crate::gpu::inventory::{READ_LIMIT, Slot, VFIO_PCI};
+use crate::gpu::inventory::{self, READ_LIMIT, Slot, VFIO_PCI};
 use crate::handoff::kept::record::{Owner, Progress, Record, Stopped};
 use crate::handoff::kept::store::{Locked, Stack};
 use crate::handoff::kept::wedge::{Call, Wedge};
@@ -335,6 +335,9 @@ impl Handoff<'_> {
             outcome = restored;
             outcome.phases.splice(0..0, phases);
         }
+        if outcome.is_complete() {
+            outcome.prevented = self.fallen(record).map(|address| format!("{address} does not answer"));
+        }
         outcome
     }
 
@@ -361,7 +364,14 @@ impl Handoff<'_> {
         let holds = |step: &Step| matches!(step.holds(self.kernel, READ_LIMIT), Ok(true));
         // Nobody can see whether there is an id; Proxmox writes one when QEMU starts, which it has not.
         let is_seen = |step: &Step| !matches!(step, Step::RemoveId { .. });
-        self.plan_home(&rest).is_ok_and(|plan| plan.iter().all(|(_, step)| !is_seen(step) || holds(step)))
+        self.fallen(&rest).is_none()
+            && self.plan_home(&rest).is_ok_and(|plan| plan.iter().all(|(_, step)| !is_seen(step) || holds(step)))
+    }
+
+    /// One that is there, and has fallen off the bus: it was left where it was.
+    fn fallen(&self, record: &Record) -> Option<Address> {
+        let has_fallen = |address: &Address| matches!(inventory::is_gone(self.kernel, *address), Ok(true));
+        record.functions.iter().map(|home| home.address).find(has_fallen)
     }
 
     /// What [`Handoff::come_home`] would do for a person now.

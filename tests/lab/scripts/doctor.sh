@@ -1,8 +1,7 @@
 #!/bin/bash
 # What doctor looks for, made by a real kernel, udev, systemd, initramfs-tools, LXC: it is found, nothing else is, and it is
 # gone once its remedy has been typed as it stands there, its cause taken away, or --fix has run.
-# lab: --timeout 400
-# lab-genuine: --timeout 400
+# lab: --driver genuine --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A card that fell off the bus: its configuration space reads ones, because the port above it passes nothing on.
 # lab: --timeout 400
-# lab-genuine: --timeout 600
+# lab: --driver genuine --timeout 400
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
@@ -22,6 +22,13 @@ says 'pre-start' "$slot1 was not touched: $slot1.0 does not answer" 'rescan' 'po
 quick 'pre-start' 2000
 call gpu-handoff plan 111
 exits 'plan' 3
+# The driver would look for the end of a list of capabilities that has none.
+for verb in --status doctor 'doctor 111'; do
+    # shellcheck disable=SC2086 # the words of a call
+    call gpu-handoff $verb
+    quick "$verb" 5000
+    ok "$verb leaves nobody behind" not pgrep -x gpu-handoff
+done
 untouched 'a card that is gone' "$before"
 return_
 is 'its first bytes' 34121111 "$(first_bytes)"
