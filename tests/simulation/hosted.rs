@@ -82,7 +82,8 @@ impl State {
         let said = match (path, arguments) {
             ("/usr/bin/systemctl", ["show", "--property=SystemState", "--value"]) => "running".to_string(),
             ("/usr/bin/systemctl", ["show", "--property=ActiveState", "--value", "--", _]) => {
-                if self.running().units.contains(name) { "active" } else { "inactive" }.to_string()
+                if self.running().units.contains(name) || self.is_at_it(name) { "active" } else { "inactive" }
+                    .to_string()
             }
             // Jellyfin requires NVIDIA's service.
             ("/usr/bin/systemctl", ["show", "--property=RequiredBy,BoundBy,ConsistsOf", "--value", "--", SERVICE]) => {
@@ -125,6 +126,14 @@ impl State {
             _ => return None,
         };
         Some(Ok(said))
+    }
+
+    /// The unit that stops a container is there until pct comes back, which is when the container has stopped.
+    fn is_at_it(&self, unit: &str) -> bool {
+        let ctid = unit.strip_prefix("gpu-handoff-stop-").and_then(|unit| unit.strip_suffix(".service"));
+        let container = ctid.and_then(|ctid| self.hosted.containers.get(&ctid.parse().ok()?));
+        let pid = container.and_then(|container| container.pid);
+        self.living().any(|(other, process)| Some(*other) == pid && process.ends.is_some())
     }
 
     pub fn cgroup_file(&self, path: &[&str]) -> Option<String> {
