@@ -56,7 +56,7 @@ pub fn run(app: &App, asked: &Asked) -> Result<()> {
         _ => changes,
     };
     if is_due {
-        textfile::refresh(app);
+        textfile::refresh(app, matches!(call, Call::Hook { .. } | Call::Watch { .. }));
     }
     done
 }

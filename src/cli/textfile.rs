@@ -7,23 +7,34 @@ use crate::report::measured;
 use crate::report::metrics::Format;
 use crate::report::status::Status;
 use crate::sys::Share;
+use crate::systemd;
 use std::io;
 use std::time::Duration;
 
-/// For the look who uses what. A hook that is through with its work is not kept for more.
+/// For the look who uses what.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// For another run that is writing it.
 const TURN: Duration = Duration::from_secs(3);
 
-/// Where it is wanted. That it cannot be written changes nothing about what this run has done.
-pub fn refresh(app: &App) {
+/// Does the same as this program's `metrics --write`.
+const UNIT: &str = "gpu-handoff-metrics.service";
+
+/// Where it is wanted. That it cannot be written changes nothing about what this run has done. `waits`: somebody waits for
+/// this run, who need not wait for that; a unit does it then, if there is one.
+pub fn refresh(app: &App, waits: bool) {
     let Some(path) = Config::lenient(app.kernel).0.textfile else { return };
     if app.kernel.is_asked_to_end() {
         return;
     }
-    if let Err(error) = write(app, &path) {
-        app.story.warn(&format!("{path} was not written: {error}; only the metrics are affected"));
+    let folders = ["/lib/systemd/system", "/etc/systemd/system"];
+    let done = if waits && folders.iter().any(|folder| app.kernel.exists(&format!("{folder}/{UNIT}"))) {
+        systemd::start(app.kernel, UNIT).map_err(|error| format!("{UNIT} was not started: {error}"))
+    } else {
+        write(app, &path).map_err(|error| format!("{path} was not written: {error}"))
+    };
+    if let Err(problem) = done {
+        app.story.warn(&format!("{problem}; only the metrics are affected"));
     }
 }
 

@@ -202,6 +202,18 @@ fn what_else_writes_it() {
     );
 }
 
+/// Proxmox waits for a hook, which need not wait for the file.
+#[test]
+fn a_hook_has_a_unit_write_it() {
+    let host = events::with_systemd(told(settled())).file("lib/systemd/system/gpu-handoff-metrics.service", "");
+    assert_eq!(host.run("111 pre-start").code, Some(0));
+    let asked = fs::read_to_string(host.path("calls")).unwrap();
+    assert!(asked.contains("systemctl start --no-block -- gpu-handoff-metrics.service\n"), "{asked}");
+    assert_eq!(written(&host), "");
+    host.run("to-home");
+    assert_ne!(written(&host), "", "a person is told whether it works");
+}
+
 #[test]
 fn what_does_not_write_it() {
     let plain = || host().vm(112, "cores: 2");

@@ -14,6 +14,9 @@ use std::time::Duration;
 /// Reading and writing a file takes microseconds.
 const BOOKKEEPING: Duration = Duration::from_secs(5);
 
+/// For what nobody acts on, after a handoff that may have used all of its time.
+const SHORTLY: Duration = Duration::from_millis(500);
+
 impl Locked<'_> {
     /// None of the cards is forgotten that are kept already; of nothing the file goes.
     ///
@@ -46,13 +49,13 @@ impl Locked<'_> {
 }
 
 impl Store {
-    fn open_books(&self) -> Result<Lock> {
+    fn open_books(&self, patience: Duration) -> Result<Lock> {
         let path = self.directory.join(BOOKS);
-        self.books(BOOKKEEPING)?.with_context(|| format!("{}: locked by somebody all the time", path.display()))
+        self.books(patience)?.with_context(|| format!("{}: locked by somebody all the time", path.display()))
     }
 
     fn write_dri(&self, change: &mut dyn FnMut(&mut dri::Names)) -> Result<()> {
-        let _books = self.open_books()?;
+        let _books = self.open_books(BOOKKEEPING)?;
         let before = self.dri();
         let mut names = before.clone();
         change(&mut names);
@@ -68,7 +71,7 @@ impl Store {
     /// # Errors
     /// When what waits to be started cannot be read or written.
     pub fn change_to_start(&self, change: impl FnOnce(&mut Vec<ToStart>)) -> Result<()> {
-        let _books = self.open_books()?;
+        let _books = self.open_books(BOOKKEEPING)?;
         let before = match self.to_start() {
             Ok(entries) => entries,
             // Nobody can act on it; an administrator may still read it.
@@ -92,7 +95,7 @@ impl Store {
     pub fn remember(&self, entry: &Value) -> Vec<anyhow::Error> {
         self.set_changed();
         let Some(history) = self.history() else { return Vec::new() };
-        let books = self.open_books();
+        let books = self.open_books(SHORTLY);
         let written = history.append(entry, books.is_ok());
         let counted = books.and_then(|_books| {
             let path = history.counters();
