@@ -1,5 +1,6 @@
 #!/bin/bash
-# Installed by hand, without the package, each command as docs/installation.md has it; then docs/driver.md's.
+# Installed by hand, without the package, each command as docs/installation.md has it; then those of the manual pages and of
+# docs/driver.md.
 # lab: --timeout 300
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
@@ -38,6 +39,24 @@ works 'qm start 111' qm start 111
 in_vm 'the VM' $slot1 111
 works 'qm stop 111' qm stop 111
 is_home 'after the VM'
+
+# ---- the manual pages' examples ----
+rm $hook
+sed -i '/^hookscript:/d' "$guests/111.conf"
+mapfile -t examples < <(sed -n '/^\.Sh EXAMPLES$/,/^\.Ed$/s/^# //p' packaging/man/gpu-handoff.8)
+is 'examples' 4 ${#examples[@]}
+for line in "${examples[@]}"; do works "$line" bash -c "$line"; done
+ok 'the last of them tells the steps' grep -q 'bind to vfio-pci' <<<"$out"
+mkdir -p "${config%/*}"
+count=0
+while IFS= read -r -d $'\1' text; do
+    # With a card that is here.
+    printf '%s' "${text//41:00/01:00}" >"$config"
+    count=$((count + 1))
+    works "configuration $count" gpu-handoff config check
+done < <(sed -n '/^\.Bd /,/^\.Ed$/{/^\.Bd /d;s/^\.Ed$/\x01/;p}' packaging/man/gpu-handoff.json.5)
+is 'configurations' 2 $count
+rm "$config"
 
 # ---- the driver's installer, where it was downloaded ----
 page=$PWD/docs/driver.md
