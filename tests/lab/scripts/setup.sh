@@ -2,7 +2,6 @@
 # Driver and CUDA are installed in containers, privileged and not, from stand-ins for NVIDIA's downloads: end to end,
 # again without effect, killed in the stages inside, refused with nothing changed, and kept in step with the host.
 # lab: --timeout 600
-# lab-genuine: --timeout 900
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
