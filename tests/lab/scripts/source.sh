@@ -1,6 +1,6 @@
 #!/bin/bash
-# Installed by hand, without the package, each command as docs/installation.md has it; then those of the manual pages and of
-# docs/driver.md.
+# Installed by hand, without the package, each command as docs/installation.md has it; then those of the manual pages, of
+# docs/monitoring.md and of docs/driver.md.
 # lab: --timeout 300
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
@@ -56,6 +56,20 @@ while IFS= read -r -d $'\1' text; do
     works "configuration $count" gpu-handoff config check
 done < <(sed -n '/^\.Bd /,/^\.Ed$/{/^\.Bd /d;s/^\.Ed$/\x01/;p}' packaging/man/gpu-handoff.json.5)
 is 'configurations' 2 $count
+rm "$config"
+
+# ---- docs/monitoring.md's, and the unit that a hook has write the file ----
+file=/var/lib/prometheus/node-exporter/gpu-handoff.prom
+mkdir -p "${file%/*}"
+mapfile -t typed < <(sed -n 's/^    //p' docs/monitoring.md | head -n 4)
+echo "${typed[0]}" >"$config"
+for line in "${typed[@]:1}"; do works "$line" bash -c "$line"; done
+ok 'the file is there' grep -q '^gpu_handoff_owner_info{slot="0000:01:00",.*owner="host"' $file
+works 'qm start 111' qm start 111
+ok 'the file says who has the card' within 30 grep -q 'owner="vm",vmid="111"' $file
+works 'qm stop 111' qm stop 111
+ok 'and that it is home' within 30 grep -q 'owner="host"' $file
+is 'the unit that writes it' success "$(systemctl show -p Result --value gpu-handoff-metrics.service)"
 rm "$config"
 
 # ---- the driver's installer, where it was downloaded ----
