@@ -23,6 +23,7 @@ pub mod modprobe;
 pub mod proxmox;
 pub mod report;
 pub mod setup;
+pub mod sorted;
 pub mod story;
 #[allow(unsafe_code)]
 pub mod sys;

@@ -2,6 +2,7 @@
 
 use super::rules::{LineKind, Need};
 use crate::proxmox::ct;
+use crate::sorted;
 use std::fmt;
 use std::ops::Range;
 
@@ -50,7 +51,7 @@ pub(super) fn find(bytes: &[u8], wanted: &[&Line]) -> Vec<Option<Range<usize>>> 
 pub(super) fn places(bytes: &[u8], wanted: &[&Line]) -> Vec<(Range<usize>, usize)> {
     let found = find(bytes, wanted).into_iter().enumerate();
     let mut places: Vec<(Range<usize>, usize)> = found.filter_map(|(at, range)| Some((range?, at))).collect();
-    places.sort_unstable_by_key(|(range, at)| (range.start, *at));
+    sorted::sort_by_key(&mut places, |(range, at)| (range.start, *at));
     places.dedup_by_key(|(range, _)| range.start);
     places
 }

@@ -8,6 +8,7 @@ use super::line::Line;
 use super::rules::LineKind;
 use crate::address::{self, SlotId};
 use crate::json::put;
+use crate::sorted;
 use crate::sys::Kernel;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -37,7 +38,7 @@ pub fn path(ctid: u32) -> String {
 pub fn all(kernel: &dyn Kernel) -> Vec<u32> {
     let names = kernel.list(DIRECTORY);
     let mut ids: Vec<u32> = names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect();
-    ids.sort_unstable();
+    sorted::sort(&mut ids);
     ids
 }
 

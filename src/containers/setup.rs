@@ -17,6 +17,7 @@ use crate::exit::{Exit, Result};
 use crate::gpu::nodes::{self, UVM};
 use crate::gpu::{containers, nvidia};
 use crate::proxmox::ct;
+use crate::sorted;
 use crate::story::row;
 use crate::sys::{Lock, Share, heed_termination};
 use std::time::Duration;
@@ -271,7 +272,7 @@ fn looked_up(
         let other = driver.and_then(|driver| cuda::best(driver, &|release| index.has(&cuda::toolkit(release))));
         let Some(other) = other else {
             let mut there: Vec<cuda::Release> = index.names().filter_map(cuda::of_toolkit).collect();
-            there.sort_unstable();
+            sorted::sort(&mut there);
             let there: Vec<String> = there.into_iter().map(cuda::toolkit).collect();
             return Err(Exit::refused(format!(
                 "container {ctid}: {url} has no {package}; it has {}; name one of these in cuda.package (driver {}), or the \

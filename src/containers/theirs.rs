@@ -7,6 +7,7 @@ use super::rules::Need;
 use crate::gpu::containers::{self, Given, Way, is_at_or_below};
 use crate::gpu::nodes;
 use crate::proxmox::ct::{self, CtConfig};
+use crate::sorted;
 use crate::sys::{DeviceNumber, Kernel};
 
 pub struct Theirs {
@@ -69,7 +70,7 @@ impl Theirs {
     pub fn nodes(&self, kernel: &dyn Kernel, nodes: &[String]) -> Vec<String> {
         let is_given = |node: &&String| self.hook.is_some() || matches!(self.about(kernel, node), About::Given(_));
         let mut given: Vec<String> = nodes.iter().filter(is_given).cloned().collect();
-        given.sort_unstable();
+        sorted::sort(&mut given);
         given
     }
 
@@ -195,7 +196,7 @@ pub fn told(theirs: &Theirs) -> Vec<String> {
     let is_nvidia = |given: &&Given| [&given.host, &given.inside].iter().any(|path| path.starts_with("/dev/nvidia"));
     let mut told: Vec<String> = theirs.given.iter().filter(is_nvidia).map(Given::line).collect();
     // Mounts first, as they always were told.
-    told.sort_by_key(|line| !line.starts_with("lxc."));
+    sorted::sort_by_key(&mut told, |line| !line.starts_with("lxc."));
     let rules = theirs.config.raw_lxc.iter().filter(|(key, rule)| {
         matches!(key.as_str(), "lxc.cgroup2.devices.allow" | V1_ALLOW)
             && rule.split_whitespace().any(|word| word.starts_with("195:"))

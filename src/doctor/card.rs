@@ -3,6 +3,7 @@
 use super::facts::Facts;
 use super::finding::{Area, Check, Hit, Severity};
 use crate::handoff::plan::check;
+use crate::sorted;
 
 pub const AREA: Area = Area {
     title: "The cards",
@@ -194,7 +195,7 @@ fn number(line: &str) -> Option<u32> {
 fn xid(facts: &Facts) -> Vec<Hit> {
     let mut numbers: Vec<u32> =
         facts.host.log.iter().filter_map(|line| number(line)).filter(|one| *one != 79).collect();
-    numbers.sort_unstable();
+    sorted::sort(&mut numbers);
     numbers.dedup();
     let remedy = |number| match number {
         13 | 31 | 43 | 45 => {

@@ -27,6 +27,7 @@ use crate::App;
 use crate::exit::{Exit, Result};
 use crate::report::status::Status;
 use crate::setup::hookscript;
+use crate::sorted;
 use facts::Facts;
 use facts::guests::silent;
 use finding::{Area, Check, Finding, Severity};
@@ -121,7 +122,7 @@ fn find(facts: &Facts) -> Vec<Finding> {
     let is_asked = |finding: &Finding| facts.only.is_none() || finding.hit.guest == facts.only;
     let mut findings: Vec<Finding> = checks().flat_map(of).filter(is_asked).collect();
     // Of those alike the order of the table stays.
-    findings.sort_by_key(|finding| finding.severity);
+    sorted::sort_by_key(&mut findings, |finding| finding.severity);
     findings
 }
 

@@ -2,11 +2,10 @@
 
 use super::finding::{Finding, Repair};
 use crate::App;
-use crate::address::SlotId;
 use crate::exit::{Exit, Result};
 use crate::setup::hookscript::{LINK, PROGRAM};
+use crate::sorted;
 use crate::sys::ActError;
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Each is one write, which is quick unless something hangs there.
@@ -35,7 +34,7 @@ pub fn run(app: &App, look: &dyn Fn() -> Vec<Finding>) -> Result<(String, Result
     if before.is_empty() {
         return Ok((NOTHING.to_string(), Ok(())));
     }
-    let slots: BTreeSet<SlotId> = before.iter().filter_map(Repair::slot).collect();
+    let slots = sorted::set(before.iter().filter_map(Repair::slot));
     let Some(_locked) = app.store.lock(&slots, TURN)? else {
         let slots: Vec<String> = slots.iter().map(ToString::to_string).collect();
         let again = "see gpu-handoff --status, then again";

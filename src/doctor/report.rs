@@ -10,7 +10,7 @@ use crate::handoff::kept::history::History;
 use crate::report::status::Status;
 use crate::report::zone::Zone;
 use crate::report::{history, screen};
-use std::collections::BTreeSet;
+use crate::sorted;
 use std::io::Write;
 
 /// Handoffs that are told.
@@ -138,8 +138,7 @@ fn groups(facts: &Facts) -> String {
             one.address, one.vendor, one.device, one.class
         )
     };
-    let lines: BTreeSet<String> = all.map(line).collect();
-    lines.into_iter().collect()
+    sorted::set(all.map(line)).into_iter().collect()
 }
 
 fn past(app: &App) -> String {

@@ -14,6 +14,7 @@ use crate::proxmox::mapping::{self, Entry};
 use crate::proxmox::pci_id::PciId;
 use crate::proxmox::vm::{self, Driver, Hostpci, VmConfig};
 use crate::proxmox::{reservations, running};
+use crate::sorted;
 use crate::sys::Kernel;
 use crate::trouble::Trouble;
 use std::cell::OnceCell;
@@ -178,7 +179,7 @@ pub fn look_again(handoff: &Handoff, vmid: u32) -> Result<()> {
     let Some(ids) = running::devices(kernel, vmid) else { return Ok(()) };
     let is_ours = |id: &PciId| slot_of(kernel, id).filter(|slot| takes_part(slot, id)).map(|slot| slot.id);
     let mut has: Vec<SlotId> = ids.iter().filter_map(is_ours).collect();
-    has.sort_unstable();
+    sorted::sort(&mut has);
     has.dedup();
     handoff.has_been_given(&Owner::Vm(vmid), &has)
 }

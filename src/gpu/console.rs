@@ -5,6 +5,7 @@
 //! somebody attaches it again: then it goes to a framebuffer that is left.
 
 use crate::address::Address;
+use crate::sorted;
 use crate::sys::{ActError, Kernel};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -43,7 +44,7 @@ impl Console {
         let own: Vec<String> = addresses.iter().flat_map(of).collect();
         let mut all: Vec<(u32, String)> =
             kernel.list(FRAMEBUFFERS).into_iter().filter_map(|name| Some((number(&name)?, name))).collect();
-        all.sort_unstable();
+        sorted::sort(&mut all);
         // fbcon prefers the screen that the firmware began on, and takes the first one otherwise.
         let is_primary =
             |name: &str| kernel.text(&format!("{FRAMEBUFFERS}/{name}/device/boot_vga")).as_deref() == Some("1");

@@ -4,6 +4,7 @@ use super::inventory::{Slot, nvidia_slots};
 use super::nodes::{self, NVIDIA_MAJOR};
 use super::nvidia::Minors;
 use crate::proxmox::ct::{self, CtConfig};
+use crate::sorted;
 use crate::sys::{DeviceNumber, Kernel, Node};
 use crate::systemd;
 use std::path::{Component, Path};
@@ -291,7 +292,7 @@ fn included(kernel: &dyn Kernel, path: &str) -> Vec<(String, String)> {
 pub fn all(kernel: &dyn Kernel) -> Vec<u32> {
     let mut all: Vec<u32> =
         kernel.list(CONFIGS).into_iter().filter_map(|name| name.strip_suffix(".conf")?.parse().ok()).collect();
-    all.sort_unstable();
+    sorted::sort(&mut all);
     all
 }
 

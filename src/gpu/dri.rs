@@ -8,6 +8,7 @@
 use super::inventory::{functions_of_driver, unbound_gpus};
 use super::{nodes, nvidia, usage};
 use crate::address::Address;
+use crate::sorted;
 use crate::sys::Kernel;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -27,7 +28,7 @@ pub fn to_json(names: &Names) -> Value {
 pub fn from_json(value: &Value) -> Names {
     let names = |names: &Value| Some(names.as_array()?.iter().filter_map(|n| Some(n.as_str()?.to_string())).collect());
     let cards = value.as_object().into_iter().flatten();
-    cards.filter_map(|(address, value)| Some((address.parse().ok()?, names(value)?))).collect()
+    sorted::map(cards.filter_map(|(address, value)| Some((address.parse().ok()?, names(value)?))))
 }
 
 /// None while no nvidia_drm is loaded that makes DRM devices only then.
@@ -41,7 +42,7 @@ pub fn names(kernel: &dyn Kernel) -> Option<Names> {
         let names = paths.filter_map(|path| Some(path.rsplit_once('/')?.1.to_string())).collect();
         (address, names)
     };
-    Some(functions_of_driver(kernel, "nvidia").into_iter().map(named).collect())
+    Some(sorted::map(functions_of_driver(kernel, "nvidia").into_iter().map(named)))
 }
 
 /// What must be loaded anew.

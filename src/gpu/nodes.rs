@@ -6,6 +6,7 @@
 use super::inventory::{Function, VFIO_PCI, functions_of_driver, nvidia_slots};
 use super::nvidia::{self, Minors};
 use crate::address::Address;
+use crate::sorted;
 use crate::sys::{DeviceNumber, Kernel, Node};
 
 /// The modules that device nodes belong to.
@@ -70,7 +71,7 @@ pub fn capabilities(kernel: &dyn Kernel) -> Vec<Node> {
             gid: 0,
         });
     }
-    found.sort_by_key(|node| node.number);
+    sorted::sort_by_key(&mut found, |node| node.number);
     found
 }
 

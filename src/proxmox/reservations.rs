@@ -3,6 +3,7 @@
 
 use super::running::qemu_pid;
 use crate::address::Address;
+use crate::sorted;
 use crate::sys::Kernel;
 use std::collections::BTreeMap;
 
@@ -30,7 +31,7 @@ pub fn read(kernel: &dyn Kernel) -> BTreeMap<Address, u32> {
         Until::Pid(pid) => qemu_pid(kernel, reservation.vmid) == Some(pid),
     };
     let all = parse(&kernel.text(PATH).unwrap_or_default()).into_iter();
-    all.filter(|(_, reservation)| counts(reservation)).map(|(address, one)| (address, one.vmid)).collect()
+    sorted::map(all.filter(|(_, reservation)| counts(reservation)).map(|(address, one)| (address, one.vmid)))
 }
 
 /// Lines that Proxmox would pass over are passed over. Of two for a device the last counts.
@@ -46,7 +47,7 @@ fn parse(text: &str) -> BTreeMap<Address, Reservation> {
         let reservation = Reservation { vmid: vmid.parse().ok()?, until };
         words.next().is_none().then_some((address.parse().ok()?, reservation))
     };
-    text.lines().filter_map(line).collect()
+    sorted::map(text.lines().filter_map(line))
 }
 
 #[cfg(test)]

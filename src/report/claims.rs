@@ -4,6 +4,7 @@ use crate::address::SlotId;
 use crate::containers::record;
 use crate::events::{hookscript, stray};
 use crate::proxmox::{guest, vm};
+use crate::sorted;
 use crate::sys::Kernel;
 use serde_json::{Value, json};
 use std::fmt;
@@ -43,7 +44,7 @@ pub fn all(kernel: &dyn Kernel) -> Vec<Claim> {
     let vms = kernel.list("/etc/pve/qemu-server").into_iter();
     let vms = vms.filter_map(|name| of_vm(kernel, name.strip_suffix(".conf")?.parse().ok()?));
     let mut claims: Vec<Claim> = vms.filter(|claim| !claim.slots.is_empty()).collect();
-    claims.sort_by_key(|claim| claim.guest.id());
+    sorted::sort_by_key(&mut claims, |claim| claim.guest.id());
     claims.extend(record::all(kernel).into_iter().filter_map(|id| of_container(kernel, id)));
     claims
 }

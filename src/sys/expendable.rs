@@ -9,6 +9,7 @@
 
 use super::action::{ActError, Action, Node};
 use super::{failpoints, program, terminate, trace};
+use crate::sorted;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -197,7 +198,7 @@ pub(super) fn leave_parent_behind(keep: &[i32]) {
     }
     let mut from = 3;
     let mut kept: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
-    kept.sort_unstable();
+    sorted::sort(&mut kept);
     // SAFETY: the descriptors closed here belong to values that the child never touches again.
     unsafe {
         for fd in kept {

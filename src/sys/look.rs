@@ -7,6 +7,7 @@ use super::process::{Hidden, How, OpenDevice, Process, Sight, Sought, User};
 use super::progress::{At, Part, Progress};
 use super::scan::{self, Errand, Identity, Told};
 use super::terminate;
+use crate::sorted;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
@@ -53,7 +54,7 @@ pub fn look(root: &Path, sought: &Sought, limit: Duration) -> Result<Sight, Stri
     };
     // Each child but the last was given up for a process that it could not look at.
     while !look.with_child()? {}
-    look.sight.users.sort_by_key(|user| user.process.pid);
+    sorted::sort_by_key(&mut look.sight.users, |user| user.process.pid);
     Ok(look.sight)
 }
 

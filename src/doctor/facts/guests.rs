@@ -16,6 +16,7 @@ use crate::proxmox::running::is_alive;
 use crate::proxmox::storage::{self, Storage};
 use crate::proxmox::vm::{self, VmConfig};
 use crate::setup::hookscript as registration;
+use crate::sorted;
 use crate::story::Story;
 use crate::sys::Kernel;
 use crate::trouble::Trouble;
@@ -135,7 +136,7 @@ impl Guests {
 /// Whether they would start now. Each question looks at every process, so one of several VMs with the same wish is enough.
 fn ask_for_starts(app: &App, vms: &mut [Vm], slots: &[Slot], only: Option<u32>) {
     // That VMs take turns is no mistake.
-    let busy: BTreeSet<SlotId> = vms.iter().filter(|vm| vm.runs).flat_map(|vm| vm.slots.clone()).collect();
+    let busy = sorted::set(vms.iter().filter(|vm| vm.runs).flat_map(|vm| vm.slots.clone()));
     // What sleeps is not woken for this.
     let sleeps = |slot: &&Slot| slot.functions.iter().any(|one| power::sleeps(app.kernel, one.address));
     let asleep: Vec<SlotId> = slots.iter().filter(sleeps).map(|slot| slot.id).collect();
@@ -153,7 +154,7 @@ fn ask_for_starts(app: &App, vms: &mut [Vm], slots: &[Slot], only: Option<u32>) 
 fn ids(kernel: &dyn Kernel, directory: &str) -> Vec<u32> {
     let names = kernel.list(directory).into_iter();
     let mut ids: Vec<u32> = names.filter_map(|name| name.strip_suffix(".conf")?.parse().ok()).collect();
-    ids.sort_unstable();
+    sorted::sort(&mut ids);
     ids
 }
 

@@ -4,6 +4,7 @@ use crate::address::{Address, SlotId};
 use crate::gpu::console::Console;
 use crate::gpu::inventory::{self, Function, READ_LIMIT, Slot, VFIO_PCI};
 use crate::gpu::{nvidia, static_ids};
+use crate::sorted;
 use crate::sys::{ActError, Kernel};
 use std::collections::BTreeMap;
 
@@ -115,7 +116,7 @@ pub fn strangers(kernel: &dyn Kernel, slots: &[Slot]) -> Vec<Function> {
     let functions = || slots.iter().flat_map(|slot| &slot.functions);
     let is_ours = |address: Address| functions().any(|f| f.address == address);
     let mut groups: Vec<u32> = functions().filter_map(|f| f.iommu_group).collect();
-    groups.sort_unstable();
+    sorted::sort(&mut groups);
     groups.dedup();
     let members = groups.into_iter().flat_map(|group| inventory::group_members(kernel, group));
     members.filter(|f| !is_ours(f.address) && !f.is_harmless_bridge()).collect()

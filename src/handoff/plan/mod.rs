@@ -14,11 +14,11 @@ use crate::gpu::power::Power;
 use crate::handoff::kept::record::{HomeOf, Record};
 use crate::handoff::plan::facts::{Availability, Facts, GpuDriver};
 use crate::handoff::plan::step::Step;
+use crate::sorted;
 use crate::story;
 use crate::story::row;
 use crate::sys::Share;
 use crate::trouble::Trouble;
-use std::collections::BTreeSet;
 
 /// Steps in the order in which they must be done, each under the phase that the log names.
 pub type Plan = Vec<(Phase, Step)>;
@@ -252,7 +252,7 @@ pub fn to_home(facts: &Facts, record: &Record) -> Plan {
     let mut plan: Plan = thaw(record).collect();
     // A driver that meets a card which has fallen off the bus may look at it for ever (`pciPbiCheck` of NVIDIA's 550.163.01):
     // with vfio-pci it is in nobody's way.
-    let fallen: BTreeSet<SlotId> = facts.functions().filter(|f| f.is_gone).map(|f| f.address.slot).collect();
+    let fallen = sorted::set(facts.functions().filter(|f| f.is_gone).map(|f| f.address.slot));
     let functions: Vec<(&Function, &HomeOf)> =
         with_home(facts, record).filter(|(f, _)| !fallen.contains(&f.address.slot)).collect();
     // A function that lives on vfio-pci never left; one that somebody gave another driver is home enough.
@@ -268,8 +268,8 @@ pub fn to_home(facts: &Facts, record: &Record) -> Plan {
         set_power(&mut plan, Phase::Release, function.address, home.power.awake().unlike(&function.power));
     }
     // Before unbinding: an id left in vfio-pci would take the function back, and an identical card with it.
-    let ids: BTreeSet<(u16, u16)> =
-        functions.iter().filter(|(_, home)| !lives_there(home)).map(|(f, _)| (f.vendor, f.device)).collect();
+    let leaving = functions.iter().filter(|(_, home)| !lives_there(home));
+    let ids = sorted::set(leaving.map(|(f, _)| (f.vendor, f.device)));
     for (vendor, device) in ids.into_iter().filter(|id| !facts.static_ids.contains(id)) {
         plan.push((Phase::Release, Step::RemoveId { vendor, device }));
     }

@@ -2,7 +2,7 @@
 //! comes home has none, and those of the others may have other names. What nobody uses is loaded anew; the rest is told.
 
 use super::Handoff;
-use crate::address::{Address, SlotId};
+use crate::address::Address;
 use crate::gpu::console::Console;
 use crate::gpu::dri::{self, Anew, Idle, Names};
 use crate::gpu::inventory::{READ_LIMIT, Slot, nvidia_slots};
@@ -12,8 +12,8 @@ use crate::handoff::plan::step::Step;
 use crate::handoff::plan::{Phase, Plan};
 use crate::handoff::way::in_the_way;
 use crate::handoff::way::run::{OnFailure, Outcome};
+use crate::sorted;
 use crate::sys::Share;
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 impl Handoff<'_> {
@@ -135,7 +135,7 @@ impl Handoff<'_> {
         let cards =
             nvidia_slots(self.kernel).into_iter().filter(|slot| slot.gpu().is_some_and(|gpu| gpu.is_on("nvidia")));
         let others: Vec<HomeOf> = cards.filter(|slot| !locked.has(slot.id)).filter_map(|slot| homes(&slot)).collect();
-        let slots: BTreeSet<SlotId> = others.iter().map(|home| home.slot).collect();
+        let slots = sorted::set(others.iter().map(|home| home.slot));
         let _locked = self.store.lock(&slots, Duration::ZERO).ok()??;
         // Until now others could begin. What is to start from now on waits for the lock.
         if !self.idle(locked, &dri::names(self.kernel)?).stack {

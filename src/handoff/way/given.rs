@@ -8,7 +8,8 @@ use crate::gpu::Slot;
 use crate::gpu::holders::{Devices, Place};
 use crate::handoff::kept::record::{Owner, Progress, Record};
 use crate::handoff::way::intent::add_missing;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::sorted;
+use std::collections::BTreeMap;
 
 impl Handoff<'_> {
     /// A VM that runs has these slots, whatever its record says.
@@ -16,10 +17,7 @@ impl Handoff<'_> {
     /// # Errors
     /// When a record cannot be written, or something could not be brought home: then a record still has it.
     pub fn has_been_given(&self, owner: &Owner, has: &[SlotId]) -> Result<()> {
-        let is_right = |record: &Record| {
-            let named: BTreeSet<SlotId> = record.slots().into_iter().collect();
-            named == has.iter().copied().collect()
-        };
+        let is_right = |record: &Record| sorted::set(record.slots()) == sorted::set(has.iter().copied());
         let Some(record) = self.store.record(owner)?.filter(|record| !is_right(record)) else { return Ok(()) };
         let mut slots = record.slots();
         slots.extend(has);
