@@ -13,6 +13,8 @@ enum Holds {
     TextOrNull,
     /// A file for node_exporter, which reads no other.
     PromOrNull,
+    /// A program by its absolute path, and its arguments.
+    Program,
     Flag,
 }
 
@@ -21,13 +23,14 @@ impl Holds {
         match self {
             Holds::Seconds(_, default) => (*default).into(),
             Holds::Word(words) => words.first().copied().into(),
-            Holds::TextOrNull | Holds::PromOrNull => Value::Null,
+            Holds::TextOrNull | Holds::PromOrNull | Holds::Program => Value::Null,
             Holds::Flag => false.into(),
         }
     }
 }
 
-/// Every key there is. `*` stands for a slot, a CTID or a VMID.
+/// Every key there is. `*` stands for a slot, a CTID, a VMID or a service. Where both are there, `a.*` and `a.*.b`, one alone
+/// has either a word or an object.
 const KEYS: &[(&str, Holds)] = &[
     ("gpus.*.home", Holds::Word(&["auto", "nvidia", "nouveau", "vfio-pci", "none"])),
     // With less an ordinary modprobe, which gets two thirds of it, would look stuck.
@@ -36,9 +39,14 @@ const KEYS: &[(&str, Holds)] = &[
     ("time.stop_s", Holds::Seconds(0.1, 90)),
     ("policy.process", Holds::Word(&["refuse", "kill"])),
     ("policy.unit", Holds::Word(&["refuse", "stop"])),
+    ("policy.units.*", Holds::Word(&["refuse", "stop"])),
+    ("policy.units.*.release", Holds::Program),
+    ("policy.units.*.else", Holds::Word(&["refuse", "stop"])),
     ("policy.nvidia_services", Holds::Word(&["stop", "refuse"])),
     ("policy.container", Holds::Word(&["refuse", "stop", "leave"])),
     ("policy.containers.*", Holds::Word(&["refuse", "stop", "leave"])),
+    ("policy.containers.*.release", Holds::Program),
+    ("policy.containers.*.else", Holds::Word(&["refuse", "stop", "leave"])),
     ("policy.vm", Holds::Word(&["refuse", "shutdown", "stop"])),
     ("policy.vms.*", Holds::Word(&["refuse", "shutdown", "stop"])),
     ("policy.backup", Holds::Word(&["idle", "refuse", "policy"])),
@@ -62,7 +70,8 @@ pub(super) fn weed(value: &mut Value, path: &mut Vec<String>, problems: &mut Vec
         problems.push(problem);
         false
     };
-    if let Some((_, kind)) = KEYS.iter().find(|(pattern, _)| fits(pattern, path)) {
+    let has_parts = || value.is_object() && KEYS.iter().any(|(key, _)| begins(key, path) && !fits(key, path));
+    if let Some((_, kind)) = KEYS.iter().find(|(pattern, _)| fits(pattern, path)).filter(|_| !has_parts()) {
         return match check_value(value, kind) {
             Ok(()) => true,
             Err(expected) => wrong(format!("{}: expected {expected}, got {value}", at(path))),
@@ -111,7 +120,8 @@ pub(super) fn effective(document: &Value) -> Vec<(String, Value, bool)> {
             continue;
         }
         for (name, entry) in found.and_then(Value::as_object).into_iter().flatten() {
-            let entry = if after.is_empty() { Some(entry) } else { entry.pointer(&pointer(after)) };
+            let own = Some(entry).filter(|entry| !entry.is_object());
+            let entry = if after.is_empty() { own } else { entry.pointer(&pointer(after)) };
             all.extend(entry.map(|value| (format!("{before}{name}{after}"), value.clone(), true)));
         }
     }
@@ -133,6 +143,14 @@ fn check_value(value: &Value, kind: &Holds) -> Result<(), String> {
                 "an absolute path that ends in .prom, or null".to_string(),
             )
         }
+        Holds::Program => {
+            let words = value.as_array().filter(|words| words.iter().all(Value::is_string));
+            let program = words.and_then(|words| words.first()?.as_str());
+            (
+                program.is_some_and(|program| program.starts_with('/')),
+                "a list of strings, the first an absolute path".to_string(),
+            )
+        }
         Holds::Flag => (value.is_boolean(), "true or false".to_string()),
     };
     if right { Ok(()) } else { Err(expected) }
@@ -149,6 +167,7 @@ fn begins(pattern: &str, path: &[String]) -> bool {
     path.len() <= parts.len()
         && path.iter().zip(&parts).zip(before).all(|((key, part), before)| match (*part, *before) {
             ("*", "gpus") => true,
+            ("*", "units") => key.len() > ".service".len() && key.ends_with(".service"),
             ("*", _) => key.bytes().all(|b| b.is_ascii_digit()) && key.parse::<u32>().is_ok(),
             (part, _) => part == key,
         })
@@ -204,6 +223,50 @@ mod tests {
             "tine",
         ];
         assert_eq!(keys, expected);
+    }
+
+    #[test]
+    fn one_alone_has_a_word_or_an_object() {
+        let release = json!(["/usr/bin/curl", "-d", ""]);
+        let mut document = json!({"policy": {
+            "units": {"a.service": {"release": release, "else": "stop"}, "b.service": "stop", "c.scope": "stop",
+                "d.service": {"release": ["curl"]}, "e.service": {"release": "/bin/e"}, "f.service": {"otherwise": "stop"},
+                "g.service": {"release": []}, "h.service": {"else": "leave"}, ".service": "stop", "i.service": 7},
+            "containers": {"101": {"release": ["/bin/c"], "else": "leave"}, "102": {"release": ["/bin/c", 7]}},
+            "vms": {"111": {"release": ["/bin/c"]}},
+        }});
+        let mut problems = Vec::new();
+        assert!(weed(&mut document, &mut Vec::new(), &mut problems));
+        let left = json!({"policy": {
+            "units": {"a.service": {"release": release, "else": "stop"}, "b.service": "stop", "d.service": {},
+                "e.service": {}, "f.service": {}, "g.service": {}, "h.service": {}},
+            "containers": {"101": {"release": ["/bin/c"], "else": "leave"}, "102": {}}, "vms": {},
+        }});
+        assert_eq!(document, left);
+        problems.sort();
+        let expected = [
+            r#"policy.containers.102.release: expected a list of strings, the first an absolute path, got ["/bin/c",7]"#,
+            "policy.units..service: unknown key",
+            "policy.units.c.scope: unknown key",
+            r#"policy.units.d.service.release: expected a list of strings, the first an absolute path, got ["curl"]"#,
+            r#"policy.units.e.service.release: expected a list of strings, the first an absolute path, got "/bin/e""#,
+            "policy.units.f.service.otherwise: unknown key",
+            "policy.units.g.service.release: expected a list of strings, the first an absolute path, got []",
+            "policy.units.h.service.else: expected refuse or stop, got \"leave\"",
+            "policy.units.i.service: expected refuse or stop, got 7",
+            r#"policy.vms.111: expected refuse or shutdown or stop, got {"release":["/bin/c"]}"#,
+        ];
+        assert_eq!(problems, expected);
+        let said: Vec<String> =
+            effective(&document).into_iter().filter_map(|(key, _, said)| said.then_some(key)).collect();
+        let expected = [
+            "policy.units.b.service",
+            "policy.units.a.service.release",
+            "policy.units.a.service.else",
+            "policy.containers.101.release",
+            "policy.containers.101.else",
+        ];
+        assert_eq!(said, expected);
     }
 
     #[test]

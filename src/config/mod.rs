@@ -1,6 +1,9 @@
 //! `/etc/gpu-handoff/config.json`: policy for this node. Absent is normal, every key has a default.
 
 mod keys;
+mod policy;
+
+pub use policy::{ForContainer, ForVm, Policy};
 
 use crate::address::SlotId;
 use crate::sys::Kernel;
@@ -76,86 +79,6 @@ pub struct Cuda {
     pub package: Option<String>,
     /// `cuda.repo`: what stands for NVIDIA's `…/compute/cuda/repos/`.
     pub repo: Option<String>,
-}
-
-/// What becomes of those who use a GPU when a VM takes it: `policy`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
-    /// `policy.process` is `kill`.
-    pub kill_processes: bool,
-    /// `policy.unit` is `stop`.
-    pub stop_units: bool,
-    /// `policy.nvidia_services` is `stop`.
-    pub stop_nvidia_services: bool,
-    container: ForContainer,
-    containers: BTreeMap<u32, ForContainer>,
-    vm: ForVm,
-    vms: BTreeMap<u32, ForVm>,
-    /// `policy.ct_without_gpu` is `refuse`: a container whose GPU a VM has does not start.
-    pub refuse_ct_without_gpu: bool,
-    /// Of [`Policy::for_idle`]: what else is configured does not count.
-    pub is_for_idle: bool,
-}
-
-impl Policy {
-    /// As it is for one who takes the GPU only if nobody uses it; NVIDIA's services do not count as use.
-    #[must_use]
-    pub fn for_idle(&self) -> Policy {
-        Policy { stop_nvidia_services: self.stop_nvidia_services, is_for_idle: true, ..Policy::default() }
-    }
-
-    /// Whether `policy.containers` has it by itself.
-    pub fn names_container(&self, ctid: u32) -> bool {
-        self.containers.contains_key(&ctid)
-    }
-
-    /// `policy.containers.CTID`, else `policy.container`.
-    pub fn for_container(&self, ctid: u32) -> ForContainer {
-        self.containers.get(&ctid).copied().unwrap_or(self.container)
-    }
-
-    /// `policy.vms.VMID`, else `policy.vm`.
-    pub fn for_vm(&self, vmid: u32) -> ForVm {
-        self.vms.get(&vmid).copied().unwrap_or(self.vm)
-    }
-}
-
-impl Default for Policy {
-    fn default() -> Policy {
-        Policy {
-            kill_processes: false,
-            stop_units: false,
-            stop_nvidia_services: true,
-            container: ForContainer::Refuse,
-            containers: BTreeMap::new(),
-            vm: ForVm::Refuse,
-            vms: BTreeMap::new(),
-            refuse_ct_without_gpu: false,
-            is_for_idle: false,
-        }
-    }
-}
-
-/// What becomes of a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ForContainer {
-    /// One that uses the GPU keeps it; one that could is frozen for the moment in which the GPU changes hands.
-    Refuse,
-    /// One that uses the GPU is stopped, and started again when the GPU is back; one that could is frozen as above.
-    Stop,
-    /// As `Refuse`, but never frozen.
-    Leave,
-}
-
-/// What becomes of a VM that has the GPU when another VM starts that takes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ForVm {
-    /// It keeps the GPU.
-    Refuse,
-    /// It is shut down, and keeps the GPU if it does not do so in time.
-    Shutdown,
-    /// It is shut down, and stopped hard if it does not do so in time.
-    Stop,
 }
 
 /// `policy.backup`: whether a VM that is started only to be backed up is given its GPU.
@@ -247,7 +170,7 @@ impl Config {
                 lock: seconds("/time/lock_s", defaults.time.lock),
                 stop: seconds("/time/stop_s", defaults.time.stop),
             },
-            policy: policy(value),
+            policy: Policy::of(value),
             backup: match value.pointer("/policy/backup").and_then(Value::as_str) {
                 Some("refuse") => Backup::Refuse,
                 Some("policy") => Backup::Policy,
@@ -300,46 +223,6 @@ pub fn effective(kernel: &dyn Kernel) -> Result<Vec<(String, Value, bool)>, Stri
     Ok(keys::effective(&document(kernel)?.0))
 }
 
-fn policy(document: &Value) -> Policy {
-    let defaults = Policy::default();
-    let word = |key: &str| document.pointer(&format!("/policy/{key}")).and_then(Value::as_str);
-    let is = |key: &str, wanted: &str, default: bool| word(key).map_or(default, |word| word == wanted);
-    let each = |key: &str| document.pointer(key).and_then(Value::as_object).into_iter().flatten();
-    let containers = each("/policy/containers");
-    let vms = each("/policy/vms");
-    Policy {
-        kill_processes: is("process", "kill", defaults.kill_processes),
-        stop_units: is("unit", "stop", defaults.stop_units),
-        stop_nvidia_services: is("nvidia_services", "stop", defaults.stop_nvidia_services),
-        container: word("container").and_then(for_container).unwrap_or(defaults.container),
-        containers: containers
-            .filter_map(|(id, word)| Some((id.parse().ok()?, for_container(word.as_str()?)?)))
-            .collect(),
-        vm: word("vm").and_then(for_vm).unwrap_or(defaults.vm),
-        vms: vms.filter_map(|(id, word)| Some((id.parse().ok()?, for_vm(word.as_str()?)?))).collect(),
-        refuse_ct_without_gpu: is("ct_without_gpu", "refuse", defaults.refuse_ct_without_gpu),
-        is_for_idle: false,
-    }
-}
-
-fn for_vm(word: &str) -> Option<ForVm> {
-    match word {
-        "refuse" => Some(ForVm::Refuse),
-        "shutdown" => Some(ForVm::Shutdown),
-        "stop" => Some(ForVm::Stop),
-        _ => None,
-    }
-}
-
-fn for_container(word: &str) -> Option<ForContainer> {
-    match word {
-        "refuse" => Some(ForContainer::Refuse),
-        "stop" => Some(ForContainer::Stop),
-        "leave" => Some(ForContainer::Leave),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,21 +272,6 @@ mod tests {
         assert_eq!(config.driver.runfile_url.as_deref(), Some("http://a/b"));
         assert_eq!(config.driver.sha256.as_deref(), Some("00"));
         assert_eq!(config.cuda, Cuda { package: Some("cuda-nvcc-13-0".into()), repo: Some("file:/mirror".into()) });
-    }
-
-    #[test]
-    fn a_container_has_its_own_policy_or_that_of_all() {
-        let text = br#"{"policy":{"process":"kill","unit":"stop","nvidia_services":"refuse","container":"leave",
-            "containers":{"101":"stop","102":"refuse"},"ct_without_gpu":"refuse"},"time":{"stop_s":5}}"#;
-        let config = Config::parse(text).unwrap();
-        assert_eq!(config.time.stop, Duration::from_secs(5));
-        let policy = config.policy;
-        assert_eq!(policy.for_container(101), ForContainer::Stop);
-        assert_eq!(policy.for_container(102), ForContainer::Refuse);
-        assert_eq!(policy.for_container(103), ForContainer::Leave);
-        assert!(policy.kill_processes && policy.stop_units && !policy.stop_nvidia_services);
-        assert!(policy.refuse_ct_without_gpu && !Policy::default().refuse_ct_without_gpu);
-        assert_eq!(Policy::default().for_container(101), ForContainer::Refuse);
     }
 
     #[test]

@@ -105,7 +105,7 @@ fn make_these_ready(
     let watcher = OnceCell::new();
     let on_ready = || drop(watcher.set(watch::begin(app, vmid, After::Start)));
     let (listed, by) = (listed_by(named, vm), named.in_brackets());
-    let departure = Departure { owner: owner.clone(), slots: slots.to_vec(), by, listed, on_ready: &on_ready };
+    let departure = Departure { by, listed, on_ready: &on_ready, ..Departure::of(owner.clone(), slots.to_vec()) };
     let _locks = make_vms_way(&handoff, &departure)?;
     handoff.leave(&departure)?;
     if let Err(exit) = handoff.come_home_but(&owner, slots, "its configuration names it no longer") {

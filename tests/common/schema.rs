@@ -33,7 +33,15 @@ impl Look<'_> {
         for (keyword, rule) in schema.as_object().unwrap_or_else(|| panic!("{}: {schema} is no schema", self.file)) {
             let is_right = match keyword.as_str() {
                 "$schema" | "title" | "description" | "default" | "$defs" => true,
-                "properties" | "patternProperties" | "additionalProperties" | "items" | "anyOf" | "$ref" => continue,
+                "properties"
+                | "patternProperties"
+                | "additionalProperties"
+                | "items"
+                | "prefixItems"
+                | "anyOf"
+                | "$ref" => {
+                    continue;
+                }
                 "type" => list(rule).iter().any(|name| is_a(name.as_str().unwrap(), value)),
                 "enum" => list(rule).contains(value),
                 "const" => rule == value,
@@ -42,6 +50,7 @@ impl Look<'_> {
                 "pattern" => {
                     value.as_str().is_none_or(|text| Regex::new(rule.as_str().unwrap()).unwrap().is_match(text))
                 }
+                "minItems" => value.as_array().is_none_or(|items| items.len() as u64 >= rule.as_u64().unwrap()),
                 "required" => value
                     .as_object()
                     .is_none_or(|object| list(rule).iter().all(|key| object.contains_key(key.as_str().unwrap()))),
@@ -52,8 +61,12 @@ impl Look<'_> {
             }
         }
         self.refer(schema, value, path, mistakes);
-        if let (Some(rule), Some(items)) = (schema.get("items"), value.as_array()) {
-            items.iter().enumerate().for_each(|(n, item)| self.at(rule, item, &format!("{path}/{n}"), mistakes));
+        // Those without a rule of their own go by that for all.
+        let own = schema.get("prefixItems").map(list).unwrap_or_default();
+        for (n, item) in value.as_array().into_iter().flatten().enumerate() {
+            if let Some(rule) = own.get(n).or(schema.get("items")) {
+                self.at(rule, item, &format!("{path}/{n}"), mistakes);
+            }
         }
         self.keys(schema, value, path, mistakes);
     }

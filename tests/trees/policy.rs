@@ -105,3 +105,99 @@ fn one_that_does_not_stop_is_named_and_nothing_moves() {
     assert_eq!(run.code, Some(1));
     assert!(run.err.contains("ollama.service does not stop (after 0 s)"), "{}", run.err);
 }
+
+/// A program of the administrator's that notes how it is called, and then does this in the tree.
+fn with_program(host: Host, path: &str, does: &str) -> Host {
+    let text = format!("#!/bin/sh\nroot=${{0%/{path}}}\necho \"{path} $*\" >>$root/calls\n{does}\n");
+    let host = host.file(path, &text);
+    fs::set_permissions(host.path(path), fs::Permissions::from_mode(0o755)).unwrap();
+    host
+}
+
+const ASKED: &str =
+    r#"{"policy":{"units":{"ollama.service":{"release":["/opt/unload","-m","a b"]}}},"time":{"stop_s":3}}"#;
+const LETS_GO: &str = "rm -r $root/proc/5000001";
+
+fn using_ollama() -> Host {
+    with_systemd(with_drm_node(host())).process(PID, "ollama", IN_UNIT, &[NULL])
+}
+
+fn calls(host: &Host) -> String {
+    fs::read_to_string(host.path("calls")).unwrap_or_default()
+}
+
+#[test]
+fn one_that_lets_go_when_it_is_asked_runs_on() {
+    let host = with_program(using_ollama().config(ASKED), "opt/unload", LETS_GO);
+    let plan = host.run("plan 111");
+    let line = "  ask       ollama.service by /opt/unload -m a b, else refuse";
+    assert_eq!(plan.out.lines().nth(1), Some(line), "{}{}", plan.out, plan.err);
+    let plan: serde_json::Value = serde_json::from_str(&host.run("plan 111 --json").out).unwrap();
+    let first = &plan["steps"][0];
+    assert_eq!(first["phase"], "ask", "{plan}");
+    assert_eq!(calls(&host), "", "a plan asks nobody");
+    // A tree of files unloads no module, so the handoff goes back.
+    let run = host.run("111 pre-start");
+    let lines = told(&run);
+    assert!(lines[0].ends_with("0000:01:00 host -> VM 111"), "{}", run.err);
+    assert!(lines[1].contains("ask") && lines[1].ends_with(" ms  ollama.service"), "{}", run.err);
+    assert!(lines[2].contains("check") && lines[2].ends_with("not in use"), "{}", run.err);
+    assert_eq!(lines.iter().filter(|line| line.contains("host -> VM 111")).count(), 1, "{}", run.err);
+    let calls = calls(&host);
+    assert!(calls.starts_with("opt/unload -m a b\n") && calls.matches("unload").count() == 1, "{calls}");
+    assert!(!calls.contains("systemctl stop"), "{calls}");
+}
+
+#[test]
+fn one_that_does_not_let_go_is_refused_or_stopped() {
+    let end = "error: 0000:01:00 was not touched, it is in use: PID 5000001 (ollama, ollama.service) has /dev/dri/card0 open; ";
+    let key = would("policy.units.ollama.service.else \"stop\"");
+    for (does, why) in [
+        ("echo no such model >&2; exit 7", "no such model"),
+        ("sleep 60", "did not end within 1 s"),
+        ("true", "it still has the GPU open"),
+    ] {
+        let host = with_program(using_ollama().config(ASKED), "opt/unload", does);
+        let run = host.run("111 pre-start");
+        assert_eq!(run.code, Some(3), "{}", run.err);
+        let lines = told(&run);
+        assert!(lines[1].ends_with(" ms  ollama.service, FAILED"), "{}", run.err);
+        let warning = &lines[2];
+        assert!(warning.starts_with("warning: ollama.service does not let go: /opt/unload: "), "{}", run.err);
+        assert!(warning.contains(why), "{}", run.err);
+        assert_eq!(*lines.last().unwrap(), format!("{end}{key}type: systemctl stop ollama.service; qm start 111"));
+        assert!(!host.has_own_file("vm-111"));
+    }
+    let without = using_ollama().config(ASKED).run("111 pre-start");
+    assert!(without.err.contains("/opt/unload: /opt/unload is not installed"), "{}", without.err);
+    let stopping = ASKED.replace(r#""a b"]"#, r#""a b"],"else":"stop""#);
+    let run = with_program(using_ollama().config(&stopping), "opt/unload", "true").run("111 pre-start");
+    assert!(
+        run.err.contains("ollama.service, FAILED") && run.err.contains(" ms  stop ollama.service\n"),
+        "{}",
+        run.err
+    );
+}
+
+#[test]
+fn nobody_is_asked_where_another_keeps_the_gpu() {
+    let host = with_program(using_ollama().config(ASKED), "opt/unload", LETS_GO);
+    let host = host.process(PID + 1, "ffmpeg", "/lxc/102/ns", &[NULL]);
+    let run = host.run("111 pre-start");
+    assert_eq!(run.code, Some(3), "{}", run.err);
+    assert!(run.err.contains("PID 5000002 (ffmpeg, container 102)") && !run.err.contains("5000001"), "{}", run.err);
+    assert_eq!(calls(&host), "");
+}
+
+#[test]
+fn a_container_is_asked_from_inside() {
+    let config =
+        r#"{"policy":{"containers":{"101":{"release":["/usr/bin/unload","x"],"else":"stop"}}},"time":{"stop_s":9}}"#;
+    let host = with_drm_node(host()).config(config).process(PID, "ffmpeg", "/lxc/101/ns", &[NULL]);
+    let host = with_program(with_systemd(host), "usr/sbin/pct", LETS_GO);
+    let plan = host.run("plan 111");
+    assert!(plan.out.contains("  ask       container 101 by /usr/bin/unload x, else stop\n"), "{}", plan.out);
+    let run = host.run("111 pre-start");
+    assert!(run.err.contains(" ms  container 101\n"), "{}", run.err);
+    assert!(calls(&host).starts_with("usr/sbin/pct exec 101 -- /usr/bin/unload x\n"), "{}", calls(&host));
+}

@@ -3,6 +3,7 @@
 use crate::config::{ForContainer, Policy};
 use crate::gpu::holders::{Ends, Holder};
 use crate::handoff::kept::record::Stopped;
+use crate::sorted;
 use crate::sys::Process;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,6 +23,23 @@ impl fmt::Display for Halt {
             Halt::Stop(what) => write!(f, "stop {what}"),
             Halt::Kill { process, command } => write!(f, "kill PID {} ({command})", process.pid),
         }
+    }
+}
+
+/// One that is asked to let go of the GPU before anybody is stopped, and runs on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    pub who: Stopped,
+    /// By its absolute path, with its arguments; for a container, in it.
+    pub program: Vec<String>,
+    /// Whether the policy stops it if that does not help.
+    stops: bool,
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let otherwise = if self.stops { "stop" } else { "refuse" };
+        write!(f, "{} by {}, else {otherwise}", self.who, self.program.join(" "))
     }
 }
 
@@ -76,14 +94,45 @@ pub fn decide(
     }
     halts.extend(just_started.iter().cloned().map(Halt::Stop));
     // Whoever needs one of NVIDIA's services goes before it.
-    halts.sort_by_key(|halt| (rank(halt), halt.clone()));
+    sorted::sort_by_key(&mut halts, |halt| (rank(halt), halt.clone()));
     halts.dedup();
     Ok(halts)
 }
 
-/// Whether it is stopped, and runs again later: then there is no point in waiting until it lets go by itself.
+/// Whether it is asked to let go or stopped, and runs again later: then there is no point in waiting until it lets go by
+/// itself.
 pub fn stops(policy: &Policy, holder: &Holder) -> bool {
-    matches!(halt(policy, holder), Some(Halt::Stop(_)))
+    release(policy, holder).is_some() || matches!(halt(policy, holder), Some(Halt::Stop(_)))
+}
+
+/// The container or service that a holder is in, as far as that could be stopped.
+pub fn in_which(holder: &Holder) -> Option<Stopped> {
+    match &holder.ends {
+        Ends::Container(id) => Some(Stopped::Container(*id)),
+        Ends::Service(unit) => Some(Stopped::Unit(unit.clone())),
+        _ => None,
+    }
+}
+
+/// Who is asked to let go, each once. `asked` were, and did not: for them the policy counts.
+pub fn releases(policy: &Policy, holders: &[Holder], asked: &[Stopped]) -> Vec<Release> {
+    let mut releases = Vec::new();
+    for release in holders.iter().filter_map(|holder| release(policy, holder)) {
+        if !asked.contains(&release.who) && !releases.contains(&release) {
+            releases.push(release);
+        }
+    }
+    releases
+}
+
+fn release(policy: &Policy, holder: &Holder) -> Option<Release> {
+    let who = in_which(holder)?;
+    let program = match &who {
+        Stopped::Container(id) => policy.release_of_container(*id),
+        Stopped::Unit(unit) => policy.release_of_unit(unit),
+    };
+    let stops = matches!(halt(policy, holder), Some(Halt::Stop(_)));
+    (!program.is_empty()).then(|| Release { who, program: program.to_vec(), stops })
 }
 
 fn halt(policy: &Policy, holder: &Holder) -> Option<Halt> {
@@ -94,8 +143,7 @@ fn halt(policy: &Policy, holder: &Holder) -> Option<Halt> {
             (policy.for_container(*id) == ForContainer::Stop).then_some(Halt::Stop(Stopped::Container(*id)))
         }
         Ends::Service(unit) => {
-            let may = if is_nvidia_service(unit) { policy.stop_nvidia_services } else { policy.stop_units };
-            may.then(|| Halt::Stop(Stopped::Unit(unit.clone())))
+            policy.stops_unit(unit, is_nvidia_service(unit)).then(|| Halt::Stop(Stopped::Unit(unit.clone())))
         }
         Ends::Kill => {
             let kill = Halt::Kill { process: holder.process, command: holder.command.clone() };
@@ -107,10 +155,8 @@ fn halt(policy: &Policy, holder: &Holder) -> Option<Halt> {
 /// The keys, with their values, that have everybody stopped who keeps the GPU: empty where no policy would.
 pub fn that_would_do(policy: &Policy, keepers: &[Holder]) -> Vec<String> {
     let key = |holder: &Holder| match &holder.ends {
-        Ends::Container(id) if policy.names_container(*id) => Some(format!("policy.containers.{id} \"stop\"")),
-        Ends::Container(_) => Some("policy.container \"stop\"".to_string()),
-        Ends::Service(unit) if is_nvidia_service(unit) => Some("policy.nvidia_services \"stop\"".to_string()),
-        Ends::Service(_) => Some("policy.unit \"stop\"".to_string()),
+        Ends::Container(id) => Some(format!("{} \"stop\"", policy.key_of_container(*id))),
+        Ends::Service(unit) => Some(format!("{} \"stop\"", policy.key_of_unit(unit, is_nvidia_service(unit)))),
         Ends::Kill => Some("policy.process \"kill\"".to_string()),
         Ends::Vm(_) | Ends::Passes | Ends::Typed(..) | Ends::Told(_) => None,
     };
@@ -128,7 +174,7 @@ pub fn commands(keepers: &[Holder]) -> Vec<String> {
         Ends::Typed(..) | Ends::Told(_) | Ends::Passes => 2,
     };
     let mut ordered: Vec<&Holder> = keepers.iter().collect();
-    ordered.sort_by_key(|holder| rank(holder));
+    sorted::sort_by_key(&mut ordered, |holder| rank(holder));
     let pids = ordered.iter().filter(|one| one.ends == Ends::Kill).map(|one| one.process.pid.to_string());
     let kill = format!("kill {}", pids.collect::<Vec<_>>().join(" "));
     let mut commands: Vec<String> = Vec::new();
@@ -242,6 +288,22 @@ mod tests {
         assert_eq!(decide(&units, &[holder("ollama.service")], &[], &started), expected);
         let keeper = Holder { ends: Ends::Kill, ..holder("x") };
         assert_eq!(decide(&units, std::slice::from_ref(&keeper), &[], &started), Err(vec![keeper]));
+    }
+
+    #[test]
+    fn who_is_asked_to_let_go_and_what_else() {
+        let policy = policy(
+            r#"{"container":"stop","units":{"a.service":{"release":["/bin/a","x"]}},
+                "containers":{"101":{"release":["/bin/c"]}}}"#,
+        );
+        let holders = [Ends::Container(101), unit("a.service"), unit("a.service"), unit("b.service"), Ends::Kill]
+            .map(|ends| holder(7, ends));
+        let words =
+            |asked: &[Stopped]| releases(&policy, &holders, asked).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let a = "a.service by /bin/a x, else refuse";
+        assert_eq!(words(&[]), ["container 101 by /bin/c, else stop", a]);
+        assert_eq!(words(&[Stopped::Container(101)]), [a]);
+        assert_eq!(holders.map(|holder| stops(&policy, &holder)), [true, true, true, false, false]);
     }
 
     #[test]

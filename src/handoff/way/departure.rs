@@ -1,8 +1,9 @@
 //! What is to leave the host.
 
 use crate::address::SlotId;
-use crate::handoff::kept::record::Owner;
+use crate::handoff::kept::record::{Owner, Stopped};
 use crate::proxmox::pci_id::PciId;
+use std::cell::RefCell;
 
 /// Slots that leave the host together.
 pub struct Departure<'a> {
@@ -15,11 +16,13 @@ pub struct Departure<'a> {
     /// Called when nothing can go wrong any more but the record does not say so yet: whatever is killed before, what is
     /// half-way is put right; whatever is killed later, somebody watches.
     pub on_ready: &'a dyn Fn(),
+    /// Who was asked to let go of the slots.
+    pub asked: RefCell<Vec<Stopped>>,
 }
 
 impl Departure<'_> {
     /// Slots that nobody but their owner has to do with.
     pub fn of(owner: Owner, slots: Vec<SlotId>) -> Departure<'static> {
-        Departure { owner, slots, by: String::new(), listed: Vec::new(), on_ready: &|| {} }
+        Departure { owner, slots, by: String::new(), listed: Vec::new(), on_ready: &|| {}, asked: RefCell::default() }
     }
 }

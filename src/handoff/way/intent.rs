@@ -12,12 +12,13 @@ use crate::handoff::kept::record::is_with;
 use crate::handoff::kept::record::{HomeOf, Owner, Record, Stopped};
 use crate::handoff::plan::check;
 use crate::handoff::plan::facts::Facts;
-use crate::handoff::plan::policy::{self, Halt};
+use crate::handoff::plan::policy::{self, Halt, Release};
 use crate::handoff::plan::step::Step;
 use crate::handoff::plan::{self, Outline, Plan};
 use crate::handoff::way::departure::Departure;
 use crate::handoff::way::halt;
 use crate::handoff::way::home::unreadable;
+use crate::handoff::way::let_go;
 use crate::proxmox::running;
 use crate::systemd;
 use crate::trouble::Trouble;
@@ -32,6 +33,8 @@ pub struct Intent {
     /// Earlier records, of owners that need these slots no more.
     pub(super) abandoned: Vec<Record>,
     pub(super) facts: Facts,
+    /// Who is asked to let go, before it is seen who must be stopped.
+    pub(super) releases: Vec<Release>,
     /// Who is stopped before.
     pub(super) halts: Vec<Halt>,
     pub(super) devices: Devices,
@@ -41,13 +44,17 @@ pub struct Intent {
 impl Intent {
     /// Who is stopped, and the steps.
     fn outline(&self, title: String, slots: &[SlotId]) -> Outline {
-        let halts: Vec<String> = self.halts.iter().map(ToString::to_string).collect();
-        let mut lines = plan::lines(slots, &self.plan);
-        if !halts.is_empty() {
-            lines.insert(0, (halt::PHASE, halts.join(", ")));
+        let before = self.releases.iter().map(|release| (let_go::PHASE, release.to_string()));
+        let before: Vec<_> = before.chain(self.halts.iter().map(|halt| (halt::PHASE, halt.to_string()))).collect();
+        let mut lines = Vec::new();
+        for phase in [let_go::PHASE, halt::PHASE] {
+            let of_phase: Vec<&str> =
+                before.iter().filter(|(name, _)| *name == phase).map(|(_, what)| &**what).collect();
+            lines.extend((!of_phase.is_empty()).then(|| (phase, of_phase.join(", "))));
         }
+        lines.extend(plan::lines(slots, &self.plan));
         let steps = self.plan.iter().map(|(phase, step)| (phase.name(), step.to_string()));
-        let steps = halts.into_iter().map(|halt| (halt::PHASE, halt)).chain(steps).collect();
+        let steps = before.into_iter().chain(steps).collect();
         Outline { title, slots: slots.to_vec(), steps, lines }
     }
 
@@ -104,19 +111,23 @@ impl Handoff<'_> {
             !is_own(owner, holder) && !policy::stops(&self.config.policy, holder)
         });
         let found = found.map_err(|problem| refuse(Trouble::new(problem, &then)))?;
-        let halts = self.decide(owner, &facts, &found.holders).map_err(|keepers| {
+        let releases = policy::releases(&self.config.policy, &found.holders, &departure.asked.borrow());
+        let is_asked =
+            |holder: &Holder| releases.iter().any(|release| policy::in_which(holder).as_ref() == Some(&release.who));
+        let others: Vec<Holder> = found.holders.iter().filter(|holder| !is_asked(holder)).cloned().collect();
+        let halts = self.decide(owner, &facts, &others).map_err(|keepers| {
             busy(owner, names, &self.config.policy, &keepers, self.of_all_cards(&facts, &keepers))
         })?;
         if !found.hidden.is_empty() {
             self.story.warn(&format!("not seen is what these have in memory: {}", hidden(&found.hidden)));
         }
-        if halts.is_empty() {
+        if halts.is_empty() && releases.is_empty() {
             let unseen = self.unseen(&facts, &plan, &devices, &found);
             unseen.map_or(Ok(()), |why| Err(refuse(why.and(&then))))?;
         }
         add_missing(&mut record.frozen, self.to_freeze(&facts, &halts));
         let plan = if record.frozen.is_empty() { plan } else { plan::to_vfio(&facts, &record).map_err(refuse)? };
-        Ok(Intent { record, abandoned, facts, halts, devices, plan })
+        Ok(Intent { record, abandoned, facts, releases, halts, devices, plan })
     }
 
     /// Who must go, by the policy; the error is who keeps the GPU.

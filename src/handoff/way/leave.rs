@@ -16,6 +16,7 @@ use crate::handoff::way::departure::Departure;
 use crate::handoff::way::halt::{self, Way};
 use crate::handoff::way::home::{TimeBox, unreadable};
 use crate::handoff::way::intent::{Intent, add_missing};
+use crate::handoff::way::let_go;
 use crate::handoff::way::run::{OnFailure, Outcome};
 use crate::sys::Share;
 use crate::trouble::Trouble;
@@ -50,16 +51,11 @@ impl Handoff<'_> {
 
     fn leave_locked(&self, locked: &Locked, attempt: &mut Attempt, departure: &Departure) -> Result<()> {
         let Departure { owner, slots, .. } = departure;
-        let first = self.share_to_leave(departure)?;
-        let (mut stack, intent) = self.stack_for(first, slots, &again(owner), self.config.time.lock, &|| {
-            let intent = self.intend(departure)?;
-            let share = plan::share(&intent.plan);
-            Ok((intent, share))
-        })?;
+        let title = list(slots);
+        let (mut stack, intent, asked_for) = self.intend_with_all_who_let_go(departure)?;
         let begin = attempt.begin;
         let found = intent.found(slots);
-        let Intent { mut record, abandoned, mut facts, halts, devices, mut plan } = intent;
-        let title = list(slots);
+        let Intent { mut record, abandoned, mut facts, releases: _, halts, devices, mut plan } = intent;
         let to_start = self.to_start_for(slots);
         add_missing(&mut record.stopped, to_start.iter().cloned());
         if plan.is_empty() && halts.is_empty() {
@@ -68,8 +64,12 @@ impl Handoff<'_> {
             self.story.say(&format!("{title}{} is already on {VFIO_PCI}: nothing to do", departure.by));
             return Ok(());
         }
-        self.story.say(&format!("{title}{} host -> {owner}", departure.by));
-        let checked = self.kernel.now().saturating_sub(begin);
+        match asked_for {
+            Some(took) => attempt.phase(let_go::PHASE, took),
+            None => self.story.say(&title_of(departure)),
+        }
+        let mut begin_of_steps = begin + asked_for.unwrap_or_default();
+        let checked = self.kernel.now().saturating_sub(begin_of_steps);
         self.story.phase("check", checked, &found);
         self.tell_of_firmware(&facts);
         // Before the record says so: a worker that is there puts right what is cut short from now on.
@@ -78,7 +78,6 @@ impl Handoff<'_> {
         self.keep_dri(locked);
         attempt.is_about(&record.slots());
         attempt.phase("check", checked);
-        let mut begin_of_steps = begin;
         if !halts.is_empty() {
             // What is stopped may take its time, and others have cards of their own.
             drop(stack);
@@ -106,6 +105,32 @@ impl Handoff<'_> {
         let took = attempt.took(self.kernel.now());
         self.story.say(&format!("{title} is on {VFIO_PCI}{} after {} ms", for_whom(owner), took.as_millis()));
         Ok(())
+    }
+
+    /// What is to be done, under the stack's lock, after everybody was asked to let go who may be asked, and how long that
+    /// took; none when there was nobody. The handoff's own time does not run meanwhile.
+    fn intend_with_all_who_let_go(&self, departure: &Departure) -> Result<(Stack, Intent, Option<Duration>)> {
+        let mut took = None;
+        loop {
+            let first = self.share_to_leave(departure)?;
+            let again = again(&departure.owner);
+            let (stack, intent) = self.stack_for(first, &departure.slots, &again, self.config.time.lock, &|| {
+                let intent = self.intend(departure)?;
+                let share = plan::share(&intent.plan);
+                Ok((intent, share))
+            })?;
+            if intent.releases.is_empty() {
+                return Ok((stack, intent, took));
+            }
+            drop(stack);
+            if took.is_none() {
+                self.story.say(&title_of(departure));
+            }
+            let begin = self.kernel.now();
+            self.ask_to_let_go(&intent.releases, &intent.devices);
+            departure.asked.borrow_mut().extend(intent.releases.into_iter().map(|release| release.who));
+            *took.get_or_insert_default() += self.kernel.now().saturating_sub(begin);
+        }
     }
 
     /// From here on it is this record's: what was to be started again for these slots, and what earlier records named.
@@ -263,6 +288,10 @@ impl Handoff<'_> {
 /// The GPU is with its owner.
 fn with_its_owner(record: &Record) -> Record {
     Record { progress: Progress::Away, frozen: Vec::new(), ..record.clone() }
+}
+
+fn title_of(Departure { owner, slots, by, .. }: &Departure) -> String {
+    format!("{}{by} host -> {owner}", list(slots))
 }
 
 fn for_whom(owner: &Owner) -> String {

@@ -11,6 +11,7 @@ pub mod in_the_way;
 pub mod intent;
 pub mod keeper;
 pub mod leave;
+pub mod let_go;
 pub mod origin;
 pub mod part;
 pub mod reconcile;
@@ -26,6 +27,7 @@ use crate::handoff::kept::journal::Journal;
 use crate::handoff::kept::record::{Owner, Record};
 use crate::handoff::kept::store::{Locked, Stack, Store};
 use crate::handoff::kept::wedge::{self, Wedge};
+use crate::sorted;
 use crate::story::Story;
 use crate::sys::{Kernel, Share};
 use crate::trouble::Trouble;
@@ -51,7 +53,7 @@ impl Handoff<'_> {
     /// The locks of these slots, and of all that a record names together with one of them. `again` is how to try again.
     fn lock(&self, limit: Duration, slots: &[SlotId], again: &str) -> Result<Locked<'_>> {
         let end = self.kernel.now() + limit;
-        let mut wanted: BTreeSet<SlotId> = slots.iter().copied().collect();
+        let mut wanted = sorted::set(slots.iter().copied());
         loop {
             self.add_neighbours(&mut wanted);
             let left = end.saturating_sub(self.kernel.now());

@@ -74,6 +74,20 @@ is_home 'stopped'
 ok 'stopped: container 101 runs again' within 40 runs 101
 ok 'stopped: and has the card' within 20 has_card 101
 
+# ---- asked to let go, in the container ----
+policy '{"containers":{"101":{"release":["/bin/sh","-c","pkill -f sleep.10101"]}}}'
+sleep 3 # or it would be waited for, as one that has only just begun
+works 'asked: pre-start' $hook 111 pre-start
+says 'asked' '  ask ' 'ms  container 101'
+in_no_vm 'asked' $slot1
+ok 'asked: container 101 runs on' runs 101
+works 'asked: post-stop' $hook 111 post-stop
+is_home 'asked'
+pct stop 101 >/dev/null 2>&1
+pct start 101 >/dev/null 2>&1
+ok 'asked: container 101 has the card again' within 20 has_card 101
+policy '{"containers":{"101":"stop","103":"leave"}}'
+
 # ---- under HA the commands only queue what they are asked for ----
 mkdir -p /run/pve
 echo 3 >/run/pve/ha-managed-101

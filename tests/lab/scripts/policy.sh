@@ -93,6 +93,52 @@ is_home 'unit and program'
 ok 'the unit runs again' within 30 runs ollama
 ok 'and has the card' within 10 has_open "$(pid_of ollama)" /dev/nvidia0
 
+# ---- asked to let go: it closes the card and runs on ----
+# Opens the card anew on SIGUSR2, closes it on SIGUSR1.
+cat >/run/systemd/system/model.service <<'END'
+[Service]
+ExecStart=/usr/bin/perl -e 'sub load { open F, "<", "/dev/nvidia0" } $SIG{USR1} = sub { close F }; $SIG{USR2} = \&load; load; sleep 1000 while 1'
+END
+begin model /dev/nvidia0
+model=$(pid_of model)
+asks() { # asks ELSE WORD…: how model.service is asked
+    local otherwise=$1 words
+    shift
+    printf -v words ',"%s"' "$@"
+    policy "{\"unit\":\"stop\",\"process\":\"kill\",\"units\":{\"model.service\":{\"release\":[${words:1}],\"else\":\"$otherwise\"}}}"
+}
+systemctl stop ollama
+asks refuse /usr/bin/systemctl kill -s USR1 model.service
+works 'asked: plan' gpu-handoff plan 111
+ok 'the plan says so' grep -q '^  ask       model.service by /usr/bin/systemctl kill' /run/call.out
+ok 'a plan asks nobody' has_open "$model" /dev/nvidia0
+works 'asked: qm start' qm start 111
+in_vm 'asked' $slot1 111
+says 'asked' '  ask ' 'ms  model.service' 'not in use'
+is 'asked: it runs on' "$model" "$(pid_of model)"
+works 'asked: qm stop' qm stop 111
+is_home 'asked'
+ok 'asked: nothing waits to be started' test ! -e $records/to-start
+systemctl kill -s USR2 model
+ok 'it has the card again' within 10 has_open "$model" /dev/nvidia0
+asks refuse /usr/bin/true
+sleep 3 # or it would be waited for, as one that has only just begun
+call $hook 111 pre-start
+exits 'asked in vain' 3
+says 'asked in vain' 'model.service does not let go: /usr/bin/true' 'policy.units.model.service.else "stop"'
+is 'asked in vain: it runs on' "$model" "$(pid_of model)"
+untouched 'asked in vain' "$at_home"
+asks stop /usr/bin/sleep 60
+works 'asked in vain, else stopped: pre-start' $hook 111 pre-start
+says 'asked in vain, else stopped' 'did not end within 10 s' 'stop model.service'
+is 'else stopped' inactive "$(state model)"
+works 'asked in vain, else stopped: post-stop' $hook 111 post-stop
+is_home 'asked in vain, else stopped'
+ok 'else stopped: it runs again' within 30 runs model
+systemctl stop model
+systemctl start ollama
+ok 'the other has the card again' within 10 has_open "$(pid_of ollama)" /dev/nvidia0
+
 # ---- the handoff fails after all: what was stopped runs again ----
 service deaf /dev/nvidia0
 sed -i 's/sub {.*exit 0 }/"IGNORE"/; s/\[Service\]/[Service]\nTimeoutStopSec=60/' /run/systemd/system/deaf.service
