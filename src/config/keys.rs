@@ -50,6 +50,7 @@ const KEYS: &[(&str, Holds)] = &[
     ("policy.vm", Holds::Word(&["refuse", "shutdown", "stop"])),
     ("policy.vms.*", Holds::Word(&["refuse", "shutdown", "stop"])),
     ("policy.backup", Holds::Word(&["idle", "refuse", "policy"])),
+    ("policy.others", Holds::Word(&["leave", "home"])),
     ("policy.ct_without_gpu", Holds::Word(&["start", "refuse"])),
     ("driver.runfile", Holds::TextOrNull),
     ("driver.runfile_url", Holds::TextOrNull),

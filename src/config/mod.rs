@@ -240,7 +240,7 @@ mod tests {
         let text = r#"{"gpus":{"0000:01:00":{"home":"auto"}},
             "time":{"handoff_s":60,"lock_s":10,"stop_s":90},
             "policy":{"process":"refuse","unit":"refuse","nvidia_services":"stop","container":"refuse",
-              "containers":{},"backup":"idle","ct_without_gpu":"start"},
+              "containers":{},"others":"leave","backup":"idle","ct_without_gpu":"start"},
             "driver":{"runfile":null,"runfile_url":null,"sha256":null,"dkms":false,"module":"auto"},
             "cuda":{"package":null,"repo":null},"metrics":{"textfile":null}}"#;
         assert_eq!(Config::parse(text.as_bytes()).unwrap(), Config::default());

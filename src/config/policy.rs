@@ -15,6 +15,8 @@ pub struct Policy {
     containers: Vec<(u32, Own<ForContainer>)>,
     vm: ForVm,
     vms: Vec<(u32, ForVm)>,
+    /// `policy.others` is `home`.
+    pub brings_others_home: bool,
     /// `policy.ct_without_gpu` is `refuse`: a container whose GPU a VM has does not start.
     pub refuse_ct_without_gpu: bool,
     /// Of [`Policy::for_idle`]: what else is configured does not count.
@@ -73,6 +75,7 @@ impl Policy {
                 .collect(),
             vm: word("vm").and_then(for_vm).unwrap_or(defaults.vm),
             vms: vms.filter_map(|(id, word)| Some((id.parse().ok()?, for_vm(word.as_str()?)?))).collect(),
+            brings_others_home: is("others", "home", defaults.brings_others_home),
             refuse_ct_without_gpu: is("ct_without_gpu", "refuse", defaults.refuse_ct_without_gpu),
             is_for_idle: false,
         }
@@ -81,7 +84,12 @@ impl Policy {
     /// As it is for one who takes the GPU only if nobody uses it; NVIDIA's services do not count as use.
     #[must_use]
     pub fn for_idle(&self) -> Policy {
-        Policy { stop_nvidia_services: self.stop_nvidia_services, is_for_idle: true, ..Policy::default() }
+        Policy {
+            stop_nvidia_services: self.stop_nvidia_services,
+            brings_others_home: self.brings_others_home,
+            is_for_idle: true,
+            ..Policy::default()
+        }
     }
 
     /// `policy.containers.CTID`, else `policy.container`.
@@ -139,6 +147,7 @@ impl Default for Policy {
             containers: Vec::new(),
             vm: ForVm::Refuse,
             vms: Vec::new(),
+            brings_others_home: false,
             refuse_ct_without_gpu: false,
             is_for_idle: false,
         }

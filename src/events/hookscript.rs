@@ -3,6 +3,7 @@
 //! Only pre-start can stop what Proxmox is doing, so everything that can say no says so there. A guest without a GPU
 //! costs one read of its configuration.
 
+use super::companions;
 use super::container;
 use super::mapped::{self, Named, Unusable, slot_of, takes_gpu, takes_part};
 use super::stray;
@@ -105,7 +106,9 @@ fn make_these_ready(
     let watcher = OnceCell::new();
     let on_ready = || drop(watcher.set(watch::begin(app, vmid, After::Start)));
     let (listed, by) = (listed_by(named, vm), named.in_brackets());
-    let departure = Departure { by, listed, on_ready: &on_ready, ..Departure::of(owner.clone(), slots.to_vec()) };
+    let others = companions::of(app, config, vmid, vm, (slots, named))?;
+    let departure =
+        Departure { by, listed, others, on_ready: &on_ready, ..Departure::of(owner.clone(), slots.to_vec()) };
     let _locks = make_vms_way(&handoff, &departure)?;
     handoff.leave(&departure)?;
     if let Err(exit) = handoff.come_home_but(&owner, slots, "its configuration names it no longer") {
@@ -176,7 +179,8 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
     let (listed, by) = (listed_by(&named, &vm), named.in_brackets());
     // As the hook has it: what is told here is what a start does.
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots)?;
-    let departure = Departure { by, listed, ..Departure::of(owner, slots) };
+    let others = companions::of(app, &config, vmid, &vm, (&slots, &named))?;
+    let departure = Departure { by, listed, others, ..Departure::of(owner, slots) };
     plan_after_others(&app.handoff(&config), &departure, false)
         .map_err(|exit| in_backup(named.refused(exit), vmid, &vm))
 }

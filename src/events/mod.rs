@@ -1,6 +1,7 @@
 //! Events become wishes: Proxmox starts or stops a guest, a start is given up, a device comes or goes, a person types a
 //! verb.
 
+mod companions;
 mod container;
 pub mod hookscript;
 pub mod manual;

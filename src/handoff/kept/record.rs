@@ -77,6 +77,8 @@ pub struct Record {
     pub owner: Owner,
     pub progress: Progress,
     pub functions: Vec<HomeOf>,
+    /// The VM's other devices, which Proxmox takes from the host when it starts (`policy.others`): where they were.
+    pub others: Vec<HomeOf>,
     /// Modules of the GPU's driver that were loaded, in the order in which they must be loaded again.
     pub modules: Vec<String>,
     /// What was stopped for it and is to run again when the GPU is home, in the order in which it was stopped.
@@ -152,6 +154,23 @@ impl HomeOf {
             model: model::of(kernel, function),
         }
     }
+
+    fn to_json(&self) -> Value {
+        let mut home = json!({
+            "slot": self.slot.to_string(),
+            "address": self.address.to_string(),
+            "driver": self.driver,
+            "module": self.module,
+        });
+        if !self.power.is_empty() {
+            let power = json!({"control": self.power.control, "d3cold_allowed": self.power.d3cold_allowed});
+            put(&mut home, "power", power);
+        }
+        if let Some(model) = &self.model {
+            put(&mut home, "model", model.as_str());
+        }
+        home
+    }
 }
 
 /// Whether a VM has what its record names, or is still being started.
@@ -167,6 +186,7 @@ impl Record {
             owner,
             progress: Progress::Leaving,
             functions: Vec::new(),
+            others: Vec::new(),
             modules: Vec::new(),
             stopped: Vec::new(),
             frozen: Vec::new(),
@@ -179,6 +199,16 @@ impl Record {
     pub fn slots(&self) -> Vec<SlotId> {
         let mut seen = BTreeSet::new();
         self.functions.iter().map(|f| f.slot).filter(|slot| seen.insert(*slot)).collect()
+    }
+
+    /// The VM's other devices as a record of their own, to be brought home once the GPU is; none without any.
+    pub fn of_others(&self) -> Option<Record> {
+        let functions = self.others.clone();
+        (!functions.is_empty()).then(|| Record {
+            functions,
+            progress: Progress::Returning,
+            ..Record::new(self.owner.clone())
+        })
     }
 
     /// One slot to name in a message.
@@ -206,33 +236,17 @@ impl Record {
     }
 
     pub fn to_json(&self) -> String {
-        let functions: Vec<Value> = self
-            .functions
-            .iter()
-            .map(|f| {
-                let mut home = json!({
-                    "slot": f.slot.to_string(),
-                    "address": f.address.to_string(),
-                    "driver": f.driver,
-                    "module": f.module,
-                });
-                if !f.power.is_empty() {
-                    let power = json!({"control": f.power.control, "d3cold_allowed": f.power.d3cold_allowed});
-                    put(&mut home, "power", power);
-                }
-                if let Some(model) = &f.model {
-                    put(&mut home, "model", model.as_str());
-                }
-                home
-            })
-            .collect();
+        let homes = |list: &[HomeOf]| -> Value { list.iter().map(HomeOf::to_json).collect() };
         let mut document = json!({
             "schema": SCHEMA,
             "progress": progress_word(self.progress),
-            "functions": functions,
+            "functions": homes(&self.functions),
             "modules": self.modules,
             "caller": self.caller.map(|caller| json!({"pid": caller.pid, "start": caller.start})),
         });
+        if !self.others.is_empty() {
+            put(&mut document, "others", homes(&self.others));
+        }
         if !self.stopped.is_empty() {
             put(&mut document, "stopped", self.stopped.iter().map(Stopped::to_json).collect::<Value>());
         }
@@ -261,6 +275,8 @@ impl Record {
         let progress = progress_of(&progress).with_context(|| format!("progress: {progress:?} is unknown"))?;
         let list = |name: &str| value.get(name).and_then(Value::as_array).with_context(|| format!("{name}: no list"));
         let functions = list("functions")?.iter().map(parse_function).collect::<Result<_>>()?;
+        let others = value.get("others").and_then(Value::as_array).into_iter().flatten();
+        let others = others.map(|home| parse_function(home).context("others")).collect::<Result<_>>()?;
         let modules = list("modules")?
             .iter()
             .map(|m| m.as_str().map(str::to_string).context("modules: not a string"))
@@ -271,7 +287,7 @@ impl Record {
         let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
         let (console, by_hand) = (flag("console"), flag("by_hand"));
         let caller = value.get("caller").and_then(process);
-        Ok(Record { owner, progress, functions, modules, stopped, frozen, console, caller, by_hand })
+        Ok(Record { owner, progress, functions, others, modules, stopped, frozen, console, caller, by_hand })
     }
 }
 
@@ -349,6 +365,14 @@ mod tests {
                 power: Power { control: Some("auto".to_string()), d3cold_allowed: None },
                 model: Some("NVIDIA GeForce RTX 4090".to_string()),
             }],
+            others: vec![HomeOf {
+                slot: "0000:05:00".parse().unwrap(),
+                address: "0000:05:00.0".parse().unwrap(),
+                driver: Some("xhci_hcd".to_string()),
+                module: Some("xhci_pci".to_string()),
+                power: Power::default(),
+                model: None,
+            }],
             modules: vec!["nvidia".to_string(), "nvidia_uvm".to_string()],
             stopped: vec![Stopped::Container(101), Stopped::Unit("nvidia-persistenced.service".to_string())],
             frozen: vec![102],
@@ -369,7 +393,7 @@ mod tests {
             "driver":"nvidia","module":null}],"modules":["nvidia","nvidia_uvm"],"caller":{"pid":812,"start":4711}}"#;
         let mut expected = record();
         (expected.console, expected.by_hand) = (false, false);
-        (expected.stopped, expected.frozen) = (Vec::new(), Vec::new());
+        (expected.stopped, expected.frozen, expected.others) = (Vec::new(), Vec::new(), Vec::new());
         expected.functions[0].power = Power::default();
         expected.functions[0].model = None;
         assert_eq!(Record::parse(Owner::Vm(111), text.as_bytes()).unwrap(), expected);

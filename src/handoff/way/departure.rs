@@ -1,7 +1,7 @@
 //! What is to leave the host.
 
 use crate::address::SlotId;
-use crate::handoff::kept::record::{Owner, Stopped};
+use crate::handoff::kept::record::{HomeOf, Owner, Stopped};
 use crate::proxmox::pci_id::PciId;
 use std::cell::RefCell;
 
@@ -13,6 +13,8 @@ pub struct Departure<'a> {
     pub by: String,
     /// What the owner's own configuration names, beside these slots: it may be in their IOMMU groups.
     pub listed: Vec<PciId>,
+    /// What else the owner takes from the host, where it is now (`policy.others`).
+    pub others: Vec<HomeOf>,
     /// Called when nothing can go wrong any more but the record does not say so yet: whatever is killed before, what is
     /// half-way is put right; whatever is killed later, somebody watches.
     pub on_ready: &'a dyn Fn(),
@@ -23,6 +25,14 @@ pub struct Departure<'a> {
 impl Departure<'_> {
     /// Slots that nobody but their owner has to do with.
     pub fn of(owner: Owner, slots: Vec<SlotId>) -> Departure<'static> {
-        Departure { owner, slots, by: String::new(), listed: Vec::new(), on_ready: &|| {}, asked: RefCell::default() }
+        Departure {
+            owner,
+            slots,
+            by: String::new(),
+            listed: Vec::new(),
+            others: Vec::new(),
+            on_ready: &|| {},
+            asked: RefCell::default(),
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! Slots come home: after their VM stopped, or by hand.
 
-use super::{Handoff, LOOK_AGAIN};
+use super::Handoff;
 use crate::address::{Address, SlotId, list};
 use crate::exit::{Exit, Result};
 use crate::gpu::containers;
 use crate::gpu::holders::Devices;
-use crate::gpu::inventory::{self, READ_LIMIT, Slot, VFIO_PCI};
+use crate::gpu::inventory::{self, READ_LIMIT, VFIO_PCI};
 use crate::handoff::kept::record::{Owner, Progress, Record, Stopped};
 use crate::handoff::kept::store::{Locked, Stack};
 use crate::handoff::kept::wedge::{Call, Wedge};
@@ -15,6 +15,7 @@ use crate::handoff::plan::policy;
 use crate::handoff::plan::step::Step;
 use crate::handoff::plan::{self, Plan};
 use crate::handoff::way::attempt::{Attempt, Direction};
+use crate::handoff::way::free::TimeBox;
 use crate::handoff::way::run::{OnFailure, Outcome};
 use crate::proxmox::running::is_alive;
 use crate::sys::{ActError, Share};
@@ -30,23 +31,6 @@ pub enum Asker {
     Person,
     /// Whoever watched over a start that was given up; unless the VM is being started again meanwhile.
     Watcher,
-}
-
-/// The time of one way home.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct TimeBox {
-    pub begin: Duration,
-    pub end: Duration,
-    /// What of it went into waiting for a VM to let go.
-    pub waited: Duration,
-    /// How long others may keep the driver's module stack; beside the time box.
-    pub patience: Duration,
-}
-
-impl TimeBox {
-    pub fn of(handoff: &Handoff, begin: Duration, end: Duration) -> TimeBox {
-        TimeBox { begin, end, waited: Duration::ZERO, patience: handoff.config.time.lock }
-    }
 }
 
 impl Handoff<'_> {
@@ -238,6 +222,8 @@ impl Handoff<'_> {
                 }
                 // First where it is to be from now on.
                 self.start_again(&record.slots(), &record.stopped)?;
+                record.stopped.clear();
+                self.bring_others_home(locked, &record, time)?;
                 Ok(locked.remove(&record.owner)?)
             }
             Some(mut rest) => {
@@ -326,7 +312,14 @@ impl Handoff<'_> {
         Ok(self.run_home(locked, &stack, record, &plan, end))
     }
 
-    fn run_home(&self, locked: &Locked, stack: &Stack, record: &Record, plan: &Plan, end: Duration) -> Outcome {
+    pub(super) fn run_home(
+        &self,
+        locked: &Locked,
+        stack: &Stack,
+        record: &Record,
+        plan: &Plan,
+        end: Duration,
+    ) -> Outcome {
         let mut outcome = self.run(locked, stack, record, plan, OnFailure::GoOn, end);
         if outcome.is_complete()
             && let Some(restored) = self.restore_dri(locked, stack, record, end)
@@ -341,7 +334,12 @@ impl Handoff<'_> {
         outcome
     }
 
-    fn stack_to_go_home(&self, record: &Record, time: TimeBox, stack: Option<Stack>) -> Result<(Stack, Plan)> {
+    pub(super) fn stack_to_go_home(
+        &self,
+        record: &Record,
+        time: TimeBox,
+        stack: Option<Stack>,
+    ) -> Result<(Stack, Plan)> {
         let plan_now = || {
             let plan = self.plan_home(record)?;
             let share = match plan::share(&plan) {
@@ -381,7 +379,11 @@ impl Handoff<'_> {
     pub fn plan_come_home(&self, record: &Record) -> Result<Plan> {
         self.refuse_wedged(&record.slots())?;
         self.refuse_to_take(record)?;
-        self.plan_home(record)
+        let mut plan = self.plan_home(record)?;
+        if let Some(others) = record.of_others() {
+            plan.extend(self.plan_home(&others)?);
+        }
+        Ok(plan)
     }
 
     /// The way home from where things are now.
@@ -406,66 +408,11 @@ impl Handoff<'_> {
         record.functions.iter().map(|home| home.address).filter(|address| !is_there(address)).collect()
     }
 
-    /// Whether a VM still has a function open. A VM's post-stop may run while its QEMU is still closing: unbinding
-    /// would block until it has.
-    pub(super) fn is_in_use(&self, record: &Record, end: Duration) -> Result<bool> {
-        let slots = self.slots_of(record);
-        let mut groups: Vec<u32> = slots
-            .iter()
-            .flat_map(|slot| &slot.functions)
-            .filter(|function| function.is_on(VFIO_PCI))
-            .filter_map(|function| function.iommu_group)
-            .collect();
-        groups.dedup();
-        // A group that a dying QEMU still has is busy after its descriptors are gone; the newer device nodes have no
-        // group to ask, so descriptors are looked at too.
-        for group in groups {
-            let left = end.saturating_sub(self.kernel.now());
-            match self.kernel.vfio_group_busy(group, left) {
-                Ok(false) => {}
-                // Opening waits while a VM's memory is being unmapped.
-                Ok(true) | Err(ActError::Stuck { .. }) => return Ok(true),
-                Err(error) => return Err(Exit::failed(format!("/dev/vfio/{group}: {error}"))),
-            }
-        }
-        let limit = end.saturating_sub(self.kernel.now()) / 2;
-        // The groups' word is enough to bring a card home: what has the newer nodes open has a group as well, or is a
-        // program of somebody's own, and then unbinding waits for it in the worker.
-        Ok(Devices::vfio_of_slots(self.kernel, &slots).holders(self.kernel, limit).is_ok_and(|found| !found.is_empty()))
-    }
-
-    /// How long it took until nobody had it open.
-    ///
-    /// # Errors
-    /// When somebody has it still at `end`.
-    pub(super) fn wait_until_free(&self, record: &Record, end: Duration) -> Result<Duration> {
-        let begin = self.kernel.now();
-        while self.is_in_use(record, end)? {
-            let waited = self.kernel.now().saturating_sub(begin);
-            let asked = self.kernel.is_asked_to_end();
-            if asked || self.kernel.now() >= end {
-                let devices = Devices::vfio_of_slots(self.kernel, &self.slots_of(record));
-                let holders = devices.holders(self.kernel, self.config.time.handoff / 10).unwrap_or_default();
-                let who = holders.first().map_or_else(|| "a VM is still closing it".to_string(), ToString::to_string);
-                let why = if asked { "asked to end".to_string() } else { format!("after {} s", waited.as_secs()) };
-                let what = format!("{} was not touched: {who} ({why})", list(record.slots()));
-                let trouble = Trouble::new(what, format!("end it, then: gpu-handoff to-nvidia {}", record.slot()));
-                return Err(if asked { Exit::failed(trouble) } else { Exit::overrun(trouble) });
-            }
-            self.kernel.sleep(LOOK_AGAIN);
-        }
-        Ok(self.kernel.now().saturating_sub(begin))
-    }
-
     /// Coming home matters more than being able to write that down.
     pub(super) fn save(&self, locked: &Locked, record: &Record) {
         if let Err(error) = locked.save(record) {
             self.story.warn(&format!("{error:#}"));
         }
-    }
-
-    fn slots_of(&self, record: &Record) -> Vec<Slot> {
-        record.slots().into_iter().filter_map(|slot| Slot::read(self.kernel, slot)).collect()
     }
 }
 

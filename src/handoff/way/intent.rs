@@ -88,6 +88,7 @@ impl Handoff<'_> {
         let slots = self.read_slots(names)?;
         let earlier = self.earlier_records(owner, &slots)?;
         let mut record = self.record_for(owner, &slots, &earlier);
+        add_others(&mut record.others, &departure.others);
         let abandoned = earlier.into_iter().filter(|r| r.owner != *owner && r.owner.vmid().is_some()).collect();
         let modules: Vec<&str> = record.modules.iter().map(String::as_str).collect();
         let facts = Facts::read(self.kernel, slots, &[], &modules).map_err(|error| unreadable(names, &error))?;
@@ -266,8 +267,9 @@ impl Handoff<'_> {
                 functions.push(home);
             }
         }
-        let (mut stopped, mut frozen) = (Vec::new(), Vec::new());
+        let (mut stopped, mut frozen, mut others) = (Vec::new(), Vec::new(), Vec::new());
         for record in known {
+            add_others(&mut others, &record.others);
             add_missing(&mut stopped, record.stopped.iter().cloned());
             add_missing(&mut frozen, record.frozen.iter().copied());
             // An own record may name slots that the configuration no longer does: they come home with the rest.
@@ -278,7 +280,7 @@ impl Handoff<'_> {
         }
         let by_hand = owner.vmid().is_some_and(|id| !running::is_locked(self.kernel, id));
         let caller = self.kernel.caller();
-        Record { functions, modules, stopped, frozen, console, caller, by_hand, ..Record::new(owner.clone()) }
+        Record { functions, others, modules, stopped, frozen, console, caller, by_hand, ..Record::new(owner.clone()) }
     }
 
     fn home_now(&self, slot: &Slot, function: &Function, by_hand: bool) -> HomeOf {
@@ -369,6 +371,12 @@ fn in_words(holder: &Holder) -> String {
         Ends::Passes => format!("{holder}: it ends by itself"),
         _ => holder.to_string(),
     }
+}
+
+/// What is on a driver of the host now, before what an earlier record says of it.
+fn add_others(others: &mut Vec<HomeOf>, more: &[HomeOf]) {
+    others.retain(|home| !more.iter().any(|one| one.address == home.address));
+    others.extend(more.iter().cloned());
 }
 
 pub(super) fn add_missing<T: PartialEq>(list: &mut Vec<T>, more: impl IntoIterator<Item = T>) {

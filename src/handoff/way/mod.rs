@@ -4,6 +4,7 @@ pub mod attempt;
 pub mod departure;
 pub mod dri;
 pub mod elsewhere;
+pub mod free;
 pub mod given;
 pub mod halt;
 pub mod home;
@@ -13,6 +14,7 @@ pub mod keeper;
 pub mod leave;
 pub mod let_go;
 pub mod origin;
+pub mod others;
 pub mod part;
 pub mod reconcile;
 pub mod resume;
@@ -89,6 +91,7 @@ impl Handoff<'_> {
             for record in &records {
                 if record.slots().iter().any(|slot| slots.contains(slot)) {
                     slots.extend(record.slots());
+                    slots.extend(record.others.iter().map(|home| home.slot));
                 }
             }
             if slots.len() == had {

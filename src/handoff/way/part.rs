@@ -1,7 +1,8 @@
 //! A part of what a record names comes home, and the rest stays.
 
 use super::Handoff;
-use super::home::{TimeBox, is_at_home_on_vfio};
+use super::free::TimeBox;
+use super::home::is_at_home_on_vfio;
 use crate::address::{SlotId, list};
 use crate::exit::{Exit, Result};
 use crate::handoff::kept::record::{Owner, Progress, Record};

@@ -12,7 +12,7 @@ use crate::handoff::kept::under_way;
 use crate::handoff::plan::Plan;
 use crate::handoff::plan::step::Step;
 use crate::handoff::way::attempt::{Attempt, Direction};
-use crate::handoff::way::home::TimeBox;
+use crate::handoff::way::free::TimeBox;
 use crate::proxmox::running;
 use crate::proxmox::running::is_alive;
 use crate::story::Story;

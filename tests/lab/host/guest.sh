@@ -20,6 +20,11 @@ describe() {
             -device "VGA,bus=rp$n,addr=0.0,multifunction=on"
             -device "ich9-intel-hda,bus=rp$n,addr=0.1,id=hda$n" -device "hda-output,bus=hda$n.0,audiodev=quiet")
     done
+    # What a VM may have beside a card: a USB controller and a disk. Where a second card would be is nothing.
+    [ -z "${LAB_OTHERS-}" ] || [ "$LAB_GPUS" = 2 ] || cards+=(-device "pcie-root-port,id=rp2,chassis=2,slot=2")
+    [ -z "${LAB_OTHERS-}" ] || cards+=(-device "pcie-root-port,id=rp8,chassis=8,slot=8" -device "qemu-xhci,bus=rp8"
+        -device "pcie-root-port,id=rp9,chassis=9,slot=9" -device "nvme,bus=rp9,drive=nvme,serial=lab"
+        -drive "file=nvme,format=raw,if=none,id=nvme,cache=unsafe")
     # It finds no disk to boot from and takes the kernel that QEMU offers, the card's framebuffer set up.
     [ "$LAB_FIRMWARE" = seabios ] || firmware=(
         -drive "if=pflash,format=raw,readonly=on,file=$uefi/OVMF_CODE_4M.fd" -drive 'if=pflash,format=raw,file=vars.fd')
@@ -61,6 +66,7 @@ furnish() {
     mkfifo "$1/out" "$1/ctl" "$1/monitor.in" "$1/monitor.out"
     : >>"$1/console.log"
     : >>"$1/journal.log"
+    [ -z "${LAB_OTHERS-}" ] || truncate -s 64M "$1/nvme"
     [ "$LAB_FIRMWARE" = seabios ] || cp "$image/root/usr/share/OVMF/OVMF_VARS_4M.fd" "$1/vars.fd"
     exec {ctl}<>"$1/ctl"
 }
@@ -98,8 +104,8 @@ gone() { # waits until it is
     exec {ctl}>&-
 }
 
-# A machine that hardly anybody wants is not worth a saved state.
-is_common() { [ -z "${LAB_APPEND-}${LAB_MEMORY-}${LAB_FRESH-}" ] && [ "$LAB_HOME" != vfio ]; }
+# A machine that hardly anybody wants is not worth a saved state, and one with an NVMe disk has none.
+is_common() { [ -z "${LAB_APPEND-}${LAB_MEMORY-}${LAB_FRESH-}${LAB_OTHERS-}" ] && [ "$LAB_HOME" != vfio ]; }
 
 # saved: fills `state` with the folder of a machine like this one that has booted and waits for its payload; boots it,
 # if there is none. Whatever the state depends on is in its name.

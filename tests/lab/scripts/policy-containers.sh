@@ -18,7 +18,7 @@ has_card() { has_open "$(user_of "$1" | head -n 1)" /dev/nvidia0 2>/dev/null; }
 # A container whose init has a program that keeps the card open.
 busy_container() { # busy_container CTID
     lab-ct create "$1" 'lxc.cgroup2.devices.allow: c 195:* rwm' "$mount"
-    printf '#!/bin/sh\nexec 3</dev/nvidia0\nexec sleep 10%s\n' "$1" >"/var/lib/lab-ct/$1/etc/rc.local"
+    printf '#!/bin/sh\necho $$ >/dev/user\nexec 3</dev/nvidia0\nexec sleep 10%s\n' "$1" >"/var/lib/lab-ct/$1/etc/rc.local"
     chmod 755 "/var/lib/lab-ct/$1/etc/rc.local"
     pct start "$1" >/dev/null 2>&1
     ok "container $1 has the card" within 20 has_card "$1"
@@ -75,7 +75,7 @@ ok 'stopped: container 101 runs again' within 40 runs 101
 ok 'stopped: and has the card' within 20 has_card 101
 
 # ---- asked to let go, in the container ----
-policy '{"containers":{"101":{"release":["/bin/sh","-c","pkill -f sleep.10101"]}}}'
+policy '{"containers":{"101":{"release":["/bin/sh","-c","kill $(cat /dev/user)"]}}}'
 sleep 3 # or it would be waited for, as one that has only just begun
 works 'asked: pre-start' $hook 111 pre-start
 says 'asked' '  ask ' 'ms  container 101'

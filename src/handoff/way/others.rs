@@ -1,0 +1,34 @@
+//! A VM's other devices come home after its GPU. Proxmox took them from the host when the VM started, by an id that it
+//! wrote into vfio-pci (PVE::SysFSTools::pci_dev_bind_to_vfio), and never gives one back.
+
+use super::Handoff;
+use crate::address::list;
+use crate::exit::{Exit, Result};
+use crate::handoff::kept::record::Record;
+use crate::handoff::kept::store::Locked;
+use crate::handoff::way::free::TimeBox;
+use crate::trouble::Trouble;
+
+impl Handoff<'_> {
+    /// To the drivers they had. One that never left, because the start failed before Proxmox took it, stays as it is.
+    ///
+    /// # Errors
+    /// When one could not be brought home: then the record stays, for the keeper to try again.
+    pub(super) fn bring_others_home(&self, locked: &Locked, record: &Record, time: TimeBox) -> Result<()> {
+        let Some(others) = record.of_others() else { return Ok(()) };
+        // What is owed for the GPU is done, and stays done if this takes long.
+        self.save(locked, record);
+        if self.is_in_use(&others, time.end)? {
+            self.wait_until_free(&others, time.end)?;
+        }
+        let (stack, plan) = self.stack_to_go_home(&others, time, None)?;
+        let title = list(others.slots());
+        self.story.say(&format!("{title} {} -> host", record.owner));
+        let outcome = self.run_home(locked, &stack, &others, &plan, time.end);
+        if outcome.is_complete() || outcome.only_stuck() {
+            return Ok(());
+        }
+        let again = format!("fix that, then: gpu-handoff to-nvidia {}", record.slot());
+        Err(Exit::failed(Trouble::new(format!("{title} is not home: {}", outcome.problem()), again)))
+    }
+}
