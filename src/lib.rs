@@ -12,6 +12,7 @@ pub mod causes;
 pub mod cli;
 pub mod config;
 pub mod containers;
+pub mod cpus;
 pub mod doctor;
 pub mod driver;
 pub mod events;
