@@ -200,6 +200,7 @@ pub fn message(data: &[u8]) {
     }
     survives_the_pipe(&Action::Write { path: path.clone(), data: value.clone() });
     survives_the_pipe(&Action::Load { modules });
+    survives_the_pipe(&Action::Pin { pid: 1, thread: i32::MAX, cpus: vec![0, 8191] });
     survives_the_pipe(&Action::Unload { module: value.clone() });
     let number = DeviceNumber { major: data.len() as u64, minor: u64::MAX };
     survives_the_pipe(&Action::MakeNode(Node { path, number, mode: 0o666, uid: u32::MAX, gid: 44 }));

@@ -16,6 +16,8 @@ pub enum Action {
     Unload { module: String },
     /// A character device node with this number, mode and owner, in the place of whatever was there.
     MakeNode(Node),
+    /// `sched_setaffinity(2)`: a process's thread runs on these CPUs only. The kernel may wait until it has left the others.
+    Pin { pid: i32, thread: i32, cpus: Vec<u32> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -58,6 +58,7 @@ impl fmt::Display for Request {
             Request::Act(Action::Load { modules }) => write!(f, "modprobe -a {}", modules.join(" ")),
             Request::Act(Action::Unload { module }) => write!(f, "unload {module}"),
             Request::Act(Action::MakeNode(node)) => write!(f, "make {}", node.path),
+            Request::Act(Action::Pin { thread, cpus, .. }) => write!(f, "pin thread {thread} to {}", numbers(cpus)),
             Request::Read(path) | Request::ReadHead(path, _) => write!(f, "read {path}"),
             Request::TryOpen(path) | Request::TryClaim(path) => write!(f, "open {path}"),
             Request::Weigh(node, counter) => write!(f, "weigh {node} by {counter}"),
@@ -218,6 +219,7 @@ pub fn encode(request: &Request) -> Vec<u8> {
         Request::Act(Action::Load { modules }) => (b'L', "", &*modules.join("\0")),
         Request::Act(Action::Unload { module }) => (b'U', "", module.as_str()),
         Request::Act(Action::MakeNode(node)) => (b'N', "", &*node.to_text()),
+        Request::Act(Action::Pin { pid, thread, cpus }) => (b'P', &*format!("{pid} {thread}"), &*numbers(cpus)),
         Request::Read(path) => (b'R', path.as_str(), ""),
         Request::ReadHead(path, length) => (b'H', path.as_str(), &*length.to_string()),
         Request::TryOpen(path) => (b'O', path.as_str(), ""),
@@ -239,6 +241,11 @@ pub fn decode(block: &[u8]) -> Option<Request> {
         b'L' => Request::Act(Action::Load { modules: second.split('\0').map(str::to_string).collect() }),
         b'U' => Request::Act(Action::Unload { module: second }),
         b'N' => Request::Act(Action::MakeNode(Node::from_text(&second)?)),
+        b'P' => {
+            let (pid, thread) = first.split_once(' ')?;
+            let cpus = second.split_whitespace().map(|cpu| cpu.parse().ok()).collect::<Option<_>>()?;
+            Request::Act(Action::Pin { pid: pid.parse().ok()?, thread: thread.parse().ok()?, cpus })
+        }
         b'R' => Request::Read(first),
         b'H' => Request::ReadHead(first, second.parse().ok().filter(|length| *length <= MOST_OF_HEAD)?),
         b'O' => Request::TryOpen(first),
@@ -248,6 +255,10 @@ pub fn decode(block: &[u8]) -> Option<Request> {
         b'J' => Request::LinkInside(second.parse().ok()?, first),
         _ => return None,
     })
+}
+
+fn numbers(cpus: &[u32]) -> String {
+    cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 pub(super) fn write_block(to: &mut File, block: &[u8]) -> io::Result<()> {
@@ -385,6 +396,7 @@ mod tests {
             Request::Act(Action::Load { modules: vec!["nvidia".to_string(), "nvidia_uvm".to_string()] }),
             Request::Act(Action::Unload { module: "nvidia".to_string() }),
             Request::Act(Action::MakeNode(node)),
+            Request::Act(Action::Pin { pid: 812, thread: 814, cpus: vec![2, 10] }),
             Request::Read("/sys/x".to_string()),
             Request::ReadHead("/sys/config".to_string(), 4),
             Request::TryOpen("/dev/vfio/5".to_string()),

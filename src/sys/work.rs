@@ -5,7 +5,9 @@ use super::device::DeviceNumber;
 use super::expendable::Request;
 use super::{inside, program, tree};
 use nix::libc;
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::unistd::Pid;
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -63,11 +65,12 @@ fn act(root: &Path, action: &Action) -> Result<(), ActError> {
             let arguments: Vec<&str> = ["-a", "--"].into_iter().chain(modules.iter().map(String::as_str)).collect();
             program::run(&program, &arguments, None).map(|_| ())
         }
-        Action::Unload { .. } | Action::MakeNode(_) if root != Path::new("/") => {
+        Action::Unload { .. } | Action::MakeNode(_) | Action::Pin { .. } if root != Path::new("/") => {
             Err(ActError::Program("not done under GPU_HANDOFF_ROOT".to_string()))
         }
         Action::Unload { module } => unload(module).map_err(ActError::Os),
         Action::MakeNode(node) => make_node(&below(root, &node.path), node).map_err(ActError::Os),
+        Action::Pin { pid, thread, cpus } => pin(*pid, *thread, cpus).map_err(ActError::Os),
     }
 }
 
@@ -117,6 +120,18 @@ fn unload(module: &str) -> io::Result<()> {
     Ok(())
 }
 
+fn pin(pid: i32, thread: i32, cpus: &[u32]) -> io::Result<()> {
+    // It may have ended since, and its number be somebody else's.
+    if !Path::new(&format!("/proc/{pid}/task/{thread}")).exists() {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(usize::try_from(*cpu).unwrap_or(usize::MAX))?;
+    }
+    Ok(sched_setaffinity(Pid::from_raw(thread), &set)?)
+}
+
 /// Made beside the final name and renamed, so that nobody finds the path without a node or with a wrong mode. A handoff
 /// and device events may make the same node at the same time: each has a name of its own for it.
 fn make_node(path: &Path, node: &Node) -> io::Result<()> {
@@ -128,4 +143,44 @@ fn make_node(path: &Path, node: &Node) -> io::Result<()> {
     std::os::unix::fs::chown(&beside, Some(node.uid), Some(node.gid))?;
     fs::set_permissions(&beside, fs::Permissions::from_mode(node.mode))?;
     fs::rename(&beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command};
+
+    fn allowed(child: &Child) -> String {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_string()
+    }
+
+    #[test]
+    fn a_thread_is_pinned_and_no_other_process_s() {
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        let mut other = Command::new("sleep").arg("100").spawn().unwrap();
+        let id = |child: &Child| i32::try_from(child.id()).unwrap();
+        let before = allowed(&other);
+        let last: u32 = before.rsplit([',', '-']).next().unwrap().parse().unwrap();
+        let pin = |pid: i32, thread: i32, cpus: &[u32]| {
+            let action = Action::Pin { pid, thread, cpus: cpus.to_vec() };
+            carry_out(Path::new("/"), &Request::Act(action)).map_err(|error| error.errno())
+        };
+        let done = pin(id(&child), id(&child), &[last]);
+        let (seen, of_another) = (allowed(&child), pin(id(&child), id(&other), &[last]));
+        let of_none = [&[][..], &[1023], &[8191]].map(|cpus| pin(id(&child), id(&child), cpus));
+        let (kept, untouched) = (allowed(&child), allowed(&other));
+        child.kill().and_then(|()| child.wait()).unwrap();
+        other.kill().and_then(|()| other.wait()).unwrap();
+        assert_eq!((done, of_another), (Ok(Vec::new()), Err(Some(libc::ESRCH))));
+        assert_eq!(of_none, [const { Err(Some(libc::EINVAL)) }; 3]);
+        assert_eq!((seen, kept, untouched), (last.to_string(), last.to_string(), before));
+    }
+
+    #[test]
+    fn no_thread_of_this_machine_is_a_tree_s() {
+        let action = Action::Pin { pid: 1, thread: 1, cpus: vec![0] };
+        let answer = carry_out(Path::new("/nowhere"), &Request::Act(action));
+        assert!(matches!(answer, Err(ActError::Program(words)) if words.contains("GPU_HANDOFF_ROOT")));
+    }
 }

@@ -131,6 +131,8 @@ fn errors_of(action: &Action) -> Vec<Kind> {
         Action::Load { .. } => vec![Kind::Words],
         // delete_module: in use (EWOULDBLOCK), being loaded or unloaded by somebody else (EBUSY), not allowed (EPERM).
         Action::Unload { .. } => of(&[libc::EWOULDBLOCK, libc::EBUSY, libc::EPERM]),
+        // sched_setaffinity: the thread has ended (ESRCH), none of these CPUs is online and in its cpuset (EINVAL).
+        Action::Pin { .. } => of(&[libc::ESRCH, libc::EINVAL]),
         // mknod and rename in devtmpfs: full (ENOSPC), read-only (EROFS).
         Action::MakeNode(_) => of(&[libc::ENOSPC, libc::EROFS]),
     }

@@ -224,7 +224,7 @@ impl SimKernel {
             Action::Write { path, .. } if path.starts_with("/sys/bus/pci/devices/") => {
                 block.locks.extend(path.split('/').nth(5).map(str::to_string));
             }
-            Action::Write { .. } | Action::MakeNode(_) => {}
+            Action::Write { .. } | Action::MakeNode(_) | Action::Pin { .. } => {}
             Action::Load { modules } => {
                 // One of them is probing a device.
                 let first = modules.iter().find(|m| !state.is_loaded(m));
@@ -312,6 +312,8 @@ fn change(state: &mut State, action: &Action) -> Reply {
             state.nodes.insert(node.path.clone(), NodeState { number, mode, uid, gid });
             Reply::Done
         }
+        // No thread runs in it.
+        Action::Pin { .. } => Reply::Errno(libc::ESRCH),
     }
 }
 
