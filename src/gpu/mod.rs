@@ -8,6 +8,7 @@ pub mod devices;
 pub mod dri;
 pub mod foreign;
 pub mod holders;
+pub mod interrupts;
 pub mod inventory;
 pub mod model;
 pub mod nodes;
