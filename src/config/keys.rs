@@ -1,6 +1,7 @@
 //! Every key of the configuration: what it may hold, and what it has where nobody says otherwise.
 
 use crate::address::SlotId;
+use crate::cpus::Cpus;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ enum Holds {
     /// A program by its absolute path, and its arguments.
     Program,
     Flag,
+    Cpus,
 }
 
 impl Holds {
@@ -23,7 +25,7 @@ impl Holds {
         match self {
             Holds::Seconds(_, default) => (*default).into(),
             Holds::Word(words) => words.first().copied().into(),
-            Holds::TextOrNull | Holds::PromOrNull | Holds::Program => Value::Null,
+            Holds::TextOrNull | Holds::PromOrNull | Holds::Program | Holds::Cpus => Value::Null,
             Holds::Flag => false.into(),
         }
     }
@@ -60,6 +62,12 @@ const KEYS: &[(&str, Holds)] = &[
     ("cuda.package", Holds::TextOrNull),
     ("cuda.repo", Holds::TextOrNull),
     ("metrics.textfile", Holds::PromOrNull),
+    ("vms.*.pin.vcpus", Holds::Cpus),
+    ("vms.*.pin.emulator", Holds::Cpus),
+    ("vms.*.pin.iothreads", Holds::Cpus),
+    ("vms.*.pin.irq", Holds::Cpus),
+    // Those of Linux; which of them a CPU has is asked where it is known.
+    ("vms.*.pin.governor", Holds::Word(&["performance", "powersave", "schedutil", "ondemand", "conservative"])),
 ];
 
 /// Takes out of a document what cannot stand there: an unknown key, a wrong type, a slot that is none or is there twice. A
@@ -151,6 +159,9 @@ fn check_value(value: &Value, kind: &Holds) -> Result<(), String> {
                 program.is_some_and(|program| program.starts_with('/')),
                 "a list of strings, the first an absolute path".to_string(),
             )
+        }
+        Holds::Cpus => {
+            (value.as_str().is_some_and(|text| Cpus::parse(text).is_some()), "CPUs as in 2-5,8, each once".to_string())
         }
         Holds::Flag => (value.is_boolean(), "true or false".to_string()),
     };

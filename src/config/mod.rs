@@ -1,12 +1,14 @@
 //! `/etc/gpu-handoff/config.json`: policy for this node. Absent is normal, every key has a default.
 
 mod keys;
+pub mod pin;
 mod policy;
 
 pub use policy::{ForContainer, ForVm, Policy};
 
 use crate::address::SlotId;
 use crate::sys::Kernel;
+use pin::Pin;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -23,6 +25,8 @@ pub struct Config {
     pub backup: Backup,
     pub driver: Driver,
     pub cuda: Cuda,
+    /// `vms.VMID.pin`.
+    pub pins: Vec<(u32, Pin)>,
     /// `metrics.textfile`: written at the end of whatever changes something.
     pub textfile: Option<String>,
 }
@@ -107,12 +111,17 @@ impl Default for Config {
             backup: Backup::Idle,
             driver: Driver::default(),
             cuda: Cuda::default(),
+            pins: Vec::new(),
             textfile: None,
         }
     }
 }
 
 impl Config {
+    pub fn pin_of(&self, vmid: u32) -> Option<&Pin> {
+        self.pins.iter().find(|(id, _)| *id == vmid).map(|(_, pin)| pin)
+    }
+
     /// What can be understood, and a line on each key that cannot: it has its default, and no other key suffers.
     ///
     /// # Errors
@@ -188,6 +197,7 @@ impl Config {
                 },
             },
             cuda: Cuda { package: text("/cuda/package"), repo: text("/cuda/repo") },
+            pins: pin::all(value),
             textfile: text("/metrics/textfile"),
         }
     }
