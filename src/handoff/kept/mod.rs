@@ -7,6 +7,7 @@ pub mod history;
 pub mod journal;
 pub mod next;
 pub mod owed;
+pub mod pinned;
 pub mod record;
 pub mod store;
 pub mod to_start;

@@ -35,6 +35,7 @@ pub(super) const WATCH: &str = "lock-watch-";
 const JOURNAL: &str = "journal";
 const WEDGED: &str = "wedged-";
 pub(super) const TO_START: &str = "to-start";
+pub(super) const PINNED: &str = "pin-";
 const RETRIES: &str = "retries";
 pub(super) const DRI: &str = "dri";
 /// What a set-up of the driver has stopped: written there, and read there.
@@ -249,7 +250,7 @@ impl Store {
     pub fn has_anything(&self) -> bool {
         let is_owed = |name: &str| {
             let is_record = name.starts_with(MANUAL) || Owner::from_file_name(name).is_some();
-            is_record || [TO_START, SET_UP].contains(&name) || name.starts_with(WEDGED)
+            is_record || [TO_START, SET_UP].contains(&name) || [WEDGED, PINNED].iter().any(|of| name.starts_with(of))
         };
         self.names().iter().any(|name| is_owed(name))
     }
@@ -271,7 +272,7 @@ impl Store {
         }
     }
 
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         let mut names = match fs::read_dir(&self.directory) {
             Ok(entries) => entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect::<Vec<_>>(),
             Err(_) => Vec::new(),
@@ -396,7 +397,19 @@ mod tests {
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory).unwrap();
         let store = Store::at(directory.clone());
-        for name in ["vm-111", "manual-0000:01:00", "wedged-0000:01:00", TO_START, SET_UP, DRI, RETRIES, LOCK, BOOKS] {
+        for name in [
+            "vm-111",
+            "manual-0000:01:00",
+            "wedged-0000:01:00",
+            "pin-111",
+            "pinning",
+            TO_START,
+            SET_UP,
+            DRI,
+            RETRIES,
+            LOCK,
+            BOOKS,
+        ] {
             fs::write(directory.join(name), "").unwrap();
             assert_eq!(store.has_anything(), is_named(name), "{name}");
             fs::remove_file(directory.join(name)).unwrap();
