@@ -70,6 +70,13 @@ impl Cpus {
     }
 }
 
+/// As they come.
+impl From<Vec<u32>> for Cpus {
+    fn from(all: Vec<u32>) -> Cpus {
+        Cpus(all)
+    }
+}
+
 /// What follows each other as a range.
 impl fmt::Display for Cpus {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {

@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod facts;
+pub mod pin;
 pub mod policy;
 pub mod step;
 
