@@ -20,6 +20,7 @@ use crate::doctor;
 use crate::events::{hookscript, manual, settle, stray, switch, udev, watch};
 use crate::exit::{Exit, Result};
 use crate::handoff::kept::history::History;
+use crate::handoff::plan::pin;
 use crate::json::put;
 use crate::report::measured;
 use crate::report::metrics::Format;
@@ -143,6 +144,7 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
 fn status(app: &App, json: bool, check: bool) -> Result<()> {
     let mut status = Status::read(app.kernel, &app.store, nix::unistd::geteuid().is_root());
     status.add_mistakes(stray::of_config(app).iter().map(ToString::to_string));
+    status.add_mistakes(pin::mistakes_of(app.kernel, &Config::lenient(app.kernel).0));
     for problem in status.problems() {
         app.story.warn(problem);
     }
@@ -184,8 +186,9 @@ fn zone(app: &App) -> Zone {
 }
 
 fn check_config(app: &App) -> Result<()> {
-    let (_, mut problems) = Config::read(app.kernel).map_err(Exit::usage)?;
+    let (config, mut problems) = Config::read(app.kernel).map_err(Exit::usage)?;
     problems.extend(stray::of_config(app).iter().map(ToString::to_string));
+    problems.extend(pin::mistakes_of(app.kernel, &config));
     match problems.as_slice() {
         [] => print(&format!("{}: nothing is wrong\n", config::PATH)),
         [problem] => Err(Exit::usage(problem.as_str())),

@@ -15,7 +15,7 @@ use crate::exit::{Code, Exit, Result};
 use crate::gpu::Slot;
 use crate::handoff::Handoff;
 use crate::handoff::kept::record::{Owner, Progress};
-use crate::handoff::plan::Outline;
+use crate::handoff::plan::{Outline, pin};
 use crate::handoff::way::attempt::Direction;
 use crate::handoff::way::departure::Departure;
 use crate::handoff::way::home::Asker;
@@ -34,6 +34,10 @@ use std::io::ErrorKind;
 pub fn run(app: &App, id: u32, phase: &str) -> Result<()> {
     match phase {
         "pre-start" => pre_start(app, id),
+        "post-start" => {
+            post_start(app, id);
+            Ok(())
+        }
         "post-stop" => post_stop(app, id),
         _ => Ok(()),
     }
@@ -181,8 +185,24 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
     let config = for_backup(app.config_for_hook(), vmid, &vm, &slots)?;
     let others = companions::of(app, &config, vmid, &vm, (&slots, &named))?;
     let departure = Departure { by, listed, others, ..Departure::of(owner, slots) };
-    plan_after_others(&app.handoff(&config), &departure, false)
-        .map_err(|exit| in_backup(named.refused(exit), vmid, &vm))
+    let outline = plan_after_others(&app.handoff(&config), &departure, false)
+        .map_err(|exit| in_backup(named.refused(exit), vmid, &vm))?;
+    with_pin(app, &config, vmid, outline)
+}
+
+/// A start goes on without what cannot be; who asks before it is to know.
+fn with_pin(app: &App, config: &Config, vmid: u32, mut outline: Outline) -> Result<Outline> {
+    let Some(wish) = config.pin_of(vmid) else { return Ok(outline) };
+    let facts = pin::Facts::of_vm(app.kernel, wish, vmid, None);
+    let (_, mut mistakes) = pin::judge(vmid, wish, &facts);
+    if let Some(last) = mistakes.pop() {
+        mistakes.iter().for_each(|mistake| app.story.error(mistake));
+        return Err(Exit::usage(format!("{last}; VM {vmid} would start without it")));
+    }
+    let text = pin::wished(wish, facts.vm.as_ref()).to_string();
+    outline.steps.extend(text.split(", ").map(|step| ("pin", step.to_string())));
+    outline.lines.push(("pin", text));
+    Ok(outline)
 }
 
 /// Proxmox drops a line that it cannot read, and starts the VM without what the line was to give it. But a later one may
@@ -279,6 +299,15 @@ fn in_backup(exit: Exit, vmid: u32, vm: &VmConfig) -> Exit {
     exit.and(&format!("VM {vmid} was only to be started for a backup, which fails with this"))
 }
 
+/// Of a VM that has a GPU; nobody else pays for being asked.
+fn post_start(app: &App, vmid: u32) {
+    if app.store.has_record(&Owner::Vm(vmid)) {
+        // What is wrong with it was told by pre-start.
+        let (config, _) = Config::lenient(app.kernel);
+        app.handoff(&config).pin(vmid);
+    }
+}
+
 fn post_stop(app: &App, vmid: u32) -> Result<()> {
     let owner = Owner::Vm(vmid);
     if !app.store.has_record(&owner) {
@@ -287,6 +316,7 @@ fn post_stop(app: &App, vmid: u32) -> Result<()> {
             return Ok(());
         }
     }
+    app.handoff(&Config::default()).unpin(vmid);
     // What is half-way, or cannot be read, is put right or told of.
     let record = app.store.record(&owner).ok().flatten();
     let Some(record) = record.filter(|record| record.progress == Progress::Away) else {

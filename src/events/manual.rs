@@ -137,13 +137,20 @@ pub fn plan_reconcile(app: &App, scope: Scope) -> Result<String> {
     let records = handoff.left_behind(scope);
     let missing = handoff.missing_nodes(scope);
     let lacks_uvm = handoff.lacks_uvm(scope);
-    if records.is_empty() && missing.is_empty() && !lacks_uvm {
+    let pinned = handoff.left_pinned();
+    if records.is_empty() && missing.is_empty() && !lacks_uvm && pinned.is_empty() {
         return Ok("nothing was left behind: nothing to do\n".to_string());
     }
     let plans = records.iter().map(|record| Ok(home_to_text(record, &handoff.plan_fetch(record)?)));
     let mut text = plans.collect::<Result<String>>()?;
     if lacks_uvm {
         text.push_str(&format!("a container has nvidia-uvm\n  {}\n", row("load", &nvidia::UVM)));
+    }
+    for vmid in pinned {
+        text.push_str(&format!(
+            "VM {vmid} was pinned\n  {}\n",
+            row("put back", &"interrupts' affinities and governors")
+        ));
     }
     if !missing.is_empty() {
         text.push_str(&format!("missing device nodes\n  {}\n", row("make", &nodes_to_text(&missing))));

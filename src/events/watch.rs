@@ -8,6 +8,8 @@
 //!
 //! Where Proxmox has chosen the card, by a mapping, it also looks whether that is the one that was made ready.
 //!
+//! Where the VM is to be pinned it also sees to what comes within a minute.
+//!
 //! As long as Proxmox has the lock it only looks. Starting it goes on beside the start, which does not wait for it.
 
 use super::mapped;
@@ -199,6 +201,7 @@ pub fn watch(handoff: &Handoff, vmid: u32, mut after: After) -> Result<()> {
     let mut ran = false;
     let begin = kernel.now();
     let (mut was_busy, mut was_unlocked) = (begin, begin);
+    let mut is_to_be_pinned = handoff.config.pin_of(vmid).is_some();
     loop {
         let now = kernel.now();
         let sight = Sight::of(kernel, handoff.store, vmid, &mut qemu);
@@ -214,9 +217,20 @@ pub fn watch(handoff: &Handoff, vmid: u32, mut after: After) -> Result<()> {
             after = After::Reboot;
         }
         match next(after, sight, ran, now - was_busy, now - was_unlocked) {
-            Next::Done if sight.runs && sight.has_record => return mapped::look_again(handoff, vmid),
+            Next::Done if sight.runs && sight.has_record => {
+                let looked = mapped::look_again(handoff, vmid);
+                if is_to_be_pinned {
+                    handoff.pin_for_a_while(vmid);
+                }
+                return looked;
+            }
             Next::Done => return Ok(()),
             Next::Look => kernel.sleep(LOOK_AGAIN),
+            Next::AwaitQemu if is_to_be_pinned => {
+                is_to_be_pinned = false;
+                // With QEMU that ends as well.
+                handoff.pin_for_a_while(vmid);
+            }
             Next::AwaitQemu => match qemu {
                 Some(qemu) => drop(kernel.wait_for_end(qemu, LOOK_AT_QEMU)),
                 None => kernel.sleep(LOOK_AGAIN),

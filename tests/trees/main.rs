@@ -41,6 +41,7 @@ mod holders;
 mod mappings;
 mod metrics;
 mod owed;
+mod pin;
 mod policy;
 mod refresh;
 mod registration;

@@ -16,6 +16,7 @@ pub mod let_go;
 pub mod origin;
 pub mod others;
 pub mod part;
+pub mod pin;
 pub mod reconcile;
 pub mod resume;
 pub mod run;

@@ -50,6 +50,7 @@ impl Handoff<'_> {
         for problem in self.store.each_record().into_iter().filter_map(std::result::Result::err) {
             self.story.warn(&format!("{problem:#}"));
         }
+        self.left_pinned().into_iter().for_each(|vmid| self.unpin(vmid));
         let mut exits = match scope {
             Scope::Owed => match self.store.keeper()? {
                 Some(keeper) => self.keep(&keeper)?,
