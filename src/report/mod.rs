@@ -5,6 +5,7 @@ pub mod config;
 pub mod history;
 pub mod measured;
 pub mod metrics;
+mod pinned;
 pub mod plan;
 pub mod screen;
 pub mod status;

@@ -1,6 +1,7 @@
 //! What `--status` shows to people. All but what others wrote, such as a cause or a process, fits into 80 columns.
 
 use super::history::way;
+use super::pinned::Pinned;
 use super::status::{Gpu, Has, Status};
 use super::zone::Zone;
 use crate::handoff::kept::history::result;
@@ -54,6 +55,7 @@ fn write_gpu(text: &mut String, gpu: &Gpu, version: Option<&str>, unseen: &str, 
         None if gpu.is_blind => add(line("used by", "unknown: the NVIDIA driver is busy and does not answer")),
         None => add(line("used by", &format!("unknown: {unseen}"))),
     }
+    gpu.pinned.iter().flat_map(Pinned::lines).for_each(|what| add(wrapped("pinned", &what)));
     if let Some(wedged) = &gpu.wedged {
         add(wrapped("wedged", &wedged.to_string()));
     }

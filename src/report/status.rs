@@ -2,6 +2,7 @@
 //! only.
 
 use super::claims::{self, Claim};
+use super::pinned::Pinned;
 use crate::address::SlotId;
 use crate::config::{Config, Home};
 use crate::gpu::foreign::Foreign;
@@ -15,6 +16,7 @@ use crate::handoff::kept::store::Store;
 use crate::handoff::kept::under_way;
 use crate::handoff::kept::wedge::Wedge;
 use crate::handoff::way::elsewhere;
+use crate::json::put;
 use crate::proxmox::mapping;
 use crate::setup::kept::pending::Pending;
 use crate::sys::{How, Kernel, User};
@@ -155,6 +157,7 @@ pub(super) struct Gpu {
     /// Resource mappings that may stand for it on this node.
     pub mappings: Vec<String>,
     pub claims: Vec<Claim>,
+    pub pinned: Option<Pinned>,
     pub last: Option<Value>,
 }
 
@@ -315,6 +318,7 @@ impl Gpu {
             wedged,
             foreign,
             slot,
+            pinned: if let Has::Vm(id) = has { Pinned::read(kernel, config, id) } else { None },
             claims: Vec::new(),
         }
     }
@@ -351,7 +355,7 @@ impl Gpu {
                 })
             })
             .collect();
-        json!({
+        let mut value = json!({
             "slot": self.slot.id.to_string(),
             "name": self.name,
             "since": self.since,
@@ -365,7 +369,11 @@ impl Gpu {
             "mappings": self.mappings,
             "guests": self.claims.iter().map(Claim::to_json).collect::<Vec<_>>(),
             "last": self.last,
-        })
+        });
+        if let Some(pinned) = &self.pinned {
+            put(&mut value, "pinned", pinned.to_json());
+        }
+        value
     }
 }
 

@@ -370,3 +370,27 @@ fn the_watcher_sees_to_what_comes_later() {
         assert_eq!(read(&host, IRQ), "0-7");
     }
 }
+
+#[test]
+fn status_shows_what_is_where() {
+    let host = after_a_start();
+    let json = status(&host);
+    let pinned = &json["gpus"][0]["pinned"];
+    let of = |number: u32, cpus: &str| json!({"number": number, "cpus": cpus});
+    assert_eq!(pinned["vcpus"], json!([of(0, "0-7"), of(1, "0-7")]));
+    assert_eq!((&pinned["emulator"], &pinned["iothreads"]), (&json!("0-7"), &json!("0-7")));
+    assert_eq!((&pinned["interrupts"], &pinned["governors"]), (&json!([of(45, "0-1")]), &json!(["performance"])));
+    let differs = "not as configured, which is vCPUs 0-1 on 2-3, emulator on 0-1, iothreads on 0-1";
+    assert_eq!(pinned["differs"], json!([differs]));
+    let text = host.run("--status").out;
+    for line in [
+        "  pinned   vCPUs 0-1 on 0-7, emulator on 0-7, iothreads on 0-7, interrupt 45 on\n           0-1, governor performance\n",
+        "  pinned   not as configured, which is vCPUs 0-1 on 2-3, emulator on 0-1,\n           iothreads on 0-1\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    // As long as nobody wants it.
+    let host = host.config("{}");
+    assert_eq!(status(&host)["gpus"][0].get("pinned"), None);
+    assert!(!host.run("--status").out.contains("pinned"));
+}
