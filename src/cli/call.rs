@@ -25,6 +25,7 @@ pub enum Call {
     Doctor(doctor::Wish),
     History { json: bool, vmid: Option<u32>, count: Option<usize> },
     Metrics { write: bool },
+    Notify { test: bool },
     ToVfio { slot: Option<SlotId> },
     ToNvidia { slot: Option<SlotId> },
     Plan { vmid: u32, json: bool },
@@ -68,6 +69,7 @@ impl Asked {
                 | Call::Disable { .. }
                 | Call::HostSetup { .. }
                 | Call::Metrics { write: true }
+                | Call::Notify { .. }
                 | Call::Doctor(doctor::Wish { how: doctor::How::Fix, .. })
                 | Call::Udev
                 | Call::Settle

@@ -80,6 +80,7 @@ pub const FIX: Term = flag("fix", "make missing nodes, take away what is left ov
 pub const REPORT: Term = flag("report", "all that a helper would ask for");
 pub const STORAGE: Term = option("storage", Value::Storage, "have the hookscript on this shared storage");
 pub const WRITE: Term = flag("write", "to the file that metrics.textfile names, and print nothing");
+pub const TEST: Term = flag("test", "send one that says so, whatever is configured");
 pub const TO: Term = option("to", Value::File, "a new file for the report");
 
 const fn flag(name: &'static str, about: &'static str) -> Term {

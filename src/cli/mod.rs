@@ -4,6 +4,7 @@ mod call;
 mod flags;
 mod given;
 mod help;
+mod news;
 mod parse;
 mod textfile;
 mod verbs;
@@ -21,6 +22,7 @@ use crate::events::{hookscript, manual, settle, stray, switch, udev, watch};
 use crate::exit::{Exit, Result};
 use crate::handoff::kept::history::History;
 use crate::handoff::plan::pin;
+use crate::handoff::way::reconcile::Scope;
 use crate::json::put;
 use crate::report::measured;
 use crate::report::metrics::Format;
@@ -53,11 +55,13 @@ pub fn run(app: &App, asked: &Asked) -> Result<()> {
         // For most guests they change nothing.
         Call::Hook { .. } | Call::Watch { .. } => app.store.is_changed(),
         // udev waits for it, and has the rest done in a unit.
-        Call::Udev | Call::Metrics { .. } => false,
+        Call::Udev | Call::Metrics { .. } | Call::Notify { .. } => false,
         _ => changes,
     };
     if is_due {
         textfile::refresh(app, matches!(call, Call::Hook { .. } | Call::Watch { .. }));
+        // At boot, and when a person did something.
+        news::ask(app, !matches!(call, Call::Reconcile { scope: Scope::Owed | Scope::Unfinished } | Call::Settle));
     }
     done
 }
@@ -131,6 +135,8 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
         Call::Status { json, check } => status(app, *json, *check),
         Call::Metrics { write: true } => textfile::write_now(app),
         Call::Metrics { write: false } => metrics(app),
+        Call::Notify { test: true } => news::test(app),
+        Call::Notify { test: false } => news::tell(app),
         Call::History { json, vmid, count } => past(app, *json, *vmid, *count),
         Call::Help { topic } => print(&help::help(topic)),
         Call::Everyday => {

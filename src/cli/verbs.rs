@@ -6,7 +6,7 @@ use super::flags::{
     ALL, Argument, CHECK, CMDLINE, CTID, DEFER, DRI, DRIVER_ONLY, DRY_RUN, EXPLAIN, FIX, Flag, GPU, ID,
 };
 use super::flags::{INSTALL_DEPS, JSON, KERNEL, NUMBER, OUTPUT_FORMAT, OWED, PURGE, QUIET, REBOOT, REPORT, SLOT, STOP};
-use super::flags::{STORAGE, STYLE, TO, Term, UNDO, UNFINISHED, VERB, VMID, WRITE};
+use super::flags::{STORAGE, STYLE, TEST, TO, Term, UNDO, UNFINISHED, VERB, VMID, WRITE};
 use super::given::{Given, usage};
 use crate::events::settle;
 use crate::events::watch::After;
@@ -298,6 +298,16 @@ pub const VERBS: &[Verb] = &[
                with metrics.textfile in the configuration whatever changes something does so by itself.",
         example: "metrics",
         call: |given| Ok(Call::Metrics { write: given.has("write") }),
+    },
+    Verb {
+        names: &["notify"],
+        kind: Heading::Host,
+        arguments: &[May(&[TEST])],
+        about: "tell by Proxmox's notifications what is wrong, once while it lasts",
+        more: "What notify.about in the configuration names; runs by itself when something has changed. --test sends one that \
+               says that it is a test.",
+        example: "notify --test",
+        call: |given| Ok(Call::Notify { test: given.has("test") }),
     },
     Verb {
         names: &["reconcile"],

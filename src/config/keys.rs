@@ -11,6 +11,8 @@ enum Holds {
     Seconds(f64, u64),
     /// The first is the default.
     Word(&'static [&'static str]),
+    /// Any of these, none by default.
+    Words(&'static [&'static str]),
     TextOrNull,
     /// A file for node_exporter, which reads no other.
     PromOrNull,
@@ -27,6 +29,7 @@ impl Holds {
             Holds::Word(words) => words.first().copied().into(),
             Holds::TextOrNull | Holds::PromOrNull | Holds::Program | Holds::Cpus => Value::Null,
             Holds::Flag => false.into(),
+            Holds::Words(_) => Value::Array(Vec::new()),
         }
     }
 }
@@ -68,6 +71,7 @@ const KEYS: &[(&str, Holds)] = &[
     ("vms.*.pin.irq", Holds::Cpus),
     // Those of Linux; which of them a CPU has is asked where it is known.
     ("vms.*.pin.governor", Holds::Word(&["performance", "powersave", "schedutil", "ondemand", "conservative"])),
+    ("notify.about", Holds::Words(&["stranded", "wedged", "owed", "driver"])),
 ];
 
 /// Takes out of a document what cannot stand there: an unknown key, a wrong type, a slot that is none or is there twice. A
@@ -144,6 +148,10 @@ fn check_value(value: &Value, kind: &Holds) -> Result<(), String> {
             (right, format!("seconds from {least} to 3600"))
         }
         Holds::Word(words) => (value.as_str().is_some_and(|w| words.contains(&w)), words.join(" or ")),
+        Holds::Words(words) => {
+            let is_word = |word: &Value| word.as_str().is_some_and(|word| words.contains(&word));
+            (value.as_array().is_some_and(|all| all.iter().all(is_word)), format!("a list of {}", words.join(", ")))
+        }
         Holds::TextOrNull => (value.is_string() || value.is_null(), "a string or null".to_string()),
         Holds::PromOrNull => {
             let is_file = |text: &str| text.starts_with('/') && text.ends_with(".prom") && !text.contains('\n');

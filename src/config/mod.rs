@@ -29,6 +29,8 @@ pub struct Config {
     pub pins: Vec<(u32, Pin)>,
     /// `metrics.textfile`: written at the end of whatever changes something.
     pub textfile: Option<String>,
+    /// `notify.about`: what an administrator is told of by Proxmox's notifications.
+    pub notify: Vec<String>,
 }
 
 /// How long what may take: `time`.
@@ -113,6 +115,7 @@ impl Default for Config {
             cuda: Cuda::default(),
             pins: Vec::new(),
             textfile: None,
+            notify: Vec::new(),
         }
     }
 }
@@ -199,8 +202,14 @@ impl Config {
             cuda: Cuda { package: text("/cuda/package"), repo: text("/cuda/repo") },
             pins: pin::all(value),
             textfile: text("/metrics/textfile"),
+            notify: words(value.pointer("/notify/about")),
         }
     }
+}
+
+fn words(list: Option<&Value>) -> Vec<String> {
+    let words = list.and_then(Value::as_array).into_iter().flatten();
+    words.filter_map(|word| word.as_str().map(str::to_string)).collect()
 }
 
 /// The file, without what is not understood, and what that is. As good as empty where there is none.

@@ -3,8 +3,8 @@
 use super::facts::Facts;
 use super::finding::{Area, Check, Hit, Severity};
 use crate::config::{self, Home};
-use crate::driver::builds;
 use crate::driver::flavour::{self, Flavour};
+use crate::driver::{self, builds};
 use crate::gpu::nvidia::Version;
 use crate::setup::driver::packages;
 
@@ -96,16 +96,6 @@ pub const AREA: Area = Area {
 pub const SIGN: &str = "turn Secure Boot off in the firmware, or: apt-get install dkms mokutil && dkms generate_mok && mokutil \
                         --import /var/lib/dkms/mok.pub, reboot and confirm it there; then have the driver built again";
 
-/// A card whose home is to be NVIDIA's driver.
-fn is_wanted(facts: &Facts) -> bool {
-    let is_nvidias = |slot: &crate::gpu::Slot| match facts.config.homes.get(&slot.id) {
-        Some(Home::Driver(driver)) => driver == "nvidia",
-        Some(Home::None) => false,
-        None => !slot.gpu().is_some_and(|gpu| gpu.is_on("nouveau")),
-    };
-    facts.slots.iter().any(is_nvidias)
-}
-
 fn modules(facts: &Facts) -> String {
     format!("/lib/modules/{}", facts.driver.release)
 }
@@ -113,7 +103,7 @@ fn modules(facts: &Facts) -> String {
 fn missing(facts: &Facts) -> Vec<Hit> {
     let driver = &facts.driver;
     let has_it = facts.slots.iter().filter_map(|slot| slot.gpu()).any(|gpu| gpu.is_on("nvidia"));
-    if !is_wanted(facts) || driver.is_there || driver.loaded.is_some() || has_it {
+    if !driver::is_wanted(&facts.config, &facts.slots) || driver.is_there || driver.loaded.is_some() || has_it {
         return Vec::new();
     }
     let found = format!("kernel {} has no nvidia module", driver.release);
@@ -145,7 +135,7 @@ fn build(facts: &Facts, release: &str) -> String {
 
 fn not_for_next_kernel(facts: &Facts) -> Vec<Hit> {
     let Some((newest, false)) = &facts.driver.newest else { return Vec::new() };
-    if !is_wanted(facts) || !facts.driver.is_there {
+    if !driver::is_wanted(&facts.config, &facts.slots) || !facts.driver.is_there {
         return Vec::new();
     }
     let found = format!("kernel {newest} is installed and has no nvidia module");

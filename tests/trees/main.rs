@@ -40,6 +40,7 @@ mod history;
 mod holders;
 mod mappings;
 mod metrics;
+mod news;
 mod owed;
 mod pin;
 mod policy;

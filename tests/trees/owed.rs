@@ -3,12 +3,12 @@
 use super::*;
 
 /// A systemctl and a systemd-run that note what they are asked for.
-fn with_systemd(host: Host) -> Host {
+pub fn with_systemd(host: Host) -> Host {
     let note = |name: &str| format!("#!/bin/sh\nroot=${{0%/usr/bin/*}}\necho \"{name} $*\" >>$root/calls\n");
     host.file("usr/bin/systemctl", &note("systemctl")).file("usr/bin/systemd-run", &note("systemd-run"))
 }
 
-fn calls(host: &Host) -> Vec<String> {
+pub fn calls(host: &Host) -> Vec<String> {
     let calls = fs::read_to_string(host.path("calls")).unwrap_or_default();
     calls.lines().map(str::to_string).collect()
 }
