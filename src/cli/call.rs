@@ -22,6 +22,7 @@ pub struct Asked {
 pub enum Call {
     Hook { id: u32, phase: String },
     Status { json: bool, check: bool },
+    WatchStatus { json: bool },
     Doctor(doctor::Wish),
     History { json: bool, vmid: Option<u32>, count: Option<usize> },
     Metrics { write: bool },

@@ -6,6 +6,7 @@ mod given;
 mod help;
 mod news;
 mod parse;
+mod shown;
 mod textfile;
 mod verbs;
 
@@ -23,15 +24,12 @@ use crate::exit::{Exit, Result};
 use crate::handoff::kept::history::History;
 use crate::handoff::plan::pin;
 use crate::handoff::way::reconcile::Scope;
-use crate::json::put;
 use crate::report::measured;
 use crate::report::metrics::Format;
 use crate::report::status::Status;
-use crate::report::zone::Zone;
-use crate::report::{self, history, screen};
+use crate::report::{self, history};
 use crate::setup::{self, driver, hookscript as registration};
-use std::env;
-use std::io::{ErrorKind, Write};
+use shown::{print, zone};
 
 /// # Errors
 /// What the caller must be told, with its exit code.
@@ -132,7 +130,8 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
             print(&text)?;
             outcome
         }
-        Call::Status { json, check } => status(app, *json, *check),
+        Call::Status { json, check } => shown::status(app, *json, *check),
+        Call::WatchStatus { json } => shown::watch(app, *json),
         Call::Metrics { write: true } => textfile::write_now(app),
         Call::Metrics { write: false } => metrics(app),
         Call::Notify { test: true } => news::test(app),
@@ -145,26 +144,6 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
         }
         Call::Version => print(concat!("gpu-handoff ", env!("CARGO_PKG_VERSION"), "\n")),
     }
-}
-
-fn status(app: &App, json: bool, check: bool) -> Result<()> {
-    let mut status = Status::read(app.kernel, &app.store, nix::unistd::geteuid().is_root());
-    status.add_mistakes(stray::of_config(app).iter().map(ToString::to_string));
-    status.add_mistakes(pin::mistakes_of(app.kernel, &Config::lenient(app.kernel).0));
-    for problem in status.problems() {
-        app.story.warn(problem);
-    }
-    if json { print(&status_json(app, &status)) } else { print(&screen::to_text(&status, &zone(app))) }?;
-    match status.faults().as_slice() {
-        faults @ [_, ..] if check => Err(Exit::failed(format!("not as it should be: {}", faults.join("; ")))),
-        _ => Ok(()),
-    }
-}
-
-fn status_json(app: &App, status: &Status) -> String {
-    let mut document = status.to_json();
-    put(&mut document, "findings", doctor::in_files(app, status));
-    format!("{document}\n")
 }
 
 fn metrics(app: &App) -> Result<()> {
@@ -187,10 +166,6 @@ fn past(app: &App, json: bool, vmid: Option<u32>, count: Option<usize>) -> Resul
     print(&history::to_text(&past, &zone(app)))
 }
 
-fn zone(app: &App) -> Zone {
-    Zone::read(env::var("TZ").ok().as_deref(), |path| app.kernel.path(path))
-}
-
 fn check_config(app: &App) -> Result<()> {
     let (config, mut problems) = Config::read(app.kernel).map_err(Exit::usage)?;
     problems.extend(stray::of_config(app).iter().map(ToString::to_string));
@@ -202,13 +177,5 @@ fn check_config(app: &App) -> Result<()> {
             others.iter().for_each(|problem| app.story.error(problem));
             Err(Exit::usage(last.as_str()))
         }
-    }
-}
-
-/// A reader that has seen enough is no failure.
-fn print(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Exit::failed(format!("standard output: {error}"))),
-        _ => Ok(()),
     }
 }

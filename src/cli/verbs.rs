@@ -6,7 +6,7 @@ use super::flags::{
     ALL, Argument, CHECK, CMDLINE, CTID, DEFER, DRI, DRIVER_ONLY, DRY_RUN, EXPLAIN, FIX, Flag, GPU, ID,
 };
 use super::flags::{INSTALL_DEPS, JSON, KERNEL, NUMBER, OUTPUT_FORMAT, OWED, PURGE, QUIET, REBOOT, REPORT, SLOT, STOP};
-use super::flags::{STORAGE, STYLE, TEST, TO, Term, UNDO, UNFINISHED, VERB, VMID, WRITE};
+use super::flags::{STORAGE, STYLE, TEST, TO, Term, UNDO, UNFINISHED, VERB, VMID, WATCH, WRITE};
 use super::given::{Given, usage};
 use crate::events::settle;
 use crate::events::watch::After;
@@ -76,13 +76,18 @@ pub const VERBS: &[Verb] = &[
     Verb {
         names: &["--status", "status"],
         kind: Heading::Everyday,
-        arguments: &[May(&[JSON]), May(&[CHECK])],
+        arguments: &[May(&[JSON]), May(&[CHECK, WATCH])],
         about: "every NVIDIA GPU: functions, drivers, owner, users, last handoff",
         more: "Ask as root: others are not shown who uses a GPU. With --check it ends with 1 when something is not as it \
                should be, which it names: a GPU that is stranded or wedged or has not all that is its own, a set-up that is \
-               not done, a file that cannot be read.",
+               not done, a file that cannot be read. With --watch it is shown whenever it changes, until Ctrl-C; with --json as \
+               well a document on each line.",
         example: "status",
-        call: |given| Ok(Call::Status { json: given.json()?, check: given.has("check") }),
+        call: |given| match (given.has("check"), given.has("watch")) {
+            (true, true) => Err(usage("--check and --watch exclude each other")),
+            (_, true) => Ok(Call::WatchStatus { json: given.json()? }),
+            (check, false) => Ok(Call::Status { json: given.json()?, check }),
+        },
     },
     Verb {
         names: &["doctor"],

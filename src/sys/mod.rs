@@ -43,3 +43,4 @@ pub use maps::Mapped;
 pub use process::{End, Hidden, How, OpenDevice, Process, Sight, Sought, User};
 pub use program::{Ended, Running, Talking};
 pub use terminate::{forget_callers_signals, heed as heed_termination};
+pub use wait::has_reader;

@@ -5,6 +5,7 @@ use super::{program, trace};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::ffi::CString;
+use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -24,6 +25,15 @@ pub fn any(processes: &[Process], nodes: &[PathBuf], limit: Duration) {
     let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
     // A signal ends the wait as well.
     let _ = trace::timed(|| "wait for processes to end or nodes to be closed".to_string(), || poll(&mut events, limit));
+}
+
+/// Whether anybody still reads what this run writes to standard output.
+pub fn has_reader() -> bool {
+    let stdout = io::stdout();
+    let mut ends = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    let is_over = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
+    poll(&mut ends, PollTimeout::ZERO).is_err()
+        || ends.iter().all(|end| !end.revents().is_some_and(|is| is.intersects(is_over)))
 }
 
 fn closings(nodes: &[PathBuf]) -> Option<OwnedFd> {
