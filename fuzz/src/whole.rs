@@ -62,6 +62,7 @@ pub fn machine(data: &[u8]) {
         console: data.len() % 2 == 0,
         caller: None,
         by_hand: false,
+        for_backup: false,
     };
     check(&handoff.plan_home(&record).expect("nothing is stuck"), &ids);
     let facts = Facts::read(&machine, slots, &["nvidia"], &["nvidia"]).expect("nothing is stuck");

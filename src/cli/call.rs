@@ -46,6 +46,7 @@ pub enum Call {
     ConfigShow,
     Udev,
     Settle,
+    Vzdump { words: Vec<String> },
     Help { topic: String },
     Everyday,
     Version,
@@ -74,6 +75,7 @@ impl Asked {
                 | Call::Doctor(doctor::Wish { how: doctor::How::Fix, .. })
                 | Call::Udev
                 | Call::Settle
+                | Call::Vzdump { .. }
         );
         may && !self.dry_run
     }

@@ -24,6 +24,8 @@ pub enum Value {
     Storage,
     Verb,
     OneOf(&'static [&'static str]),
+    /// A word of somebody else's, by what it is called.
+    Word(&'static str),
 }
 
 /// What stands between blanks or `|` in a usage line.
@@ -45,6 +47,8 @@ pub const CTID: Term = Term::Value(Value::Ctid);
 pub const ID: Term = Term::Value(Value::Id);
 pub const SLOT: Term = Term::Value(Value::Slot);
 pub const VERB: Term = Term::Value(Value::Verb);
+pub const PHASE: Term = Term::Value(Value::Word("PHASE"));
+pub const MODE: Term = Term::Value(Value::Word("MODE"));
 
 /// Goes with every verb.
 pub const QUIET: Flag = Flag { name: "quiet", value: None, about: "only warnings and errors" };
@@ -123,6 +127,7 @@ impl Value {
             Value::Storage => "STORAGE".to_string(),
             Value::Verb => "VERB".to_string(),
             Value::OneOf(values) => values.join("|"),
+            Value::Word(name) => name.to_string(),
         }
     }
 }

@@ -219,7 +219,7 @@ mod tests {
             Value::Slot => vec!["01:00"],
             Value::Verb => vec!["plan"],
             Value::Vmid | Value::Ctid | Value::Id | Value::Number => vec!["5"],
-            Value::Kernel | Value::Finding | Value::File | Value::Storage => vec!["x"],
+            Value::Kernel | Value::Finding | Value::File | Value::Storage | Value::Word(_) => vec!["x"],
         };
         for verb in VERBS.iter().filter(|verb| !verb.names.contains(&"help")) {
             let needed = verb.arguments.iter().filter_map(|argument| match argument {

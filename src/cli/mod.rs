@@ -19,7 +19,7 @@ use crate::App;
 use crate::config::{self, Config};
 use crate::containers;
 use crate::doctor;
-use crate::events::{hookscript, manual, settle, stray, switch, udev, watch};
+use crate::events::{hookscript, manual, settle, stray, switch, udev, vzdump, watch};
 use crate::exit::{Exit, Result};
 use crate::handoff::kept::history::History;
 use crate::handoff::plan::pin;
@@ -51,17 +51,20 @@ pub fn run(app: &App, asked: &Asked) -> Result<()> {
     let done = do_it(app, call);
     let is_due = match call {
         // For most guests they change nothing.
-        Call::Hook { .. } | Call::Watch { .. } => app.store.is_changed(),
+        Call::Hook { .. } | Call::Watch { .. } | Call::Vzdump { .. } => app.store.is_changed(),
         // udev waits for it, and has the rest done in a unit.
         Call::Udev | Call::Metrics { .. } | Call::Notify { .. } => false,
         _ => changes,
     };
     if is_due {
-        textfile::refresh(app, matches!(call, Call::Hook { .. } | Call::Watch { .. }));
+        textfile::refresh(app, matches!(call, Call::Hook { .. } | Call::Watch { .. } | Call::Vzdump { .. }));
         // At boot, and when a person did something.
         news::ask(app, !matches!(call, Call::Reconcile { scope: Scope::Owed | Scope::Unfinished } | Call::Settle));
     }
-    done
+    match call {
+        Call::Vzdump { words } => vzdump::chain(app, words),
+        _ => done,
+    }
 }
 
 /// What a call would do, a line each.
@@ -125,6 +128,10 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
         Call::ConfigShow => print(&report::config::to_text(&config::effective(app.kernel).map_err(Exit::usage)?)),
         Call::Udev => udev::run(app),
         Call::Settle => settle::run(app),
+        Call::Vzdump { words } => {
+            vzdump::run(app, words);
+            Ok(())
+        }
         Call::Doctor(wish) => {
             let (text, outcome) = doctor::run(app, wish)?;
             print(&text)?;

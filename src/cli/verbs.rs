@@ -5,7 +5,9 @@ use super::flags::Argument::{May, Needs, Several};
 use super::flags::{
     ALL, Argument, CHECK, CMDLINE, CTID, DEFER, DRI, DRIVER_ONLY, DRY_RUN, EXPLAIN, FIX, Flag, GPU, ID,
 };
-use super::flags::{INSTALL_DEPS, JSON, KERNEL, NUMBER, OUTPUT_FORMAT, OWED, PURGE, QUIET, REBOOT, REPORT, SLOT, STOP};
+use super::flags::{
+    INSTALL_DEPS, JSON, KERNEL, MODE, NUMBER, OUTPUT_FORMAT, OWED, PHASE, PURGE, QUIET, REBOOT, REPORT, SLOT, STOP,
+};
 use super::flags::{STORAGE, STYLE, TEST, TO, Term, UNDO, UNFINISHED, VERB, VMID, WATCH, WRITE};
 use super::given::{Given, usage};
 use crate::events::settle;
@@ -372,6 +374,18 @@ pub const VERBS: &[Verb] = &[
                 _ => After::Start,
             };
             Ok(Call::Watch { vmid: given.id("VM")?, after })
+        },
+    },
+    Verb {
+        names: &["vzdump"],
+        kind: Heading::Internal,
+        arguments: &[Needs(&[PHASE]), May(&[MODE]), May(&[VMID])],
+        about: "what the script of /etc/vzdump.conf calls: free the GPU for the backup of a VM that is stopped",
+        more: "It is brought home when the job ends. vzdump.script in the configuration is called after it.",
+        example: "vzdump job-end",
+        call: |given| match std::mem::take(&mut given.words) {
+            [] => Err(usage("vzdump needs a phase")),
+            words => Ok(Call::Vzdump { words: words.iter().map(ToString::to_string).collect() }),
         },
     },
     Verb {

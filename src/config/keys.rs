@@ -14,8 +14,8 @@ enum Holds {
     /// Any of these, none by default.
     Words(&'static [&'static str]),
     TextOrNull,
-    /// A file for node_exporter, which reads no other.
-    PromOrNull,
+    /// By an absolute path that ends like this.
+    FileOrNull(&'static str),
     /// A program by its absolute path, and its arguments.
     Program,
     Flag,
@@ -27,7 +27,7 @@ impl Holds {
         match self {
             Holds::Seconds(_, default) => (*default).into(),
             Holds::Word(words) => words.first().copied().into(),
-            Holds::TextOrNull | Holds::PromOrNull | Holds::Program | Holds::Cpus => Value::Null,
+            Holds::TextOrNull | Holds::FileOrNull(_) | Holds::Program | Holds::Cpus => Value::Null,
             Holds::Flag => false.into(),
             Holds::Words(_) => Value::Array(Vec::new()),
         }
@@ -42,6 +42,7 @@ const KEYS: &[(&str, Holds)] = &[
     ("time.handoff_s", Holds::Seconds(1.0, 60)),
     ("time.lock_s", Holds::Seconds(0.1, 10)),
     ("time.stop_s", Holds::Seconds(0.1, 90)),
+    ("time.backup_s", Holds::Seconds(0.1, 600)),
     ("policy.process", Holds::Word(&["refuse", "kill"])),
     ("policy.unit", Holds::Word(&["refuse", "stop"])),
     ("policy.units.*", Holds::Word(&["refuse", "stop"])),
@@ -54,7 +55,7 @@ const KEYS: &[(&str, Holds)] = &[
     ("policy.containers.*.else", Holds::Word(&["refuse", "stop", "leave"])),
     ("policy.vm", Holds::Word(&["refuse", "shutdown", "stop"])),
     ("policy.vms.*", Holds::Word(&["refuse", "shutdown", "stop"])),
-    ("policy.backup", Holds::Word(&["idle", "refuse", "policy"])),
+    ("policy.backup", Holds::Word(&["idle", "refuse", "policy", "wait"])),
     ("policy.others", Holds::Word(&["leave", "home"])),
     ("policy.ct_without_gpu", Holds::Word(&["start", "refuse"])),
     ("driver.runfile", Holds::TextOrNull),
@@ -64,7 +65,9 @@ const KEYS: &[(&str, Holds)] = &[
     ("driver.module", Holds::Word(&["auto", "open", "proprietary"])),
     ("cuda.package", Holds::TextOrNull),
     ("cuda.repo", Holds::TextOrNull),
-    ("metrics.textfile", Holds::PromOrNull),
+    // node_exporter reads no other.
+    ("metrics.textfile", Holds::FileOrNull(".prom")),
+    ("vzdump.script", Holds::FileOrNull("")),
     ("vms.*.pin.vcpus", Holds::Cpus),
     ("vms.*.pin.emulator", Holds::Cpus),
     ("vms.*.pin.iothreads", Holds::Cpus),
@@ -153,12 +156,10 @@ fn check_value(value: &Value, kind: &Holds) -> Result<(), String> {
             (value.as_array().is_some_and(|all| all.iter().all(is_word)), format!("a list of {}", words.join(", ")))
         }
         Holds::TextOrNull => (value.is_string() || value.is_null(), "a string or null".to_string()),
-        Holds::PromOrNull => {
-            let is_file = |text: &str| text.starts_with('/') && text.ends_with(".prom") && !text.contains('\n');
-            (
-                value.is_null() || value.as_str().is_some_and(is_file),
-                "an absolute path that ends in .prom, or null".to_string(),
-            )
+        Holds::FileOrNull(end) => {
+            let is_file = |text: &str| text.starts_with('/') && text.ends_with(end) && !text.contains('\n');
+            let ending = if end.is_empty() { String::new() } else { format!(" that ends in {end}") };
+            (value.is_null() || value.as_str().is_some_and(is_file), format!("an absolute path{ending}, or null"))
         }
         Holds::Program => {
             let words = value.as_array().filter(|words| words.iter().all(Value::is_string));

@@ -31,6 +31,8 @@ pub struct Config {
     pub textfile: Option<String>,
     /// `notify.about`: what an administrator is told of by Proxmox's notifications.
     pub notify: Vec<String>,
+    /// `vzdump.script`: called as this program is by vzdump, after it.
+    pub vzdump: Option<String>,
 }
 
 /// How long what may take: `time`.
@@ -42,11 +44,14 @@ pub struct Time {
     pub lock: Duration,
     /// `time.stop_s`: to stop all that uses a GPU, before the handoff's own time begins.
     pub stop: Duration,
+    /// `time.backup_s`: until whoever uses a GPU has done so, with `policy.backup` set to `wait`.
+    pub backup: Duration,
 }
 
 impl Default for Time {
     fn default() -> Time {
-        Time { handoff: Duration::from_secs(60), lock: Duration::from_secs(10), stop: Duration::from_secs(90) }
+        let seconds = Duration::from_secs;
+        Time { handoff: seconds(60), lock: seconds(10), stop: seconds(90), backup: seconds(600) }
     }
 }
 
@@ -95,6 +100,8 @@ pub enum Backup {
     Refuse,
     /// As at any start.
     Policy,
+    /// As `Idle`, once nobody uses it any more.
+    Wait,
 }
 
 /// A GPU's home as configured; `auto`, whatever it had, is the absence of an entry.
@@ -116,6 +123,7 @@ impl Default for Config {
             pins: Vec::new(),
             textfile: None,
             notify: Vec::new(),
+            vzdump: None,
         }
     }
 }
@@ -181,11 +189,13 @@ impl Config {
                 handoff: seconds("/time/handoff_s", defaults.time.handoff),
                 lock: seconds("/time/lock_s", defaults.time.lock),
                 stop: seconds("/time/stop_s", defaults.time.stop),
+                backup: seconds("/time/backup_s", defaults.time.backup),
             },
             policy: Policy::of(value),
             backup: match value.pointer("/policy/backup").and_then(Value::as_str) {
                 Some("refuse") => Backup::Refuse,
                 Some("policy") => Backup::Policy,
+                Some("wait") => Backup::Wait,
                 _ => defaults.backup,
             },
             driver: Driver {
@@ -203,6 +213,7 @@ impl Config {
             pins: pin::all(value),
             textfile: text("/metrics/textfile"),
             notify: words(value.pointer("/notify/about")),
+            vzdump: text("/vzdump/script"),
         }
     }
 }

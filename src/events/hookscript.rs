@@ -3,14 +3,13 @@
 //! Only pre-start can stop what Proxmox is doing, so everything that can say no says so there. A guest without a GPU
 //! costs one read of its configuration.
 
-use super::companions;
-use super::container;
 use super::mapped::{self, Named, Unusable, slot_of, takes_gpu, takes_part};
 use super::stray;
 use super::watch::{self, After};
+use super::{backup, companions, container};
 use crate::App;
 use crate::address::{SlotId, list};
-use crate::config::{self, Backup, Config};
+use crate::config::Config;
 use crate::exit::{Code, Exit, Result};
 use crate::gpu::Slot;
 use crate::handoff::Handoff;
@@ -67,14 +66,15 @@ fn make_ready(app: &App, vmid: u32) -> Result<()> {
         if slots.is_empty() {
             return without_gpu(app, vmid, &vm).inspect_err(|exit| refused(&[], exit));
         }
-        let config = for_backup(app.config_for_hook(), vmid, &vm, &slots).inspect_err(|exit| refused(&slots, exit))?;
+        let config =
+            backup::config_for(app.config_for_hook(), vmid, &vm, &slots).inspect_err(|exit| refused(&slots, exit))?;
         let Err(exit) = make_these_ready(app, &config, vmid, &vm, (&slots, &named)) else { return Ok(()) };
         let by = named.in_brackets();
         tried.push(slots);
         // In the same moment another start may have chosen the same, and have been the first to get its lock.
         let is_late = matches!(exit.code, Code::Refused | Code::Locked) && mapped::has_choice(app.kernel, &vm);
         if !is_late || !has_another_choice(app, vmid, &vm, &tried) {
-            return Err(in_backup(named.refused(exit), vmid, &vm));
+            return Err(backup::told(named.refused(exit), vmid, &vm));
         }
         app.story.say(&format!("{}{by} is taken meanwhile: looks for another", list(tried.iter().flatten())));
     }
@@ -113,6 +113,7 @@ fn make_these_ready(
     let others = companions::of(app, config, vmid, vm, (slots, named))?;
     let departure =
         Departure { by, listed, others, on_ready: &on_ready, ..Departure::of(owner.clone(), slots.to_vec()) };
+    backup::wait(&handoff, vm, &departure);
     let _locks = make_vms_way(&handoff, &departure)?;
     handoff.leave(&departure)?;
     if let Err(exit) = handoff.come_home_but(&owner, slots, "its configuration names it no longer") {
@@ -139,6 +140,25 @@ pub(super) fn departure(app: &App, vmid: u32) -> Result<Departure<'static>> {
     }
     let (listed, by) = (listed_by(&named, &vm), named.in_brackets());
     Ok(Departure { by, listed, ..Departure::of(Owner::Vm(vmid), slots) })
+}
+
+/// What a VM with this hookscript takes when it is started to be backed up, and by which policy; none where it takes nothing,
+/// or is not being backed up.
+///
+/// # Errors
+/// As for its start.
+pub(super) fn for_backup(app: &App, vmid: u32) -> Result<Option<(VmConfig, Config, Departure<'static>)>> {
+    let vm = read_config(app.kernel, vmid)?.unwrap_or_default();
+    if !stray::has_hook(&vm) || !backup::is_under_way(&vm) {
+        return Ok(None);
+    }
+    let Taken { slots, named } = taken(app, vmid, &vm)?;
+    if slots.is_empty() {
+        return Ok(None);
+    }
+    let config = backup::config_for(app.config_for_hook(), vmid, &vm, &slots)?;
+    let (listed, by) = (listed_by(&named, &vm), named.in_brackets());
+    Ok(Some((vm, config, Departure { by, listed, ..Departure::of(Owner::Vm(vmid), slots) })))
 }
 
 /// VMs that have the slots are shut down, where the policy says so. Refused with nothing touched, or when one stays.
@@ -182,11 +202,11 @@ pub fn plan(app: &App, vmid: u32) -> Result<Outline> {
     }
     let (listed, by) = (listed_by(&named, &vm), named.in_brackets());
     // As the hook has it: what is told here is what a start does.
-    let config = for_backup(app.config_for_hook(), vmid, &vm, &slots)?;
+    let config = backup::config_for(app.config_for_hook(), vmid, &vm, &slots)?;
     let others = companions::of(app, &config, vmid, &vm, (&slots, &named))?;
     let departure = Departure { by, listed, others, ..Departure::of(owner, slots) };
     let outline = plan_after_others(&app.handoff(&config), &departure, false)
-        .map_err(|exit| in_backup(named.refused(exit), vmid, &vm))?;
+        .map_err(|exit| backup::told(named.refused(exit), vmid, &vm))?;
     with_pin(app, &config, vmid, outline)
 }
 
@@ -269,34 +289,6 @@ fn listed_by(named: &Named, vm: &VmConfig) -> Vec<PciId> {
     ids.extend(vm.doubtful.values().flat_map(|doubtful| doubtful.line.addresses()));
     ids.extend(vm.args.ids.iter().cloned());
     ids
-}
-
-fn is_backup(vm: &VmConfig) -> bool {
-    vm.lock.as_deref() == Some("backup")
-}
-
-/// A VM that is stopped is started to be backed up, with its GPU and all.
-fn for_backup(config: Config, vmid: u32, vm: &VmConfig, slots: &[SlotId]) -> Result<Config> {
-    match config.backup {
-        Backup::Refuse if is_backup(vm) => Err(Exit::refused(Trouble::new(
-            format!(
-                "{} was not touched: VM {vmid} is only started for a backup, and policy.backup is refuse in {}",
-                list(slots),
-                config::PATH
-            ),
-            format!("so this backup fails; back VM {vmid} up while it runs, or set policy.backup to idle"),
-        ))),
-        Backup::Idle if is_backup(vm) => Ok(Config { policy: config.policy.for_idle(), ..config }),
-        Backup::Idle | Backup::Refuse | Backup::Policy => Ok(config),
-    }
-}
-
-/// What it means that a start was refused, where Proxmox itself only says that the hook failed.
-fn in_backup(exit: Exit, vmid: u32, vm: &VmConfig) -> Exit {
-    if !is_backup(vm) {
-        return exit;
-    }
-    exit.and(&format!("VM {vmid} was only to be started for a backup, which fails with this"))
 }
 
 /// Of a VM that has a GPU; nobody else pays for being asked.

@@ -1,6 +1,7 @@
 //! Events become wishes: Proxmox starts or stops a guest, a start is given up, a device comes or goes, a person types a
 //! verb.
 
+mod backup;
 mod companions;
 mod container;
 pub mod hookscript;
@@ -11,4 +12,5 @@ pub mod settle;
 pub mod stray;
 pub mod switch;
 pub mod udev;
+pub mod vzdump;
 pub mod watch;

@@ -59,6 +59,11 @@ pub fn is_ct_locked(kernel: &dyn Kernel, ctid: u32) -> bool {
     flock_is_held(kernel, &format!("/run/lock/lxc/pve-config-{ctid}.lock"))
 }
 
+/// Whether a backup job runs: of a node's jobs one at a time has this lock, until its very end (PVE::VZDump::getlock).
+pub fn is_backing_up(kernel: &dyn Kernel) -> bool {
+    flock_is_held(kernel, "/run/vzdump.lock")
+}
+
 /// Whether Proxmox stops a VM only to start it again (PVE::QemuServer::create_reboot_request).
 pub fn is_rebooting(kernel: &dyn Kernel, vmid: u32) -> bool {
     kernel.exists(&format!("/run/qemu-server/{vmid}.reboot"))

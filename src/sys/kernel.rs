@@ -263,6 +263,11 @@ pub trait Programs {
     fn start_talking(&self, path: &str, _arguments: &[&str]) -> Result<Talking, ActError> {
         Err(ActError::Program(format!("{path} is not installed")))
     }
+    /// A program takes the place of this one, with its environment, in which `mark` is set, and what it has open; why it
+    /// does not.
+    fn make_way_for(&self, _path: &str, _arguments: &[String], _mark: &str) -> io::Error {
+        io::ErrorKind::NotFound.into()
+    }
 }
 
 pub trait Clock {

@@ -312,6 +312,13 @@ impl Programs for Linux {
         }
         Talking::start(&self.path(path), arguments)
     }
+
+    fn make_way_for(&self, path: &str, arguments: &[String], mark: &str) -> io::Error {
+        if let Some(worker) = self.worker.borrow_mut().take() {
+            worker.dismiss();
+        }
+        program::make_way_for(&self.path(path), arguments, mark)
+    }
 }
 
 impl Clock for Linux {

@@ -51,6 +51,14 @@ fn command(path: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+/// Why it did not take the place of this one.
+pub fn make_way_for(path: &Path, arguments: &[String], mark: &str) -> io::Error {
+    let mut command = Command::new(path);
+    command.args(arguments).env(mark, "1");
+    with_signals(&mut command);
+    command.exec()
+}
+
 /// std hands the caller's signal mask on, and the worker has all blocked: modprobe could not be ended.
 pub(super) fn with_signals(command: &mut Command) {
     // SAFETY: between fork and exec only one system call is made.

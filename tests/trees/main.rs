@@ -59,6 +59,7 @@ mod starts;
 mod status;
 mod switch;
 mod trace;
+mod vzdump;
 mod watched;
 
 use guests::*;

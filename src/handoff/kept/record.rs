@@ -91,6 +91,8 @@ pub struct Record {
     pub caller: Option<Process>,
     /// The hook was called without Proxmox being at work on the VM: only its caller knows how that goes on.
     pub by_hand: bool,
+    /// It comes home when the backup job has ended that ran when it left.
+    pub for_backup: bool,
 }
 
 /// Something that ran and was stopped, so that it can be started again.
@@ -193,6 +195,7 @@ impl Record {
             console: false,
             caller: None,
             by_hand: false,
+            for_backup: false,
         }
     }
 
@@ -259,6 +262,9 @@ impl Record {
         if self.by_hand {
             put(&mut document, "by_hand", true);
         }
+        if self.for_backup {
+            put(&mut document, "for_backup", true);
+        }
         document.to_string()
     }
 
@@ -285,9 +291,21 @@ impl Record {
         let frozen = later_list(&value, "frozen", |id| id.as_u64()?.try_into().ok())?;
         // One without these is as good: there was nothing to tell, or an earlier version wrote it.
         let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
-        let (console, by_hand) = (flag("console"), flag("by_hand"));
+        let (console, by_hand, for_backup) = (flag("console"), flag("by_hand"), flag("for_backup"));
         let caller = value.get("caller").and_then(process);
-        Ok(Record { owner, progress, functions, others, modules, stopped, frozen, console, caller, by_hand })
+        Ok(Record {
+            owner,
+            progress,
+            functions,
+            others,
+            modules,
+            stopped,
+            frozen,
+            console,
+            caller,
+            by_hand,
+            for_backup,
+        })
     }
 }
 
@@ -379,6 +397,7 @@ mod tests {
             console: true,
             caller: Some(Process { pid: 812, start: 4711 }),
             by_hand: true,
+            for_backup: true,
         }
     }
 
@@ -392,7 +411,7 @@ mod tests {
         let text = r#"{"schema":1,"progress":"away","functions":[{"slot":"0000:01:00","address":"0000:01:00.0",
             "driver":"nvidia","module":null}],"modules":["nvidia","nvidia_uvm"],"caller":{"pid":812,"start":4711}}"#;
         let mut expected = record();
-        (expected.console, expected.by_hand) = (false, false);
+        (expected.console, expected.by_hand, expected.for_backup) = (false, false, false);
         (expected.stopped, expected.frozen, expected.others) = (Vec::new(), Vec::new(), Vec::new());
         expected.functions[0].power = Power::default();
         expected.functions[0].model = None;

@@ -15,6 +15,8 @@ pub struct Departure<'a> {
     pub listed: Vec<PciId>,
     /// What else the owner takes from the host, where it is now (`policy.others`).
     pub others: Vec<HomeOf>,
+    /// Until the backup job ends that runs now.
+    pub for_backup: bool,
     /// Called when nothing can go wrong any more but the record does not say so yet: whatever is killed before, what is
     /// half-way is put right; whatever is killed later, somebody watches.
     pub on_ready: &'a dyn Fn(),
@@ -31,6 +33,7 @@ impl Departure<'_> {
             by: String::new(),
             listed: Vec::new(),
             others: Vec::new(),
+            for_backup: false,
             on_ready: &|| {},
             asked: RefCell::default(),
         }

@@ -149,14 +149,20 @@ impl Handoff<'_> {
         let owner = &record.owner;
         let title = list(rest.slots());
         if is_at_home_on_vfio(&rest) {
-            let is_by_hand = |slot: &SlotId| {
-                let by_hand = Owner::Manual(*slot);
-                *owner != by_hand && self.store.has_record(&by_hand)
-            };
-            self.story.say(&if rest.slots().first().is_some_and(is_by_hand) {
-                format!("{title} stays on {VFIO_PCI}, as asked by hand, until: gpu-handoff to-nvidia {}", rest.slot())
-            } else {
-                format!("{title} is at home on {VFIO_PCI}: nothing to do")
+            let slots = rest.slots();
+            let by_hand = slots.first().map(|slot| Owner::Manual(*slot)).filter(|by_hand| owner != by_hand);
+            let for_backup = by_hand.as_ref().and_then(|by_hand| self.store.record(by_hand).ok()?);
+            self.story.say(&match by_hand {
+                Some(_) if for_backup.is_some_and(|record| record.for_backup) => {
+                    format!("{title} stays on {VFIO_PCI} until the backup job ends")
+                }
+                Some(by_hand) if self.store.has_record(&by_hand) => {
+                    format!(
+                        "{title} stays on {VFIO_PCI}, as asked by hand, until: gpu-handoff to-nvidia {}",
+                        rest.slot()
+                    )
+                }
+                _ => format!("{title} is at home on {VFIO_PCI}: nothing to do"),
             });
             return self.end_record(locked, record, &wedged, time);
         }

@@ -57,6 +57,7 @@ impl Handoff<'_> {
         let begin = attempt.begin;
         let found = intent.found(slots);
         let Intent { mut record, abandoned, mut facts, releases: _, halts, devices, mut plan } = intent;
+        record.for_backup = departure.for_backup;
         let to_start = self.to_start_for(slots);
         add_missing(&mut record.stopped, to_start.iter().cloned());
         if plan.is_empty() && halts.is_empty() {

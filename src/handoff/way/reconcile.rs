@@ -288,7 +288,9 @@ impl Handoff<'_> {
                 is_ours && !is_alive(self.kernel, *id)
             }
             (Owner::Vm(id), _) => running::qemu_pid(self.kernel, *id).is_none(),
-            (Owner::Manual(_), Progress::Away) => false,
+            (Owner::Manual(_), Progress::Away) => {
+                scope != Scope::Unfinished && record.for_backup && !running::is_backing_up(self.kernel)
+            }
             (Owner::Manual(_), _) => true,
         }
     }

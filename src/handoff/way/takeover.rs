@@ -104,11 +104,7 @@ impl Handoff<'_> {
     /// Nobody is shut down for what would be refused all the same.
     fn refuse_in_vain(&self, departure: &Departure, making_way: &[MakesWay]) -> Result<()> {
         let Departure { owner, slots, by, listed, .. } = departure;
-        self.refuse_wedged(slots)?;
-        let facts = Facts::read(self.kernel, self.read_slots(slots)?, &[], &[]);
-        let facts = facts.map_err(|error| unreadable(slots, &error))?.avoiding(&self.store.wedged_slots());
-        check::check(&facts, listed)
-            .map_err(|why| Exit::refused(why.of(&format!("{} was not touched", list(slots)))))?;
+        self.refuse_as_it_is(departure)?;
         let is_had = |slot: &SlotId| making_way.iter().any(|one| one.slots.contains(slot));
         let rest: Vec<SlotId> = slots.iter().copied().filter(|slot| !is_had(slot)).collect();
         if rest.is_empty() {
@@ -116,6 +112,17 @@ impl Handoff<'_> {
         }
         let rest = Departure { by: by.clone(), listed: listed.clone(), ..Departure::of(owner.clone(), rest) };
         self.intend(&rest).map(drop)
+    }
+
+    /// What the machine itself says against it, whoever uses the slots.
+    ///
+    /// # Errors
+    /// Why they cannot leave.
+    pub fn refuse_as_it_is(&self, Departure { slots, listed, .. }: &Departure) -> Result<()> {
+        self.refuse_wedged(slots)?;
+        let facts = Facts::read(self.kernel, self.read_slots(slots)?, &[], &[]);
+        let facts = facts.map_err(|error| unreadable(slots, &error))?.avoiding(&self.store.wedged_slots());
+        check::check(&facts, listed).map_err(|why| Exit::refused(why.of(&format!("{} was not touched", list(slots)))))
     }
 
     /// Shuts them down, and waits until they have let go. As long as what is given back is kept, nobody else takes over.
