@@ -40,7 +40,7 @@ soak: ## 200 random handoffs on two cards with random kills, in the lab; SEED=N 
 fuzz: ## every parser of what others wrote, SECONDS=600 of processor time each
 	@tests/fuzz $(SECONDS)
 
-mutants: ## one mistake after the other in handoff, sys and gpu, and whether a test notices; hours; wants cargo-mutants
+mutants: ## one mistake after the other in handoff, sys and gpu, and whether a test notices; hours; wants cargo-mutants and root
 	@tests/mutants
 
 lint: structure ## formatting, clippy, the house, shell scripts, manual page, completions, schemas, docs
