@@ -22,13 +22,16 @@ use tree::Tree;
 /// Where a mistake costs most comes first.
 const FIRST: [&str; 5] = ["src/handoff/plan/", "src/handoff/way/", "src/handoff/kept/", "src/gpu/", "src/sys/"];
 
+/// What a run without the simulation found.
+const QUICK: &str = "-quick";
+
 const ALIVE: &str = "tests/mutants.alive";
 
 fn main() -> io::Result<ExitCode> {
     let mut work = Work::new()?;
     let mut mutants = list::read(&work.folder.join("list.json"))?;
     let mut tree = Tree::new(&work.home, &work.folder, &mutants)?;
-    tree.weave()?;
+    tree.weave(&work.folder.join("woven"))?;
     let Some(built) = tree.build(work.simulation)? else {
         return Err(io::Error::other("the copy's tests do not compile"));
     };
@@ -43,13 +46,17 @@ fn main() -> io::Result<ExitCode> {
     let unviable = tree.unviable.len();
     println!("mutants: {} in all, {unviable} are no Rust, {} need a build each", mutants.len(), alone.len());
     for mutant in woven {
-        work.attempt(mutant, || runner.notices(mutant.number, true).map(Some))?;
+        let from = work.begin(mutant)?;
+        let by = work.attempt(mutant, || runner.notices(mutant, true, from).map(Some))?;
+        if let Some((_, test)) = by.as_deref().and_then(|by| by.split_once(": ")) {
+            runner.noticed.entry(mutant.file.clone()).or_default().insert(test.to_string());
+        }
     }
     for mutant in alone {
         work.attempt(mutant, || {
             tree.write_alone(&work_home(), mutant)?;
             let outcome = match tree.build(runner.simulation)? {
-                Some(_) => Some(runner.notices(mutant.number, false)?),
+                Some(_) => Some(runner.notices(mutant, false, 0)?),
                 None => None,
             };
             tree.write_woven(&mutant.file)?;
@@ -114,14 +121,18 @@ impl Work {
         fs::create_dir_all(&scratch)?;
         let sandbox = self.home.join("dev/mutants/sandbox");
         let (root, simulation) = (tree.root.clone(), self.simulation);
-        Ok(Runner { sandbox, scratch, root, programs: BTreeMap::new(), known: BTreeMap::new(), simulation })
+        let (programs, known, noticed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Ok(Runner { sandbox, scratch, root, programs, known, simulation, noticed })
     }
 
-    /// Of what is built.
+    /// Of what is built, but for its unit tests: what a test reaches stays the same when another is added.
     fn state(&self, tree: &Tree) -> io::Result<u64> {
-        let mut state = self.tests;
+        let mut state = 0;
         for path in tree::sources(&tree.root.join("src"))? {
-            state = hash(state, &fs::read(path)?);
+            if path.ends_with("tests.rs") {
+                continue;
+            }
+            state = hash(state, tree::code(&fs::read_to_string(path)?).as_bytes());
         }
         Ok(state)
     }
@@ -130,23 +141,34 @@ impl Work {
     /// nothing changes.
     fn keys(&self, mutant: &Mutant) -> io::Result<[String; 2]> {
         let text = fs::read_to_string(self.home.join(&mutant.file))?;
-        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
         let this = format!("{:?} {:?} {} {}", mutant.start, mutant.end, mutant.replacement, mutant.name);
-        let key = hash(hash(0, code.as_bytes()), this.as_bytes());
-        Ok([format!("{key:016x}"), format!("{key:016x}-{:016x}", self.tests)])
+        let key = hash(hash(0, tree::code(&text).as_bytes()), this.as_bytes());
+        let quick = if self.simulation { "" } else { QUICK };
+        Ok([format!("{key:016x}"), format!("{key:016x}-{:016x}{quick}", self.tests)])
     }
 
+    /// The first layer that can tell more than a run without the simulation has.
+    fn begin(&self, mutant: &Mutant) -> io::Result<usize> {
+        let [_, alive] = self.keys(mutant)?;
+        let before = self.tried.get(&format!("{alive}{QUICK}"));
+        Ok(if before == Some(&Outcome::Alive) { run::SIMULATION } else { 0 })
+    }
+
+    /// The test that noticed it, if it was tried now and one did.
     fn attempt(
         &mut self,
         mutant: &Mutant,
         attempt: impl FnOnce() -> io::Result<Option<Option<String>>>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<String>> {
         let keys = self.keys(mutant)?;
         let before = keys.iter().find_map(|key| self.tried.get(key)).copied();
+        let mut test = None;
         let outcome = match before {
             Some(outcome) => outcome,
             None => {
-                let (key, outcome, by) = match attempt()? {
+                let done = attempt()?;
+                test = done.clone().flatten();
+                let (key, outcome, by) = match done {
                     None => (&keys[0], Outcome::Unviable, "unviable".to_string()),
                     Some(Some(by)) => (&keys[0], Outcome::Caught, format!("caught by {by}")),
                     Some(None) => (&keys[1], Outcome::Alive, "alive".to_string()),
@@ -163,7 +185,7 @@ impl Work {
         if outcome == Outcome::Alive {
             self.alive.insert(mutant.name.clone());
         }
-        Ok(())
+        Ok(test)
     }
 
     fn report(&self) -> io::Result<ExitCode> {
@@ -184,8 +206,8 @@ impl Work {
     }
 }
 
-/// FNV-1a: it only has to tell one state from another.
-fn hash(before: u64, bytes: &[u8]) -> u64 {
+/// FNV-1a; it only has to tell one state from another.
+pub fn hash(before: u64, bytes: &[u8]) -> u64 {
     let begin = before ^ 0xcbf2_9ce4_8422_2325;
     bytes.iter().fold(begin, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

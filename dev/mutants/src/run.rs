@@ -1,5 +1,6 @@
 //! Runs tests with one mutant switched on, the quick ones first, until one notices.
 
+use crate::list::Mutant;
 use crate::tree::Built;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader};
@@ -17,6 +18,8 @@ const LEAST: Duration = Duration::from_secs(60);
 
 /// The programs with tests, the quick ones first.
 const ORDER: [&str; 4] = ["lib", "vectors", "trees", "simulation"];
+
+pub const SIMULATION: usize = 3;
 
 /// A program that is one test, or one test of a program that has many.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +45,8 @@ pub struct Runner {
     pub programs: BTreeMap<usize, PathBuf>,
     pub known: BTreeMap<Test, Known>,
     pub simulation: bool,
+    /// Tests that noticed a mutant of a file: they are likely to notice the next.
+    pub noticed: BTreeMap<String, BTreeSet<String>>,
 }
 
 enum End {
@@ -64,7 +69,7 @@ impl Runner {
     /// When no test can be run.
     pub fn look(&mut self, saved: &Path) -> io::Result<()> {
         let mut tests = Vec::new();
-        for layer in self.programs.keys().copied().filter(|layer| self.simulation || ORDER[*layer] != "simulation") {
+        for layer in self.programs.keys().copied().filter(|layer| self.simulation || *layer != SIMULATION) {
             match ORDER[layer] {
                 "vectors" | "simulation" => tests.push(Test { layer, name: None }),
                 _ => tests.extend(self.names(layer)?.into_iter().map(|name| Test { layer, name: Some(name) })),
@@ -104,16 +109,21 @@ impl Runner {
     }
 
     /// Which test notices this mutant, or what else befell; none when none does. `woven`: only those that reach it can.
+    /// `from`: what stands before this layer is known not to.
     ///
     /// # Errors
     /// When no test can be run.
-    pub fn notices(&self, mutant: usize, woven: bool) -> io::Result<Option<String>> {
-        let environment = ("GPU_HANDOFF_MUTANT", if woven { mutant.to_string() } else { "0".to_string() });
-        for layer in self.programs.keys().copied() {
-            let concerns = |known: &Known| !woven || known.reaches.contains(&mutant);
+    pub fn notices(&self, mutant: &Mutant, woven: bool, from: usize) -> io::Result<Option<String>> {
+        let number = if woven { mutant.number } else { 0 };
+        let environment = ("GPU_HANDOFF_MUTANT", number.to_string());
+        let before = self.noticed.get(&mutant.file);
+        let is_likely =
+            |test: &Test| test.name.as_ref().is_some_and(|name| before.is_some_and(|before| before.contains(name)));
+        for layer in self.programs.keys().copied().filter(|layer| *layer >= from) {
+            let concerns = |known: &Known| !woven || known.reaches.contains(&number);
             let here = self.known.iter().filter(|(test, known)| test.layer == layer && concerns(known));
             let mut tests: Vec<(&Test, Duration)> = here.map(|(test, known)| (test, known.took)).collect();
-            tests.sort_by_key(|(_, took)| *took);
+            tests.sort_by_key(|(test, took)| (!is_likely(test), *took));
             let (first, rest) = tests.split_at(tests.len().min(FIRST));
             for part in [first, rest].into_iter().filter(|part| !part.is_empty()) {
                 if let Some(by) = self.part_notices(layer, part, &environment)? {

@@ -1,5 +1,6 @@
 //! A copy of everything, with all mutants woven into its sources, and what is built of it.
 
+use crate::hash;
 use crate::list::Mutant;
 use crate::weave::{Blame, File, Woven};
 use serde_json::Value;
@@ -77,11 +78,34 @@ impl Tree {
         Ok(())
     }
 
-    /// Drops what does not compile until the rest does.
+    /// Drops what does not compile until the rest does; `saved` is what the last time came to.
     ///
     /// # Errors
     /// When that leads nowhere.
-    pub fn weave(&mut self) -> io::Result<()> {
+    pub fn weave(&mut self, saved: &Path) -> io::Result<()> {
+        let state = self.files.values().fold(0, |state, file| hash(state, code(&file.weave().text).as_bytes()));
+        self.drop_again(&format!("{state:016x}"), &fs::read_to_string(saved).unwrap_or_default());
+        self.drop_what_fails()?;
+        let unviable: Vec<String> = self.unviable.iter().map(usize::to_string).collect();
+        let woven = self.files.values().flat_map(|file| file.woven.keys()).map(usize::to_string).collect::<Vec<_>>();
+        fs::write(saved, format!("{state:016x}\n{}\n{}\n", unviable.join(" "), woven.join(" ")))
+    }
+
+    fn drop_again(&mut self, state: &str, saved: &str) {
+        let mut lines = saved.lines();
+        if lines.next() != Some(state) {
+            return;
+        }
+        let mut numbers =
+            || lines.next().unwrap_or_default().split(' ').filter_map(|number| number.parse().ok()).collect();
+        let (unviable, woven): (BTreeSet<usize>, BTreeSet<usize>) = (numbers(), numbers());
+        self.unviable = unviable;
+        for file in self.files.values_mut() {
+            file.woven.retain(|mutant, _| woven.contains(mutant));
+        }
+    }
+
+    fn drop_what_fails(&mut self) -> io::Result<()> {
         for round in 1..=ROUNDS {
             let woven: BTreeMap<&String, Woven> = self.files.iter().map(|(name, file)| (name, file.weave())).collect();
             for (name, woven) in &woven {
@@ -231,6 +255,11 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A source without its unit tests.
+pub fn code(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default()
 }
 
 /// Every Rust file below.
