@@ -444,4 +444,40 @@ mod tests {
         let hosts: Vec<String> = given(&config).map(|given| given.host).collect();
         assert!(!hosts.is_empty() && hosts.iter().all(|host| host == "/dev/nvidia0"), "{hosts:?}");
     }
+
+    #[test]
+    fn frozen_is_what_stands_still_or_is_gone() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-frozen-{}", std::process::id()));
+        let cgroup = root.join("sys/fs/cgroup/lxc/101");
+        std::fs::create_dir_all(&cgroup).unwrap();
+        let is = |text: &str| {
+            std::fs::write(cgroup.join("cgroup.events"), text).unwrap();
+            is_frozen(&Linux::at(root.clone()), 101)
+        };
+        let found = [is("populated 1\nfrozen 1\n"), is("populated 1\nfrozen 0\n"), is("frozen 0\n")];
+        let gone = is_frozen(&Linux::at(root.clone()), 102);
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!((found, gone), ([true, false, false], true));
+    }
+
+    /// A container in the container has an init, too.
+    #[test]
+    fn the_outermost_init_wherever_it_stands() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-init-{}", std::process::id()));
+        let write = |path: String, text: &str| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        for (pid, numbers) in [(10, "10 9 1"), (20, "20 1"), (30, "30 1"), (40, "40 7"), (50, "50")] {
+            write(format!("proc/{pid}/status"), &format!("Name:\tx\nNSpid:\t{numbers}\n"));
+        }
+        let init_among = |processes: &str| {
+            write("sys/fs/cgroup/lxc/101/cgroup.procs".to_string(), processes);
+            init(&Linux::at(root.clone()), 101)
+        };
+        let found = ["10\n20\n", "20\n10\n", "20\n30\n", "10\n40\n50\n", "40\n50\n"].map(init_among);
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(found, [Some(20), Some(20), Some(20), Some(10), None]);
+    }
 }

@@ -250,3 +250,20 @@ impl Devices {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_counts_as_what_the_drivers_buffers_count_as() {
+        let number = DeviceNumber { major: 0, minor: 0 };
+        let counts = |buffers, held| {
+            let devices = Devices { buffers, ..Devices::default() };
+            devices.path(&OpenDevice { number, how: How::Buffer }, held).is_some()
+        };
+        assert!(counts(Some(true), true) && counts(Some(false), false));
+        assert!(!counts(Some(true), false) && !counts(Some(false), true));
+        assert!(!counts(None, true) && !counts(None, false));
+    }
+}

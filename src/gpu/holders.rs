@@ -204,3 +204,38 @@ pub fn hidden(processes: &[Hidden]) -> String {
     }
     words.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Linux;
+
+    fn ended_by(ends: Ends) -> Holder {
+        let (process, number) = (Process { pid: 7, start: 1 }, DeviceNumber { major: 195, minor: 0 });
+        let (command, via) = ("x".to_string(), "/dev/nvidia0".to_string());
+        Holder { process, command, number, via, how: How::Open, place: Place::Unknown, ends }
+    }
+
+    #[test]
+    fn a_remedy_is_a_command_with_its_reason_if_there_is_one() {
+        let typed = |why: &str| ended_by(Ends::Typed("docker stop a".to_string(), why.to_string())).remedy();
+        assert_eq!(typed(""), "docker stop a");
+        assert_eq!(typed("it is restarted otherwise"), "docker stop a: it is restarted otherwise");
+        assert_eq!(ended_by(Ends::Told("log out".to_string())).remedy(), "log out");
+        assert_eq!(ended_by(Ends::Kill).remedy(), "kill 7");
+        assert_eq!(ended_by(Ends::Passes).remedy(), "it ends by itself: udevadm settle");
+    }
+
+    #[test]
+    fn a_process_is_young_for_three_seconds() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-young-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("proc")).unwrap();
+        let kernel = Linux::at(root.clone());
+        let is = |start| is_young(&kernel, Process { pid: 7, start });
+        let unknown = is(9_800);
+        std::fs::write(root.join("proc/uptime"), "100.25 3.00\n").unwrap();
+        let found = [is(9_900), is(9_800), is(9_700), is(9_000), is(0)];
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!((unknown, found), (false, [true, true, false, false, false]));
+    }
+}

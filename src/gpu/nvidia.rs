@@ -238,4 +238,39 @@ mod tests {
         std::fs::remove_dir_all(root).unwrap();
         assert_eq!(order.unwrap(), ["nvidia_drm", "nvidia_modeset", "nvidia"]);
     }
+
+    /// Each that does not answer costs time.
+    #[test]
+    fn who_is_in_the_driver_is_looked_for_with_little_patience() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-stacks-{}", std::process::id()));
+        let mut silent = Vec::new();
+        let mut process = |pid: i32, stack: Option<&str>| {
+            let folder = root.join(format!("proc/{pid}"));
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("comm"), "smi\n").unwrap();
+            match stack {
+                Some(text) => std::fs::write(folder.join("stack"), text).unwrap(),
+                None => {
+                    nix::unistd::mkfifo(&folder.join("stack"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+                    silent.push(folder.join("stack"));
+                }
+            }
+        };
+        for pid in 11..14 {
+            process(pid, None);
+        }
+        process(21, Some("[<0>] do_sys_open+0x1\n"));
+        process(22, Some("[<0>] nv_open_device+0x1/0x2 [nvidia]\n"));
+        let find = || in_the_driver(&Linux::at(root.clone()), &["nvidia_open", "nv_open_device"]);
+        let found = find();
+        process(14, None);
+        let given_up = find();
+        for fifo in silent {
+            let mut end = std::fs::OpenOptions::new();
+            let _ = std::os::unix::fs::OpenOptionsExt::custom_flags(end.write(true), nix::libc::O_NONBLOCK).open(fifo);
+        }
+        std::fs::remove_dir_all(root).unwrap();
+        assert_eq!(found, Some(InKernel { pid: 22, command: "smi".to_string() }));
+        assert_eq!(given_up, None);
+    }
 }

@@ -369,3 +369,96 @@ fn mount_point(line: &str) -> Option<PathBuf> {
     let path = path.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
     Some(PathBuf::from(path))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command};
+
+    /// A child that the shell starts, which says when it is ready.
+    fn child(script: &str) -> Child {
+        let mut command = Command::new("/bin/sh");
+        let mut child = command.args(["-c", script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut ready = [0; 1];
+        child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+        child
+    }
+
+    fn here() -> Linux {
+        Linux::at(PathBuf::from("/"))
+    }
+
+    const STAYS: &str = "echo; exec sleep 60";
+    const DEAF: &str = "trap '' TERM; echo; while :; do sleep 0.05; done";
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_process_is_asked_to_end_or_ended() {
+        use std::os::unix::process::ExitStatusExt;
+        for (script, how, signal) in
+            [(STAYS, End::Ask, libc::SIGTERM), (STAYS, End::Kill, libc::SIGKILL), (DEAF, End::Kill, libc::SIGKILL)]
+        {
+            let mut child = child(script);
+            let process = process_here(child.id() as i32).unwrap();
+            here().end(process, how).unwrap();
+            assert_eq!(child.wait().unwrap().signal(), Some(signal), "{how:?}");
+            // It is gone, which is all that was wanted.
+            here().end(process, how).unwrap();
+        }
+    }
+
+    #[test]
+    fn whoever_has_the_number_of_an_earlier_process_is_left_alone_and_so_are_all_for_a_tree() {
+        let mut child = child(STAYS);
+        let process = process_here(child.id() as i32).unwrap();
+        let earlier = Process { start: process.start - 1, ..process };
+        here().end(earlier, End::Kill).unwrap();
+        assert!(here().wait_for_end(earlier, LONG));
+        assert!(Linux::at(PathBuf::from("/nowhere")).end(process, End::Kill).is_err());
+        assert_eq!(process_here(process.pid), Some(process));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_end_of_a_process_is_waited_for_but_not_for_ever() {
+        let mut child = child("echo; sleep 0.5");
+        let process = process_here(child.id() as i32).unwrap();
+        assert!(!here().wait_for_end(process, Duration::from_millis(50)));
+        let begin = Instant::now();
+        assert!(here().wait_for_end(process, LONG) && begin.elapsed() < LONG);
+        child.wait().unwrap();
+        // In a tree of files nobody ends.
+        let root = std::env::temp_dir().join(format!("gpu-handoff-ends-{}", std::process::id()));
+        let kernel = Linux::at(root.clone());
+        fs::create_dir_all(root.join("proc/7")).unwrap();
+        let stat = format!("7 (x) S {} 4711 0 0", vec!["1"; 18].join(" "));
+        fs::write(root.join("proc/7/stat"), stat).unwrap();
+        let waits = |start| kernel.wait_for_end(Process { pid: 7, start }, Duration::from_millis(1));
+        let found = [waits(4711), waits(4712)];
+        fs::remove_dir_all(root).unwrap();
+        assert_eq!(found, [false, true]);
+    }
+
+    /// Trees of files are not weighed: there nothing counts.
+    #[test]
+    fn what_did_not_answer_is_not_asked_again() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-peek-{}", std::process::id()));
+        fs::create_dir_all(&root).unwrap();
+        let fifo = root.join("silent");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::write(root.join("other"), "abcdef").unwrap();
+        let kernel = Linux::at(root.clone());
+        let limit = Duration::from_millis(100);
+        let is_stuck = |path: &str, limit| matches!(kernel.peek(path, 4, limit), Err(ActError::Stuck { .. }));
+        let first = is_stuck("/silent", limit);
+        let begin = Instant::now();
+        let second = is_stuck("/silent", LONG);
+        let took = begin.elapsed();
+        let other = kernel.peek("/other", 4, LONG);
+        let weight = kernel.weigh_open("/other", "/other", LONG);
+        fs::remove_dir_all(root).unwrap();
+        assert!(first && second && took < LONG / 2, "{took:?}");
+        assert_eq!((other.unwrap(), weight), (b"abcd".to_vec(), None));
+    }
+}

@@ -183,4 +183,37 @@ mod tests {
         let answer = carry_out(Path::new("/nowhere"), &Request::Act(action));
         assert!(matches!(answer, Err(ActError::Program(words)) if words.contains("GPU_HANDOFF_ROOT")));
     }
+
+    /// Only root makes nodes.
+    #[test]
+    fn a_node_has_its_number_owner_and_mode() {
+        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        let root = std::env::temp_dir().join(format!("gpu-handoff-node-{}", std::process::id()));
+        let number = DeviceNumber { major: 1, minor: 3 };
+        let path = root.join("dev/nvidia0");
+        let node = Node { path: "/dev/nvidia0".to_string(), number, mode: 0o640, uid: 0, gid: 44 };
+        let made = [make_node(&path, &node), make_node(&path, &node)];
+        let meta = fs::metadata(&path);
+        let names = fs::read_dir(root.join("dev")).map(|names| names.count());
+        let _ = fs::remove_dir_all(&root);
+        if made.iter().any(|made| made.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))) {
+            return;
+        }
+        let meta = meta.unwrap();
+        assert!(made.iter().all(Result::is_ok) && meta.file_type().is_char_device());
+        assert_eq!((DeviceNumber::of(meta.rdev()), meta.mode() & 0o777, meta.gid()), (number, 0o640, 44));
+        assert_eq!(names.unwrap(), 1);
+    }
+
+    #[test]
+    fn a_counter_that_does_not_move_weighs_nothing() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-weigh-{}", std::process::id()));
+        fs::create_dir_all(&root).unwrap();
+        let (node, counter) = (root.join("node"), root.join("counter"));
+        fs::write(&node, "").unwrap();
+        fs::write(&counter, "7\n").unwrap();
+        let weight = weigh(&node, &counter).map_err(|error| error.kind());
+        fs::remove_dir_all(root).unwrap();
+        assert_eq!(weight, Err(io::ErrorKind::WouldBlock));
+    }
 }

@@ -367,44 +367,4 @@ fn probe(address: Address, driver: &str) -> Step {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gpu::console::Console;
-    use crate::handoff::kept::record::Owner;
-    use crate::handoff::plan::facts::Availability;
-    use std::collections::BTreeMap;
-
-    #[test]
-    fn a_module_of_two_drivers_is_unloaded_once() {
-        let driver = GpuDriver { unload_order: Ok(vec!["nvidia_uvm".into(), "nvidia".into()]), elsewhere: Vec::new() };
-        let facts = Facts {
-            slots: Vec::new(),
-            vfio_pci: Availability::Registered,
-            strangers: Vec::new(),
-            gpu_drivers: BTreeMap::from([("nouveau".into(), driver.clone()), ("nvidia".into(), driver)]),
-            loaded: Vec::new(),
-            registered: Vec::new(),
-            static_ids: Vec::new(),
-            drm_holds_gpus: false,
-            console: Console::default(),
-        };
-        let plan = to_vfio(&facts, &Record::new(Owner::Vm(111))).expect("nothing refuses");
-        let steps: Vec<String> = plan.iter().map(|(_, step)| step.to_string()).collect();
-        assert_eq!(steps, ["unload nvidia_uvm", "unload nvidia"]);
-    }
-
-    #[test]
-    fn a_line_for_each_phase() {
-        let slots: [SlotId; 2] = ["0000:01:00", "0000:02:00"].map(|slot| slot.parse().unwrap());
-        let unload = |module: &str| (Phase::Release, Step::Unload { module: module.to_string() });
-        let bind = |function| (Phase::Bind, probe(slots[0].function(function), VFIO_PCI));
-        let plan = vec![(Phase::Prepare, load(&["vfio_pci"])), unload("a"), unload("b"), bind(0), bind(1)];
-        let told = |slots: &[SlotId]| lines(slots, &plan).into_iter().map(|(name, what)| format!("{name}: {what}"));
-        let one: Vec<String> = told(&slots[..1]).collect();
-        assert_eq!(one, ["prepare: load vfio_pci", "release: unload a b", "bind: bind to vfio-pci .0 .1"]);
-        // Of which of two slots they are must be said.
-        assert_eq!(told(&slots).next_back().unwrap(), "bind: bind to vfio-pci 0000:01:00.0 0000:01:00.1");
-        assert_eq!(told(&slots[1..]).next_back().unwrap(), "bind: bind to vfio-pci 0000:01:00.0 0000:01:00.1");
-        assert_eq!(to_text("a title", &slots, &Plan::new()), "a title\n  nothing to do\n");
-    }
-}
+mod tests;

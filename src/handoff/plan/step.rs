@@ -223,3 +223,31 @@ impl fmt::Display for Step {
         if object.is_empty() { f.write_str(&verb) } else { write!(f, "{verb} {object}") }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Linux;
+
+    #[test]
+    fn a_module_is_loaded_once_it_is_live() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-live-{}", std::process::id()));
+        let (kernel, limit) = (Linux::at(root.clone()), Duration::from_secs(20));
+        let modules = ["nvidia", "nvidia_uvm"].map(str::to_string);
+        let folders = modules.clone().map(|module| root.join(format!("sys/module/{module}")));
+        folders.iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
+        let load = Step::Load { modules: modules.to_vec() };
+        let holds = |state: Option<&str>| {
+            let file = folders[1].join("initstate");
+            state.map_or_else(|| drop(std::fs::remove_file(&file)), |state| std::fs::write(&file, state).unwrap());
+            load.holds(&kernel, limit).unwrap()
+        };
+        let found = [holds(None), holds(Some("live\n")), holds(Some("coming\n")), holds(Some("going\n"))];
+        std::fs::remove_dir_all(&folders[0]).unwrap();
+        let one_lacks = holds(Some("live\n"));
+        let unloaded = modules.map(|module| Step::Unload { module }.holds(&kernel, limit).unwrap());
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!((found, one_lacks), ([true, true, false, false], false));
+        assert_eq!(unloaded, [true, false]);
+    }
+}

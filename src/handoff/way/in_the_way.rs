@@ -160,3 +160,36 @@ fn in_words(function: &Function, driver: &str, more: Option<u64>, found: &Found)
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Linux;
+
+    #[test]
+    fn what_is_open_explains_the_drivers_references() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-explained-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("proc")).unwrap();
+        std::fs::write(root.join("proc/devices"), "Character devices:\n195 nvidia\n234 nvidia-caps\n").unwrap();
+        let kernel = Linux::at(root.clone());
+        let number = |major, minor| DeviceNumber { major, minor };
+        let of = |driver, files: &[(u64, u64, u64)], mapped: &[(u64, u64)], of_each| {
+            let files = files.iter().map(|(major, minor, count)| (number(*major, *minor), *count)).collect();
+            let mapped = mapped.iter().map(|(major, minor)| number(*major, *minor)).collect();
+            explained(&kernel, driver, &Found { files, mapped, ..Found::default() }, of_each)
+        };
+        let found = [
+            of("nvidia", &[(195, 0, 3)], &[], 1),
+            of("nvidia", &[(195, 0, 3)], &[], 5),
+            // Of nvidia-modeset, which is another module.
+            of("nvidia", &[(195, 254, 3)], &[], 5),
+            of("nvidia", &[(234, 1, 3)], &[], 5),
+            of("nvidia", &[(0, 0, 3)], &[], 5),
+            of("nvidia", &[(226, 0, 3)], &[], 5),
+            of("nvidia", &[(195, 0, 2)], &[(195, 255), (226, 0)], 3),
+            of("snd_hda_intel", &[(195, 0, 3)], &[(195, 0)], 1),
+        ];
+        std::fs::remove_dir_all(root).unwrap();
+        assert_eq!(found, [3, 15, 0, 6, 3, 0, 9, 0]);
+    }
+}

@@ -361,4 +361,16 @@ mod tests {
         assert_eq!(slots_of(&unbind), [slots[1]]);
         assert_eq!(slots_of(&Step::Unload { module: "nvidia".to_string() }).len(), 2);
     }
+
+    #[test]
+    fn what_is_only_stuck_did_not_fail_as_well() {
+        let step = || Step::Unload { module: "c".to_string() };
+        let stuck = || vec![(step(), Process { pid: 7, start: 99 })];
+        assert!(Outcome { stuck: stuck(), ..Outcome::default() }.only_stuck());
+        assert!(!Outcome::default().only_stuck());
+        let failures = vec![(step(), "busy".to_string())];
+        assert!(!Outcome { stuck: stuck(), failures, ..Outcome::default() }.only_stuck());
+        assert!(!Outcome { stuck: stuck(), out_of_time: true, ..Outcome::default() }.only_stuck());
+        assert!(!Outcome { stuck: stuck(), interrupted: true, ..Outcome::default() }.only_stuck());
+    }
 }
