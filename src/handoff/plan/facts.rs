@@ -141,3 +141,35 @@ pub fn vfio_pci(kernel: &dyn Kernel) -> Availability {
 fn is_vfio_pci_file(path: &str) -> bool {
     path.rsplit('/').next().is_some_and(|name| name.split('.').next() == Some(VFIO_PCI))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Linux;
+    use std::fs;
+
+    #[test]
+    fn nvidia_drm_holds_the_cards_when_it_is_loaded_sets_modes_and_looks_once() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-facts-{}", std::process::id()));
+        let holds = |is_loaded: bool, modeset: &str, version: &str| {
+            let _ = fs::remove_dir_all(&root);
+            fs::create_dir_all(root.join("proc/driver/nvidia")).unwrap();
+            fs::write(root.join("proc/driver/nvidia/version"), format!("NVRM version: x  {version}  y\n")).unwrap();
+            if is_loaded {
+                fs::create_dir_all(root.join("sys/module/nvidia_drm/parameters")).unwrap();
+                fs::write(root.join("sys/module/nvidia_drm/parameters/modeset"), modeset).unwrap();
+            }
+            Facts::read(&Linux::at(root.clone()), Vec::new(), &[], &[]).unwrap().drm_holds_gpus
+        };
+        let old = "550.163.01";
+        let found = [
+            holds(true, "Y\n", old),
+            holds(true, "N\n", old),
+            holds(true, "Y\n", "595.45.04"),
+            holds(false, "", old),
+            holds(true, "1\n", "?"),
+        ];
+        fs::remove_dir_all(&root).unwrap();
+        assert_eq!(found, [true, false, false, false, true]);
+    }
+}

@@ -351,4 +351,14 @@ mod tests {
         }
         assert_eq!(keys(&defaults.for_idle(), &[container]), "");
     }
+
+    #[test]
+    fn who_is_stopped_runs_again_and_who_is_killed_does_not() {
+        let all = policy(r#"{"process":"kill","unit":"stop","container":"stop"}"#);
+        for (ends, stopped) in [(unit("a.service"), true), (Ends::Container(101), true), (Ends::Kill, false)] {
+            let holder = holder(7, ends);
+            assert_eq!(stops(&all, &holder), stopped);
+            assert!(!stops(&Policy::default(), &holder));
+        }
+    }
 }

@@ -186,3 +186,23 @@ fn nodes_are_made_for_nvidias_driver_alone() {
     };
     assert!(makes("nvidia") && !makes("nouveau"));
 }
+
+#[test]
+fn the_drivers_other_modules_are_loaded_for_a_gpu_that_it_drives() {
+    let loads = |now: &str, home: &str, loaded: &[&str], modules: &[&str]| {
+        let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        let facts = Facts { loaded: names(loaded), ..facts(vec![function(0, Some(now))], &[]) };
+        let record = Record { modules: names(modules), ..record(&[Some(home)]) };
+        let plan = words(&to_home(&facts, &record));
+        plan.into_iter().find(|step| step.starts_with("load")).unwrap_or_default()
+    };
+    let stack = ["nvidia", "nvidia_uvm"];
+    assert_eq!(loads(VFIO_PCI, "nvidia", &[], &stack), "load nvidia nvidia_uvm");
+    // It is home already.
+    assert_eq!(loads("nvidia", "nvidia", &["nvidia"], &stack), "load nvidia_uvm");
+    assert_eq!(loads("nvidia", "nvidia", &stack, &stack), "");
+    // Somebody gave it another driver.
+    assert_eq!(loads("nouveau", "nvidia", &[], &stack), "");
+    // It lives with a driver that none of them is of.
+    assert_eq!(loads(VFIO_PCI, "nouveau", &[], &stack), "load nouveau");
+}
