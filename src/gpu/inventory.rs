@@ -204,10 +204,6 @@ pub fn group_members(kernel: &dyn Kernel, group: u32) -> Vec<Function> {
         .collect()
 }
 
-pub fn device_exists(kernel: &dyn Kernel, address: Address) -> bool {
-    kernel.exists(&format!("{DEVICES}/{address}"))
-}
-
 pub fn driver_exists(kernel: &dyn Kernel, driver: &str) -> bool {
     kernel.exists(&format!("/sys/bus/pci/drivers/{driver}"))
 }
