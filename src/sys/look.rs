@@ -288,6 +288,7 @@ fn device(word: &str) -> Option<OpenDevice> {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+    use std::os::fd::{FromRawFd, OwnedFd};
 
     #[test]
     fn what_is_told_survives_the_pipe() {
@@ -323,6 +324,33 @@ mod tests {
         if super::super::kcmp::tables(own, own).is_some() {
             assert_eq!(sight.files.get(&full), Some(&1));
         }
+    }
+
+    /// It keeps a file open whose descriptor is closed. The kernel tells of it by name.
+    #[test]
+    fn a_file_that_a_ring_of_io_uring_has_is_seen() {
+        let mut parameters = [0_u8; 120];
+        // SAFETY: the kernel writes to these bytes, which are as many as it has parameters.
+        let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, parameters.as_mut_ptr()) };
+        if ring < 0 {
+            return; // a kernel without it, or one that lets nobody
+        }
+        // SAFETY: the kernel has just made it, and nobody else has it.
+        let ring = unsafe { OwnedFd::from_raw_fd(ring as i32) };
+        let file = File::open("/dev/zero").unwrap();
+        let files = [file.as_raw_fd()];
+        // SAFETY: 2 registers files; it reads as many descriptors as the last number says.
+        let registered = unsafe { libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), 2, files.as_ptr(), 1) };
+        drop(file);
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", ring.as_raw_fd())).unwrap();
+        if registered != 0 || !info.contains("/dev/zero") {
+            return; // a kernel that does not tell where it is
+        }
+        let own = i32::try_from(std::process::id()).unwrap();
+        let sought = Sought { majors: vec![1], among: vec![own] };
+        let sight = look(Path::new("/"), &sought, Duration::from_secs(20)).unwrap();
+        let zero = OpenDevice { number: DeviceNumber { major: 1, minor: 5 }, how: How::Ring };
+        assert!(sight.users[0].open.contains(&zero), "{sight:?}");
     }
 
     #[test]

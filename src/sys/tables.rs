@@ -55,3 +55,42 @@ impl Files {
         self.of.iter().map(|(number, files)| (*number, files.len() as u64)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::process::How;
+    use std::sync::mpsc::channel;
+
+    /// Threads have their process's table, a child has its own.
+    #[test]
+    fn a_table_that_was_read_is_known_by_whoever_shares_it() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        if kcmp::tables(own, own).is_none() {
+            return; // a kernel without it
+        }
+        let device = |minor| OpenDevice { number: DeviceNumber { major: 195, minor }, how: How::Open };
+        let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let other = i32::try_from(child.id()).unwrap();
+        let (tell, told) = channel();
+        let (end, ended) = channel::<()>();
+        let thread = std::thread::spawn(move || {
+            tell.send(nix::unistd::gettid().as_raw()).unwrap();
+            let _ = ended.recv();
+        });
+        let thread_id = told.recv().unwrap();
+        let mut tables = Tables::default();
+        let before = tables.same_as(own);
+        tables.add(own, &[device(0)]);
+        let of_child = tables.same_as(other);
+        tables.add(other, &[device(1)]);
+        tables.add(thread_id, &[device(2)]);
+        let found = [own, thread_id, other].map(|owner| tables.same_as(owner));
+        drop(end);
+        thread.join().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((before, of_child), (None, None));
+        assert_eq!(found, [Some(vec![device(0)]), Some(vec![device(0)]), Some(vec![device(1)])]);
+    }
+}
