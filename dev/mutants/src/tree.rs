@@ -46,7 +46,8 @@ impl Tree {
             let file = File::new(&text, &here).map_err(|error| io::Error::other(format!("{name}: {error}")))?;
             files.insert(name.clone(), file);
         }
-        let tree = Tree { root, build: folder.join("build"), files, unviable: BTreeSet::new() };
+        let unviable = files.values().flat_map(|file: &File| &file.unviable).copied().collect();
+        let tree = Tree { root, build: folder.join("build"), files, unviable };
         tree.prepare(mutants.len())?;
         Ok(tree)
     }
@@ -99,7 +100,7 @@ impl Tree {
         let mut numbers =
             || lines.next().unwrap_or_default().split(' ').filter_map(|number| number.parse().ok()).collect();
         let (unviable, woven): (BTreeSet<usize>, BTreeSet<usize>) = (numbers(), numbers());
-        self.unviable = unviable;
+        self.unviable.extend(unviable);
         for file in self.files.values_mut() {
             file.woven.retain(|mutant, _| woven.contains(mutant));
         }

@@ -25,6 +25,8 @@ pub struct File {
     text: String,
     edits: Vec<Edit>,
     sites: usize,
+    /// Of which it is plain that they are no Rust.
+    pub unviable: Vec<usize>,
     /// Those that are woven in, by their place.
     pub woven: BTreeMap<usize, usize>,
 }
@@ -68,7 +70,8 @@ impl File {
     pub fn new(text: &str, mutants: &[&Mutant]) -> syn::Result<File> {
         let mut lines = vec![0];
         lines.extend(text.match_indices('\n').map(|(at, _)| at + 1));
-        let file = File { text: text.to_string(), edits: Vec::new(), sites: 0, woven: BTreeMap::new() };
+        let (unviable, woven) = (Vec::new(), BTreeMap::new());
+        let file = File { text: text.to_string(), edits: Vec::new(), sites: 0, unviable, woven };
         let mut weaver = Weaver { file, lines, by_start: BTreeMap::new() };
         for mutant in mutants {
             weaver.by_start.entry(mutant.start).or_default().push((*mutant).clone());
@@ -245,8 +248,10 @@ impl Weaver {
         }
         use BinOp::*;
         match binary.op {
-            // With a binding in it there is no other operator.
-            And(_) | Or(_) if has_binding(&binary.left) || has_binding(&binary.right) => {}
+            // Nothing but && may stand beside a binding.
+            And(_) | Or(_) if has_binding(&binary.left) || has_binding(&binary.right) => {
+                self.file.unviable.extend(mutants.iter().map(|mutant| mutant.number));
+            }
             And(_) => self.conditions(binary, &mutants, true),
             Or(_) => self.conditions(binary, &mutants, false),
             Eq(_) | Ne(_) | Lt(_) | Le(_) | Gt(_) | Ge(_) => self.between(binary, &mutants, "&"),
