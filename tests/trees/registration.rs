@@ -257,6 +257,14 @@ fn vfio_pci_is_no_home_by_accident() {
     assert_eq!(homes(&host, "vm-111"), [json!("nvidia"), Value::Null]);
 }
 
+/// The configuration says it of the GPU alone.
+#[test]
+fn a_gpu_whose_home_is_without_a_driver() {
+    let host = left_on_vfio().config(r#"{"gpus":{"0000:01:00":{"home":"none"}}}"#);
+    host.run("111 pre-start");
+    assert_eq!(homes(&host, "vm-111"), [Value::Null, json!("snd_hda_intel")]);
+}
+
 #[test]
 fn where_something_puts_it_there_it_is_at_home() {
     let is_home = |host: Host, what: &str| {
