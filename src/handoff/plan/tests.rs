@@ -206,3 +206,23 @@ fn the_drivers_other_modules_are_loaded_for_a_gpu_that_it_drives() {
     // It lives with a driver that none of them is of.
     assert_eq!(loads(VFIO_PCI, "nouveau", &[], &stack), "load nouveau");
 }
+
+#[test]
+fn a_console_that_is_off_goes_to_the_screen_of_another_card_meanwhile() {
+    let gpu = function(0, Some("nouveau"));
+    let attaches = |had: bool, console: Console| {
+        let elsewhere = vec!["0000:02:00".parse().unwrap()];
+        let driver = GpuDriver { unload_order: Ok(vec!["nouveau".to_string()]), elsewhere };
+        let facts = Facts { console, ..facts(vec![gpu.clone()], &[("nouveau", driver)]) };
+        let record = Record { console: had, ..record(&[Some("nouveau")]) };
+        let plan = words(&to_vfio(&facts, &record).expect("nothing refuses"));
+        plan.contains(&"console attach".to_string())
+    };
+    let off = Console { can_attach: true, has_other: true, ..Console::default() };
+    let elsewhere = Console { is_attached: true, ..off.clone() };
+    let here = Console { screen: Some(gpu.address), ..elsewhere.clone() };
+    assert!(attaches(true, off.clone()) && attaches(true, here.clone()));
+    assert!(!attaches(true, elsewhere) && !attaches(false, off.clone()));
+    assert!(!attaches(true, Console { has_other: false, ..here }));
+    assert!(!attaches(true, Console { can_attach: false, ..off }));
+}
