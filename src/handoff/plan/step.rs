@@ -250,4 +250,36 @@ mod tests {
         assert_eq!((found, one_lacks), ([true, true, false, false], false));
         assert_eq!(unloaded, [true, false]);
     }
+
+    #[test]
+    fn a_console_that_cannot_be_attached_by_hand_is_none_to_wait_for() {
+        let root = std::env::temp_dir().join(format!("gpu-handoff-consoles-{}", std::process::id()));
+        let name = |console: &str, name: &str| {
+            let folder = root.join(format!("sys/class/vtconsole/{console}"));
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("name"), name).unwrap();
+            std::fs::write(folder.join("bind"), "0\n").unwrap();
+        };
+        let holds = |attach| {
+            let kernel = Linux::at(root.clone());
+            Step::Console { attach }.holds(&kernel, Duration::from_secs(20)).unwrap()
+        };
+        name("vtcon0", "(M) dummy device\n");
+        name("vtcon1", "(M) frame buffer device\n");
+        let by_the_kernel = [holds(true), holds(false)];
+        name("vtcon0", "(S) dummy device\n");
+        let by_hand = [holds(true), holds(false)];
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!((by_the_kernel, by_hand), ([true, true], [false, true]));
+    }
+
+    #[test]
+    fn a_step_may_take_a_part_of_a_handoffs_time() {
+        let address: Address = "0000:01:00.0".parse().unwrap();
+        let seconds = |step: Step| step.share(Duration::from_secs(60)).as_secs();
+        assert_eq!(seconds(Step::Load { modules: Vec::new() }), 40);
+        assert_eq!(seconds(Step::Unbind { address, driver: "nvidia".to_string() }), 20);
+        assert_eq!(seconds(Step::Power { address, power: Power::default() }), 20);
+        assert_eq!(seconds(Step::Override { address, driver: None }), 10);
+    }
 }
