@@ -174,11 +174,11 @@ fn past(app: &App, json: bool, vmid: Option<u32>, count: Option<usize>) -> Resul
 }
 
 fn check_config(app: &App) -> Result<()> {
-    let (config, mut problems) = Config::read(app.kernel).map_err(Exit::usage)?;
+    let (_, mut problems) = Config::read(app.kernel).map_err(Exit::usage)?;
     problems.extend(stray::of_config(app).iter().map(ToString::to_string));
-    problems.extend(pin::mistakes_of(app.kernel, &config));
+    problems.extend(pin::mistakes_of(app.kernel, &Config::own(app.kernel)));
     match problems.as_slice() {
-        [] => print(&format!("{}: nothing is wrong\n", config::PATH)),
+        [] => print(&format!("{}: nothing is wrong\n", config::files(app.kernel).join(", "))),
         [problem] => Err(Exit::usage(problem.as_str())),
         [others @ .., last] => {
             others.iter().for_each(|problem| app.story.error(problem));

@@ -96,7 +96,7 @@ pub fn watch(app: &App, json: bool) -> Result<()> {
 fn read(app: &App) -> Status {
     let mut status = Status::read(app.kernel, &app.store, nix::unistd::geteuid().is_root());
     status.add_mistakes(stray::of_config(app).iter().map(ToString::to_string));
-    status.add_mistakes(pin::mistakes_of(app.kernel, &Config::lenient(app.kernel).0));
+    status.add_mistakes(pin::mistakes_of(app.kernel, &Config::own(app.kernel)));
     status
 }
 

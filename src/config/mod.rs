@@ -1,20 +1,21 @@
-//! `/etc/gpu-handoff/config.json`: policy for this node. Absent is normal, every key has a default.
+//! `/etc/gpu-handoff/config.json`: policy for this node, and `/etc/pve/gpu-handoff.json`, for all of the cluster. Absent is
+//! normal, every key has a default.
 
+mod files;
 mod keys;
 pub mod pin;
 mod policy;
 
+pub use files::{CLUSTER, PATH};
 pub use policy::{ForContainer, ForVm, Policy};
 
 use crate::address::SlotId;
 use crate::sys::Kernel;
+use files::Files;
 use pin::Pin;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::time::Duration;
-
-pub const PATH: &str = "/etc/gpu-handoff/config.json";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -138,8 +139,19 @@ impl Config {
     /// # Errors
     /// One line naming the file, when nothing of it can be understood.
     pub fn read(kernel: &dyn Kernel) -> Result<(Config, Vec<String>), String> {
-        let (value, problems) = document(kernel)?;
-        Ok((Config::of(&value), problems))
+        let files = Files::read(kernel)?;
+        let problems = files.problems.iter().map(|(_, problem)| problem.clone());
+        Ok((Config::of(&files.merged()), problems.collect()))
+    }
+
+    /// Of the node's own file alone, as far as it can be understood: what the cluster's says may be about another node.
+    pub fn own(kernel: &dyn Kernel) -> Config {
+        Files::read(kernel).map_or_else(|_| Config::default(), |files| Config::of(&files.own))
+    }
+
+    /// Which file has a mistake, and what it is.
+    pub fn mistakes(kernel: &dyn Kernel) -> Vec<(&'static str, String)> {
+        Files::read(kernel).map_or_else(|problem| vec![(PATH, problem)], |files| files.problems)
     }
 
     /// As a person wants it, who can fix it and try again.
@@ -164,7 +176,7 @@ impl Config {
     /// # Errors
     /// What is wrong, by its path or line.
     pub fn parse(bytes: &[u8]) -> Result<Config, String> {
-        let (value, problems) = understood(bytes)?;
+        let (value, problems) = files::understood(bytes)?;
         problems.into_iter().next().map_or_else(|| Ok(Config::of(&value)), Err)
     }
 
@@ -223,34 +235,23 @@ fn words(list: Option<&Value>) -> Vec<String> {
     words.filter_map(|word| word.as_str().map(str::to_string)).collect()
 }
 
-/// The file, without what is not understood, and what that is. As good as empty where there is none.
-fn document(kernel: &dyn Kernel) -> Result<(Value, Vec<String>), String> {
-    let named = |problem: String| format!("{PATH}: {problem}");
-    match kernel.read(PATH) {
-        Ok(bytes) => {
-            let (value, problems) = understood(&bytes).map_err(named)?;
-            Ok((value, problems.into_iter().map(named).collect()))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok((Value::Null, Vec::new())),
-        Err(error) => Err(named(error.to_string())),
-    }
+/// The files that there are; the node's own where there is none.
+pub fn files(kernel: &dyn Kernel) -> Vec<&'static str> {
+    let there = Files::read(kernel).map(|files| files.there()).unwrap_or_default();
+    if there.is_empty() { vec![PATH] } else { there }
 }
 
-fn understood(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
-    let mut value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let mut problems = Vec::new();
-    if !keys::weed(&mut value, &mut Vec::new(), &mut problems) {
-        return Err(problems.concat());
-    }
-    Ok((value, problems))
-}
+/// A key with its value, and which file says so; none where that is the default.
+pub type Holding = (String, Value, Option<&'static str>);
 
-/// Every key with its value, and whether the file says so; those for a slot or a container where it does.
+/// Every key; those for a slot or a container where a file has them.
 ///
 /// # Errors
 /// As [`Config::read`].
-pub fn effective(kernel: &dyn Kernel) -> Result<Vec<(String, Value, bool)>, String> {
-    Ok(keys::effective(&document(kernel)?.0))
+pub fn effective(kernel: &dyn Kernel) -> Result<Vec<Holding>, String> {
+    let files = Files::read(kernel)?;
+    let all = keys::effective(&files.merged()).into_iter();
+    Ok(all.map(|(key, value, is_said)| (key.clone(), value, is_said.then(|| files.who_says(&key)))).collect())
 }
 
 #[cfg(test)]

@@ -229,7 +229,7 @@ fn rule_masked(facts: &Facts) -> Vec<Hit> {
 
 fn mistakes(facts: &Facts) -> Vec<Hit> {
     let remedy = || "edit that key (man gpu-handoff.json has all); then: gpu-handoff config check";
-    facts.ours.mistakes.iter().map(|text| Hit::at(config::PATH, text, remedy())).collect()
+    facts.ours.mistakes.iter().map(|(file, text)| Hit::at(*file, text, remedy())).collect()
 }
 
 fn slots(facts: &Facts) -> Vec<Hit> {

@@ -77,6 +77,7 @@ fn text(app: &App, facts: &Facts, findings: &[Finding]) -> String {
     let status = Status::read(kernel, &app.store, nix::unistd::geteuid().is_root());
     part("status", &screen::to_text(&status.without_names(), &Zone::default()));
     part(config::PATH, &read(config::PATH));
+    part(config::CLUSTER, &read(config::CLUSTER));
     part("kernel command line", &read("/proc/cmdline"));
     let directives = facts.host.directives.iter().map(|line| format!("{}: {}\n", line.place, line.words.join(" ")));
     part("modprobe, in its order", &directives.collect::<String>());

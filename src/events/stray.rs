@@ -117,7 +117,7 @@ pub fn nothing_named(app: &App, vmid: u32, vm: &VmConfig) -> Option<Trouble> {
 
 /// Slots of the configuration that are no GPU's.
 pub fn of_config(app: &App) -> Vec<Trouble> {
-    let (config, _) = Config::lenient(app.kernel);
+    let config = Config::own(app.kernel);
     let is_gpu = |slot: SlotId| Slot::read(app.kernel, slot).is_some_and(|slot| slot.is_nvidia_gpu());
     let others = config.homes.keys().filter(|slot| !is_gpu(**slot));
     let gpus = gpus(app);
@@ -165,7 +165,7 @@ const NVIDIA: u16 = 0x10de;
 
 /// Who says that there was a GPU in this slot.
 fn was_gpu(app: &App, vmid: u32, slot: SlotId) -> Option<String> {
-    if Config::lenient(app.kernel).0.homes.contains_key(&slot) {
+    if Config::own(app.kernel).homes.contains_key(&slot) {
         return Some(format!("gpus.{slot} in {}", config::PATH));
     }
     let past = app.store.history()?.read().ok()?;

@@ -237,6 +237,57 @@ fn a_configuration_without_a_mistake() {
     );
 }
 
+const CLUSTER: &str = "etc/pve/gpu-handoff.json";
+
+/// What all nodes have, and over it the node's own.
+#[test]
+fn the_clusters_configuration_holds_below_the_nodes_own() {
+    let cluster = r#"{"policy":{"unit":"stop","containers":{"101":"stop"}},"time":{"lock_s":7},"gpus":{"01:00":{"home":"none"}}}"#;
+    let own = r#"{"policy":{"unit":"refuse"},"gpus":{"0000:01:00":{"home":"auto"}}}"#;
+    let host = host().file(CLUSTER, cluster).config(own);
+    let out = host.run("config show").out;
+    let line = |key: &str| {
+        let line = out.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{key}: {out}"));
+        line.split_whitespace().skip(1).map(str::to_string).collect::<Vec<_>>()
+    };
+    let (of_node, of_cluster) = ("/etc/gpu-handoff/config.json", "/etc/pve/gpu-handoff.json");
+    assert_eq!(line("policy.unit"), ["refuse", of_node]);
+    assert_eq!(line("policy.containers.101"), ["stop", of_cluster]);
+    assert_eq!(line("time.lock_s"), ["7", of_cluster]);
+    assert_eq!(line("time.stop_s"), ["90", "default"]);
+    assert_eq!(line("gpus.0000:01:00.home"), ["auto", of_node]);
+    assert_eq!(out.matches("gpus.").count(), 1, "{out}");
+    assert_eq!(host.run("config check").out, format!("{of_node}, {of_cluster}: nothing is wrong\n"));
+    let plan = with_drm_node(super::host())
+        .file(CLUSTER, cluster)
+        .process(PID, "ffmpeg", "/lxc/101/ns", &[NULL])
+        .run("plan 111");
+    assert!(plan.out.contains("stop      stop container 101"), "{}{}", plan.out, plan.err);
+    // A card of another node is no mistake here, and no reason to think that one was in that slot.
+    let elsewhere = super::host().file(CLUSTER, r#"{"gpus":{"0000:99:00":{"home":"none"}}}"#);
+    assert_eq!(elsewhere.run("config check").code, Some(0));
+}
+
+#[test]
+fn a_mistake_in_the_clusters_configuration_takes_nothing_else_with_it() {
+    for (text, problem) in [
+        (r#"{"tine":{},"time":{"lock_s":7}}"#, "tine: unknown key"),
+        ("{", "EOF while parsing an object at line 1 column 1"),
+    ] {
+        let host = || settled().config(r#"{"time":{"stop_s":5}}"#).file(CLUSTER, text);
+        let problem = format!("/etc/pve/gpu-handoff.json: {problem}");
+        refuses_now(&host(), "config check", 2, &problem);
+        refuses_now(&host(), "to-vfio", 2, &problem);
+        let run = host().run("111 pre-start");
+        let warning = format!("gpu-handoff: warning: {problem}; going on without it\n");
+        assert_eq!((run.code, run.err), (Some(0), format!("{warning}{}", ready().err)));
+        let shown = host().run("config show").out;
+        assert!(shown.lines().any(|line| line.starts_with("time.stop_s ") && line.contains(" 5 ")), "{shown}");
+        let doctor = host().run("doctor").out;
+        assert!(doctor.contains("/etc/pve/gpu-handoff.json"), "{doctor}");
+    }
+}
+
 #[test]
 fn another_handoff_is_under_way() {
     let taken = |host: Host| host.config(r#"{"time":{"lock_s":0.2}}"#).file("run/gpu-handoff/lock", "");

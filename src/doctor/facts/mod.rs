@@ -49,7 +49,7 @@ impl Facts {
         let kernel = app.kernel;
         let is_whole = status.is_none();
         let (config, _) = Config::lenient(kernel);
-        let mistakes = Config::read(kernel).map_or_else(|problem| vec![problem], |(_, problems)| problems);
+        let mistakes = Config::mistakes(kernel);
         let mut slots = nvidia_slots(kernel);
         for slot in &mut slots {
             // Next to a call that hangs nothing of it can be read; what sleeps is left to sleep.

@@ -32,7 +32,7 @@ pub struct Ours {
     pub are_rules_hidden: bool,
     pub faults: Vec<Fault>,
     /// In the configuration, a line each.
-    pub mistakes: Vec<String>,
+    pub mistakes: Vec<(&'static str, String)>,
     /// Its slots that are no GPU's.
     pub slots: Vec<Trouble>,
     pub masked: Vec<String>,
