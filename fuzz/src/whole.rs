@@ -56,6 +56,7 @@ pub fn machine(data: &[u8]) {
         owner: Owner::Vm(111),
         progress: Progress::Away,
         functions: homes.collect(),
+        others: Vec::new(),
         modules: vec!["nvidia".to_string()],
         stopped: vec![Stopped::Container(101)],
         frozen: vec![102],
