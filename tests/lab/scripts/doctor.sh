@@ -79,6 +79,8 @@ echo 'install nvidia /bin/false' >/lib/modprobe.d/x.conf
 found 'install initramfs-old' /lib/modprobe.d/x.conf:1
 rm /lib/modprobe.d/x.conf
 gone install
+# As if it had been made anew: in a minute the folder, from which something was removed, is newer than the last one.
+touch "/boot/initrd.img-$(uname -r)"
 echo 'blacklist nouveau' >/etc/modprobe.d/nvidia.old
 found modprobe-not-read /etc/modprobe.d/nvidia.old
 rm /etc/modprobe.d/nvidia.old
