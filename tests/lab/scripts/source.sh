@@ -55,7 +55,7 @@ while IFS= read -r -d $'\1' text; do
     count=$((count + 1))
     works "configuration $count" gpu-handoff config check
 done < <(sed -n '/^\.Bd /,/^\.Ed$/{/^\.Bd /d;s/^\.Ed$/\x01/;p}' packaging/man/gpu-handoff.json.5)
-is 'configurations' 2 $count
+is 'configurations' 3 $count
 rm "$config"
 
 # ---- docs/monitoring.md's, and the unit that a hook has write the file ----
