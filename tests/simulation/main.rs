@@ -21,6 +21,7 @@
 mod bench;
 mod beside;
 mod cases;
+mod change;
 mod check;
 mod counts;
 mod faults;

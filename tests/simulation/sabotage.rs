@@ -2,9 +2,9 @@
 //! reads it back.
 
 use super::bench::{Bench, Wish};
+use super::change::apply;
 use super::check::{always, ended_well};
 use super::faults::{Fault, Kind};
-use super::kernel::apply;
 use super::machine::{Home, Machine};
 use super::pci::Reply;
 use super::setup::{Busy, Setup, Way};
