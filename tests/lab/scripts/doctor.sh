@@ -71,16 +71,19 @@ setpci -s "$port" SECONDARY_BUS="$bus" SUBORDINATE_BUS="$bus"
 gone card-gone
 
 # ---- what modprobe is told, and the initramfs's copy of it ----
+# As if it had been made anew: more than a minute after the last one the folder, from which something is removed, is newer.
+renewed() { touch "/boot/initrd.img-$(uname -r)"; }
+renewed
 echo 'blacklist nvidia' >/etc/modprobe.d/pve-blacklist.conf
 found 'blacklist initramfs-old' /etc/modprobe.d/pve-blacklist.conf:1
 rm /etc/modprobe.d/pve-blacklist.conf
 gone blacklist
+renewed
 echo 'install nvidia /bin/false' >/lib/modprobe.d/x.conf
 found 'install initramfs-old' /lib/modprobe.d/x.conf:1
 rm /lib/modprobe.d/x.conf
 gone install
-# As if it had been made anew: in a minute the folder, from which something was removed, is newer than the last one.
-touch "/boot/initrd.img-$(uname -r)"
+renewed
 echo 'blacklist nouveau' >/etc/modprobe.d/nvidia.old
 found modprobe-not-read /etc/modprobe.d/nvidia.old
 rm /etc/modprobe.d/nvidia.old
