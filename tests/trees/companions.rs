@@ -44,6 +44,17 @@ fn where_they_were_is_on_record_before_proxmox_takes_them() {
     assert!(plan.out.ends_with(lines), "{}{}", plan.out, plan.err);
 }
 
+/// A tree of files unloads no module, so the card goes back, and Proxmox never came to take the others.
+#[test]
+fn after_a_start_that_failed_they_are_where_they_were() {
+    let host = host().vm(111, "hostpci0: 0000:01:00\nhostpci1: 0000:05:00\n").config(r#"{"policy":{"others":"home"}}"#);
+    let host = host.function("0000:05:00.0", "0c0330", "1b36:000d", "xhci_hcd", 5);
+    let run = host.run("111 pre-start");
+    assert_eq!(run.code, Some(1), "{}", run.err);
+    assert!(run.err.contains("0000:01:00 is back where it was") && !run.err.contains("0000:05:00"), "{}", run.err);
+    assert!(!host.has_own_file("vm-111"));
+}
+
 #[test]
 fn by_default_nobody_asks_for_them() {
     let host = with_others().config(r#"{"gpus":{"01:00":{"home":"vfio-pci"}}}"#);
