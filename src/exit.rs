@@ -21,42 +21,47 @@ pub enum Code {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
     pub code: Code,
-    pub trouble: Trouble,
+    /// Boxed, or each of the many results would be as large as it is.
+    pub trouble: Box<Trouble>,
 }
 
 pub type Result<T> = std::result::Result<T, Exit>;
 
 impl Exit {
+    pub fn new(code: Code, trouble: impl Into<Trouble>) -> Exit {
+        Exit { code, trouble: Box::new(trouble.into()) }
+    }
+
     pub fn failed(trouble: impl Into<Trouble>) -> Exit {
-        Exit { code: Code::Failed, trouble: trouble.into() }
+        Exit::new(Code::Failed, trouble)
     }
 
     pub fn usage(trouble: impl Into<Trouble>) -> Exit {
-        Exit { code: Code::Usage, trouble: trouble.into() }
+        Exit::new(Code::Usage, trouble)
     }
 
     pub fn refused(trouble: impl Into<Trouble>) -> Exit {
-        Exit { code: Code::Refused, trouble: trouble.into() }
+        Exit::new(Code::Refused, trouble)
     }
 
     pub fn overrun(trouble: impl Into<Trouble>) -> Exit {
-        Exit { code: Code::Overrun, trouble: trouble.into() }
+        Exit::new(Code::Overrun, trouble)
     }
 
     pub fn locked(trouble: impl Into<Trouble>) -> Exit {
-        Exit { code: Code::Locked, trouble: trouble.into() }
+        Exit::new(Code::Locked, trouble)
     }
 
     /// As [`Trouble::of`].
     #[must_use]
     pub fn of(self, whom: &str) -> Exit {
-        Exit { trouble: self.trouble.of(whom), ..self }
+        Exit::new(self.code, self.trouble.of(whom))
     }
 
     /// As [`Trouble::and`].
     #[must_use]
     pub fn and(self, more: &str) -> Exit {
-        Exit { trouble: self.trouble.and(more), ..self }
+        Exit::new(self.code, self.trouble.and(more))
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn chosen(app: &App, wish: &Wish) -> Result<Vec<SlotId>> {
     if wish.gpus.is_empty() {
         return Ok(vec![choose(app.kernel, None).map_err(|exit| match nvidia_slots(app.kernel).len() {
             0 | 1 => exit,
-            _ => Exit { trouble: format!("{exit} (--gpu SLOT, also more than once)").into(), ..exit },
+            _ => Exit::new(exit.code, format!("{exit} (--gpu SLOT, also more than once)")),
         })?]);
     }
     let mut slots = Vec::new();

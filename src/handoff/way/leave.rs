@@ -262,7 +262,7 @@ impl Handoff<'_> {
         exit.unwrap_or_else(|| {
             let code = if failed.out_of_time { Code::Overrun } else { Code::Failed };
             let what = format!("{} is back where it was: {}", list(&slots), failed.problem());
-            Exit { code, trouble: Trouble::new(what, format!("then {}", again(&record.owner))) }
+            Exit::new(code, Trouble::new(what, format!("then {}", again(&record.owner))))
         })
     }
 
