@@ -15,6 +15,22 @@ pub fn utc(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest % 3600 / 60, rest % 60)
 }
 
+/// Since 1970, of `2026-11-20T12:00:00Z`; none of what is no such date.
+pub fn seconds(time: &str) -> Option<u64> {
+    let mut numbers = time
+        .strip_suffix('Z')
+        .filter(|time| time.len() == 19)?
+        .split(['-', 'T', ':'])
+        .map(|part| part.parse::<u64>().ok());
+    let mut next = || numbers.next()?;
+    let (year, month, day) = (next()?, next()?, next()?);
+    let (hour, minute, second) = (next()?, next()?, next()?);
+    // Years begin in March, so that the day that may be missing is the last.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
+    let days = (365 * year + year / 4 + year / 400 + (153 * month + 2) / 5 + day).checked_sub(year / 100 + 719_469)?;
+    Some(((days * 24 + hour) * 60 + minute) * 60 + second)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

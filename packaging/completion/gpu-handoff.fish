@@ -103,6 +103,7 @@ complete -c gpu-handoff -n '__gpu_handoff_after config' -a show -d 'every key wi
 complete -c gpu-handoff -n '__gpu_handoff_in all "--status" "status"' -l json -d 'print JSON, for programs'
 complete -c gpu-handoff -n '__gpu_handoff_in all "--status" "status"' -l check -d 'end with 1 when something is not as it should be'
 complete -c gpu-handoff -n '__gpu_handoff_in all "--status" "status"' -l watch -d 'show it again whenever it changes'
+complete -c gpu-handoff -n '__gpu_handoff_in all "--status" "status"' -l cluster -d 'every node of the cluster, as it has told it last'
 complete -c gpu-handoff -n '__gpu_handoff_in all "--status" "status"' -l output-format -x -a 'text json' -d 'the words of Proxmox\'s own tools: json is --json'
 complete -c gpu-handoff -n '__gpu_handoff_in all "--status" "status"' -l quiet -d 'only warnings and errors'
 complete -c gpu-handoff -n '__gpu_handoff_in 0 "doctor"' -a '(__gpu_handoff_list ID)'

@@ -23,6 +23,7 @@ pub enum Call {
     Hook { id: u32, phase: String },
     Status { json: bool, check: bool },
     WatchStatus { json: bool },
+    ClusterStatus { json: bool },
     Doctor(doctor::Wish),
     History { json: bool, vmid: Option<u32>, count: Option<usize> },
     Metrics { write: bool },
@@ -46,6 +47,7 @@ pub enum Call {
     ConfigShow,
     Udev,
     Settle,
+    Publish,
     Vzdump { words: Vec<String> },
     Help { topic: String },
     Everyday,
@@ -75,6 +77,7 @@ impl Asked {
                 | Call::Doctor(doctor::Wish { how: doctor::How::Fix, .. })
                 | Call::Udev
                 | Call::Settle
+                | Call::Publish
                 | Call::Vzdump { .. }
         );
         may && !self.dry_run

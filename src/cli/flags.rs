@@ -62,6 +62,7 @@ pub const OUTPUT_FORMAT: Flag = Flag {
 
 pub const JSON: Term = flag("json", "print JSON, for programs");
 pub const CHECK: Term = flag("check", "end with 1 when something is not as it should be");
+pub const CLUSTER: Term = flag("cluster", "every node of the cluster, as it has told it last");
 pub const WATCH: Term = flag("watch", "show it again whenever it changes");
 pub const NUMBER: Term = option("n", Value::Number, "only the newest, so many of them");
 pub const DRY_RUN: Term = flag("dry-run", "print what would be done, and change nothing");

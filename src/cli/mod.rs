@@ -6,6 +6,7 @@ mod given;
 mod help;
 mod news;
 mod parse;
+mod publish;
 mod shown;
 mod textfile;
 mod verbs;
@@ -53,13 +54,23 @@ pub fn run(app: &App, asked: &Asked) -> Result<()> {
         // For most guests they change nothing.
         Call::Hook { .. } | Call::Watch { .. } | Call::Vzdump { .. } => app.store.is_changed(),
         // udev waits for it, and has the rest done in a unit.
-        Call::Udev | Call::Metrics { .. } | Call::Notify { .. } => false,
+        Call::Udev | Call::Metrics { .. } | Call::Notify { .. } | Call::Publish => false,
         _ => changes,
     };
+    // At boot, and when a person did something.
+    let is_certain = !matches!(call, Call::Reconcile { scope: Scope::Owed | Scope::Unfinished } | Call::Settle);
     if is_due {
         textfile::refresh(app, matches!(call, Call::Hook { .. } | Call::Watch { .. } | Call::Vzdump { .. }));
-        // At boot, and when a person did something.
-        news::ask(app, !matches!(call, Call::Reconcile { scope: Scope::Owed | Scope::Unfinished } | Call::Settle));
+        news::ask(app, is_certain);
+    }
+    let is_told = match call {
+        // Proxmox waits for a start, and its watcher comes here in a moment.
+        Call::Hook { phase, .. } if phase == "pre-start" && done.is_ok() => false,
+        Call::Watch { .. } => true,
+        _ => is_due && (is_certain || app.store.is_changed()),
+    };
+    if is_told {
+        publish::ask(app);
     }
     match call {
         Call::Vzdump { words } => vzdump::chain(app, words),
@@ -128,6 +139,7 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
         Call::ConfigShow => print(&report::config::to_text(&config::effective(app.kernel).map_err(Exit::usage)?)),
         Call::Udev => udev::run(app),
         Call::Settle => settle::run(app),
+        Call::Publish => publish::publish(app),
         Call::Vzdump { words } => {
             vzdump::run(app, words);
             Ok(())
@@ -139,6 +151,7 @@ fn do_it(app: &App, call: &Call) -> Result<()> {
         }
         Call::Status { json, check } => shown::status(app, *json, *check),
         Call::WatchStatus { json } => shown::watch(app, *json),
+        Call::ClusterStatus { json } => shown::cluster(app, *json),
         Call::Metrics { write: true } => textfile::write_now(app),
         Call::Metrics { write: false } => metrics(app),
         Call::Notify { test: true } => news::test(app),

@@ -8,6 +8,7 @@ use crate::exit::{Exit, Result};
 use crate::handoff::kept::store::DIRECTORY;
 use crate::handoff::plan::pin;
 use crate::json::put;
+use crate::report::cluster::Nodes;
 use crate::report::screen;
 use crate::report::status::Status;
 use crate::report::zone::Zone;
@@ -91,6 +92,19 @@ pub fn watch(app: &App, json: bool) -> Result<()> {
         app.kernel.sleep(SETTLES);
     }
     Ok(())
+}
+
+/// What each node of the cluster has told last.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn cluster(app: &App, json: bool) -> Result<()> {
+    let nodes = Nodes::read(app.kernel, &read(app));
+    if json {
+        return print(&format!("{}\n", nodes.to_json()));
+    }
+    nodes.problems().for_each(|problem| app.story.warn(problem));
+    print(&nodes.to_text(&zone(app)))
 }
 
 fn read(app: &App) -> Status {

@@ -3,13 +3,14 @@
 use super::call::Call;
 use super::flags::Argument::{May, Needs, Several};
 use super::flags::{
-    ALL, Argument, CHECK, CMDLINE, CTID, DEFER, DRI, DRIVER_ONLY, DRY_RUN, EXPLAIN, FIX, Flag, GPU, ID,
+    ALL, Argument, CHECK, CLUSTER, CMDLINE, CTID, DEFER, DRI, DRIVER_ONLY, DRY_RUN, EXPLAIN, FIX, Flag, GPU, ID,
 };
 use super::flags::{
     INSTALL_DEPS, JSON, KERNEL, MODE, NUMBER, OUTPUT_FORMAT, OWED, PHASE, PURGE, QUIET, REBOOT, REPORT, SLOT, STOP,
 };
 use super::flags::{STORAGE, STYLE, TEST, TO, Term, UNDO, UNFINISHED, VERB, VMID, WATCH, WRITE};
 use super::given::{Given, usage};
+use super::publish;
 use crate::events::settle;
 use crate::events::watch::After;
 use crate::exit::Result;
@@ -78,17 +79,19 @@ pub const VERBS: &[Verb] = &[
     Verb {
         names: &["--status", "status"],
         kind: Heading::Everyday,
-        arguments: &[May(&[JSON]), May(&[CHECK, WATCH])],
+        arguments: &[May(&[JSON]), May(&[CHECK, WATCH, CLUSTER])],
         about: "every NVIDIA GPU: functions, drivers, owner, users, last handoff",
         more: "Ask as root: others are not shown who uses a GPU. With --check it ends with 1 when something is not as it \
                should be, which it names: a GPU that is stranded or wedged or has not all that is its own, a set-up that is \
                not done, a file that cannot be read. With --watch it is shown whenever it changes, until Ctrl-C; with --json as \
-               well a document on each line.",
+               well a document on each line. With --cluster who has the cards of every node, and how long ago each \
+               node told that.",
         example: "status",
-        call: |given| match (given.has("check"), given.has("watch")) {
-            (true, true) => Err(usage("--check and --watch exclude each other")),
-            (_, true) => Ok(Call::WatchStatus { json: given.json()? }),
-            (check, false) => Ok(Call::Status { json: given.json()?, check }),
+        call: |given| match (given.has("check"), given.has("watch"), given.has("cluster")) {
+            (check, false, false) => Ok(Call::Status { json: given.json()?, check }),
+            (false, true, false) => Ok(Call::WatchStatus { json: given.json()? }),
+            (false, false, true) => Ok(Call::ClusterStatus { json: given.json()? }),
+            _ => Err(usage("--check, --watch and --cluster exclude each other")),
         },
     },
     Verb {
@@ -375,6 +378,15 @@ pub const VERBS: &[Verb] = &[
             };
             Ok(Call::Watch { vmid: given.id("VM")?, after })
         },
+    },
+    Verb {
+        names: &[publish::VERB],
+        kind: Heading::Internal,
+        arguments: &[],
+        about: "tell the other nodes of the cluster who has this one's cards",
+        more: "At most every ten seconds, and only what is another than before. Without quorum it is tried again for ten minutes.",
+        example: "publish",
+        call: |_| Ok(Call::Publish),
     },
     Verb {
         names: &["vzdump"],

@@ -7,6 +7,7 @@
 mod away;
 mod boot;
 mod card;
+mod cluster;
 mod container;
 #[cfg(test)]
 mod docs;
@@ -34,7 +35,7 @@ use finding::{Area, Check, Finding, Severity};
 use serde_json::Value;
 
 /// In the order in which they are told.
-pub const AREAS: [&Area; 9] = [
+pub const AREAS: [&Area; 10] = [
     &host::AREA,
     &files::AREA,
     &away::AREA,
@@ -43,6 +44,7 @@ pub const AREAS: [&Area; 9] = [
     &vm::AREA,
     &settings::AREA,
     &container::AREA,
+    &cluster::AREA,
     &ours::AREA,
 ];
 

@@ -7,6 +7,7 @@ use crate::App;
 use crate::config;
 use crate::exit::{Exit, Result};
 use crate::handoff::kept::history::History;
+use crate::proxmox::cluster::NODES;
 use crate::report::status::Status;
 use crate::report::zone::Zone;
 use crate::report::{history, screen};
@@ -60,7 +61,9 @@ pub fn run(app: &App, facts: &Facts, findings: &[Finding], to: Option<&str>) -> 
 
 fn names(app: &App, facts: &Facts) -> Vec<String> {
     let host = app.kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
-    let mut names = facts.guests.nodes.clone();
+    // A node that was taken out of the cluster leaves its folder behind.
+    let mut names = app.kernel.list(NODES);
+    names.extend(facts.guests.nodes.iter().map(|(name, _)| name.clone()));
     names.extend(host.split('.').next().map(str::to_string));
     names.retain(|name| !name.is_empty());
     names.push(host);

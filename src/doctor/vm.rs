@@ -95,23 +95,6 @@ pub const AREA: Area = Area {
             find: same_card,
         },
         Check {
-            id: "vm-ha",
-            severity: Severity::Warning,
-            title: "HA manages a VM that takes a card",
-            why: "When its start is refused HA tries other nodes, which need a card at the same address, and then gives up.",
-            more: "See the page on backups and high availability.",
-            find: ha,
-        },
-        Check {
-            id: "vm-not-on-all-nodes",
-            severity: Severity::Note,
-            title: "a guest with the hookscript is in a cluster",
-            why: "On a node without this program it does not start, or keeps its card from that host.",
-            more: "Install it on all nodes that may start the guest; enable ID --storage STORAGE has it start on the others, \
-                   too. Whether the program is there cannot be seen from here.",
-            find: cluster,
-        },
-        Check {
             id: "vm-would-not-start",
             severity: Severity::Warning,
             title: "as things are a VM would not start",
@@ -124,7 +107,7 @@ pub const AREA: Area = Area {
 };
 
 /// Those that are asked about and take a card.
-fn takers(facts: &Facts) -> impl Iterator<Item = &Vm> {
+pub(super) fn takers(facts: &Facts) -> impl Iterator<Item = &Vm> {
     facts.guests.vms.iter().filter(|vm| vm.takes_gpu())
 }
 
@@ -308,27 +291,6 @@ fn same_card(facts: &Facts) -> Vec<Hit> {
         }
     }
     found
-}
-
-fn ha(facts: &Facts) -> Vec<Hit> {
-    let hit = |vm: &Vm| {
-        let text = vm.surprises.ha.as_ref()?;
-        let remedy =
-            format!("keep HA off it: ha-manager remove vm:{}; or give each node that may start it such a card", vm.id);
-        Some(Hit::at("/etc/pve/ha/resources.cfg", text, remedy).of(vm.id))
-    };
-    takers(facts).filter_map(hit).collect()
-}
-
-fn cluster(facts: &Facts) -> Vec<Hit> {
-    let nodes = facts.guests.nodes.join(" and ");
-    let nodes = if nodes.is_empty() { "the others" } else { &nodes };
-    let hit = |vm: &Vm| {
-        let trouble = vm.surprises.cluster.as_ref()?;
-        let remedy = format!("apt install ./gpu-handoff_*_amd64.deb, on {nodes}");
-        Some(Hit::at("/etc/pve/corosync.conf", &trouble.what, remedy).of(vm.id))
-    };
-    facts.guests.vms.iter().filter(|vm| vm.has_hook).filter_map(hit).collect()
 }
 
 fn would_not_start(facts: &Facts) -> Vec<Hit> {

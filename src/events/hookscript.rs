@@ -6,7 +6,7 @@
 use super::mapped::{self, Named, Unusable, slot_of, takes_gpu, takes_part};
 use super::stray;
 use super::watch::{self, After};
-use super::{backup, companions, container};
+use super::{backup, companions, container, nodes};
 use crate::App;
 use crate::address::{SlotId, list};
 use crate::config::Config;
@@ -43,7 +43,7 @@ pub fn run(app: &App, id: u32, phase: &str) -> Result<()> {
 }
 
 fn pre_start(app: &App, vmid: u32) -> Result<()> {
-    let done = make_ready(app, vmid);
+    let done = make_ready(app, vmid).map_err(|exit| nodes::with_a_free_one(app.kernel, vmid, exit));
     // Refused, or half-way: this start is over, and what the VM still has from an earlier one must come home.
     if done.is_err() && app.store.has_record(&Owner::Vm(vmid)) {
         watch::begin(app, vmid, After::Start);

@@ -7,6 +7,7 @@ mod container;
 pub mod hookscript;
 pub mod manual;
 pub mod mapped;
+pub mod nodes;
 pub mod notes;
 pub mod settle;
 pub mod stray;

@@ -38,19 +38,6 @@ pub fn node_of(kernel: &dyn Kernel, id: u32) -> Option<String> {
     kernel.list("/etc/pve/nodes").into_iter().find(has_it)
 }
 
-/// Whether HA has this guest; `resource` is `vm` or `ct`.
-pub fn is_managed_by_ha(kernel: &dyn Kernel, resource: &str, id: u32) -> bool {
-    is_managed(&kernel.text("/etc/pve/ha/resources.cfg").unwrap_or_default(), resource, id)
-}
-
-/// `vm: 111` begins a section (PVE::HA::Resources).
-fn is_managed(resources: &str, resource: &str, id: u32) -> bool {
-    resources.lines().any(|line| {
-        let named = line.split_once(':').map(|(kind, id)| (kind, id.trim()));
-        named == Some((resource, id.to_string().as_str()))
-    })
-}
-
 /// The value of a `key: value` line, given what follows the colon: `\s*(.+?)\s*$`.
 ///
 /// The expression wants one character at least, so of a value of blanks the last blank remains.
@@ -130,12 +117,5 @@ mod tests {
         for bad in ["", "local", "local:", "l:x", "1a:x", "a-:x", "a b:x", "/a:x", ":x"] {
             assert!(!is_volume_id(bad.as_bytes()), "{bad}");
         }
-    }
-
-    #[test]
-    fn ha_names_its_guests() {
-        let resources = "vm: 111\n\tstate started\n\nct: 101\n\tgroup a\n";
-        assert!(is_managed(resources, "vm", 111) && is_managed(resources, "ct", 101));
-        assert!(!is_managed(resources, "ct", 111) && !is_managed(resources, "vm", 11));
     }
 }

@@ -1,6 +1,7 @@
 //! Cluster-wide PCI resource mappings (`/etc/pve/mapping/pci.cfg`), read as `PVE::Mapping::PCI` and
 //! `PVE::SectionConfig::parse_config` read them.
 
+use super::cluster;
 use super::pci_id::{PciId, is_hex, slot_len};
 use super::perl;
 use super::property::{self, Key, Shape, is_config_id};
@@ -40,7 +41,7 @@ const MAP: &[Key] = &[
 /// What a mapping may stand for on this node, in the file's order.
 pub fn alternatives(kernel: &dyn Kernel, name: &str) -> Vec<Entry> {
     let mut mappings = kernel.read(PATH).map(|bytes| parse(&bytes)).unwrap_or_default();
-    mappings.get_mut(name).and_then(|nodes| nodes.remove(&node(kernel))).unwrap_or_default()
+    mappings.get_mut(name).and_then(|nodes| nodes.remove(&cluster::this_node(kernel))).unwrap_or_default()
 }
 
 /// The addresses that a mapping may stand for on this node.
@@ -51,7 +52,7 @@ pub fn on_this_node(kernel: &dyn Kernel, name: &str) -> Vec<PciId> {
 /// The mappings that may stand for something in this slot, on this node.
 pub fn names_of(kernel: &dyn Kernel, slot: SlotId) -> Vec<String> {
     let mappings = kernel.read(PATH).map(|bytes| parse(&bytes)).unwrap_or_default();
-    let node = node(kernel);
+    let node = cluster::this_node(kernel);
     let is_it = |entry: &Entry| entry.ids().any(|id| id.slot() == Some(slot));
     let names = mappings.into_iter().filter(|(_, nodes)| nodes.get(&node).is_some_and(|all| all.iter().any(is_it)));
     names.map(|(name, _)| name).collect()
@@ -67,7 +68,7 @@ impl Entry {
 /// The first line of a mapping for this node that cannot be read, with its number.
 pub fn not_understood(kernel: &dyn Kernel, name: &str) -> Option<(usize, String)> {
     let bytes = kernel.read(PATH).ok()?;
-    let own = format!("node={}", node(kernel));
+    let own = format!("node={}", cluster::this_node(kernel));
     let mut is_in_it = false;
     for (number, line) in perl::lines(&bytes) {
         if ends_section(line) {
@@ -81,11 +82,6 @@ pub fn not_understood(kernel: &dyn Kernel, name: &str) -> Option<(usize, String)
         }
     }
     None
-}
-
-fn node(kernel: &dyn Kernel) -> String {
-    let host = kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
-    host.split('.').next().unwrap_or_default().to_string()
 }
 
 /// Reads what is written; what Proxmox would warn about and drop is dropped.

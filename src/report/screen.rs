@@ -156,7 +156,7 @@ fn wrapped(name: &str, what: &str) -> String {
 }
 
 /// At most so wide, and ended.
-fn cut(line: &str) -> String {
+pub(super) fn cut(line: &str) -> String {
     let line = line.trim_end();
     match line.char_indices().nth(COLUMNS) {
         Some(_) => format!("{}…\n", line.chars().take(COLUMNS - 1).collect::<String>()),

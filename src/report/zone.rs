@@ -1,7 +1,7 @@
 //! The host's time zone, so that the table of past handoffs reads like Proxmox's task log. Here by hand, for glibc's own
 //! brings half of its character sets along.
 
-use crate::utc::utc;
+use crate::utc::{seconds, utc};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -51,22 +51,6 @@ impl Zone {
         let kind = if begun == 0 { 0 } else { *self.0.get(first + 8 * times + begun - 1)? };
         Some(i64::from(number(first + 9 * times + 6 * usize::from(kind))? as i32))
     }
-}
-
-/// Since 1970, of `2026-11-20T12:00:00Z`.
-fn seconds(time: &str) -> Option<u64> {
-    let mut numbers = time
-        .strip_suffix('Z')
-        .filter(|time| time.len() == 19)?
-        .split(['-', 'T', ':'])
-        .map(|part| part.parse::<u64>().ok());
-    let mut next = || numbers.next()?;
-    let (year, month, day) = (next()?, next()?, next()?);
-    let (hour, minute, second) = (next()?, next()?, next()?);
-    // Years begin in March, so that the day that may be missing is the last.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
-    let days = (365 * year + year / 4 + year / 400 + (153 * month + 2) / 5 + day).checked_sub(year / 100 + 719_469)?;
-    Some(((days * 24 + hour) * 60 + minute) * 60 + second)
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 //! configuration, under its lock.
 
 use super::conflicts;
-use super::snippet::{self, Place, VOLUME};
-pub use super::snippet::{LINK, PROGRAM, link_is_missing};
+use super::snippet::{self, Place};
+pub use super::snippet::{LINK, PROGRAM, VOLUME, link_is_missing};
 use crate::App;
 use crate::address::{SlotId, list};
 use crate::config::Config;
@@ -15,7 +15,7 @@ use crate::handoff::kept::record::{HomeOf, Owner, Record};
 use crate::handoff::plan;
 use crate::handoff::way::home::Asker;
 use crate::proxmox::running::is_alive;
-use crate::proxmox::{ct, guest, storage, vm};
+use crate::proxmox::{cluster, ct, guest, ha, storage, vm};
 use crate::sys::Kernel;
 use crate::trouble::Trouble;
 use std::fmt;
@@ -24,8 +24,6 @@ use std::time::Duration;
 /// What to do where a guest has somebody else's.
 pub const CHAIN: &str =
     "to have both, let one call the other as in /usr/share/doc/gpu-handoff/examples/chain-hookscript";
-
-const CLUSTER: &str = "/etc/pve/corosync.conf";
 
 /// Proxmox waits 10 s for a guest's lock before it gives up.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -383,13 +381,13 @@ pub fn plan_disable(app: &App, id: u32) -> Result<String> {
 
 /// What may surprise whoever enables it.
 fn warnings(kernel: &dyn Kernel, guest: &Guest) -> Surprises {
-    let ha = guest::is_managed_by_ha(kernel, guest.kind.resource(), guest.id).then(|| {
+    let ha = ha::manages(kernel, guest.kind.resource(), guest.id).then(|| {
         format!(
             "{guest} is managed by HA: when its start is refused because the GPU is in use, HA tries other nodes and \
              then puts it into the state error"
         )
     });
-    let cluster = kernel.exists(CLUSTER).then(|| of_cluster(kernel, guest));
+    let cluster = cluster::is_in_one(kernel).then(|| of_cluster(kernel, guest));
     Surprises { ha, cluster }
 }
 

@@ -317,10 +317,13 @@ fn has_schema(call: &str, out: &str) {
     if !call.contains("json") {
         return;
     }
-    let verb = call.split(' ').find_map(|word| match word {
-        "--status" | "status" => Some("status"),
-        "history" | "plan" | "doctor" => Some(word),
-        _ => None,
+    let of_all = call.contains("--cluster").then_some("cluster");
+    let verb = of_all.or_else(|| {
+        call.split(' ').find_map(|word| match word {
+            "--status" | "status" => Some("status"),
+            "history" | "plan" | "doctor" => Some(word),
+            _ => None,
+        })
     });
     for line in out.lines() {
         let value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{call}: {error}: {line}"));

@@ -38,7 +38,7 @@ pub fn findings(host: &Host, call: &str) -> Vec<Value> {
     told["findings"].as_array().unwrap().clone()
 }
 
-fn of<'a>(findings: &'a [Value], id: &str) -> Vec<&'a Value> {
+pub fn of<'a>(findings: &'a [Value], id: &str) -> Vec<&'a Value> {
     findings.iter().filter(|finding| finding["id"] == id).collect()
 }
 

@@ -21,6 +21,7 @@ mod attach;
 mod attach_refused;
 mod by_hand;
 mod cards;
+mod cluster;
 mod companions;
 mod doctor;
 mod doctor_boot;

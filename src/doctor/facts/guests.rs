@@ -6,9 +6,12 @@ use crate::config::Config;
 use crate::containers::{Wish, attach, check};
 use crate::events::hookscript::{self, DroppedLine};
 use crate::events::mapped::Unusable;
+use crate::events::nodes::{self, Elsewhere};
 use crate::events::stray;
 use crate::gpu::containers::{self, Given};
-use crate::gpu::{Slot, nodes, power};
+use crate::gpu::nodes::{UVM, is_gpu};
+use crate::gpu::{Slot, power};
+use crate::handoff::kept::told::Told;
 use crate::proxmox::ct::{self, CtConfig};
 use crate::proxmox::guest;
 use crate::proxmox::pci_id::PciId;
@@ -39,8 +42,8 @@ pub struct Guests {
     pub roms: Vec<String>,
     /// Of the host, in KiB; none when it does not say.
     pub memory: Option<u64>,
-    /// Nodes of the cluster beside this one.
-    pub nodes: Vec<String>,
+    /// Nodes of the cluster beside this one, and what each has told.
+    pub nodes: Vec<(String, Option<Told>)>,
 }
 
 /// A line of a guest's configuration, up to the first section.
@@ -72,6 +75,8 @@ pub struct Vm {
     /// Somebody else's, for which it cannot have ours.
     pub other_hook: Option<String>,
     pub surprises: registration::Surprises,
+    /// Where else it may start.
+    pub elsewhere: Elsewhere,
     pub runs: bool,
     /// Why it would not start now.
     pub refusal: Option<Trouble>,
@@ -117,8 +122,6 @@ impl Guests {
             ask_for_attaching(app, &mut all, slots, only);
         }
         let storages = if is_whole { storage::all(kernel) } else { Vec::new() };
-        let this = kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
-        let this = this.split('.').next().unwrap_or_default().to_string();
         Guests {
             vms,
             containers: all,
@@ -128,7 +131,7 @@ impl Guests {
             is_read_only: kernel.is_writable("/etc/pve/local").is_ok_and(|is| !is),
             roms: kernel.list("/usr/share/kvm"),
             memory: memory(kernel),
-            nodes: kernel.list("/etc/pve/nodes").into_iter().filter(|node| *node != this).collect(),
+            nodes: nodes::others(kernel).into_iter().map(|(node, told)| (node.name, told)).collect(),
         }
     }
 }
@@ -200,6 +203,7 @@ impl Vm {
             } else {
                 registration::Surprises::default()
             },
+            elsewhere: if takes_part { nodes::of_vm(kernel, id, &config) } else { Elsewhere::default() },
             runs: takes_part && is_alive(kernel, id),
             refusal: None,
             settings: settings(&bytes),
@@ -276,12 +280,12 @@ impl Container {
 }
 
 /// What CUDA needs beside a card's own node.
-const NODES: [&str; 2] = ["/dev/nvidiactl", nodes::UVM];
+const NODES: [&str; 2] = ["/dev/nvidiactl", UVM];
 
 impl Container {
     /// The line that gives it a card, where it lacks other nodes, and those.
     pub fn lacks(&self) -> Option<(&Given, Vec<&'static str>)> {
-        let card = self.given.iter().find(|given| nodes::is_gpu(&given.host))?;
+        let card = self.given.iter().find(|given| is_gpu(&given.host))?;
         let has = |node: &&str| self.given.iter().any(|given| given.has(node));
         let missing: Vec<&str> = NODES.into_iter().filter(|node| !has(node)).collect();
         let is_whole = missing.is_empty() || containers::nvidia_hook(&self.config).is_some();

@@ -11,5 +11,6 @@ pub mod pinned;
 pub mod record;
 pub mod store;
 pub mod to_start;
+pub mod told;
 pub mod under_way;
 pub mod wedge;

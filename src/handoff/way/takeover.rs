@@ -13,7 +13,7 @@ use crate::handoff::plan::check;
 use crate::handoff::plan::facts::Facts;
 use crate::handoff::way::departure::Departure;
 use crate::handoff::way::home::unreadable;
-use crate::proxmox::{guest, running, vm};
+use crate::proxmox::{ha, running, vm};
 use crate::sys::Lock;
 use crate::systemd;
 use crate::trouble::Trouble;
@@ -87,7 +87,7 @@ impl Handoff<'_> {
                 lock.escape_debug()
             ));
         }
-        if guest::is_managed_by_ha(self.kernel, "vm", vmid) {
+        if ha::manages(self.kernel, "vm", vmid) {
             return refused(format!(
                 "is managed by HA, which would start it again: ha-manager set vm:{vmid} --state stopped"
             ));
