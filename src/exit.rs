@@ -21,15 +21,14 @@ pub enum Code {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
     pub code: Code,
-    /// Boxed, or each of the many results would be as large as it is.
-    pub trouble: Box<Trouble>,
+    pub trouble: Trouble,
 }
 
 pub type Result<T> = std::result::Result<T, Exit>;
 
 impl Exit {
     pub fn new(code: Code, trouble: impl Into<Trouble>) -> Exit {
-        Exit { code, trouble: Box::new(trouble.into()) }
+        Exit { code, trouble: trouble.into() }
     }
 
     pub fn failed(trouble: impl Into<Trouble>) -> Exit {

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod containers;
 pub mod cpus;
+pub mod decimal;
 pub mod doctor;
 pub mod driver;
 pub mod events;

@@ -2,9 +2,14 @@
 
 use crate::address::Address;
 use std::fmt;
+use std::ops::Deref;
+
+/// In a box, or each of the many results would be as large as all its words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble(Box<Words>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
+pub struct Words {
     /// What it means for whom: `0000:01:00 was not touched`. May be empty.
     title: String,
     /// Which device or guest, what is wrong with it, who holds it.
@@ -15,6 +20,14 @@ pub struct Trouble {
     joint: &'static str,
     /// Of the machine, where others come upon the same.
     pub about: Option<About>,
+}
+
+impl Deref for Trouble {
+    type Target = Words;
+
+    fn deref(&self) -> &Words {
+        &self.0
+    }
 }
 
 /// What keeps a card from a VM, whoever asks: the words differ with who does.
@@ -32,31 +45,35 @@ pub enum About {
 
 impl Trouble {
     pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Trouble {
-        Trouble { title: String::new(), what: what.into(), remedy: remedy.into(), joint: "; ", about: None }
+        let (what, remedy) = (what.into(), remedy.into());
+        Trouble(Box::new(Words { title: String::new(), what, remedy, joint: "; ", about: None }))
     }
 
     /// Where a sentence reads better with other words between the two.
     #[must_use]
-    pub fn joined(self, joint: &'static str) -> Trouble {
-        Trouble { joint, ..self }
+    pub fn joined(mut self, joint: &'static str) -> Trouble {
+        self.0.joint = joint;
+        self
     }
 
     #[must_use]
-    pub fn about(self, about: About) -> Trouble {
-        Trouble { about: Some(about), ..self }
+    pub fn about(mut self, about: About) -> Trouble {
+        self.0.about = Some(about);
+        self
     }
 
     /// With what it means for somebody before it, and before what was there.
     #[must_use]
-    pub fn of(self, whom: &str) -> Trouble {
-        let title = if self.title.is_empty() { whom.to_string() } else { format!("{whom}: {}", self.title) };
-        Trouble { title, ..self }
+    pub fn of(mut self, whom: &str) -> Trouble {
+        self.0.title = if self.title.is_empty() { whom.to_string() } else { format!("{whom}: {}", self.title) };
+        self
     }
 
     /// For whom it goes without saying.
     #[must_use]
-    pub fn untitled(self) -> Trouble {
-        Trouble { title: String::new(), ..self }
+    pub fn untitled(mut self) -> Trouble {
+        self.0.title.clear();
+        self
     }
 
     /// All but what to do about it.
@@ -66,11 +83,14 @@ impl Trouble {
 
     /// With one more thing to do, or to know, after all the others.
     #[must_use]
-    pub fn and(self, more: &str) -> Trouble {
+    pub fn and(mut self, more: &str) -> Trouble {
         if self.remedy.is_empty() {
-            return Trouble { remedy: more.to_string(), joint: "; ", ..self };
+            self.0.joint = "; ";
+        } else {
+            self.0.remedy.push_str("; ");
         }
-        Trouble { remedy: format!("{}; {more}", self.remedy), ..self }
+        self.0.remedy.push_str(more);
+        self
     }
 }
 

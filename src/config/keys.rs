@@ -2,13 +2,15 @@
 
 use crate::address::SlotId;
 use crate::cpus::Cpus;
+use crate::decimal::seconds;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// What a key may hold.
 enum Holds {
-    /// At least so many, and the default.
-    Seconds(f64, u64),
+    /// At least so many thousandths, and the default.
+    Seconds(u64, u64),
     /// The first is the default.
     Word(&'static [&'static str]),
     /// Any of these, none by default.
@@ -39,10 +41,10 @@ impl Holds {
 const KEYS: &[(&str, Holds)] = &[
     ("gpus.*.home", Holds::Word(&["auto", "nvidia", "nouveau", "vfio-pci", "none"])),
     // With less an ordinary modprobe, which gets two thirds of it, would look stuck.
-    ("time.handoff_s", Holds::Seconds(1.0, 60)),
-    ("time.lock_s", Holds::Seconds(0.1, 10)),
-    ("time.stop_s", Holds::Seconds(0.1, 90)),
-    ("time.backup_s", Holds::Seconds(0.1, 600)),
+    ("time.handoff_s", Holds::Seconds(1000, 60)),
+    ("time.lock_s", Holds::Seconds(100, 10)),
+    ("time.stop_s", Holds::Seconds(100, 90)),
+    ("time.backup_s", Holds::Seconds(100, 600)),
     ("policy.process", Holds::Word(&["refuse", "kill"])),
     ("policy.unit", Holds::Word(&["refuse", "stop"])),
     ("policy.units.*", Holds::Word(&["refuse", "stop"])),
@@ -147,8 +149,8 @@ pub(super) fn effective(document: &Value) -> Vec<(String, Value, bool)> {
 fn check_value(value: &Value, kind: &Holds) -> Result<(), String> {
     let (right, expected) = match kind {
         Holds::Seconds(least, _) => {
-            let right = value.as_f64().is_some_and(|s| (*least..=3600.0).contains(&s));
-            (right, format!("seconds from {least} to 3600"))
+            let right = value.as_f64().is_some_and(|s| (*least as f64 / 1000.0..=3600.0).contains(&s));
+            (right, format!("seconds from {} to 3600", seconds(Duration::from_millis(*least))))
         }
         Holds::Word(words) => (value.as_str().is_some_and(|w| words.contains(&w)), words.join(" or ")),
         Holds::Words(words) => {

@@ -190,7 +190,7 @@ impl Look<'_> {
         for given in theirs.given.iter().filter(|given| is_ours(&given.host)) {
             if let Some(problem) = wanted::will_not_do(ctid, &theirs.config, given) {
                 let at = [given.key.clone(), given.host.clone()];
-                facts.push(Fact::off("lines", problem.what, problem.remedy).at(at));
+                facts.push(Fact::off("lines", problem.what.as_str(), problem.remedy.as_str()).at(at));
             }
         }
         let ignored = |entry: &&str| {

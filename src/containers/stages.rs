@@ -3,6 +3,7 @@
 use super::cuda::{self, Fit, Release};
 use super::index::Room;
 use super::seen::Seen;
+use crate::decimal::tenths;
 use crate::gpu::nvidia::Version;
 use crate::story::row;
 use std::fmt;
@@ -95,16 +96,16 @@ impl fmt::Display for Stage {
     }
 }
 
-const GIB: f64 = 1024.0 * 1024.0;
+const GIB: u64 = 1024 * 1024;
 
 /// An installer (0.45 GiB) and what it unpacks (1.8 GiB with 610), where temporary files are: in KiB, as `df` counts.
-const DRIVER_UNPACKED: f64 = 2.3 * GIB;
+const DRIVER_UNPACKED: u64 = GIB * 23 / 10;
 /// The driver without kernel modules.
-const DRIVER_INSTALLED: f64 = GIB;
+const DRIVER_INSTALLED: u64 = GIB;
 /// A whole toolkit: packages (3.3 GiB) that are there until all are installed (6.7 GiB).
-const TOOLKIT: f64 = 10.0 * GIB;
+const TOOLKIT: u64 = 10 * GIB;
 /// Any other package of CUDA. apt looks for itself before it begins.
-const PACKAGE: f64 = GIB;
+const PACKAGE: u64 = GIB;
 
 /// In order; none when all is as it should be.
 pub fn stages(seen: &Seen, wanted: &Wanted) -> Vec<Stage> {
@@ -241,9 +242,9 @@ pub fn os_name(seen: &Seen) -> &str {
 }
 
 /// What must be free by volume: mount point, free, needed, in KiB. `toolkit` is what the index says of it.
-fn space<'a>(seen: &'a Seen, stages: &[Stage], toolkit: Option<Room>) -> Vec<(&'a str, u64, f64)> {
-    let mut needs: Vec<(&str, u64, f64)> = Vec::new();
-    let mut need = |place: Option<(&'a str, u64)>, kib: f64| {
+fn space<'a>(seen: &'a Seen, stages: &[Stage], toolkit: Option<Room>) -> Vec<(&'a str, u64, u64)> {
+    let mut needs: Vec<(&str, u64, u64)> = Vec::new();
+    let mut need = |place: Option<(&'a str, u64)>, kib: u64| {
         let Some((mount, free)) = place else { return };
         match needs.iter_mut().find(|(other, ..)| *other == mount) {
             Some((.., needed)) => *needed += kib,
@@ -260,7 +261,7 @@ fn space<'a>(seen: &'a Seen, stages: &[Stage], toolkit: Option<Room>) -> Vec<(&'
                 }
             }
             Stage::Toolkit { package } => {
-                let told = toolkit.map(|room| (room.download + room.installed) as f64).filter(|kib| *kib > 0.0);
+                let told = toolkit.map(|room| room.download + room.installed).filter(|kib| *kib > 0);
                 let guess = if package.starts_with("cuda-toolkit") { TOOLKIT } else { PACKAGE };
                 need(place(&seen.root), told.unwrap_or(guess));
             }
@@ -274,10 +275,10 @@ fn space<'a>(seen: &'a Seen, stages: &[Stage], toolkit: Option<Room>) -> Vec<(&'
 /// Where there is not enough.
 pub fn check_space(ctid: u32, seen: &Seen, stages: &[Stage], toolkit: Option<Room>) -> Result<(), String> {
     let needs = space(seen, stages, toolkit);
-    let Some((mount, free, needed)) = needs.into_iter().find(|(_, free, needed)| (*free as f64) < *needed) else {
+    let Some((mount, free, needed)) = needs.into_iter().find(|(_, free, needed)| free < needed) else {
         return Ok(());
     };
-    let more = (needed - free as f64) / GIB;
+    let more = (needed - free).div_ceil(GIB);
     let (volume, which) = match mount {
         "/" => ("rootfs", String::new()),
         _ => ("mpN", format!(" (its N: pct config {ctid})")),
@@ -289,21 +290,20 @@ pub fn check_space(ctid: u32, seen: &Seen, stages: &[Stage], toolkit: Option<Roo
         _ => String::new(),
     };
     Err(format!(
-        "container {ctid} has {:.1} GiB free on {mount}, and {:.1} GiB are needed; make it larger: pct resize {ctid} {volume} \
-         +{:.0}G{which}{alone}",
-        free as f64 / GIB,
-        needed / GIB,
-        more.ceil()
+        "container {ctid} has {} GiB free on {mount}, and {} GiB are needed; make it larger: pct resize {ctid} {volume} \
+         +{more}G{which}{alone}",
+        tenths(free, GIB),
+        tenths(needed, GIB)
     ))
 }
 
 /// How much room this takes, a line for people; none when it takes none.
 pub fn sizes(seen: &Seen, stages: &[Stage], toolkit: Option<Room>) -> Option<String> {
-    let gib = |kib: f64| format!("{:.1} GiB", kib / GIB);
+    let gib = |kib: u64| format!("{} GiB", tenths(kib, GIB));
     let places = space(seen, stages, toolkit);
     let whole: Vec<String> = places
         .iter()
-        .map(|(mount, free, needed)| format!("{} on {mount}, where {} are free", gib(*needed), gib(*free as f64)))
+        .map(|(mount, free, needed)| format!("{} on {mount}, where {} are free", gib(*needed), gib(*free)))
         .collect();
     let mut parts = Vec::new();
     for stage in stages {
@@ -315,7 +315,7 @@ pub fn sizes(seen: &Seen, stages: &[Stage], toolkit: Option<Room>) -> Option<Str
             )),
             Stage::Toolkit { package } => match toolkit.filter(|room| room.installed > 0) {
                 Some(Room { download, installed }) => {
-                    parts.push(format!("{package} {}, and {} to download", gib(installed as f64), gib(download as f64)))
+                    parts.push(format!("{package} {}, and {} to download", gib(installed), gib(download)))
                 }
                 None => parts.push(format!("{package} up to {}", gib(TOOLKIT))),
             },

@@ -2,6 +2,7 @@
 
 use crate::address::{SlotId, list};
 use crate::config::{self, Backup, Config};
+use crate::decimal::whole_seconds;
 use crate::exit::{Code, Exit, Result};
 use crate::handoff::Handoff;
 use crate::handoff::way::departure::Departure;
@@ -52,7 +53,7 @@ pub fn wait(handoff: &Handoff, vm: &VmConfig, departure: &Departure) {
         }
         if !is_told {
             is_told = true;
-            let seconds = limit.as_secs_f64().ceil();
+            let seconds = whole_seconds(limit);
             handoff.story.say(&format!("waits for up to {seconds} s: {}", exit.trouble.found()));
         }
         kernel.sleep(LOOK_AGAIN.min(limit.saturating_sub(waited)));

@@ -79,8 +79,8 @@ impl Section<'_> {
 
     /// PVE::JSONSchema::parse_boolean.
     fn is_set(&self, key: &str) -> bool {
-        let value = self.value(key).unwrap_or_default().to_lowercase();
-        matches!(value.as_str(), "1" | "on" | "yes" | "true")
+        let value = self.value(key).unwrap_or_default();
+        ["1", "on", "yes", "true"].iter().any(|word| value.eq_ignore_ascii_case(word))
     }
 
     /// PVE::Tools::split_list.

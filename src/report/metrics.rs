@@ -1,8 +1,10 @@
 //! `gpu-handoff metrics`: numbers for Prometheus. Pure: from what was read to text, always in the same order.
 
+use crate::decimal;
 use crate::handoff::kept::counters::{BOUNDS, Counters, DIRECTIONS, Times};
 use crate::handoff::kept::history::RESULTS;
 use std::fmt::{Display, Write};
+use std::time::Duration;
 
 /// What users there are to tell apart, and what may be owed. All of them are told, so that each has a beginning at 0.
 pub const USERS: [&str; 4] = ["container", "vm", "unit", "other"];
@@ -158,9 +160,8 @@ fn number(id: Option<u32>) -> String {
 
 /// As OpenMetrics wants the bounds of a histogram: `2.5`, `1.0`.
 fn seconds(ms: u64) -> String {
-    let text = format!("{}.{:03}", ms / 1000, ms % 1000);
-    let short = text.trim_end_matches('0');
-    if short.ends_with('.') { format!("{short}0") } else { short.to_string() }
+    let text = decimal::seconds(Duration::from_millis(ms));
+    if text.contains('.') { text } else { text + ".0" }
 }
 
 fn escaped(value: &str) -> String {

@@ -7,6 +7,7 @@ use super::process::{Hidden, How, OpenDevice, Process, Sight, Sought, User};
 use super::progress::{At, Part, Progress};
 use super::scan::{self, Errand, Identity, Told};
 use super::terminate;
+use crate::decimal::tenths;
 use crate::sorted;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -184,7 +185,7 @@ impl Look<'_> {
     }
 
     fn too_late(&self, at: &At) -> String {
-        let seconds = self.limit.as_secs_f64();
+        let seconds = tenths(self.limit.as_millis() as u64, 1000);
         let (worst, most) = at.worst;
         let what = match at.part {
             Part::Descriptors => "descriptors",
@@ -194,7 +195,7 @@ impl Look<'_> {
         let waited =
             if stuck > 0 { format!(", {stuck} of them do not let themselves be looked at") } else { String::new() };
         format!(
-            "looking who uses it took longer than {seconds:.1} s: {} processes looked at{waited}, the most of it in PID {worst} ({}) \
+            "looking who uses it took longer than {seconds} s: {} processes looked at{waited}, the most of it in PID {worst} ({}) \
              with {most} {what} so far; end that, or give it more time: time.handoff_s in /etc/gpu-handoff/config.json",
             at.processes,
             self.command(worst)

@@ -16,6 +16,8 @@ mod held;
 mod inside;
 mod kcmp;
 mod kernel;
+#[cfg(target_feature = "crt-static")]
+mod lean;
 mod linux;
 mod lock;
 mod look;

@@ -2,6 +2,7 @@
 
 use super::action::ActError;
 use super::trace;
+use crate::decimal::seconds;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -113,7 +114,7 @@ impl Running {
             if end.is_some_and(|end| Instant::now() >= end) {
                 // It and what it started, without waiting for a call that may never come back.
                 let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
-                let limit = limit.unwrap_or_default().as_secs_f32();
+                let limit = seconds(limit.unwrap_or_default());
                 return Err(ActError::Program(format!("{} did not end within {limit} s", self.path.display())));
             }
             self.wait(end);

@@ -102,7 +102,7 @@ impl Guests {
         let mut unreadable = Vec::new();
         for folder in ["/etc/pve/qemu-server", "/etc/pve/lxc"] {
             for path in ids(kernel, folder).into_iter().map(|id| format!("{folder}/{id}.conf")) {
-                let why = kernel.read(&path).err().map(|error| *guest::unreadable(&path, &error).trouble);
+                let why = kernel.read(&path).err().map(|error| guest::unreadable(&path, &error).trouble);
                 unreadable.extend(why.map(|why| (path, why)));
             }
         }
@@ -149,7 +149,7 @@ fn ask_for_starts(app: &App, vms: &mut [Vm], slots: &[Slot], only: Option<u32>) 
         let is_new = wishes.len() < PLANS && !wishes.contains(&vm.slots);
         if only == Some(vm.id) || (only.is_none() && is_free && is_new) {
             wishes.insert(vm.slots.clone());
-            vm.refusal = hookscript::plan(app, vm.id).err().map(|exit| *exit.trouble);
+            vm.refusal = hookscript::plan(app, vm.id).err().map(|exit| exit.trouble);
         }
     }
 }

@@ -146,6 +146,6 @@ fn link(kernel: &dyn Kernel) -> Link {
         Ok(true) => Link::Missing,
         Ok(false) if kernel.exists(PROGRAM) => Link::Fine,
         Ok(false) => Link::Dead,
-        Err(exit) => Link::Another(*exit.trouble),
+        Err(exit) => Link::Another(exit.trouble),
     }
 }

@@ -4,6 +4,7 @@
 //! container's stop is only queued, whatever the command says.
 
 use super::{Handoff, LOOK_AGAIN};
+use crate::decimal::whole_seconds;
 use crate::gpu::containers;
 use crate::gpu::holders::{Devices, Holder};
 use crate::handoff::kept::record::{Record, Stopped};
@@ -142,7 +143,7 @@ impl Handoff<'_> {
             // Whoever reads the task's log meanwhile.
             if !told && self.kernel.now() >= begin + PATIENCE {
                 told = true;
-                let up_to = left.as_secs_f64().ceil();
+                let up_to = whole_seconds(left);
                 self.story.say(&format!("  waits for {what} to stop, for up to {up_to} s"));
             }
             match what {

@@ -25,6 +25,7 @@ pub mod takeover;
 
 use crate::address::{SlotId, list};
 use crate::config::Config;
+use crate::decimal::seconds;
 use crate::exit::{Exit, Result};
 use crate::handoff::kept::journal::Journal;
 use crate::handoff::kept::record::{Owner, Record};
@@ -78,7 +79,7 @@ impl Handoff<'_> {
         let why = if self.kernel.is_asked_to_end() {
             "asked to end while another handoff is under way".to_string()
         } else {
-            format!("another handoff is under way and did not end within {} s", limit.as_secs_f64())
+            format!("another handoff is under way and did not end within {} s", seconds(limit))
         };
         let title = if slots.is_empty() { String::new() } else { format!("{} was not touched: ", list(slots)) };
         Exit::locked(Trouble::new(format!("{title}{why}"), format!("see gpu-handoff --status, then {again}")))

@@ -7,6 +7,7 @@ use super::halt::PHASE;
 use super::{Handoff, LOOK_AGAIN, again};
 use crate::address::{SlotId, list};
 use crate::config::ForVm;
+use crate::decimal::whole_seconds;
 use crate::exit::{Exit, Result};
 use crate::handoff::kept::record::{Owner, Record};
 use crate::handoff::plan::check;
@@ -156,7 +157,7 @@ impl Handoff<'_> {
             self.story.say(&format!(
                 "{} VM {id} -> {owner}: VM {id} is shut down for it, for up to {} s",
                 list(&one.slots),
-                self.config.time.stop.as_secs_f64().ceil()
+                whole_seconds(self.config.time.stop)
             ));
             self.shut_down(one).map_err(|problem| {
                 Exit::failed(format!("{} was not touched: VM {id} is not shut down: {problem}", list(&one.slots)))
