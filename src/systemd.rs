@@ -13,6 +13,9 @@ pub const CGROUPS: &str = "/sys/fs/cgroup";
 /// Asking systemd for something takes it milliseconds, unless it is very busy.
 pub const ANSWER: Duration = Duration::from_secs(5);
 
+/// Of a transient unit: when its first process ends, the others go on.
+const LEAVES_OTHERS: &str = "--property=KillMode=process";
+
 /// Whether the host is shutting down or rebooting. Asking goes on beside this run, until somebody wants to know.
 pub struct Shutdown {
     answer: RefCell<Option<Running>>,
@@ -111,6 +114,14 @@ pub fn run_transient(kernel: &dyn Kernel, unit: &str, program: &[&str]) -> Resul
     run(kernel, unit, &transient(unit, &[], program))
 }
 
+/// As [`run_transient`]; what the program leaves behind goes on after it.
+///
+/// # Errors
+/// systemd-run's words.
+pub fn run_and_leave(kernel: &dyn Kernel, unit: &str, program: &[&str]) -> Result<(), ActError> {
+    run(kernel, unit, &transient(unit, &[LEAVES_OTHERS], program))
+}
+
 /// Lets this program run once more with these arguments, as [`run_transient`] does.
 ///
 /// # Errors
@@ -155,7 +166,7 @@ fn once_more(unit: &str, arguments: &[&str]) -> Result<Vec<String>, ActError> {
     let program = program.trim_end_matches(" (deleted)");
     let properties = [
         // A worker that is stuck stays behind, and comes back for the card when its call does.
-        "--property=KillMode=process",
+        LEAVES_OTHERS,
         // What it has to say is in the journal already, by way of syslog.
         "--property=StandardError=null",
     ];

@@ -57,6 +57,7 @@ const KEYS: &[(&str, Holds)] = &[
     ("policy.containers.*.else", Holds::Word(&["refuse", "stop", "leave"])),
     ("policy.vm", Holds::Word(&["refuse", "shutdown", "stop"])),
     ("policy.vms.*", Holds::Word(&["refuse", "shutdown", "stop"])),
+    ("policy.vm_resume", Holds::Flag),
     ("policy.backup", Holds::Word(&["idle", "refuse", "policy", "wait"])),
     ("policy.others", Holds::Word(&["leave", "home"])),
     ("policy.ct_without_gpu", Holds::Word(&["start", "refuse"])),

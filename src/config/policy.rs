@@ -15,6 +15,8 @@ pub struct Policy {
     containers: Vec<(u32, Own<ForContainer>)>,
     vm: ForVm,
     vms: Vec<(u32, ForVm)>,
+    /// One that was shut down for another is started again after that.
+    pub vm_resume: bool,
     /// `policy.others` is `home`.
     pub brings_others_home: bool,
     /// `policy.ct_without_gpu` is `refuse`: a container whose GPU a VM has does not start.
@@ -75,6 +77,7 @@ impl Policy {
                 .collect(),
             vm: word("vm").and_then(for_vm).unwrap_or(defaults.vm),
             vms: vms.filter_map(|(id, word)| Some((id.parse().ok()?, for_vm(word.as_str()?)?))).collect(),
+            vm_resume: document.pointer("/policy/vm_resume").and_then(Value::as_bool).unwrap_or(defaults.vm_resume),
             brings_others_home: is("others", "home", defaults.brings_others_home),
             refuse_ct_without_gpu: is("ct_without_gpu", "refuse", defaults.refuse_ct_without_gpu),
             is_for_idle: false,
@@ -147,6 +150,7 @@ impl Default for Policy {
             containers: Vec::new(),
             vm: ForVm::Refuse,
             vms: Vec::new(),
+            vm_resume: false,
             brings_others_home: false,
             refuse_ct_without_gpu: false,
             is_for_idle: false,

@@ -3,7 +3,7 @@
 use super::hookscript;
 use crate::App;
 use crate::exit::{Exit, Result};
-use crate::handoff::way::takeover::QM;
+use crate::handoff::way::halt::QM;
 use crate::proxmox::running;
 use crate::trouble::Trouble;
 use std::time::Duration;

@@ -60,6 +60,7 @@ mod starts;
 mod status;
 mod switch;
 mod trace;
+mod vm_resume;
 mod vzdump;
 mod watched;
 

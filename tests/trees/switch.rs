@@ -3,16 +3,16 @@
 use super::starts::with_program;
 use super::*;
 
-const VM: &str = "hookscript: local:snippets/gpu-handoff\nhostpci0: 0000:01:00";
+pub const VM: &str = "hookscript: local:snippets/gpu-handoff\nhostpci0: 0000:01:00";
 
 /// VM 111 runs with the card, and VM 112 takes it as well.
-fn two(policy: &str) -> Host {
+pub fn two(policy: &str) -> Host {
     let host = settled().vm(112, VM).record("vm-111", "0000:01:00", "away", "vfio-pci").running(111, PID);
     let host = with_program(host, "usr/bin/systemd-run", "systemd-run-qm");
     with_program(host, "usr/sbin/qm", "qm").config(&format!(r#"{{"time":{{"stop_s":2}},"policy":{policy}}}"#))
 }
 
-fn calls(host: &Host) -> Vec<String> {
+pub fn calls(host: &Host) -> Vec<String> {
     fs::read_to_string(host.path("calls")).unwrap_or_default().lines().map(String::from).collect()
 }
 

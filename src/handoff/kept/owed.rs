@@ -35,6 +35,7 @@ impl Owed {
             Owed::Home => json!({"what": "home"}),
             Owed::Start(Stopped::Container(ctid)) => json!({"what": "start", "container": ctid}),
             Owed::Start(Stopped::Unit(unit)) => json!({"what": "start", "unit": unit}),
+            Owed::Start(Stopped::Vm(vmid)) => json!({"what": "start", "vm": vmid}),
             Owed::Thaw(ctid) => json!({"what": "thaw", "container": ctid}),
             Owed::Look => json!({"what": "look"}),
         }

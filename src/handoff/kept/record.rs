@@ -100,6 +100,8 @@ pub struct Record {
 pub enum Stopped {
     Container(u32),
     Unit(String),
+    /// That was shut down for another VM (`policy.vm_resume`).
+    Vm(u32),
 }
 
 impl Stopped {
@@ -107,14 +109,16 @@ impl Stopped {
         match self {
             Stopped::Container(id) => json!({"container": id}),
             Stopped::Unit(name) => json!({"unit": name}),
+            Stopped::Vm(id) => json!({"vm": id}),
         }
     }
 
-    /// None when it is neither.
+    /// None when it is none of these.
     pub fn from_json(value: &Value) -> Option<Stopped> {
-        match (value.get("container"), value.get("unit")) {
-            (Some(id), None) => Some(Stopped::Container(id.as_u64()?.try_into().ok()?)),
-            (None, Some(name)) => Some(Stopped::Unit(name.as_str()?.to_string())),
+        match (value.get("container"), value.get("unit"), value.get("vm")) {
+            (Some(id), None, None) => Some(Stopped::Container(id.as_u64()?.try_into().ok()?)),
+            (None, Some(name), None) => Some(Stopped::Unit(name.as_str()?.to_string())),
+            (None, None, Some(id)) => Some(Stopped::Vm(id.as_u64()?.try_into().ok()?)),
             _ => None,
         }
     }
@@ -125,6 +129,7 @@ impl fmt::Display for Stopped {
         match self {
             Stopped::Container(id) => write!(f, "container {id}"),
             Stopped::Unit(name) => f.write_str(name),
+            Stopped::Vm(id) => write!(f, "VM {id}"),
         }
     }
 }
@@ -392,7 +397,11 @@ mod tests {
                 model: None,
             }],
             modules: vec!["nvidia".to_string(), "nvidia_uvm".to_string()],
-            stopped: vec![Stopped::Container(101), Stopped::Unit("nvidia-persistenced.service".to_string())],
+            stopped: vec![
+                Stopped::Container(101),
+                Stopped::Unit("nvidia-persistenced.service".to_string()),
+                Stopped::Vm(112),
+            ],
             frozen: vec![102],
             console: true,
             caller: Some(Process { pid: 812, start: 4711 }),

@@ -79,6 +79,7 @@ mod tests {
             entry(Stopped::Container(101)),
             ToStart { tries: 3, after: 1_795_176_000, ..entry(Stopped::Unit("x.service".to_string())) },
             ToStart { tries: 1, after: 1_795_176_010, since: 1_795_176_000, ..entry(Stopped::Container(102)) },
+            entry(Stopped::Vm(111)),
         ];
         assert_eq!(ToStart::parse_all(ToStart::to_json(&entries).as_bytes()).unwrap(), entries);
         for bad in ["", "{}", r#"{"schema":1}"#, r#"{"schema":1,"entries":[{"what":{},"slots":[]}]}"#] {

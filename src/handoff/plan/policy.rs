@@ -130,6 +130,7 @@ fn release(policy: &Policy, holder: &Holder) -> Option<Release> {
     let program = match &who {
         Stopped::Container(id) => policy.release_of_container(*id),
         Stopped::Unit(unit) => policy.release_of_unit(unit),
+        Stopped::Vm(_) => &[],
     };
     let stops = matches!(halt(policy, holder), Some(Halt::Stop(_)));
     (!program.is_empty()).then(|| Release { who, program: program.to_vec(), stops })
@@ -187,7 +188,7 @@ pub fn commands(keepers: &[Holder]) -> Vec<String> {
 
 fn rank(halt: &Halt) -> usize {
     match halt {
-        Halt::Stop(Stopped::Container(_)) => 0,
+        Halt::Stop(Stopped::Container(_) | Stopped::Vm(_)) => 0,
         Halt::Kill { .. } => 1,
         Halt::Stop(Stopped::Unit(unit)) => {
             let service = NVIDIA_SERVICES.iter().position(|name| unit.strip_suffix(".service") == Some(name));

@@ -6,8 +6,9 @@ use crate::address::Address;
 use crate::gpu::console::Console;
 use crate::gpu::dri::{self, Anew, Idle, Names};
 use crate::gpu::inventory::{READ_LIMIT, Slot, nvidia_slots};
-use crate::handoff::kept::record::{HomeOf, Record};
+use crate::handoff::kept::record::{HomeOf, Record, Stopped};
 use crate::handoff::kept::store::{Locked, Stack};
+use crate::handoff::kept::to_start::ToStart;
 use crate::handoff::plan::step::Step;
 use crate::handoff::plan::{Phase, Plan};
 use crate::handoff::way::in_the_way;
@@ -94,7 +95,10 @@ impl Handoff<'_> {
 
     /// What is about to start again on another card uses it already: without a driver it would not run.
     fn idle(&self, locked: &Locked, now: &Names) -> Idle {
-        let starts = self.to_start().iter().any(|entry| entry.slots.iter().any(|slot| !locked.has(*slot)));
+        let is_elsewhere = |entry: &ToStart| entry.slots.iter().any(|slot| !locked.has(*slot));
+        // A VM takes the card from the driver.
+        let uses_driver = |entry: &ToStart| !matches!(entry.what, Stopped::Vm(_));
+        let starts = self.to_start().iter().any(|entry| uses_driver(entry) && is_elsewhere(entry));
         let idle = dri::idle(self.kernel, now);
         Idle { stack: idle.stack && !starts, ..idle }
     }

@@ -8,6 +8,7 @@ use crate::gpu::Slot;
 use crate::gpu::holders::{Devices, Place};
 use crate::handoff::kept::record::{Owner, Progress, Record};
 use crate::handoff::way::intent::add_missing;
+use crate::handoff::way::vm_resume::is_itself;
 use crate::sorted;
 use std::collections::BTreeMap;
 
@@ -94,7 +95,7 @@ fn handed(from: &Record, slots: &[SlotId], theirs: Option<Record>, owner: &Owner
     add_missing(&mut record.functions, functions);
     add_missing(&mut record.modules, from.modules.iter().cloned());
     // Nobody knows any more for which of the slots: it is started again for each.
-    add_missing(&mut record.stopped, from.stopped.iter().cloned());
+    add_missing(&mut record.stopped, from.stopped.iter().filter(|what| !is_itself(what, owner)).cloned());
     record.console |= from.console;
     record
 }

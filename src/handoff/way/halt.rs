@@ -31,6 +31,8 @@ pub(super) const PHASE: &str = "stop";
 
 pub const PCT: &str = "/usr/sbin/pct";
 
+pub const QM: &str = "/usr/sbin/qm";
+
 /// The transient unit that stops a container.
 pub fn stop_unit(ctid: u32) -> String {
     format!("gpu-handoff-stop-{ctid}")
@@ -103,7 +105,7 @@ impl Handoff<'_> {
                 Halt::Stop(what) => {
                     let along = match what {
                         Stopped::Unit(unit) => systemd::stopped_along(self.kernel, unit),
-                        Stopped::Container(_) => Vec::new(),
+                        Stopped::Container(_) | Stopped::Vm(_) => Vec::new(),
                     };
                     done.extend(along.iter().map(|unit| format!("stop {unit}")));
                     for what in along.into_iter().map(Stopped::Unit).chain([what.clone()]) {
@@ -135,6 +137,8 @@ impl Handoff<'_> {
                 let line = [PCT, "shutdown", &id, "--forceStop", "1", "--timeout", &timeout];
                 systemd::run_transient(self.kernel, &stop_unit(*ctid), &line)
             }
+            // Before anything is locked: see takeover.
+            Stopped::Vm(_) => return Err(format!("{what} is not stopped here")),
         };
         asked.map_err(|error| format!("{what} does not stop: {error}"))?;
         let begin = self.kernel.now();
@@ -151,6 +155,7 @@ impl Handoff<'_> {
                     matches!(systemd::state(self.kernel, unit).as_deref(), Some("inactive" | "failed"))
                 }
                 Stopped::Container(ctid) => !containers::runs(self.kernel, *ctid),
+                Stopped::Vm(_) => true,
             }
         })
         .map_err(|why| format!("{what} does not stop ({why})"))

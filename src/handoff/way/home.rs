@@ -245,7 +245,7 @@ impl Handoff<'_> {
 
     /// All of a record is wedged. Whoever was stopped for it stays so until the call comes back, for that would have to
     /// wait for whoever opens the card meanwhile. But where nobody has it open any more the call waits for ever, and nobody
-    /// else should: only NVIDIA's services, which would look at the card that hangs.
+    /// else should: only NVIDIA's services and VMs, which would look at the card that hangs.
     pub(super) fn leave_wedged_to_itself(&self, locked: &Locked, record: &mut Record) {
         if record.stopped.is_empty() {
             return;
@@ -257,7 +257,11 @@ impl Handoff<'_> {
         if !record.slots().iter().any(is_hopeless) {
             return;
         }
-        let waits = |what: &Stopped| matches!(what, Stopped::Unit(unit) if policy::is_nvidia_service(unit));
+        let waits = |what: &Stopped| match what {
+            Stopped::Unit(unit) => policy::is_nvidia_service(unit),
+            Stopped::Vm(_) => true,
+            Stopped::Container(_) => false,
+        };
         let (services, others): (Vec<Stopped>, Vec<Stopped>) = record.stopped.iter().cloned().partition(waits);
         if others.is_empty() {
             return;

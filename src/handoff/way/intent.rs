@@ -19,6 +19,7 @@ use crate::handoff::way::departure::Departure;
 use crate::handoff::way::halt;
 use crate::handoff::way::home::unreadable;
 use crate::handoff::way::let_go;
+use crate::handoff::way::vm_resume::is_itself;
 use crate::proxmox::running;
 use crate::systemd;
 use crate::trouble::Trouble;
@@ -278,6 +279,8 @@ impl Handoff<'_> {
             functions.extend(extra.cloned());
             add_missing(&mut modules, record.modules.iter().cloned());
         }
+        // It is being started, or runs.
+        stopped.retain(|what| !is_itself(what, owner));
         let by_hand = owner.vmid().is_some_and(|id| !running::is_locked(self.kernel, id));
         let caller = self.kernel.caller();
         Record { functions, others, modules, stopped, frozen, console, caller, by_hand, ..Record::new(owner.clone()) }

@@ -19,6 +19,7 @@ use crate::handoff::way::home::unreadable;
 use crate::handoff::way::intent::{Intent, add_missing};
 use crate::handoff::way::let_go;
 use crate::handoff::way::run::{OnFailure, Outcome};
+use crate::handoff::way::vm_resume::is_itself;
 use crate::sys::Share;
 use crate::trouble::Trouble;
 use std::time::Duration;
@@ -58,7 +59,9 @@ impl Handoff<'_> {
         let found = intent.found(slots);
         let Intent { mut record, abandoned, mut facts, releases: _, halts, devices, mut plan } = intent;
         record.for_backup = departure.for_backup;
-        let to_start = self.to_start_for(slots);
+        let mut to_start = self.to_start_for(slots);
+        // This very start may fail yet: who wanted it comes back for it, or sees that it runs.
+        to_start.retain(|what| !is_itself(what, owner));
         add_missing(&mut record.stopped, to_start.iter().cloned());
         if plan.is_empty() && halts.is_empty() {
             (departure.on_ready)();
@@ -304,7 +307,11 @@ fn for_whom(owner: &Owner) -> String {
 fn forget(locked: &Locked, abandoned: &[Record], taken: &[SlotId]) -> Result<()> {
     for record in abandoned {
         match record.without(taken) {
-            Some(rest) => locked.save(&rest)?,
+            Some(mut rest) => {
+                // Who took the card owes that, and nobody else: the VM needs all that it had.
+                rest.stopped.retain(|what| !matches!(what, Stopped::Vm(_)));
+                locked.save(&rest)?;
+            }
             None => locked.remove(&record.owner)?,
         }
     }

@@ -22,6 +22,7 @@ pub mod resume;
 pub mod run;
 pub mod stuck;
 pub mod takeover;
+pub mod vm_resume;
 
 use crate::address::{SlotId, list};
 use crate::config::Config;

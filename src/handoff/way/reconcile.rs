@@ -117,6 +117,7 @@ impl Handoff<'_> {
         if shutdown.is_some_and(|shutdown| shutdown.has_begun()) {
             return Ok(Vec::new());
         }
+        self.forget_who_goes_on();
         self.resume_what_is_due();
         self.forget_ended_wedges();
         let now = self.kernel.unix_time();

@@ -4,6 +4,9 @@
 //! `/run/gpu-handoff/to-start` has what is to be started. It is written before a record ends, and each entry is taken out
 //! when that has run for a while or is there no more, so that whoever is killed in between loses nothing. What does not
 //! start, or soon fails, is tried again by the keeper.
+//!
+//! Last stopped, first started, VMs as well: so whoever was stopped for a VM that is to run again stays as it is. That one's
+//! start finds the card idle, and owes it from then on.
 
 use super::{Handoff, LOOK_AGAIN};
 use crate::address::SlotId;
@@ -14,6 +17,7 @@ use crate::handoff::kept::record::Stopped;
 use crate::handoff::kept::to_start::ToStart;
 use crate::handoff::plan::policy::is_nvidia_service;
 use crate::handoff::way::halt::{PCT, stop_unit};
+use crate::proxmox::running;
 use crate::systemd;
 use std::time::Duration;
 
@@ -67,7 +71,12 @@ impl Handoff<'_> {
     /// What is still to be started for these slots, in the order in which it was stopped.
     pub(super) fn to_start_for(&self, slots: &[SlotId]) -> Vec<Stopped> {
         // Not what somebody has stopped since it ran again.
-        let is_owed = |entry: &ToStart| entry.since == 0 || self.runs(&entry.what) || self.has_failed(&entry.what);
+        let is_owed = |entry: &ToStart| match entry.what {
+            _ if entry.since == 0 => true,
+            // A handoff stops none: it makes way before, and that is owed on a record.
+            Stopped::Vm(_) => false,
+            _ => self.runs(&entry.what) || self.has_failed(&entry.what),
+        };
         let is_for = |entry: &ToStart| entry.slots.iter().any(|slot| slots.contains(slot)) && is_owed(entry);
         self.to_start().into_iter().rev().filter(is_for).map(|entry| entry.what).collect()
     }
@@ -75,7 +84,9 @@ impl Handoff<'_> {
     /// What was started again for these slots so shortly before that it may not have opened the GPU yet.
     pub(super) fn just_started(&self, slots: &[SlotId]) -> Vec<Stopped> {
         let is_for = |entry: &ToStart| entry.since > 0 && entry.slots.iter().any(|slot| slots.contains(slot));
-        let entries = self.to_start().into_iter().filter(|entry| is_for(entry) && self.runs(&entry.what));
+        let is_vm = |what: &Stopped| matches!(what, Stopped::Vm(_));
+        let entries = self.to_start().into_iter();
+        let entries = entries.filter(|entry| is_for(entry) && !is_vm(&entry.what) && self.runs(&entry.what));
         entries.map(|entry| entry.what).collect()
     }
 
@@ -121,6 +132,13 @@ impl Handoff<'_> {
         }
         if systemd::Shutdown::ask(self.kernel).has_begun() {
             return Ok(Started::Shutdown);
+        }
+        if let Stopped::Vm(vmid) = what
+            && let Some(why) = self.is_not_to_start(*vmid)
+        {
+            self.story.say(&format!("{what} is not started again: {why}"));
+            self.store.change_to_start(|entries| entries.retain(|other| other.what != *what))?;
+            return Ok(Started::Not);
         }
         let done = self.start_at_last(what);
         match &done {
@@ -168,6 +186,10 @@ impl Handoff<'_> {
     }
 
     fn start_at_last(&self, what: &Stopped) -> std::result::Result<(), String> {
+        if let Stopped::Vm(vmid) = what {
+            // There is a whole handoff in it: once more is the keeper's.
+            return self.start_vm(*vmid);
+        }
         for _ in 1..ATTEMPTS {
             if self.start(what).is_ok() {
                 return Ok(());
@@ -185,6 +207,7 @@ impl Handoff<'_> {
                 self.kernel.exists("/etc/pve/lxc") && !self.kernel.exists(&format!("/etc/pve/lxc/{ctid}.conf"))
             }
             Stopped::Unit(unit) => systemd::is_no_more(self.kernel, unit),
+            Stopped::Vm(vmid) => self.is_not_to_start(*vmid).is_some(),
         }
     }
 
@@ -220,6 +243,7 @@ impl Handoff<'_> {
         match what {
             Stopped::Unit(unit) => systemd::state(self.kernel, unit).as_deref() == Some("active"),
             Stopped::Container(ctid) => containers::runs(self.kernel, *ctid),
+            Stopped::Vm(vmid) => running::qemu_pid(self.kernel, *vmid).is_some(),
         }
     }
 
@@ -254,6 +278,7 @@ impl Handoff<'_> {
                 let asked = self.kernel.program(PCT, &["start", &ctid.to_string()], self.config.time.stop);
                 (asked.map(|_| ()), remedy)
             }
+            Stopped::Vm(vmid) => return self.start_vm(*vmid),
         };
         // What counts is how things are: under HA a start is only queued.
         let end = self.kernel.now() + self.config.time.stop / if asked.is_ok() { 1 } else { 10 };

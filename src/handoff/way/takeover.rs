@@ -3,7 +3,8 @@
 //! Nothing of ours is locked meanwhile but that nobody else takes over from the same VM. Its post-stop sees that and leaves
 //! the slots where they are; should the one that takes over not live to the end of it, they come home as after any stop.
 
-use super::halt::PHASE;
+use super::halt::{PHASE, QM};
+use super::vm_resume::shutdown_unit;
 use super::{Handoff, LOOK_AGAIN, again};
 use crate::address::{SlotId, list};
 use crate::config::ForVm;
@@ -21,8 +22,6 @@ use crate::trouble::Trouble;
 use std::fmt;
 use std::time::Duration;
 
-pub const QM: &str = "/usr/sbin/qm";
-
 /// From the end of QEMU to that of what Proxmox does about it.
 const CLEANUP: Duration = Duration::from_secs(30);
 
@@ -32,13 +31,16 @@ pub struct MakesWay {
     pub vmid: u32,
     /// Stopped hard if it does not shut down in time.
     pub is_forced: bool,
+    /// Started again after that.
+    pub runs_again: bool,
     slots: Vec<SlotId>,
 }
 
 impl fmt::Display for MakesWay {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let how = if self.is_forced { ", and stop it if that takes too long" } else { "" };
-        write!(f, "shut down VM {}{how}; {} stays on vfio-pci", self.vmid, list(&self.slots))
+        let then = if self.runs_again { ", and start it again afterwards" } else { "" };
+        write!(f, "shut down VM {}{how}{then}; {} stays on vfio-pci", self.vmid, list(&self.slots))
     }
 }
 
@@ -63,7 +65,12 @@ impl Handoff<'_> {
             if policy == ForVm::Refuse && !is_asking {
                 return Ok(Vec::new());
             }
-            making_way.push(MakesWay { vmid, is_forced: policy == ForVm::Stop, slots: had });
+            let runs_again = self.config.policy.vm_resume;
+            making_way.push(MakesWay { vmid, is_forced: policy == ForVm::Stop, runs_again, slots: had });
+        }
+        // Whoever has its card since is not to make way for one that is only started again.
+        if owner.vmid().is_some_and(|vmid| !making_way.is_empty() && self.is_started_again(vmid)) {
+            return Ok(Vec::new());
         }
         if !making_way.is_empty() {
             for one in &making_way {
@@ -152,10 +159,28 @@ impl Handoff<'_> {
             }
         }
         let begin = self.kernel.now();
+        let done = self.shut_all_down(owner, making_way, begin);
+        // Asked to end it does not know how that goes on: see forget_who_goes_on.
+        if done.is_err() && !self.kernel.is_asked_to_end() {
+            for problem in making_way.iter().filter_map(|one| self.owe_no_start(one.vmid).err()) {
+                self.story.warn(&problem.to_string());
+            }
+        }
+        done?;
+        let who: Vec<String> = making_way.iter().map(|one| format!("VM {}", one.vmid)).collect();
+        self.story.phase(PHASE, self.kernel.now().saturating_sub(begin), &who.join(", "));
+        Ok(locks)
+    }
+
+    fn shut_all_down(&self, owner: &Owner, making_way: &[MakesWay], begin: Duration) -> Result<()> {
         for one in making_way {
             let id = one.vmid;
+            if one.runs_again {
+                self.owe_start(id, &one.slots, &again(owner))?;
+            }
+            let then = if one.runs_again { ", and started again afterwards" } else { "" };
             self.story.say(&format!(
-                "{} VM {id} -> {owner}: VM {id} is shut down for it, for up to {} s",
+                "{} VM {id} -> {owner}: VM {id} is shut down for it, for up to {} s{then}",
                 list(&one.slots),
                 whole_seconds(self.config.time.stop)
             ));
@@ -163,12 +188,7 @@ impl Handoff<'_> {
                 Exit::failed(format!("{} was not touched: VM {id} is not shut down: {problem}", list(&one.slots)))
             })?;
         }
-        for one in making_way {
-            self.wait_for_end(owner, one, begin)?;
-        }
-        let who: Vec<String> = making_way.iter().map(|one| format!("VM {}", one.vmid)).collect();
-        self.story.phase(PHASE, self.kernel.now().saturating_sub(begin), &who.join(", "));
-        Ok(locks)
+        making_way.iter().try_for_each(|one| self.wait_for_end(owner, one, begin))
     }
 
     /// It goes on by itself: a run that is killed meanwhile leaves nothing half asked for.
@@ -179,7 +199,7 @@ impl Handoff<'_> {
         if one.is_forced {
             line.extend(["--forceStop", "1"]);
         }
-        systemd::run_transient(self.kernel, &format!("gpu-handoff-shutdown-{id}"), &line)
+        systemd::run_transient(self.kernel, &shutdown_unit(one.vmid), &line)
     }
 
     fn wait_for_end(&self, owner: &Owner, one: &MakesWay, begin: Duration) -> Result<()> {
