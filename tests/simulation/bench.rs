@@ -7,6 +7,7 @@ use super::state::State;
 use gpu_handoff::address::SlotId;
 use gpu_handoff::config::{Config, Time};
 use gpu_handoff::events::watch::{After, watch};
+use gpu_handoff::exit::Exit;
 use gpu_handoff::handoff::Handoff;
 use gpu_handoff::handoff::kept::history::History;
 use gpu_handoff::handoff::kept::record::{Owner, Record};
@@ -152,7 +153,7 @@ impl Bench {
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if !["lock", "last-", HISTORY, COUNTERS].iter().any(|other| name.starts_with(other)) {
+            if !["lock", "next-", "last-", HISTORY, COUNTERS].iter().any(|other| name.starts_with(other)) {
                 files.insert(name, fs::read(entry.path()).unwrap_or_default());
             }
         }
@@ -191,6 +192,26 @@ impl Bench {
             Wish::Leave(Owner::Vm(id), _) | Wish::Home(Owner::Vm(id)) | Wish::Keep(Owner::Vm(id), _) => Some(*id),
             _ => None,
         };
+        self.run_as(guest, &format!("{wish:?}"), fault, caller, &|handoff| match wish {
+            Wish::Leave(owner, slots) => handoff.leave(&Departure::of(owner.clone(), slots.clone())),
+            Wish::Home(owner) => handoff.come_home(owner, asker(owner)),
+            Wish::Reconcile => handoff.reconcile(Scope::All),
+            Wish::Unfinished => handoff.reconcile(Scope::Unfinished),
+            Wish::Owed => handoff.reconcile(Scope::Owed),
+            Wish::Keep(owner, kept) => handoff.come_home_but(owner, kept, "its configuration names it no longer"),
+            Wish::Watch(id) => handoff.come_home(&Owner::Vm(*id), Asker::Watcher),
+        })
+    }
+
+    /// As [`Bench::run`], of what is no wish; called by the hook of a guest, or by nobody's.
+    pub fn run_as(
+        &mut self,
+        guest: Option<u32>,
+        name: &str,
+        fault: Option<Fault>,
+        caller: Option<Process>,
+        what: &dyn Fn(&Handoff) -> Result<(), Exit>,
+    ) -> Ran {
         [HISTORY, COUNTERS].iter().for_each(|name| self.forget_file(name));
         let history = if fault.is_some() { PathBuf::from(NOWHERE) } else { self.directory.join(HISTORY) };
         self.store = self.store.clone().with_history(History::at(history));
@@ -199,15 +220,7 @@ impl Bench {
         self.kernel.call_from(caller);
         let begin = self.kernel.state.borrow().now;
         let handoff = self.handoff();
-        let done = catch_unwind(AssertUnwindSafe(|| match wish {
-            Wish::Leave(owner, slots) => handoff.leave(&Departure::of(owner.clone(), slots.clone())),
-            Wish::Home(owner) => handoff.come_home(owner, asker(owner)),
-            Wish::Reconcile => handoff.reconcile(Scope::All),
-            Wish::Unfinished => handoff.reconcile(Scope::Unfinished),
-            Wish::Owed => handoff.reconcile(Scope::Owed),
-            Wish::Keep(owner, kept) => handoff.come_home_but(owner, kept, "its configuration names it no longer"),
-            Wish::Watch(id) => handoff.come_home(&Owner::Vm(*id), Asker::Watcher),
-        }));
+        let done = catch_unwind(AssertUnwindSafe(|| what(&handoff)));
         let end = match done {
             Ok(Ok(())) => End::Exit(0, String::new()),
             Ok(Err(exit)) => End::Exit(exit.code as u8, exit.to_string()),
@@ -231,7 +244,7 @@ impl Bench {
         if let Some(id) = guest {
             self.kernel.state.borrow_mut().locked_guests.remove(&id);
         }
-        self.log.push(format!("{wish:?} with {fault:?} -> {end:?} after {acts} changes, {took:?}"));
+        self.log.push(format!("{name} with {fault:?} -> {end:?} after {acts} changes, {took:?}"));
         for act in self.kernel.acts.borrow().iter() {
             self.log.push(format!("    {act:?}"));
         }

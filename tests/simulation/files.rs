@@ -48,6 +48,8 @@ impl State {
             ["etc", "modprobe.d", MODPROBE_FILE] => Some(self.modprobe_file()),
             ["sys", "fs", "cgroup", rest @ ..] => self.cgroup_file(rest),
             ["etc", "pve", "lxc", file] => self.container_config(file),
+            ["etc", "pve", "qemu-server", _] => Some("hostpci0: 0000:01:00\n".to_string()),
+            ["etc", "pve", "ha", ..] => None,
             ["run", "qemu-server", file] => {
                 let vmid = file.strip_suffix(".pid").and_then(|id| id.parse().ok());
                 vmid.and_then(|id: u32| Some(format!("{}\n", self.pid_files.get(&id)?)))
@@ -245,6 +247,7 @@ impl State {
             }
             // Nothing here is at boot: what the containers need is loaded.
             ["etc", "pve", "lxc"] => Vec::new(),
+            ["etc", "pve", "qemu-server"] => vec!["111.conf".to_string(), "112.conf".to_string()],
             ["etc", "modprobe.d"] => one(MODPROBE_FILE.to_string(), !self.static_ids.is_empty()),
             ["sys", "class", "mdev_bus", ..] | ["run", "modprobe.d"] => Vec::new(),
             ["usr" | "lib", ..] => Vec::new(),
@@ -279,6 +282,7 @@ impl State {
             ["proc", "driver", "nvidia", "gpus", address] => {
                 self.is_loaded("nvidia") && self.functions.get(*address).is_some_and(|f| f.minor.is_some())
             }
+            ["etc", "pve", "qemu-server", ..] => true,
             ["dev", ..] => self.nodes.contains_key(path),
             ["run", "qemu-server", file] => {
                 let noted = file.strip_suffix(".cleanup").and_then(|id| id.parse().ok());

@@ -26,6 +26,10 @@ pub struct Hosted {
     containers: BTreeMap<u32, Container>,
     /// Somebody asked for `gpu-handoff resume`.
     pub resume: bool,
+    /// A VM that qm was asked to start; its hook comes when the run is over.
+    pub vm_start: Option<u32>,
+    /// VMs do nothing about it when they are asked to shut down.
+    pub ignores_acpi: bool,
     /// Drivers were taken from a card while a container that was to be frozen did not stand still yet.
     pub too_early: bool,
 }
@@ -117,6 +121,16 @@ impl State {
                 let container = id.parse().ok().and_then(|ctid: u32| self.hosted.containers.get(&ctid));
                 let pid = container.and_then(|container| container.pid);
                 self.stop_process(pid);
+                String::new()
+            }
+            ("/usr/bin/systemd-run", [.., "/usr/sbin/qm", "shutdown", id, "--timeout", _]) => {
+                if !self.hosted.ignores_acpi {
+                    self.stop_qemu(id.parse().ok()?, ENDING);
+                }
+                String::new()
+            }
+            ("/usr/bin/systemd-run", [.., "/usr/sbin/qm", "start", id]) => {
+                self.hosted.vm_start = id.parse().ok();
                 String::new()
             }
             ("/usr/sbin/pct", ["start", id]) => {

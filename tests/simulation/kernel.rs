@@ -484,6 +484,8 @@ impl Programs for SimKernel {
         if said.is_none() {
             self.note_not_modelled(&format!("{path} {}", arguments.join(" ")));
         }
+        // It is done, and who asked for it may be killed before it hears so.
+        self.look();
         said.unwrap_or_else(|| Err(format!("{path} is not installed"))).map_err(ActError::Program)
     }
 }

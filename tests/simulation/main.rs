@@ -36,6 +36,7 @@ mod sabotage;
 mod scenarios;
 mod setup;
 mod state;
+mod turns;
 mod watch;
 
 use bench::Bench;
@@ -114,6 +115,10 @@ fn main() -> ExitCode {
     match beside::play(&mut bench) {
         Ok(text) => println!("simulation: {text}"),
         Err(problem) => tally.fail(&problem, format!("a watcher beside Proxmox: {problem}")),
+    }
+    match turns::play(&mut bench) {
+        Ok(text) => println!("simulation: {text}"),
+        Err(problem) => tally.fail(&problem, format!("one VM after another: {problem}")),
     }
     match counts::play(&mut bench) {
         Ok(text) => println!("simulation: {text}"),
