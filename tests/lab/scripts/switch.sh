@@ -1,7 +1,7 @@
 #!/bin/bash
 # One VM after another: VM 113 takes over the card of VM 111.
 #   switch.sh [TRIPS]
-# lab: --timeout 900
+# lab: --timeout 1500
 # shellcheck source-path=SCRIPTDIR source=handoff.sh
 . "${0%/*}/handoff.sh"
 
@@ -70,4 +70,52 @@ ok 'at once, the loser is told who' grep -q "VM $winner \(takes it over\|has it\
 works 'at once: qm stop' qm stop $winner
 is_home 'at once'
 untouched 'at once' "$at_home"
+
+# ---- and back: who was shut down runs again ----
+runs() { [ "$(qm status "$1")" = 'status: running' ]; }
+# It has run for a while.
+is_back() { # is_back TEXT VMID
+    ok "$1: VM $2 runs again" within 120 runs "$2"
+    ok "$1: nothing waits to be started" within 60 test ! -e $records/to-start
+    in_vm "$1" $slot1 "$2"
+}
+echo '{"time":{"stop_s":20},"policy":{"vm":"shutdown","vm_resume":true}}' >$config
+works 'back: qm start' qm start 111
+works 'back: plan' gpu-handoff plan 113
+ok 'back: the plan says so' grep -q 'shut down VM 111, and start it again afterwards' <<<"$out"
+works 'back: takes over' qm start 113
+in_vm 'back: taken over' $slot1 113
+is 'back: VM 111 meanwhile' 'status: stopped' "$(qm status 111)"
+is 'back: what is owed' 'start 111' "$(status $slot1 owed.0.what owed.0.vm)"
+works 'back: reboot' qm reboot 113
+in_vm 'back: rebooted' $slot1 113
+is 'back: VM 111 after the reboot' 'status: stopped' "$(qm status 111)"
+works 'back: third' qm start 114
+in_vm 'back: third' $slot1 114
+works 'back: the third ends' qm stop 114
+is_back 'back: the third has ended' 113
+is 'back: VM 111 is not yet' 'status: stopped' "$(qm status 111)"
+works 'back: the second ends' qm stop 113
+is_back 'back: the second has ended' 111
+is 'back: VM 113' 'status: stopped' "$(qm status 113)"
+ok 'back: no record of VM 113' test ! -e $records/vm-113
+ok 'back: no record of VM 114' test ! -e $records/vm-114
+
+# ---- and back, when its lock is gone ----
+with_keeper
+works 'back, locked: takes over' qm start 113
+echo 'lock: backup' >>$guests/111.conf
+works 'back, locked: qm stop' qm stop 113
+ok 'back, locked: it is kept' within 30 test -e $records/to-start
+sleep 5
+is 'back, locked: VM 111' 'status: stopped' "$(qm status 111)"
+is 'back, locked: what is owed' 'start 111' "$(status $slot1 owed.0.what owed.0.vm)"
+works 'back, locked: qm unlock' qm unlock 111
+is_back 'back, locked' 111
+
+# ---- who ends by himself stays as he is ----
+works 'back: qm stop' qm stop 111
+is_home 'back, at the end'
+sleep 5
+is 'back, at the end: VM 111' 'status: stopped' "$(qm status 111)"
 finish
