@@ -1,5 +1,6 @@
 //! Lists of CPUs as the kernel writes them: `0-3,8`.
 
+use crate::sorted;
 use std::fmt;
 
 /// The kernel is built for no more on x86.
@@ -34,7 +35,7 @@ impl Cpus {
         for part in text.split(',') {
             all.add(&Cpus::parse(part.trim())?);
         }
-        all.0.sort_unstable();
+        sorted::sort(&mut all.0);
         Some(all)
     }
 

@@ -87,11 +87,15 @@ pub const VERBS: &[Verb] = &[
                well a document on each line. With --cluster who has the cards of every node, and how long ago each \
                node told that.",
         example: "status",
-        call: |given| match (given.has("check"), given.has("watch"), given.has("cluster")) {
-            (check, false, false) => Ok(Call::Status { json: given.json()?, check }),
-            (false, true, false) => Ok(Call::WatchStatus { json: given.json()? }),
-            (false, false, true) => Ok(Call::ClusterStatus { json: given.json()? }),
-            _ => Err(usage("--check, --watch and --cluster exclude each other")),
+        call: |given| {
+            let asked: Vec<&str> = ["check", "watch", "cluster"].into_iter().filter(|flag| given.has(flag)).collect();
+            let json = given.json()?;
+            match asked.as_slice() {
+                [one, other, ..] => Err(usage(&format!("--{one} and --{other} exclude each other"))),
+                ["watch"] => Ok(Call::WatchStatus { json }),
+                ["cluster"] => Ok(Call::ClusterStatus { json }),
+                asked => Ok(Call::Status { json, check: !asked.is_empty() }),
+            }
         },
     },
     Verb {

@@ -20,7 +20,10 @@ pub type Names = BTreeMap<Address, Vec<String>>;
 
 /// As a file of ours has them.
 pub fn to_json(names: &Names) -> Value {
-    let all: Map<_, _> = names.iter().map(|(card, names)| (card.to_string(), json!(names))).collect();
+    let mut all = Map::new();
+    for (card, names) in names {
+        all.insert(card.to_string(), json!(names));
+    }
     Value::Object(all)
 }
 

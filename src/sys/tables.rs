@@ -3,6 +3,7 @@
 use super::device::DeviceNumber;
 use super::kcmp;
 use super::process::OpenDevice;
+use crate::sorted;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
@@ -52,7 +53,7 @@ impl Files {
     }
 
     pub fn counts(&self) -> BTreeMap<DeviceNumber, u64> {
-        self.of.iter().map(|(number, files)| (*number, files.len() as u64)).collect()
+        sorted::map(self.of.iter().map(|(number, files)| (*number, files.len() as u64)))
     }
 }
 

@@ -219,6 +219,7 @@ fn every_finding_is_tried_both_ways() {
         include_str!("doctor_guests.rs"),
         include_str!("doctor_containers.rs"),
         include_str!("doctor_ours.rs"),
+        include_str!("cluster.rs"),
     ];
     let sources: String = sources.concat().chars().filter(|c| !c.is_whitespace()).collect();
     let all = well().run("doctor --explain all").out;

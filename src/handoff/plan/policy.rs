@@ -5,7 +5,6 @@ use crate::gpu::holders::{Ends, Holder};
 use crate::handoff::kept::record::Stopped;
 use crate::sorted;
 use crate::sys::Process;
-use std::collections::BTreeSet;
 use std::fmt;
 
 /// One that must go.
@@ -161,8 +160,8 @@ pub fn that_would_do(policy: &Policy, keepers: &[Holder]) -> Vec<String> {
         Ends::Kill => Some("policy.process \"kill\"".to_string()),
         Ends::Vm(_) | Ends::Passes | Ends::Typed(..) | Ends::Told(_) => None,
     };
-    let keys: Option<BTreeSet<String>> = keepers.iter().map(key).collect();
-    keys.filter(|_| !policy.is_for_idle).unwrap_or_default().into_iter().collect()
+    let keys: Option<Vec<String>> = keepers.iter().map(key).collect();
+    sorted::set(keys.filter(|_| !policy.is_for_idle).unwrap_or_default()).into_iter().collect()
 }
 
 /// What to type to end them all, in the order in which the policy stops, each once.
