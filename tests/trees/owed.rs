@@ -327,6 +327,29 @@ fn a_modprobe_whose_worker_was_killed() {
     }
 }
 
+/// The journal of a handoff that somebody is at is his, whatever else is brought home meanwhile.
+#[test]
+fn a_step_of_another_card_is_left_to_whoever_takes_it() {
+    let journal = json!({"schema": 1, "owner": "vm-112", "slots": ["0000:02:00"], "step": "unbind from nvidia 0000:02:00.0",
+        "pid": PID, "start": START});
+    let host = settled()
+        .config(r#"{"time":{"handoff_s":1}}"#)
+        .card("0000:02:00", "vfio-pci", "vfio-pci")
+        .file("run/gpu-handoff/journal-vm-112", &journal.to_string())
+        .file("run/gpu-handoff/lock-0000:02:00", "")
+        .alive(PID);
+    let held = fs::File::open(host.path("run/gpu-handoff/lock-0000:02:00")).unwrap();
+    held.lock().unwrap();
+    assert_eq!(host.run("111 pre-start"), ready());
+    assert_eq!(host.own_file("journal-vm-112"), journal);
+    assert!(!host.has_own_file("wedged-0000:02:00"));
+    // Killed, but its call goes on.
+    drop(held);
+    assert_eq!(host.run("111 pre-start"), ready());
+    assert!(!host.has_own_file("journal-vm-112"));
+    assert_eq!(host.own_file("wedged-0000:02:00")["pid"], json!(PID));
+}
+
 // How the program is called
 
 /// Its caller may have SIGCHLD ignored, and then the kernel forgets how a program ended.
