@@ -113,3 +113,72 @@ impl Store {
         Counters::parse(&bytes.unwrap_or_default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::SlotId;
+    use std::collections::BTreeSet;
+    use std::path::PathBuf;
+
+    /// A directory of its own, gone with the test.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Scratch {
+            let path = std::env::temp_dir().join(format!("gpu-handoff-books-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&path);
+            Scratch(path)
+        }
+
+        fn store(&self) -> Store {
+            Store::at(self.0.clone())
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn names(cards: &[(&str, &str)]) -> dri::Names {
+        cards.iter().map(|(address, name)| (address.parse().unwrap(), vec![(*name).to_string()])).collect()
+    }
+
+    #[test]
+    fn names_of_nodes_stay_as_they_were_first_until_they_are_forgotten() {
+        let scratch = Scratch::new("dri");
+        let store = scratch.store();
+        let locked = store.lock(&BTreeSet::new(), Duration::ZERO).unwrap().unwrap();
+        locked.keep_dri(&names(&[("0000:01:00.0", "card0")])).unwrap();
+        locked.keep_dri(&names(&[("0000:01:00.0", "card1"), ("0000:02:00.0", "card2")])).unwrap();
+        let kept = names(&[("0000:01:00.0", "card0"), ("0000:02:00.0", "card2")]);
+        assert_eq!(store.dri(), kept);
+        // What is known already is not written again.
+        let again = scratch.store();
+        again.lock(&BTreeSet::new(), Duration::ZERO).unwrap().unwrap().keep_dri(&kept).unwrap();
+        assert!(!again.is_changed());
+        locked.forget_dri().unwrap();
+        assert!(store.dri().is_empty() && !scratch.0.join(DRI).exists());
+    }
+
+    #[test]
+    fn what_a_record_takes_over_waits_no_more() {
+        let scratch = Scratch::new("to-start");
+        let store = scratch.store();
+        let slots: [SlotId; 1] = ["0000:01:00".parse().unwrap()];
+        let entry = |ctid| ToStart::new(Stopped::Container(ctid), &slots);
+        store.change_to_start(|entries| entries.extend([entry(101), entry(102)])).unwrap();
+        let again = scratch.store();
+        again.change_to_start(|_| ()).unwrap();
+        assert!(!again.is_changed());
+        let locked = store.lock(&BTreeSet::new(), Duration::ZERO).unwrap().unwrap();
+        locked.take_over(&[]).unwrap();
+        assert_eq!(store.to_start().unwrap(), [entry(101), entry(102)]);
+        locked.take_over(&[Stopped::Container(101)]).unwrap();
+        assert_eq!(store.to_start().unwrap(), [entry(102)]);
+        locked.take_over(&[Stopped::Container(102)]).unwrap();
+        assert!(!scratch.0.join(TO_START).exists());
+    }
+}

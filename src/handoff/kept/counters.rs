@@ -170,6 +170,7 @@ mod tests {
             {"direction":"vfio","phase":"bind","counts":[1,2]},
             {"direction":"up","phase":"bind","counts":[5,1,0,0,0,0,0,0,0,0,0,0]},
             {"direction":"home","phase":"bind","counts":[18446744073709551615,0,0,0,0,0,0,0,0,0,0,1]},
+            {"direction":"home","phase":"check","counts":[4503599627370496,0,0,0,0,0,0,0,0,0,0,1]},
             {"direction":"home","phase":"wait","counts":[5,0,0,0,0,0,0,0,0,0,0,"x"]},
             {"direction":"home","phase":"release","counts":[5,1,0,0,0,0,0,0,0,0,0,0]}]}"#;
         let counters = Counters::parse(text.as_bytes());

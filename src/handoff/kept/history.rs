@@ -228,6 +228,13 @@ mod tests {
     }
 
     #[test]
+    fn every_exit_code_has_its_word() {
+        let words: Vec<&str> = (0..7).map(|exit| result(&json!({"exit": exit}))).collect();
+        assert_eq!(words, ["done", "failed", "refused", "refused", "overrun", "locked", "?"]);
+        assert_eq!(result(&json!({})), "?");
+    }
+
+    #[test]
     fn what_cannot_be_written_is_named() {
         let problem = History::at("/dev/full".into()).append(&entry(0), false).unwrap_err();
         assert_eq!(format!("{problem:#}"), "/dev/full: No space left on device (os error 28)");
