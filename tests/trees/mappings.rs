@@ -252,6 +252,29 @@ fn a_vm_that_has_another_card() {
     assert_eq!(slots_on_record(&host, "vm-111"), ["0000:01:00"]);
 }
 
+/// What a record says beside its slots stays, and so do the records of others and what stands in them.
+#[test]
+fn only_the_slots_of_a_record_are_put_right() {
+    let host = started_at_once("0000:02:00", "").without(&format!("proc/{}", PID + 1));
+    let host = host.record_by(111, "0000:01:00", "vfio-pci", PID + 7).record(
+        "manual-0000:02:00",
+        "0000:02:00",
+        "away",
+        "nvidia",
+    );
+    let host = host.card("0000:03:00", "vfio-pci", "vfio-pci").record("vm-113", "0000:03:00", "away", "nvidia");
+    let mut other = host.own_file("vm-113");
+    other["stopped"] = json!([{"container": 103}]);
+    let host = host.file("run/gpu-handoff/vm-113", &other.to_string());
+    let (before, by_hand) = (host.own_file("vm-111"), host.own_file("manual-0000:02:00"));
+    host.run("watch 111");
+    assert_eq!(slots_on_record(&host, "vm-111"), ["0000:02:00"]);
+    let mut after = host.own_file("vm-111");
+    after["functions"] = before["functions"].clone();
+    assert_eq!(after, before);
+    assert_eq!((host.own_file("vm-113"), host.own_file("manual-0000:02:00")), (other, by_hand));
+}
+
 // Another start with the same mapping
 
 const RESERVED: &str = "run/qemu-server/pci-id-reservations";

@@ -131,7 +131,11 @@ mod tests {
         let new = handed(&from, &slots, None, &Owner::Vm(112));
         assert_eq!((new.slots(), new.progress, &new.owner), (slots.clone(), Progress::Away, &Owner::Vm(112)));
         assert_eq!((&new.stopped, &new.modules), (&from.stopped, &from.modules));
+        assert!(!new.by_hand && !new.console);
         let both = handed(&from, &slots, Some(record(112, &["0000:03:00"])), &Owner::Vm(112));
         assert_eq!(both.slots().iter().map(ToString::to_string).collect::<Vec<_>>(), ["0000:03:00", "0000:02:00"]);
+        let from = Record { by_hand: true, console: true, ..from };
+        let new = handed(&from, &slots, None, &Owner::Vm(112));
+        assert!(new.by_hand && new.console);
     }
 }
