@@ -389,3 +389,36 @@ pub(super) fn add_missing<T: PartialEq>(list: &mut Vec<T>, more: impl IntoIterat
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    use crate::handoff::way::tests::{ask, slot};
+    use crate::sys::{DeviceNumber, How, Process};
+
+    /// Only where a card can be used through a node that says nothing of cards, and which of them it is cannot be told.
+    #[test]
+    fn whoever_uses_all_cards_is_told_why_he_is_in_the_way_of_one() {
+        let why = |files: &[(&str, &str)], elsewhere: &[&str], number| {
+            let (process, via) = (Process { pid: 7, start: 99 }, "/dev/nvidiactl".to_string());
+            let (command, place) = ("python3".to_string(), Place::Unknown);
+            let holder = Holder { process, command, number, via, how: How::Open, place, ends: Ends::Kill };
+            ask(files, &Config::default(), |handoff| {
+                let mut facts = Facts::read(handoff.kernel, vec![slot("0000:01:00", "nvidia")], &[], &[]).unwrap();
+                let driver = facts.gpu_drivers.get_mut("nvidia").unwrap();
+                driver.elsewhere = elsewhere.iter().map(|slot| slot.parse().unwrap()).collect();
+                handoff.of_all_cards(&facts, &[holder])
+            })
+        };
+        assert!(why(&[], &["0000:02:00"], nodes::CONTROL).ends_with("has started this card and does not say for whom"));
+        // No interrupt of the driver's: it has not started the card.
+        let irq = ("sys/bus/pci/devices/0000:01:00.0/irq", "16\n");
+        let interrupts = ("proc/interrupts", " 16: 0 IO-APIC 16-fasteoi ehci_hcd:usb1\n");
+        let not_started = why(&[irq, interrupts], &["0000:02:00"], nodes::CONTROL);
+        assert!(not_started.contains("nobody could ever have this one again"));
+        let of_the_card = DeviceNumber { minor: 0, ..nodes::CONTROL };
+        assert_eq!((why(&[], &["0000:02:00"], of_the_card), why(&[], &[], nodes::CONTROL)), ("", ""));
+    }
+}

@@ -193,3 +193,6 @@ fn command(owner: &Owner) -> String {
         Owner::Manual(slot) => format!("gpu-handoff to-vfio {slot}"),
     }
 }
+
+#[cfg(test)]
+mod tests;
