@@ -229,6 +229,11 @@ fn a_screen_of_the_firmwares_is_told() {
     // Where nothing moves, nothing goes.
     let host = settled().file(&format!("{}/resource", device("0000:01:00.0")), bar);
     assert_eq!(host.file("proc/iomem", &iomem("c0000000-c03e7fff")).run("111 pre-start"), ready());
+    // Nor where only its sound moves.
+    let host = Host::new().card("0000:01:00", "vfio-pci", "snd_hda_intel").vm(111, "hostpci0: 0000:01:00");
+    let host = host.file(&format!("{}/resource", device("0000:01:00.0")), bar);
+    let run = host.file("proc/iomem", &iomem("c0000000-c03e7fff")).run("111 pre-start");
+    assert!(run.err.contains("  check") && !run.err.contains("  note: "), "{}", run.err);
 }
 
 // Sleep

@@ -438,6 +438,13 @@ mod tests {
     }
 
     #[test]
+    fn others_are_on_their_way_home_whatever_the_gpu_is() {
+        let others = record().of_others().unwrap();
+        assert_eq!((others.functions, others.progress), (record().others, Progress::Returning));
+        assert_eq!(Record::new(Owner::Vm(111)).of_others(), None);
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused_and_named() {
         let problem = |text: &str| format!("{:#}", Record::parse(Owner::Vm(1), text.as_bytes()).unwrap_err());
         assert!(problem(&record().to_json().replace(r#""schema":1"#, r#""schema":2"#)).contains("schema 2"));

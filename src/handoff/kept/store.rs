@@ -418,6 +418,22 @@ mod tests {
         fs::remove_dir_all(directory).unwrap();
     }
 
+    #[test]
+    fn together_with_others_is_not_enough_for_one_who_must_be_alone() {
+        let directory = std::env::temp_dir().join(format!("gpu-handoff-stack-{}", std::process::id()));
+        let store = Store::at(directory.clone());
+        for (had, needed, is_enough) in [
+            (Share::Alone, Share::Alone, true),
+            (Share::Alone, Share::Together, true),
+            (Share::Together, Share::Together, true),
+            (Share::Together, Share::Alone, false),
+        ] {
+            let stack = store.stack(had, Duration::ZERO).unwrap().unwrap();
+            assert_eq!(stack.is_enough_for(needed), is_enough, "{had:?} {needed:?}");
+        }
+        fs::remove_dir_all(directory).unwrap();
+    }
+
     /// Whoever reads a record while it is written anew reads all of the old one or all of the new one.
     #[test]
     fn a_record_is_never_half_written() {

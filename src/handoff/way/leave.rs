@@ -317,3 +317,23 @@ fn forget(locked: &Locked, abandoned: &[Record], taken: &[SlotId]) -> Result<()>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_the_card_has_nobody_frozen_for_it() {
+        let record =
+            Record { frozen: vec![101], stopped: vec![Stopped::Container(102)], ..Record::new(Owner::Vm(111)) };
+        let with_its_owner = with_its_owner(&record);
+        assert_eq!((with_its_owner.progress, with_its_owner.frozen.len()), (Progress::Away, 0));
+        assert_eq!(with_its_owner.stopped, record.stopped);
+    }
+
+    #[test]
+    fn for_whom_it_is_ready() {
+        assert_eq!(for_whom(&Owner::Vm(111)), ", ready for VM 111,");
+        assert_eq!(for_whom(&Owner::Manual("0000:01:00".parse().unwrap())), "");
+    }
+}
