@@ -4,7 +4,7 @@ use super::inside::Inside;
 use super::seen::Seen;
 use super::setup::{begin, fetch, hook, install, look, take_turn, verify, wanted};
 use super::stages::{self, Stage, Wanted};
-use super::{Who, attach, cuda};
+use super::{Who, attach, config, cuda};
 use crate::App;
 use crate::config::Config;
 use crate::driver::{self, Source};
@@ -146,6 +146,8 @@ pub(super) fn whom(app: &App, who: Who) -> Result<Vec<u32>> {
             Ok(vec![ctid])
         }
         Who::One(ctid) => {
+            // A VM is set up in another way, and what does not exist in none.
+            config::read(app.kernel, ctid)?;
             Err(Exit::refused(format!("container {ctid} was not given a GPU: gpu-handoff container setup {ctid}")))
         }
     }

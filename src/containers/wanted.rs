@@ -13,6 +13,7 @@ use crate::address::SlotId;
 use crate::exit::{Code, Exit, Result};
 use crate::gpu::Slot;
 use crate::gpu::containers::{Given, Way};
+use crate::gpu::inventory;
 use crate::proxmox::ct;
 use crate::trouble::Trouble;
 
@@ -93,7 +94,10 @@ pub(super) fn not_given(app: &App, ctid: u32, others: &[u8], facts: &Facts, want
     let mut left = left.map_err(|given| {
         let what = format!("something else than the host's {} is given to it there, by {}", given.inside, given.line());
         let path = config::path(ctid);
-        let remedy = format!("take that line out of {path}, then: gpu-handoff container attach {ctid}");
+        // Where there are several it must be said once more.
+        let is_one = inventory::nvidia_slots(app.kernel).len() == 1;
+        let which: String = wanted.slots.iter().filter(|_| !is_one).map(|slot| format!(" --gpu {slot}")).collect();
+        let remedy = format!("take that line out of {path}, then: gpu-handoff container attach {ctid}{which}");
         untouched(ctid, Trouble::new(what, remedy))
     })?;
     left.retain(|need| needs_rules || need.kind != LineKind::Rule);

@@ -117,7 +117,7 @@ fn something_else_is_where_the_node_shall_be() {
     let host = container(two_cards(), &format!("arch: amd64\n{line}\n"));
     let message = format!(
         "container 101 was not touched: something else than the host's /dev/nvidia0 is given to it there, by {line}; take \
-         that line out of /etc/pve/lxc/101.conf, then: gpu-handoff container attach 101"
+         that line out of /etc/pve/lxc/101.conf, then: gpu-handoff container attach 101 --gpu 0000:01:00"
     );
     refuses(&host, "container attach 101 --gpu 01:00", 3, &message);
     refuses(&host, "container attach 101 --gpu 01:00 --style dev", 3, &message);

@@ -219,7 +219,7 @@ fn whom_it_does_not_know() {
     for call in ["container setup 111", "container check 111", "container sync 111"] {
         let run = host.run(call);
         assert_ne!(run.code, Some(0), "{call}");
-        assert!(last_line(&run).contains("111"), "{call}: {}", run.err);
+        assert!(last_line(&run).contains("111 is a VM, no"), "{call}: {}", run.err);
     }
     assert_eq!(host.run("container setup 999").code, Some(2));
     assert_eq!(host.run("container check 999").code, Some(2));
