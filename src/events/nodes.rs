@@ -114,7 +114,10 @@ impl OtherNode {
             if there.is_empty() && (told.is_some() || slots.is_empty()) {
                 lacks.push(lack);
             }
-            free.extend(there.iter().find(|card| card.is_free()).map(|card| card.slot.clone()));
+            // Two lines with one mapping get two cards.
+            let is_left = |card: &&&Card| card.is_free() && !free.contains(&card.slot);
+            let one = there.iter().find(is_left).map(|card| card.slot.clone());
+            free.extend(one);
         }
         if free.len() < needs.len() || is_online == Some(false) {
             free.clear();

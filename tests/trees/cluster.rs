@@ -289,6 +289,25 @@ fn a_refusal_names_a_node_whose_card_is_free() {
     assert_eq!(ask(&host.file("etc/pve/ha/rules.cfg", rule)).err, by_itself);
 }
 
+/// Two lines with one mapping take two cards, wherever they are.
+#[test]
+fn two_cards_are_two() {
+    let map = |node: &str, bus: u32| format!("\tmap id=10de:2684,iommugroup={bus},node={node},path=0000:0{bus}:00\n");
+    let maps = [map("pve", 1), map("pve", 2), map("pve2", 1), map("pve2", 2)].concat();
+    let host = used(in_a_cluster(with_card().card("0000:02:00", "nvidia", "snd_hda_intel")));
+    let host = host.vm(111, "hostpci0: mapping=gpu\nhostpci1: mapping=gpu\n").file(HA, "vm: 111\n");
+    let host = host.file("etc/pve/mapping/pci.cfg", &format!("gpu\n{maps}"));
+    let one = tell(host, "pve2", |_| {});
+    assert!(!one.run("111 pre-start").err.contains("relocate"));
+    let two = tell(one, "pve2", |told| {
+        let mut second = told["gpus"][0].clone();
+        second["slot"] = json!("0000:02:00");
+        told["gpus"].as_array_mut().unwrap().push(second);
+    });
+    let err = two.run("111 pre-start").err;
+    assert!(err.contains("or where 0000:01:00 0000:02:00 was free"), "{err}");
+}
+
 // doctor
 
 fn managed() -> Host {
