@@ -127,3 +127,36 @@ fn what_an_abandoned_record_knew_is_inherited() {
     );
     assert_eq!((&*inherited.frozen, inherited.console), (&[102][..], true));
 }
+
+/// What vfio-pci has for no reason that would be there after a boot is at home with whoever would take it.
+#[test]
+fn the_home_of_what_was_left_on_vfio_pci() {
+    let home = |files: &[(&str, &str)], functions: &[(u32, &str)]| {
+        let mut slot = slot("0000:01:00", VFIO_PCI);
+        let one = slot.functions.remove(0);
+        for ((class, driver), number) in functions.iter().zip(0..) {
+            let (address, driver) = (slot.id.function(number), Some((*driver).to_string()));
+            slot.functions.push(Function { address, driver, class: *class, ..one.clone() });
+        }
+        let record =
+            ask(files, &Config::default(), |handoff| handoff.record_for(&Owner::Vm(111), &[slot.clone()], &[]));
+        let last = record.functions.last().unwrap().clone();
+        (last.driver, last.module)
+    };
+    let (gpu, sound) = ((GPU, "nvidia"), (0x04_0300, VFIO_PCI));
+    let sound_has = [
+        ("proc/sys/kernel/osrelease", "6.12.48-1-pve\n"),
+        ("lib/modules/6.12.48-1-pve/modules.dep", "kernel/sound/pci/hda/snd-hda-intel.ko.zst:\n"),
+    ];
+    let snd = Some("snd_hda_intel".to_string());
+    assert_eq!(home(&sound_has, &[gpu, sound]), (snd.clone(), snd.clone()));
+    // In the kernel itself: there is no module.
+    let built_in = [("sys/bus/pci/drivers/snd_hda_intel/bind", "")];
+    assert_eq!(home(&built_in, &[gpu, sound]), (snd, None));
+    assert_eq!(home(&[], &[gpu, sound]), (None, None));
+    // Nothing of NVIDIA's: it is no business of ours.
+    let vfio = (Some(VFIO_PCI.to_string()), Some("vfio_pci".to_string()));
+    assert_eq!(home(&[], &[sound]), vfio);
+    // On a host that has no driver for it the GPU is there for VMs, and its sound with it.
+    assert_eq!(home(&[], &[(GPU, VFIO_PCI), sound]), vfio);
+}
