@@ -16,7 +16,7 @@ pub fn utc(seconds: u64) -> String {
 }
 
 /// Since 1970, of `2026-11-20T12:00:00Z`; none of what is no such date.
-pub fn seconds(time: &str) -> Option<u64> {
+pub fn unix_time(time: &str) -> Option<u64> {
     let mut numbers = time
         .strip_suffix('Z')
         .filter(|time| time.len() == 19)?

@@ -5,6 +5,7 @@ use crate::App;
 use crate::config::{Config, PATH};
 use crate::exit::{Exit, Result};
 use crate::handoff::kept::record::Progress;
+use crate::proxmox::cluster;
 use crate::proxmox::running::is_alive;
 use crate::report::news::{self, Book, Item};
 use crate::report::status::Status;
@@ -110,15 +111,13 @@ pub fn test(app: &App) -> Result<()> {
 
 /// What was said meanwhile.
 fn send(app: &App, item: &Item, severity: &str) -> std::result::Result<String, String> {
-    let name = app.kernel.text("/proc/sys/kernel/hostname").unwrap_or_default();
-    // As Proxmox's own have it.
-    let node = name.split('.').next().unwrap_or_default();
+    let node = cluster::this_node(app.kernel);
     let title = format!("{node}: {}", item.title);
     let message = format!("{title}\n\n{}", item.more);
     let slot = item.slot.map(|slot| slot.to_string());
     let template = if app.kernel.exists(TEMPLATES) { "gpu-handoff" } else { "" };
     let mut line = vec!["-MPVE::Notify", "-e", PROGRAM, "--", template, severity, &title, &message];
-    line.extend(["type", "gpu-handoff", "hostname", node, "reason", item.reason]);
+    line.extend(["type", "gpu-handoff", "hostname", &node, "reason", item.reason]);
     if let Some(slot) = &slot {
         line.extend(["slot", slot]);
     }

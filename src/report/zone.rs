@@ -1,7 +1,7 @@
 //! The host's time zone, so that the table of past handoffs reads like Proxmox's task log. Here by hand, for glibc's own
 //! brings half of its character sets along.
 
-use crate::utc::{seconds, utc};
+use crate::utc::{unix_time, utc};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,7 @@ impl Zone {
     /// `2026-11-20 13:00:00`; a time in UTC keeps its Z.
     pub fn local(&self, time: &str) -> String {
         let local = || {
-            let seconds = seconds(time)?;
+            let seconds = unix_time(time)?;
             let local = utc(seconds.checked_add_signed(self.offset(seconds)?)?);
             Some(local.trim_end_matches('Z').replace('T', " "))
         };
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn there_and_back() {
         for seconds in [0, 951_782_399, 951_782_400, 1_709_164_800, 1_795_176_000, 4_107_542_399] {
-            assert_eq!(super::seconds(&utc(seconds)), Some(seconds));
+            assert_eq!(super::unix_time(&utc(seconds)), Some(seconds));
         }
     }
 }

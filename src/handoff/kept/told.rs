@@ -3,7 +3,7 @@
 
 use crate::proxmox::cluster::NODES;
 use crate::sys::Kernel;
-use crate::utc::{seconds, utc};
+use crate::utc::{unix_time, utc};
 use serde_json::{Value, json};
 
 const SCHEMA: u64 = 1;
@@ -65,7 +65,7 @@ impl Told {
     fn parse(bytes: &[u8]) -> Option<Told> {
         let document: Value = serde_json::from_slice(bytes).ok()?;
         let time = text(&document, "time")?;
-        seconds(&time)?;
+        unix_time(&time)?;
         let cards = document.get("gpus")?.as_array()?.iter().map(Card::of).collect::<Option<Vec<Card>>>()?;
         Some(Told {
             time,
@@ -91,7 +91,7 @@ impl Told {
 
     /// So long ago, in seconds. A clock that is ahead of this one makes it now.
     pub fn age(&self, now: u64) -> u64 {
-        now.saturating_sub(seconds(&self.time).unwrap_or(now))
+        now.saturating_sub(unix_time(&self.time).unwrap_or(now))
     }
 
     /// The same, told at that moment.
